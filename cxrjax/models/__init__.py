@@ -1,0 +1,1 @@
+"""Flax Linen modules. No losses, no devices, no data."""

@@ -1,0 +1,21 @@
+"""Eight virtual CPU devices and the small converted sets that the tests share."""
+
+import os
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import pytest
+
+jax.config.update("jax_default_matmul_precision", "highest")
+
+
+@pytest.fixture(scope="session")
+def phantom_dir(tmp_path_factory):
+    """Data folder that holds the set "phantom": 48 studies at 64 px, frontal and lateral."""
+    from cxrjax.datasets import phantom
+
+    data_dir = tmp_path_factory.mktemp("data")
+    phantom.build(data_dir, studies=48, short_side=64, progress=False)
+    return data_dir
