@@ -1,0 +1,1 @@
+"""Builders that write chest X-ray sets into one schema, once, as TFDS ArrayRecord."""
