@@ -1,0 +1,230 @@
+"""Vision Transformer that can run on any subset of a picture's tokens.
+
+Dosovitskiy et al., ICLR 2021, in the form that MAE and MoCo v3 train: pre-norm blocks, exact GELU, LayerNorm ε = 1e-6,
+Xavier-uniform linears, one [CLS] token without a position. Three things are arranged for pre-training:
+
+* `ids_keep` picks tokens per picture and per view; positions belong to the token, and only kept patches are embedded.
+* Block parameters are stacked on a leading layer axis and scanned with rematerialisation, which is the fastest and
+  smallest form on CPU and compiles in a third of the time; `unroll=True` gives the plain loop on the same parameters.
+* `cls_only=True` computes the last block for the [CLS] query alone, exactly, when nothing reads the patches.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange, repeat
+
+from cxrjax.models import posemb
+from cxrjax.models.attention import attend
+
+
+class Size(NamedTuple):
+    width: int
+    depth: int
+    heads: int
+
+
+# Dosovitskiy et al. 2021, table 1; Ti and S from DeiT (Touvron et al. 2021), table 1; `test` is ours.
+VARIANTS = {
+    "test": Size(64, 2, 2),
+    "Ti": Size(192, 12, 3),
+    "S": Size(384, 12, 6),
+    "B": Size(768, 12, 12),
+    "L": Size(1024, 24, 16),
+}
+
+LAYER_NORM_EPS = 1e-6
+
+
+class Linear(nn.Module):
+    """Dense layer with Xavier-uniform kernel (in, out); `columns` computes a slice of the outputs only."""
+
+    features: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, columns: slice = slice(None)) -> jax.Array:
+        kernel = self.param("kernel", nn.initializers.xavier_uniform(), (x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        return x.astype(self.dtype) @ kernel[:, columns].astype(self.dtype) + bias[columns].astype(self.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, b n d → b n d; with `queries` = m only the first m tokens ask, b m d."""
+
+    heads: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, queries: int | None = None) -> jax.Array:
+        d = x.shape[-1]
+        qkv = Linear(3 * d, self.dtype, name="qkv")
+        if queries is None:
+            q, k, v = jnp.split(qkv(x), 3, axis=-1)
+        else:
+            q = qkv(x[:, :queries], slice(0, d))
+            k, v = jnp.split(qkv(x, slice(d, 3 * d)), 2, axis=-1)
+        return Linear(d, self.dtype, name="out")(attend(q, k, v, self.heads))
+
+
+class Mlp(nn.Module):
+    """Linear → exact GELU → Linear, hidden width 4·d."""
+
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        hidden = Linear(4 * x.shape[-1], self.dtype, name="fc1")(x)
+        return Linear(x.shape[-1], self.dtype, name="fc2")(nn.gelu(hidden, approximate=False))
+
+
+class Block(nn.Module):
+    """Pre-norm Transformer block, b n d → b n d (b m d with `queries` = m)."""
+
+    heads: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, keep: jax.Array | None = None, queries: int | None = None) -> jax.Array:
+        """`keep`: (2, b, 1, 1) factors of the two residual branches (stochastic depth), or None."""
+
+        def branch(y, i):
+            return y if keep is None else y * keep[i].astype(y.dtype)
+
+        def norm(name):
+            return nn.LayerNorm(epsilon=LAYER_NORM_EPS, dtype=self.dtype, name=name)
+
+        y = Attention(self.heads, self.dtype, name="attention")(norm("norm1")(x), queries)
+        x = x[:, :queries] + branch(y, 0)
+        return x + branch(Mlp(self.dtype, name="mlp")(norm("norm2")(x)), 1)
+
+
+class ViT(nn.Module):
+    """Encoder of square pictures; see the module's docstring.
+
+    variant: key of VARIANTS. positions: "sincos" (fixed, MAE) or "learned". drop_path: rate of the last block, linear
+    over depth. dtype: of the computation; parameters are float32.
+    """
+
+    variant: str = "B"
+    patch_px: int = 16
+    image_px: int = 224
+    channels: int = 1
+    positions: str = "sincos"
+    drop_path: float = 0.0
+    dtype: jnp.dtype = jnp.float32
+    remat: bool = True
+    unroll: bool = False
+
+    @property
+    def size(self) -> Size:
+        return VARIANTS[self.variant]
+
+    @nn.compact
+    def __call__(
+        self,
+        images: jax.Array,
+        ids_keep: jax.Array | None = None,
+        *,
+        embed: str = "kept",
+        cls_only: bool = False,
+        intermediates: bool = False,
+        key: jax.Array | None = None,
+    ) -> dict[str, jax.Array]:
+        """Encodes whole pictures, or the kept tokens of each view of each picture.
+
+        images: b h w c float. ids_keep: b n or b v n, token numbers in raster order. embed: "kept" embeds only those
+        patches, "all" embeds every patch and then gathers (same numbers, the cost that MAE-type code has).
+        key: turns stochastic depth on.
+
+        Returns float32 arrays, after the final LayerNorm: "cls" b d (b v d with views); unless cls_only, "patches"
+        b n d (b v n d); with intermediates, "blocks" l b 1+n d, the output of every block before the LayerNorm.
+        """
+        width, depth, heads = self.size
+        grid = (images.shape[1] // self.patch_px, images.shape[2] // self.patch_px)
+        if (grid[0] * self.patch_px, grid[1] * self.patch_px) != images.shape[1:3]:
+            raise ValueError(f"pictures of {images.shape[1:3]} px do not divide into patches of {self.patch_px} px")
+        patch_embed = Linear(width, self.dtype, name="patch_embed")
+        position = self._positions(grid, width)  # n d
+
+        x = rearrange(images, "b (p i) (q j) c -> b (p q) (i j c)", i=self.patch_px, j=self.patch_px)
+        views = None
+        if ids_keep is None:
+            x = patch_embed(x) + position
+        else:
+            views = ids_keep.shape[1] if ids_keep.ndim == 3 else None
+            ids = ids_keep if views else ids_keep[:, None]  # b v n
+            if embed == "kept":
+                x = patch_embed(_gather(x, ids)) + position[ids]
+            else:
+                x = _gather(patch_embed(x) + position, ids)
+            # Pictures stay the slow axis, so that a sharded batch keeps its shards: no data moves between devices.
+            x = rearrange(x, "b v n d -> (b v) n d")
+        cls = self.param("cls", nn.initializers.normal(0.02), (width,)).astype(self.dtype)
+        x = jnp.concatenate([repeat(cls, "d -> b 1 d", b=x.shape[0]), x], axis=1)
+
+        block = Block(heads, self.dtype, parent=None)
+        blocks = self.param("blocks", _init_stacked(block, depth, width))
+        keep = None if key is None or not self.drop_path else _stochastic_depth(key, self.drop_path, depth, len(x))
+        x, outputs = self._run(block, blocks, x, keep, cls_only, intermediates)
+        x = nn.LayerNorm(epsilon=LAYER_NORM_EPS, dtype=jnp.float32, name="norm")(x)
+        if views:
+            x = rearrange(x, "(b v) n d -> b v n d", v=views)
+
+        out = {"cls": x[..., 0, :]}
+        if not cls_only:
+            out["patches"] = x[..., 1:, :]
+        if intermediates:
+            out["blocks"] = outputs
+        return out
+
+    def _positions(self, grid: tuple[int, int], width: int) -> jax.Array:
+        if self.positions == "sincos":
+            return jnp.asarray(posemb.sincos_2d(grid, width), self.dtype)
+        if self.positions != "learned":
+            raise ValueError(f"positions must be 'sincos' or 'learned', got {self.positions!r}")
+        side = self.image_px // self.patch_px
+        table = self.param("pos_embed", nn.initializers.normal(0.02), (1 + side * side, width))
+        return posemb.resize(table[1:], (side, side), grid).astype(self.dtype)
+
+    def _run(self, block, blocks, x, keep, cls_only, intermediates):
+        def layer(x, inputs):
+            params, keep = inputs
+            x = block.apply({"params": params}, x, keep)
+            return x, x if intermediates else None
+
+        if cls_only and intermediates:
+            raise ValueError("cls_only leaves out the patches of the last block: it cannot return intermediates")
+        scanned = (blocks, keep)
+        if cls_only:
+            scanned, last = (jax.tree.map(lambda a: a[s], scanned) for s in (slice(None, -1), -1))
+        depth = jax.tree.leaves(scanned)[0].shape[0]
+        body = jax.checkpoint(layer, prevent_cse=False) if self.remat else layer
+        x, outputs = jax.lax.scan(body, x, scanned, unroll=max(depth, 1) if self.unroll else 1)
+        if cls_only:
+            x = block.apply({"params": last[0]}, x, last[1], queries=1)
+        return x, outputs
+
+
+def _gather(tokens: jax.Array, ids: jax.Array) -> jax.Array:
+    """tokens b n d, ids b v k → b v k d."""
+    return jax.vmap(lambda t, i: t[i])(tokens, ids)
+
+
+def _init_stacked(block: Block, depth: int, width: int) -> Callable:
+    """Initialiser of `depth` blocks stacked on a leading axis, each from its own key."""
+
+    def init(key):
+        token = jnp.zeros((1, 1, width))
+        return jax.vmap(lambda k: block.init(k, token)["params"])(jax.random.split(key, depth))
+
+    return init
+
+
+def _stochastic_depth(key: jax.Array, rate: float, depth: int, batch: int) -> jax.Array:
+    """Residual factors l 2 b 1 1: 0 with a probability that grows linearly to `rate`, else 1 / (1 − probability)."""
+    survive = 1 - jnp.linspace(0, rate, depth).reshape(depth, 1, 1, 1, 1)
+    return jax.random.bernoulli(key, survive, (depth, 2, batch, 1, 1)) / survive
