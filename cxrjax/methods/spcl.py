@@ -1,0 +1,152 @@
+"""S-PCL: Semantic-Partitioned Contrastive Learning. Feng, Young, Xu, arXiv 2603.07113.
+
+    π_i uniform over permutations of the N patch tokens of picture i
+    A_i = first k_a of π_i,  B_i = last k_b of π_i,  A_i ∩ B_i = ∅           two disjoint parts of one picture
+    u_i = f([c; E x_t + p_t, t ∈ A_i])_cls,   v_i likewise on B_i            one encoder, no head, no augmentation
+    a_ij = φ_κ(û_i · v̂_j) / τ,   φ_κ(s) = ½(1+s) / (1 + κ(1−s))
+    loss = −1/(2M) Σ_i [log softmax_j(a_ij)_i + log softmax_j(a_ji)_i]       M pictures over all devices
+
+symbol   here                     meaning                                  default
+k_a k_b  partition_sizes()        tokens of the two parts                  98, 98 of N = 196
+ρ r      keep_ratio, split_ratio  share of tokens used; share of A in it   1, ½
+κ τ      kappa, temperature       shape of φ, temperature                  1/64, 0.07
+
+Only the abstract was readable to us. It states: a random split of the patch tokens into two non-overlapping subsets,
+agreement between them, one encoder; no reconstruction, decoder, momentum copy or heavy augmentation. The similarity,
+τ, κ, the missing head, [CLS] as the view vector and the fixed sine–cosine positions follow the released code of OCL
+(arXiv 2411.09858), a method of the same senior author; ρ = 1 is our reading of "partition", OCL keeps ρ = 0.1–0.2.
+OCL takes negatives from one device's rows only: `loss.groups` reproduces that; the default is the global batch.
+"""
+
+import zlib
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cxrjax import monitors
+from cxrjax.input import device, views
+from cxrjax.losses import contrastive
+from cxrjax.methods.base import Aux, Method
+from cxrjax.models.heads import ProjectionHead
+from cxrjax.models.vit import ViT
+
+
+def make(config) -> Method:
+    """config: model, partition, pool, head, loss, views, standardise; see configs/spcl.py for every key."""
+    encoder = ViT(**{**config.model, "dtype": jnp.dtype(config.model.dtype)})
+    head = None if config.head.kind == "none" else ProjectionHead(**config.head)
+    side = config.model.image_px // config.model.patch_px
+    k_a, k_b = partition_sizes(side * side, config.partition.keep_ratio, config.partition.split_ratio)
+    transform = views.transform(config.views.transform, config.model.image_px)
+    if config.pool not in ("cls", "mean"):
+        raise ValueError(f"pool must be 'cls' or 'mean', got {config.pool!r}")
+    if config.cls_shortcut and config.pool != "cls":
+        raise ValueError("cls_shortcut leaves the patches of the last block uncomputed, so it needs pool='cls'")
+
+    def loss(params, state, batch, key, step):
+        images = device.standardise(batch["image"][:, 0], **config.standardise)  # b h w 1
+        ids = partition(key, len(images), (side, side), k_a, k_b, config.partition.scheme)
+        u, v = project(params, *embed(params, images, *ids))  # b d
+        exclude = same_patient(batch["patient"]) if config.loss.mask_same_patient else None
+        similarity = {k: config.loss[k] for k in ("similarity", "kappa", "temperature")}
+        if config.loss.form == "symmetric":
+            value = contrastive.info_nce(u, v, exclude=exclude, groups=config.loss.groups, **similarity)
+        elif config.loss.form == "nt_xent":
+            value = contrastive.nt_xent(u, v, exclude=exclude, **similarity)
+        else:
+            raise ValueError(f"loss.form must be 'symmetric' or 'nt_xent', got {config.loss.form!r}")
+        report = {
+            "retrieval_top1": monitors.retrieval_top1(u, v),
+            "feature_std": monitors.feature_std(u),
+            "effective_rank": monitors.effective_rank(u),
+        }
+        return value, Aux(state, {"contrast": value}, report)
+
+    def embed(params, images, ids_a, ids_b):
+        """View vectors of both parts, b d each: one call when the parts are equally long, two otherwise."""
+
+        def run(ids):
+            out = encoder.apply(
+                {"params": params["encoder"]}, images, ids, embed=config.partition.embed, cls_only=config.cls_shortcut
+            )
+            return out["cls"] if config.pool == "cls" else out["patches"].mean(axis=-2)
+
+        if k_a == k_b:
+            both = run(jnp.stack([ids_a, ids_b], axis=1))  # b v d
+            return both[:, 0], both[:, 1]
+        return run(ids_a), run(ids_b)
+
+    def project(params, u, v):
+        return (u, v) if head is None else tuple(head.apply({"params": params["head"]}, x) for x in (u, v))
+
+    def init(key, batch):
+        key_encoder, key_head = jax.random.split(key)
+        images = device.standardise(batch["image"][:1, 0], **config.standardise)
+        params = {"encoder": encoder.init(key_encoder, images)["params"]}
+        if head is not None:
+            params["head"] = head.init(key_head, jnp.zeros((1, encoder.size.width)))["params"]
+        return params, {}
+
+    def make_views(example, rng):
+        image = transform(views.decode(example["image"]), rng)
+        patient = zlib.crc32(f"{example['set']}/{example['patient_id']}".encode()) & 0x7FFFFFFF
+        return {"image": image[None, :, :, None], "patient": np.int32(patient)}
+
+    def encode(params, state, images):
+        images = device.standardise(images, **config.standardise)
+        out = encoder.apply({"params": params["encoder"]}, images)
+        p, q = (s // config.model.patch_px for s in images.shape[1:3])
+        pooled = out["cls"] if config.pool == "cls" else out["patches"].mean(axis=1)
+        return {"pooled": pooled, "patches": out["patches"].reshape(len(images), p, q, -1)}
+
+    return Method(make_views, init, loss, lambda params, state, step: state, encode, config.model.image_px)
+
+
+def partition_sizes(n: int, keep_ratio: float, split_ratio: float) -> tuple[int, int]:
+    """Tokens of the two parts, k_a + k_b ≤ n. Equal halves (OCL's rounding) at split_ratio ½; both at least 1.
+
+    Counted in rationals: ⌊100·(1−0.8)⌋ is 19 in floats. Raises ValueError when a part would be empty.
+    """
+    keep, split = Fraction(str(keep_ratio)), Fraction(str(split_ratio))
+    if not (0 < keep <= 1 and 0 < split < 1):
+        raise ValueError(f"keep_ratio must be in (0, 1] and split_ratio in (0, 1), got {keep_ratio}, {split_ratio}")
+    total = int(n * keep)
+    k_a = total // 2 if split == Fraction(1, 2) else round(total * split)
+    k_b = k_a if split == Fraction(1, 2) else total - k_a
+    if min(k_a, k_b) < 1:
+        raise ValueError(
+            f"keep_ratio {keep_ratio} and split_ratio {split_ratio} leave parts of {k_a} and {k_b} of {n} tokens; "
+            "both need at least one: use more tokens (larger picture, smaller patches) or larger ratios"
+        )
+    return k_a, k_b
+
+
+def partition(
+    key: jax.Array, b: int, grid: tuple[int, int], k_a: int, k_b: int, scheme: str = "random"
+) -> tuple[jax.Array, jax.Array]:
+    """Token numbers of the two disjoint parts, int32 b k_a and b k_b, drawn per picture.
+
+    scheme: "random" (the paper's); "block": the two sides of a line in a random direction; "checkerboard": the two
+    colours of the grid, the same for every picture when all tokens are kept. The last two are ours, for ablation.
+    """
+    p, q = grid
+    noise = jax.random.uniform(key, (b, p * q))
+    rows, columns = jnp.divmod(jnp.arange(p * q), q)
+    if scheme == "random":
+        score = noise
+    elif scheme == "block":
+        angle = 2 * jnp.pi * jax.random.uniform(jax.random.fold_in(key, 1), (b, 1))
+        score = rows * jnp.sin(angle) + columns * jnp.cos(angle) + 1e-3 * noise
+    elif scheme == "checkerboard":
+        score = (rows + columns) % 2 + 0.5 * noise
+    else:
+        raise ValueError(f"partition scheme must be 'random', 'block' or 'checkerboard', got {scheme!r}")
+    order = jnp.argsort(score, axis=1).astype(jnp.int32)
+    return order[:, :k_a], order[:, p * q - k_b :]
+
+
+def same_patient(patient: jax.Array) -> jax.Array:
+    """b int → b b bool: pairs of pictures of one patient, which are doubtful negatives."""
+    return patient[:, None] == patient[None, :]
