@@ -27,9 +27,10 @@ class Size(NamedTuple):
     heads: int
 
 
-# Dosovitskiy et al. 2021, table 1; Ti and S from DeiT (Touvron et al. 2021), table 1; `test` is ours.
+# Dosovitskiy et al. 2021, table 1; Ti and S from DeiT (Touvron et al. 2021), table 1; `test` and `mini` are ours.
 VARIANTS = {
     "test": Size(64, 2, 2),
+    "mini": Size(128, 4, 4),
     "Ti": Size(192, 12, 3),
     "S": Size(384, 12, 6),
     "B": Size(768, 12, 12),

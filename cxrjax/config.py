@@ -1,0 +1,112 @@
+"""What every pre-training config shares, the words after the colon of --config, and what makes two runs the same."""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict, config_dict
+
+# Keys that may change between a run and its resumption, since no number depends on them.
+_FREE = ("checkpoint", "evals", "input", "log_every_steps", "mesh", "sharding")
+
+
+def pretrain() -> ConfigDict:
+    """The keys of the trainer, common to all methods; a config file fills in the method's own.
+
+    Lists of names are comma-separated strings, so that they can be given on the command line. A placeholder is
+    "not given".
+    """
+    number = config_dict.placeholder(float)
+    integer = config_dict.placeholder(int)
+    return ConfigDict(
+        {
+            "job": "pretrain",
+            "method": "",
+            "seed": 0,
+            "batch_size": 256,
+            # Exactly one of the three.
+            "duration": {"total_steps": integer, "total_epochs": number, "total_examples": integer},
+            "data": {
+                "sets": "phantom",
+                "weights": (),  # one per set; () draws every picture equally often
+                "split": "train",
+                "views": "PA,AP",  # "" takes every view
+                "fraction": 1.0,  # of the patients
+            },
+            "init_from": "",  # folder of a Hugging Face ViT, or a workdir of ours
+            "optim": {
+                "name": "adamw",
+                "base_lr": number,
+                "lr": number,
+                "lr_end": 0.0,
+                "schedule": "cosine",
+                "warmup_steps": integer,
+                "warmup_epochs": number,
+                "wd": 0.05,
+                "betas": (0.9, 0.95),
+                "momentum": 0.9,
+                "grad_clip": number,
+                "layer_decay": number,
+                "lr_mults": (),
+                "wd_mults": (),
+                "frozen": (),
+            },
+            "input": {"threads": 2, "prefetch": 8},
+            "mesh": {"data": -1},
+            "sharding": (),  # (regex over parameter paths, partition) pairs; () replicates the parameters
+            "checkpoint": {
+                "every_minutes": 10.0,
+                "every_steps": integer,
+                "keep_latest": 2,
+                "best_metric": "",  # name of an eval metric; "" keeps the latest only
+            },
+            "log_every_steps": 20,
+            "evals": {},
+        }
+    )
+
+
+def words(arg: str | None, known: Sequence[str]) -> list[str]:
+    """The words of `--config=file.py:word,word`; raises ValueError naming the nearest one that exists."""
+    given = [word for word in (arg or "").split(",") if word]
+    for word in given:
+        if word not in known:
+            near = difflib.get_close_matches(word, known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"this config knows no {word!r} after the colon; it knows: {', '.join(known)}.{hint}")
+    return given
+
+
+def names(text: str) -> tuple[str, ...]:
+    """ "a, b" → ("a", "b")."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def to_json(config: ConfigDict) -> str:
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True)
+
+
+def from_json(text: str) -> ConfigDict:
+    return ConfigDict(json.loads(text))
+
+
+def digest(config: ConfigDict) -> str:
+    """Six hex digits of everything that determines the numbers of a run."""
+    text = json.dumps({k: v for k, v in config.to_dict().items() if k not in _FREE}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:6]
+
+
+def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
+    """ "key: old → new" for the keys that determine the numbers of a run."""
+    a, b = (_flat(json.loads(to_json(c))) for c in (old, new))
+    keys = [key for key in sorted(a.keys() | b.keys()) if key.split(".")[0] not in _FREE]
+    missing = "(absent)"
+    return [f"{k}: {a.get(k, missing)} → {b.get(k, missing)}" for k in keys if a.get(k, missing) != b.get(k, missing)]
+
+
+def _flat(tree: dict, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
