@@ -1,0 +1,245 @@
+"""The optimizer from a config: schedule, regex rules over parameter paths, layer decay. optax does the maths.
+
+Rules are lists of (regex, value) read from the top: the first regex found (`re.search`) in a parameter's path "a/b/c"
+gives its value, and a list that leaves a parameter without a value is refused (the manner of big_vision's optax.py).
+
+Transformer blocks are stacked: a leaf whose path holds "blocks/" has its layers on the leading axis. What is said per
+layer (layer decay, "no decay on 1-D parameters", the trust ratio of LARS) is therefore done per slice of that axis.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+KEYS = {
+    "name": "adamw | lars | sgd",
+    "lr": "peak learning rate as it is",
+    "base_lr": "peak learning rate for a batch of 256, scaled linearly with the batch",
+    "lr_end": "learning rate at the last step (0)",
+    "schedule": "cosine | linear | constant, after the warm-up",
+    "warmup_steps": "linear warm-up from 0, in steps",
+    "warmup_epochs": "the same in epochs",
+    "warmup_examples": "the same in examples",
+    "wd": "weight decay (0)",
+    "betas": "adamw: (0.9, 0.999)",
+    "eps": "adamw: 1e-8",
+    "momentum": "lars, sgd: 0.9",
+    "trust_coefficient": "lars: 0.001",
+    "grad_clip": "largest global norm of the gradient",
+    "layer_decay": "each layer's learning rate is this times the next one's",
+    "lr_mults": "[(regex, factor)] on the learning rate",
+    "wd_mults": "[(regex, factor)] on the weight decay",
+    "frozen": "[regex] of parameters that keep their value",
+}
+_UNITS = ("steps", "epochs", "examples")
+_NO_DECAY = re.compile(r"(^|/)(cls|mask_token|pos_embed)$")
+_EMBEDDING = re.compile(r"^(cls|mask_token|pos_embed|patch_embed)(/|$)")
+
+
+def make(
+    config: Mapping, abstract_params: Any, total_steps: int, batch_size: int, steps_per_epoch: float
+) -> tuple[optax.GradientTransformation, Callable]:
+    """The optax transformation, and `report(step) -> {"lr": …}` for the log.
+
+    config: the keys of KEYS, None meaning "not given". abstract_params: a tree of anything with a shape.
+    batch_size is global; steps_per_epoch = training examples / batch_size, not rounded.
+    Raises ValueError for an unknown key, a rule that fits no parameter, parameters no rule covers, and learning rates
+    or warm-ups given twice or not at all.
+    """
+    config = {key: value for key, value in dict(config).items() if value is not None}
+    unknown = sorted(set(config) - set(KEYS))
+    if unknown:
+        raise ValueError(f"unknown optimizer keys {unknown}; there are {sorted(KEYS)}")
+    schedule = _schedule(config, total_steps, batch_size, steps_per_epoch * batch_size)
+    transformation = _transformation(config, abstract_params, schedule)
+    if config.get("grad_clip") is not None:
+        transformation = optax.chain(optax.clip_by_global_norm(config["grad_clip"]), transformation)
+    if config.get("frozen"):
+        frozen = _rules("frozen", [(regex, True) for regex in config["frozen"]] + [("", False)], abstract_params)
+        labels = jax.tree.map(lambda is_frozen: "frozen" if is_frozen else "trained", frozen)
+        if "trained" not in jax.tree.leaves(labels):
+            raise ValueError(f"frozen {list(config['frozen'])} freezes every parameter: nothing is left to train")
+        # A partition keeps no moments for what is frozen, and leaves it out of the norm that grad_clip looks at.
+        transformation = optax.partition({"trained": transformation, "frozen": optax.set_to_zero()}, labels)
+    return transformation, lambda step: {"lr": schedule(step)}
+
+
+def duration(config: Mapping, name: str, batch_size: int, examples_per_epoch: float, default: int | None = None) -> int:
+    """`<name>_steps`, `<name>_epochs` (may be fractional) or `<name>_examples` of the config, in whole steps.
+
+    A duration above 0 is at least one step. Exactly one of the three may be given; `default` stands where none is.
+    Raises ValueError where more, or none and no default, are given, or the value is negative.
+    """
+    values = {unit: dict(config).get(f"{name}_{unit}") for unit in _UNITS}
+    given = {unit: value for unit, value in values.items() if value is not None}
+    if not given and default is not None:
+        return default
+    if len(given) != 1:
+        said = {f"{name}_{unit}": value for unit, value in given.items()} or "none"
+        raise ValueError(
+            f"{said} given for the duration '{name}': give exactly one of {[f'{name}_{u}' for u in _UNITS]}"
+        )
+    ((unit, value),) = given.items()
+    if value < 0:
+        raise ValueError(f"{name}_{unit} = {value} is negative")
+    if unit == "steps":
+        if value != int(value):
+            raise ValueError(f"{name}_steps = {value} is not a whole number")
+        return int(value)
+    examples = value * examples_per_epoch if unit == "epochs" else value
+    return max(round(examples / batch_size), 1) if value else 0
+
+
+def ema(old: Any, new: Any, momentum: float | jax.Array) -> Any:
+    """momentum · old + (1 - momentum) · new, leaf by leaf."""
+    return optax.incremental_update(new, old, 1 - momentum)
+
+
+def _schedule(config: dict, total_steps: int, batch_size: int, examples_per_epoch: float) -> optax.Schedule:
+    if ("lr" in config) == ("base_lr" in config):
+        given = {key: config[key] for key in ("lr", "base_lr") if key in config} or "neither"
+        raise ValueError(f"{given} given: give exactly one of lr (as it is) and base_lr (times batch / 256)")
+    peak = config["lr"] if "lr" in config else config["base_lr"] * batch_size / 256
+    end = config.get("lr_end", 0.0)
+    warmup = duration(config, "warmup", batch_size, examples_per_epoch, default=0)
+    if warmup >= total_steps:
+        raise ValueError(
+            f"a warm-up of {warmup} steps leaves nothing of {total_steps} steps in all; shorten the warm-up"
+        )
+    shapes = {
+        "cosine": lambda: optax.cosine_decay_schedule(peak, total_steps - warmup, end / peak),
+        "linear": lambda: optax.linear_schedule(peak, end, total_steps - warmup),
+        "constant": lambda: optax.constant_schedule(peak),
+    }
+    rest = _choose("schedule", config.get("schedule", "cosine"), shapes)()
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), rest], [warmup]) if warmup else rest
+
+
+def _transformation(config: dict, params: Any, schedule: optax.Schedule) -> optax.GradientTransformation:
+    decayed = _map(_is_decayed, params)
+    wd_mults = _rules("wd_mults", config["wd_mults"], params) if "wd_mults" in config else jax.tree.map(float, decayed)
+    b1, b2 = config.get("betas", (0.9, 0.999))
+    momentum = config.get("momentum", 0.9)
+    decay = _decay(config.get("wd", 0.0), wd_mults)
+    rate = optax.chain(_lr_multipliers(config, params), optax.scale_by_learning_rate(schedule))
+    trust = optax.masked(_trust_ratio(config.get("trust_coefficient", 0.001)), decayed)
+    chains = {
+        "adamw": lambda: optax.chain(optax.scale_by_adam(b1, b2, config.get("eps", 1e-8)), decay, rate),
+        "sgd": lambda: optax.chain(decay, optax.trace(momentum), rate),
+        "lars": lambda: optax.chain(decay, trust, rate, optax.trace(momentum)),
+    }
+    return _choose("name", config.get("name", "adamw"), chains)()
+
+
+def _decay(wd: float, multipliers: Any) -> optax.GradientTransformation:
+    """optax takes one number and a mask, so each distinct multiplier gets its own."""
+    transformations = [optax.identity()]
+    for value in sorted(set(jax.tree.leaves(multipliers))):
+        mask = jax.tree.map(lambda multiplier, value=value: multiplier == value, multipliers)
+        if wd * value:
+            transformations.append(optax.add_decayed_weights(wd * value, mask))
+    return optax.chain(*transformations)
+
+
+def _lr_multipliers(config: dict, params: Any) -> optax.GradientTransformation:
+    multipliers = jax.tree.map(lambda leaf: 1.0, params)
+    if "lr_mults" in config:
+        multipliers = _rules("lr_mults", config["lr_mults"], params)
+    if "layer_decay" in config:
+        multipliers = jax.tree.map(np.multiply, multipliers, layer_multipliers(params, config["layer_decay"]))
+    if all(np.all(multiplier == 1) for multiplier in jax.tree.leaves(multipliers)):
+        return optax.identity()
+
+    def scale(multiplier, update):
+        if isinstance(update, optax.MaskedNode):  # a frozen parameter
+            return update
+        return update * np.asarray(multiplier, update.dtype)
+
+    return optax.stateless(lambda updates, params: jax.tree.map(scale, multipliers, updates))
+
+
+def layer_multipliers(params: Any, layer_decay: float) -> Any:
+    """The layer decay of each parameter: a number, or an array (L, 1, …) for a leaf stacked over L blocks.
+
+    Block i of L gets decay^(L - i) counted from 0, the tower's embeddings decay^(L + 1), everything after the blocks
+    (norm, head, projector) 1: BEiT (2106.08254) and MAE (2111.06377) fine-tuning. Towers are told apart by the path
+    before "blocks/". Raises ValueError where no parameter lies in blocks.
+    """
+    depths = {path.partition("blocks/")[0]: leaf.shape[0] for path, leaf in _named_leaves(params) if _is_stacked(path)}
+    if not depths:
+        raise ValueError(f"layer_decay = {layer_decay} needs parameters under 'blocks/'; there are {_paths(params)}")
+
+    def multiplier(path, leaf):
+        for tower, depth in depths.items():
+            if path.startswith(f"{tower}blocks/"):
+                return (layer_decay ** (depth - np.arange(depth))).reshape((depth,) + (1,) * (len(leaf.shape) - 1))
+            if path.startswith(tower) and _EMBEDDING.search(path.removeprefix(tower)):
+                return layer_decay ** (depth + 1)
+        return 1.0
+
+    return _map(multiplier, params)
+
+
+def _trust_ratio(coefficient: float) -> optax.GradientTransformation:
+    inner = optax.scale_by_trust_ratio(trust_coefficient=coefficient)
+
+    def scale(keys, update, param):
+        def one(update, param):
+            return inner.update(update, inner.init(param), param)[0]
+
+        return (jax.vmap(one) if _is_stacked(_path(keys)) else one)(update, param)
+
+    return optax.stateless(lambda updates, params: jax.tree_util.tree_map_with_path(scale, updates, params))
+
+
+def _is_stacked(path: str) -> bool:
+    return "blocks/" in path
+
+
+def _is_decayed(path: str, leaf) -> bool:
+    return len(leaf.shape) - _is_stacked(path) > 1 and not _NO_DECAY.search(path)
+
+
+def _rules(name: str, rules, params: Any) -> Any:
+    paths = [path for path, _ in _named_leaves(params)]
+    idle = [pattern for pattern, _ in rules if not any(re.search(pattern, path) for path in paths)]
+    if idle:
+        raise ValueError(f"{name}: {idle} fits no parameter; there are {_paths(params)}")
+    uncovered = [path for path in paths if not any(re.search(pattern, path) for pattern, _ in rules)]
+    if uncovered:
+        raise ValueError(
+            f"{name} covers {len(paths) - len(uncovered)} of {len(paths)} parameters and leaves out {_few(uncovered)}; "
+            "end the list with ('.*', 1.0) to say 'the rest'"
+        )
+    return _map(lambda path, leaf: next(value for pattern, value in rules if re.search(pattern, path)), params)
+
+
+def _choose(key: str, value: str, choices: dict):
+    if value not in choices:
+        raise ValueError(f"optimizer {key} '{value}' is not known; there are {sorted(choices)}")
+    return choices[value]
+
+
+def _path(keys) -> str:
+    return jax.tree_util.keystr(keys, simple=True, separator="/")
+
+
+def _map(function, params: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(lambda keys, leaf: function(_path(keys), leaf), params)
+
+
+def _named_leaves(params: Any) -> list:
+    return [(_path(keys), leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(params)]
+
+
+def _paths(params: Any) -> str:
+    return _few([path for path, _ in _named_leaves(params)])
+
+
+def _few(names: list[str], most: int = 20) -> str:
+    more = f" … and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
