@@ -1,0 +1,273 @@
+"""Random access into converted sets: find a set, index its records, select some of them, read one by number.
+
+Nothing here imports a builder or TensorFlow; the phantom is the one set that is built when it is asked for and absent.
+"""
+
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tensorflow_datasets as tfds
+
+from cxrjax.datasets import schema
+from cxrjax.input import records
+
+INDEX_FIELDS = ("image_id", "patient_id", "study_id", "view", "labels")
+
+
+class SetNotFound(ValueError):
+    """A set name that is not converted in the data folder."""
+
+
+class ConvertedSet(NamedTuple):
+    """A converted set on disk: its name, TFDS directory, the c label names, pictures per split, builder metadata."""
+
+    name: str
+    directory: Path
+    label_names: tuple[str, ...]
+    split_sizes: dict[str, int]
+    metadata: dict[str, Any]
+
+
+def open_set(name: str | os.PathLike, data_dir: str | os.PathLike | None = None) -> ConvertedSet:
+    """Opens a converted set.
+
+    name: a set below data_dir, "name" or "name/config" (newest version), or the path of a converted set.
+    data_dir: by default `schema.data_dir()`. The set "phantom" is built there if it is absent.
+    Raises SetNotFound with what is converted and the command that converts the rest.
+    """
+    data_dir = Path(data_dir) if data_dir is not None else schema.data_dir()
+    directory = _find(str(name), data_dir)
+    if directory is None and str(name) == "phantom":
+        from cxrjax.datasets import phantom
+
+        phantom.build(data_dir)
+        directory = _find("phantom", data_dir)
+    if directory is None:
+        raise SetNotFound(_not_found(str(name), data_dir))
+    info = tfds.builder_from_directory(str(directory)).info
+    metadata = dict(info.metadata or {})
+    if "label_names" not in metadata:
+        raise ValueError(
+            f"{directory} is a TFDS set without `label_names` in its metadata, so it was not written by a cxrjax "
+            "builder; convert its raw data with python -m cxrjax.prepare."
+        )
+    return ConvertedSet(
+        name=f"{info.name}/{info.config_name}" if info.config_name else info.name,
+        directory=directory,
+        label_names=tuple(metadata["label_names"]),
+        split_sizes={split: split_info.num_examples for split, split_info in info.splits.items()},
+        metadata=metadata,
+    )
+
+
+def index(converted_set: ConvertedSet, split: str) -> pd.DataFrame:
+    """One row per record of the split, in record order: image_id, patient_id, study_id, view (str), labels.
+
+    labels: int8 (c,) in each cell. Kept as index-<split>.parquet beside the set and made again when the set's files
+    changed; where that folder cannot be written the records are read each time.
+    Raises ValueError for a split that the set does not have.
+    """
+    _check_split(converted_set, split)
+    if converted_set.split_sizes[split] == 0:
+        return pd.DataFrame(columns=list(INDEX_FIELDS))
+    path = converted_set.directory / f"index-{split}.parquet"
+    stamp = _stamp(converted_set, split)
+    if path.exists():
+        try:
+            stored = pq.read_table(path)
+        except (pa.ArrowInvalid, OSError):
+            stored = None
+        if stored is not None and (stored.schema.metadata or {}).get(b"cxrjax_stamp") == stamp:
+            return stored.to_pandas()
+    table = _scan(converted_set, split)
+    _write(path, table, stamp)
+    return table
+
+
+def source(
+    converted_set: ConvertedSet,
+    split: str,
+    *,
+    views: Collection[str] | None = None,
+    image_ids: Collection[str] | None = None,
+    exclude_image_ids: Collection[str] = (),
+    exclude_patient_ids: Collection[str] = (),
+    fraction: float = 1.0,
+) -> "Source":
+    """Selects records of a split; the filters apply in the order of the arguments.
+
+    views: projections to keep, of UNKNOWN, PA, AP, LATERAL. image_ids: the only pictures to keep.
+    fraction: share (0, 1] of the remaining patients, at least one; a smaller share is contained in a larger one, and
+        the choice depends on the set's name and the patient ids only.
+    Raises ValueError for an unknown split or view, a fraction outside (0, 1], or a filter that leaves no picture.
+    """
+    unknown_views = sorted(set(views or ()) - set(schema.VIEWS))
+    if isinstance(views, str) or unknown_views:
+        raise ValueError(f"views must be a list of {', '.join(schema.VIEWS)}, but it is {views!r}.")
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction must be above 0 and at most 1, but it is {fraction}.")
+    table = index(converted_set, split)
+    kept = np.arange(len(table))
+    place = f"split {split!r} of set {converted_set.name!r}"
+    if len(kept) == 0:
+        raise ValueError(f"There are no pictures in {place}; its splits have {_sizes(converted_set)}.")
+
+    def keep(mask: np.ndarray, filter_text: str) -> None:
+        nonlocal kept
+        if not mask.any():
+            raise ValueError(
+                f"No picture is left in {place}: the filter {filter_text} removes all of the {len(kept)} that reached "
+                f"it (the split has {len(table)}). {_views_present(table)}"
+            )
+        kept = kept[mask]
+
+    if views is not None:
+        keep(table["view"].isin(list(views)).to_numpy(), f"views={sorted(views)}")
+    if image_ids is not None:
+        wanted = set(image_ids)
+        absent = wanted.difference(table["image_id"])
+        if absent:
+            logging.warning("%d of %d image_ids are not in %s, e.g. %s", len(absent), len(wanted), place, min(absent))
+        keep(table["image_id"].iloc[kept].isin(wanted).to_numpy(), f"image_ids ({len(wanted)} given)")
+    for column, excluded in (("image_id", exclude_image_ids), ("patient_id", exclude_patient_ids)):
+        if excluded:
+            keep(~table[column].iloc[kept].isin(set(excluded)).to_numpy(), f"exclude_{column}s ({len(excluded)} given)")
+    if fraction < 1:
+        chosen = _share_of_patients(converted_set.name, table["patient_id"].iloc[kept], fraction)
+        kept = kept[table["patient_id"].iloc[kept].isin(chosen).to_numpy()]
+    return Source(converted_set, split, kept)
+
+
+class Source:
+    """Records of one split by number: `len(source)`, `source[i]` -> example dict. It can be pickled.
+
+    An example has the set's fields with text as str, view as its name, labels int8 (c,), pictures as encoded bytes
+    (`image`, and `mask` where the set has one), and `set`, the set's name.
+    """
+
+    def __init__(self, converted_set: ConvertedSet, split: str, positions: Sequence[int]):
+        """positions: record numbers within the split, in the order in which they are wanted."""
+        _check_split(converted_set, split)
+        self.converted_set = converted_set
+        self.split = split
+        self.positions = np.asarray(positions, np.int64)
+        self._stored, self._readers = _open_records(converted_set, split)
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, item: int) -> dict[str, Any]:
+        example = records.parse(self._stored[self.positions[item]], self._readers)
+        example["set"] = self.converted_set.name
+        return example
+
+    def __repr__(self) -> str:
+        return f"Source({self.converted_set.name!r}, {self.split!r}, {len(self)} pictures)"
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The rows of `index` of these records, in the same order: ids, view and labels without reading pictures."""
+        return index(self.converted_set, self.split).iloc[self.positions].reset_index(drop=True)
+
+
+def converted(data_dir: str | os.PathLike | None = None) -> list[str]:
+    """Names of the sets that are converted in data_dir, as `open_set` takes them."""
+    data_dir = Path(data_dir) if data_dir is not None else schema.data_dir()
+    names = {str(info.parent.parent.relative_to(data_dir)) for info in data_dir.glob("*/*/dataset_info.json")}
+    names |= {str(info.parent.parent.relative_to(data_dir)) for info in data_dir.glob("*/*/*/dataset_info.json")}
+    return sorted(names)
+
+
+def _find(name: str, data_dir: Path) -> Path | None:
+    for directory in (data_dir / name, Path(name).expanduser()):
+        if (directory / "dataset_info.json").is_file():
+            return directory
+        versions = _versions(directory)
+        if versions:
+            return versions[-1]
+        configs = [config for config in sorted(directory.glob("*/")) if _versions(config)]
+        if len(configs) == 1:
+            return _versions(configs[0])[-1]
+        if configs:
+            options = ", ".join(f"{name}/{config.name}" for config in configs)
+            raise ValueError(f"Set {name!r} is converted in several configurations; name one of {options}.")
+    return None
+
+
+def _versions(directory: Path) -> list[Path]:
+    """Complete versions of a set in a folder, the newest last."""
+    numbers = {}
+    for info in directory.glob("*/dataset_info.json"):
+        if re.fullmatch(r"\d+\.\d+\.\d+", info.parent.name):
+            numbers[tuple(map(int, info.parent.name.split(".")))] = info.parent
+    return [numbers[number] for number in sorted(numbers)]
+
+
+def _not_found(name: str, data_dir: Path) -> str:
+    there = ", ".join(converted(data_dir)) or "none"
+    return (
+        f"Set {name!r} is neither a set in {data_dir} nor the path of a converted one. Converted there: {there}. "
+        f"Convert it with `python -m cxrjax.prepare {name} --raw DIR` (`--list` names the known sets), or point "
+        "$CXRJAX_DATA to the folder that holds it."
+    )
+
+
+def _check_split(converted_set: ConvertedSet, split: str) -> None:
+    if split not in converted_set.split_sizes:
+        raise ValueError(f"Set {converted_set.name!r} has no split {split!r}; it has {_sizes(converted_set)}.")
+
+
+def _sizes(converted_set: ConvertedSet) -> str:
+    return ", ".join(f"{split} ({size})" for split, size in converted_set.split_sizes.items())
+
+
+def _views_present(table: pd.DataFrame) -> str:
+    counts = table["view"].value_counts()
+    return f"Its views: {', '.join(f'{view} {count}' for view, count in counts.items())}."
+
+
+def _share_of_patients(set_name: str, patient_ids: pd.Series, fraction: float) -> set[str]:
+    patients = sorted(set(patient_ids), key=lambda patient: hashlib.sha256(f"{set_name}|{patient}".encode()).digest())
+    return set(patients[: max(1, round(fraction * len(patients)))])
+
+
+def _open_records(converted_set: ConvertedSet, split: str) -> tuple[Sequence[bytes], Mapping[str, records.Reader]]:
+    builder = tfds.builder_from_directory(str(converted_set.directory))
+    stored = builder.as_data_source(split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+    return stored.data_source, records.readers(builder.info.features)
+
+
+def _scan(converted_set: ConvertedSet, split: str) -> pd.DataFrame:
+    stored, readers = _open_records(converted_set, split)
+    wanted = {name: readers[name] for name in INDEX_FIELDS}
+    rows = [records.parse(stored[position], wanted) for position in range(len(stored))]
+    return pd.DataFrame(rows, columns=list(INDEX_FIELDS))
+
+
+def _stamp(converted_set: ConvertedSet, split: str) -> bytes:
+    """Names, sizes and times of a split's files: whatever rewrites the set changes it."""
+    info = tfds.builder_from_directory(str(converted_set.directory)).info
+    states = [(path.name, path.stat()) for path in map(Path, info.splits[split].filepaths)]
+    text = "\n".join(f"{name} {state.st_size} {state.st_mtime_ns}" for name, state in states)
+    return hashlib.sha256(text.encode()).hexdigest().encode()
+
+
+def _write(path: Path, table: pd.DataFrame, stamp: bytes) -> None:
+    arrow = pa.Table.from_pandas(table, preserve_index=False)
+    arrow = arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), b"cxrjax_stamp": stamp})
+    # Several hosts may write at once: each writes its own file, and renaming is atomic.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        pq.write_table(arrow, temporary)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,127 @@
+"""Crops and flips of one grey picture on the host, with OpenCV: encoded bytes -> uint8 h w -> uint8 px px."""
+
+from collections.abc import Callable
+from functools import partial
+
+import cv2
+import numpy as np
+
+# Grain's threads are the parallelism; OpenCV's own pool inside them only makes threads wait for each other.
+cv2.setNumThreads(0)
+
+RATIO = (3 / 4, 4 / 3)
+
+
+class Undecodable(ValueError):
+    """Bytes that are not a whole picture."""
+
+
+def decode(encoded: bytes) -> np.ndarray:
+    """Decodes PNG or JPEG bytes to uint8 h w, in the orientation in which the pixels are stored.
+
+    Raises Undecodable for bytes that are not a whole picture.
+    """
+    # OpenCV before version 5 fills the missing part of a cut JPEG with grey and says nothing.
+    cut = not encoded or (encoded[:2] == b"\xff\xd8" and encoded.rfind(b"\xff\xd9") < 0)
+    # Masks and boxes are in stored pixels, so a rotation noted in EXIF must not be applied.
+    flags = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION
+    image = None if cut else cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
+    if image is None:
+        raise Undecodable(f"These {len(encoded)} bytes are not a whole PNG or JPEG picture.")
+    return image
+
+
+def resize(image: np.ndarray, height: int, width: int, nearest: bool = False) -> np.ndarray:
+    """Resizes h w to height width: area average where it shrinks, bicubic where it grows, or nearest (masks)."""
+    if image.shape[:2] == (height, width):
+        return image
+    shrinks = height <= image.shape[0] and width <= image.shape[1]
+    smooth = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+    # INTER_NEAREST shifts by half a pixel against the other modes; the exact one keeps masks on their picture.
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_NEAREST_EXACT if nearest else smooth)
+
+
+def resize_short(image: np.ndarray, px: int, nearest: bool = False) -> np.ndarray:
+    """Resizes h w so that the short side is px; the aspect is kept."""
+    height, width = image.shape[:2]
+    scale = px / min(height, width)
+    return resize(image, max(px, round(height * scale)), max(px, round(width * scale)), nearest)
+
+
+def center_crop(image: np.ndarray, px: int) -> np.ndarray:
+    """Cuts px px out of the middle of h w. Raises ValueError if a side is shorter than px."""
+    height, width = image.shape[:2]
+    if min(height, width) < px:
+        raise ValueError(f"Cannot cut {px} x {px} px out of a picture of {height} x {width} px; resize it first.")
+    top, left = (height - px) // 2, (width - px) // 2
+    return image[top : top + px, left : left + px]
+
+
+def fit(image: np.ndarray, px: int, nearest: bool = False) -> np.ndarray:
+    """Evaluation geometry: short side to px, then the px px in the middle. `nearest=True` for masks."""
+    return center_crop(resize_short(image, px, nearest), px)
+
+
+def random_resized_crop(
+    image: np.ndarray, rng: np.random.Generator, px: int, scale: tuple[float, float], ratio: tuple[float, float] = RATIO
+) -> np.ndarray:
+    """Cuts a random window out of h w and resizes it to px px.
+
+    scale: least and greatest share of the picture's area. ratio: least and greatest width / height, drawn
+    log-uniformly. After ten draws that do not fit, the largest middle window within `ratio` is taken.
+    Source: Szegedy et al. 2015, as in torchvision's RandomResizedCrop.
+    """
+    top, left, height, width = _random_window(*image.shape[:2], rng, scale, ratio)
+    return resize(image[top : top + height, left : left + width], px, px)
+
+
+def _random_window(
+    full_height: int,
+    full_width: int,
+    rng: np.random.Generator,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+) -> tuple[int, int, int, int]:
+    log_ratio = np.log(ratio)
+    for _ in range(10):
+        area = full_height * full_width * rng.uniform(*scale)
+        aspect = np.exp(rng.uniform(*log_ratio))
+        height, width = round((area / aspect) ** 0.5), round((area * aspect) ** 0.5)
+        if 0 < height <= full_height and 0 < width <= full_width:
+            top = int(rng.integers(full_height - height + 1))
+            left = int(rng.integers(full_width - width + 1))
+            return top, left, height, width
+    height = min(full_height, round(full_width / ratio[0]))
+    width = min(full_width, round(full_height * ratio[1]))
+    return (full_height - height) // 2, (full_width - width) // 2, height, width
+
+
+def hflip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Mirrors h w left to right with probability one half."""
+    return cv2.flip(image, 1) if rng.random() < 0.5 else image
+
+
+def transform(kind: str, px: int) -> Callable[[np.ndarray, np.random.Generator], np.ndarray]:
+    """The function (image uint8 h w, rng) -> uint8 px px of a kind; it can be pickled.
+
+    kind: "none" (`fit`, no draw), "mild" (crop of 50-100 % of the area), "crop_flip" (crop of 20-100 % and mirror).
+    Raises ValueError naming the kinds for another one.
+    """
+    if kind not in _TRANSFORMS:
+        raise ValueError(f"Transform {kind!r} is not known; choose one of {', '.join(map(repr, _TRANSFORMS))}.")
+    return partial(_TRANSFORMS[kind], px=px)
+
+
+def _none(image: np.ndarray, rng: np.random.Generator, px: int) -> np.ndarray:
+    return fit(image, px)
+
+
+def _mild(image: np.ndarray, rng: np.random.Generator, px: int) -> np.ndarray:
+    return random_resized_crop(image, rng, px, scale=(0.5, 1.0))
+
+
+def _crop_flip(image: np.ndarray, rng: np.random.Generator, px: int) -> np.ndarray:
+    return hflip(random_resized_crop(image, rng, px, scale=(0.2, 1.0)), rng)
+
+
+_TRANSFORMS = {"none": _none, "mild": _mild, "crop_flip": _crop_flip}
