@@ -1,0 +1,103 @@
+"""Folders that Hugging Face loaders read: config.json, model.safetensors, preprocessor_config.json."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+WEIGHTS, CONFIG, PREPROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
+PIL_BILINEAR = 2  # antialiased when it shrinks
+
+
+class Pretrained(NamedTuple):
+    """A model as it lies on disk: arrays by name, config, and per-channel mean and std of pixels in [0, 1]."""
+
+    weights: Mapping[str, np.ndarray]
+    config: Mapping[str, Any]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def read(folder: str | Path, model_types: Sequence[str]) -> Pretrained:
+    """Reads the three files of a model's folder; sharded safetensors are put together.
+
+    Raises:
+      ValueError: a file is missing, or it is another kind of model or preprocessing.
+    """
+    folder = Path(folder)
+    if not (folder / CONFIG).is_file():
+        raise ValueError(
+            f"{folder} has no {CONFIG}; expected a local folder as `save_pretrained` or cxrjax.export writes it. "
+            "Models on a hub are downloaded first."
+        )
+    config = json.loads((folder / CONFIG).read_text())
+    if config.get("model_type") not in model_types:
+        raise ValueError(
+            f"{folder} holds a model of type {config.get('model_type')!r}; expected {' or '.join(model_types)}."
+        )
+    if (index := folder / f"{WEIGHTS}.index.json").is_file():
+        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    else:
+        shards = [WEIGHTS]
+    absent = [name for name in shards if not (folder / name).is_file()]
+    if absent:
+        raise ValueError(
+            f"{folder} lacks {absent}; it has {sorted(path.name for path in folder.iterdir())[:10]}. Weights in the "
+            "pickle format are not read: load them with transformers and `save_pretrained` them as safetensors."
+        )
+    weights = {name: array for shard in shards for name, array in load_file(folder / shard).items()}
+    mean, std = _normalisation(folder, config.get("num_channels", 3))
+    return Pretrained(weights, config, mean, std)
+
+
+def write(
+    folder: str | Path, weights: Mapping[str, np.ndarray], config: Mapping[str, Any], mean: float, std: float
+) -> None:
+    """Writes config.json, model.safetensors and preprocessor_config.json, with `mean` and `std` on every channel.
+
+    The processor is our evaluation geometry: short side to the picture's size, then the centre; grey is replicated.
+    """
+    folder, size, channels = Path(folder), config["image_size"], config["num_channels"]
+    preprocessor = {
+        # The ViT processor stretches pictures to a square; this one keeps the aspect and crops.
+        "image_processor_type": "BitImageProcessor",
+        "do_convert_rgb": channels == 3,
+        "do_resize": True,
+        "size": {"shortest_edge": size},
+        "resample": PIL_BILINEAR,
+        "do_center_crop": True,
+        "crop_size": {"height": size, "width": size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [mean] * channels,
+        "image_std": [std] * channels,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).write_text(json.dumps(dict(config), indent=2) + "\n")
+    (folder / PREPROCESSOR).write_text(json.dumps(preprocessor, indent=2) + "\n")
+    save_file(dict(weights), folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def _normalisation(folder: Path, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Per-channel mean and std of preprocessor_config.json."""
+    path = folder / PREPROCESSOR
+    if not path.is_file():
+        raise ValueError(
+            f"{folder} has no {PREPROCESSOR}, so its normalisation is unknown and cannot be folded. Add one with "
+            "the image_mean and image_std that the model was trained with."
+        )
+    preprocessor = json.loads(path.read_text())
+    scale = preprocessor.get("rescale_factor", 1 / 255)
+    if not preprocessor.get("do_rescale", True) or not math.isclose(scale, 1 / 255, rel_tol=1e-3):
+        raise ValueError(f"{path} scales pixels by {scale}; expected do_rescale with 1/255.")
+    if not preprocessor.get("do_normalize", True):
+        return (0.0,) * channels, (1.0,) * channels
+    mean, std = (tuple(preprocessor.get(key, [0.5] * channels)) for key in ("image_mean", "image_std"))
+    if not len(mean) == len(std) == channels:
+        raise ValueError(f"{path} normalises {len(mean)} channel(s), but the model takes {channels}.")
+    return mean, std

@@ -1,0 +1,393 @@
+"""Our ViT to and from the folders of Hugging Face `ViTModel`.
+
+Layouts (D width, P patch, C channels, L layers)
+
+| ours                                   | Hugging Face, names on disk                                          |
+|----------------------------------------|----------------------------------------------------------------------|
+| patch_embed/kernel (P*P*C, D)          | embeddings.patch_embeddings.projection.weight (D, C, P, P)            |
+| cls (D), pos_embed (1+N, D)            | embeddings.cls_token (1, 1, D), embeddings.position_embeddings        |
+| blocks/attention/qkv/kernel (L, D, 3D) | encoder.layer.<i>.attention.attention.{query,key,value}.weight (D, D) |
+| other kernels (L, in, out)             | .weight (out, in)                                                     |
+| norm scale, bias                       | .weight, .bias                                                        |
+
+transformers 5 renames these in memory but reads and writes the names above. Our [CLS] has no position: theirs is added
+to `cls` when read, and row 0 is zero in what is written and read.
+
+Channels and normalisation. Both sides scale a picture to x = pixel / 255. We feed z = (x - m) / s, a Hugging Face
+processor feeds z_c = (x_c - m_c) / s_c. With x_c = x on a grey picture and x = s z + m, its patch embedding is
+
+    y = bias + sum_c sum_ij W_c[ij] (x[ij] - m_c) / s_c
+      = [bias + sum_c (m - m_c) / s_c * sum_ij W_c[ij]]  +  sum_ij [sum_c s / s_c * W_c[ij]] z[ij]
+
+so the first bracket is our bias and the second our one-channel kernel: exact, for every grey picture. The other way,
+a one-channel kernel k becomes (t, t, k - 2 t) with t = k / 3 rounded to float32 and m_c = m, s_c = s: equal thirds
+whose sum is k to the last bit, so that export followed by import returns the same parameters.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cxrjax.interop.huggingface import Pretrained, read
+
+MODEL_TYPES = ("vit", "vit_mae")
+# Parts of our blocks whose parameters map one to one; the fused qkv is split by hand.
+BLOCK_PARTS = {
+    "norm1": "layernorm_before",
+    "attention/out": "attention.output.dense",
+    "norm2": "layernorm_after",
+    "mlp/fc1": "intermediate.dense",
+    "mlp/fc2": "output.dense",
+}
+# What a checkpoint may carry beside the encoder, and that an encoder does not need.
+IGNORED = ("pooler.", "classifier.", "decoder.", "lm_head.", "mask_token", "embeddings.mask_token")
+
+
+def to_huggingface(
+    params: Mapping[str, Any],
+    *,
+    heads: int,
+    patch_px: int,
+    image_px: int,
+    position_table: Any = None,
+    channels: int = 3,
+    eps: float = 1e-6,
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Writes our encoder in the names and layouts of `ViTModel`.
+
+    Args:
+      params: the encoder's tree (see the module's table).
+      position_table: fixed positions of the patches, n d; only if `params` has no `pos_embed`. CLS gets a zero row.
+      channels: of the exported model. One-channel kernels are spread over three channels (module docstring); the
+        processor then uses our mean and std on each channel.
+      eps: of every LayerNorm.
+
+    Returns:
+      Arrays by on-disk name, and the content of `config.json`.
+
+    Raises:
+      ValueError: the tree, the patch, the picture size and the heads do not fit together.
+    """
+    flat = _flatten(params)
+    missing = sorted({"patch_embed/kernel", "cls", "norm/scale", "blocks/attention/qkv/kernel"} - set(flat))
+    if missing:
+        raise ValueError(
+            f"This is not the tree of a ViT encoder: {missing} missing; it has {sorted(flat)[:8]}. "
+            "Give the encoder's own subtree, for example params['encoder']."
+        )
+    layers, width, _ = flat["blocks/attention/qkv/kernel"].shape
+    own_channels = _channels_of(flat["patch_embed/kernel"], patch_px)
+    _check_heads(width, heads)
+    grid = _grid(image_px, patch_px)
+    if channels not in (own_channels, 3) or own_channels not in (1, channels):
+        raise ValueError(
+            f"An encoder of {own_channels} channel(s) cannot be written with channels={channels}: "
+            f"one-channel encoders export with 1 or 3, others with their own number."
+        )
+
+    kernel = flat["patch_embed/kernel"].reshape(patch_px, patch_px, own_channels, width).transpose(3, 2, 0, 1)
+    weights = {
+        "embeddings.cls_token": flat["cls"].reshape(1, 1, width),
+        "embeddings.position_embeddings": _positions_of(flat, position_table, grid)[None],
+        "embeddings.patch_embeddings.projection.weight": _spread(kernel) if channels > own_channels else kernel,
+        "embeddings.patch_embeddings.projection.bias": flat["patch_embed/bias"],
+        "layernorm.weight": flat["norm/scale"],
+        "layernorm.bias": flat["norm/bias"],
+    }
+    for i in range(layers):
+        layer = f"encoder.layer.{i}."
+        qkv_kernel = np.split(flat["blocks/attention/qkv/kernel"][i], 3, axis=-1)
+        qkv_bias = np.split(flat["blocks/attention/qkv/bias"][i], 3, axis=-1)
+        for name, one_kernel, one_bias in zip(("query", "key", "value"), qkv_kernel, qkv_bias, strict=True):
+            weights[f"{layer}attention.attention.{name}.weight"] = one_kernel.T
+            weights[f"{layer}attention.attention.{name}.bias"] = one_bias
+        for ours, theirs in BLOCK_PARTS.items():
+            if f"blocks/{ours}/kernel" in flat:
+                weights[f"{layer}{theirs}.weight"] = flat[f"blocks/{ours}/kernel"][i].T
+            else:
+                weights[f"{layer}{theirs}.weight"] = flat[f"blocks/{ours}/scale"][i]
+            weights[f"{layer}{theirs}.bias"] = flat[f"blocks/{ours}/bias"][i]
+    config = {
+        "architectures": ["ViTModel"],
+        "model_type": "vit",
+        "image_size": image_px,
+        "patch_size": patch_px,
+        "num_channels": channels,
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "intermediate_size": flat["blocks/mlp/fc1/kernel"].shape[-1],
+        "hidden_act": "gelu",
+        "layer_norm_eps": eps,
+        "qkv_bias": True,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "torch_dtype": "float32",
+    }
+    # safetensors writes the buffer as it lies in memory, so a transposed view must be copied first.
+    return {name: np.ascontiguousarray(array, np.float32) for name, array in weights.items()}, config
+
+
+def from_huggingface(
+    source: str | Path | Pretrained,
+    *,
+    image_px: int,
+    mean: float,
+    std: float,
+    channels: int = 1,
+) -> dict[str, Any]:
+    """Reads a Hugging Face `ViTModel` (or the encoder of a ViT classifier or ViT-MAE) into our tree.
+
+    Args:
+      source: folder with config.json, model.safetensors and preprocessor_config.json, or what `read` returned.
+      image_px: side of the pictures that our encoder will see; positions are resized bicubically to its grid, as
+        `interpolate_pos_encoding=True` does.
+      mean, std: our normalisation of x = pixel / 255; folded into the patch embedding (module docstring).
+      channels: 1 folds three-channel kernels for grey pictures, 3 keeps them.
+
+    Returns:
+      The encoder's tree of float32 arrays, with `pos_embed` (1+n d). LayerNorm's epsilon is not a parameter: build
+      the encoder with the file's `layer_norm_eps` where features must agree to the last digit.
+
+    Raises:
+      ValueError: the file is no plain ViT, or its arrays do not fit its config.
+    """
+    pretrained = source if isinstance(source, Pretrained) else read(source, MODEL_TYPES)
+    config = pretrained.config
+    if config.get("hidden_act", "gelu") != "gelu":
+        raise ValueError(f"The model uses hidden_act={config['hidden_act']!r}; our ViT computes the exact GELU only.")
+    weights = _strip(pretrained.weights)
+    patch_px, width, layers = config["patch_size"], config["hidden_size"], config["num_hidden_layers"]
+    used = set()
+
+    def take(name: str, *shape: int) -> np.ndarray:
+        if name not in weights:
+            raise ValueError(f"The model has no array {name!r}; it has {len(weights)}, such as {sorted(weights)[:4]}.")
+        if weights[name].shape != shape:
+            raise ValueError(f"{name} has the shape {weights[name].shape}; its config.json asks for {shape}.")
+        used.add(name)
+        return np.asarray(weights[name], np.float32)
+
+    def stack(part: str, leaf: str, *shape: int) -> np.ndarray:
+        return np.stack([take(f"encoder.layer.{i}.{part}.{leaf}", *shape) for i in range(layers)])
+
+    def linear(part: str, inputs: int, outputs: int) -> dict[str, np.ndarray]:
+        return {"kernel": stack(part, "weight", outputs, inputs).swapaxes(1, 2), "bias": stack(part, "bias", outputs)}
+
+    def norm(part: str) -> dict[str, np.ndarray]:
+        return {"scale": stack(part, "weight", width), "bias": stack(part, "bias", width)}
+
+    attention = [f"attention.attention.{name}" for name in ("query", "key", "value")]
+    qkv_kernel = [stack(part, "weight", width, width).swapaxes(1, 2) for part in attention]
+    if config.get("qkv_bias", True):
+        qkv_bias = [stack(part, "bias", width) for part in attention]
+    else:
+        qkv_bias = [np.zeros((layers, width), np.float32)] * 3
+    mlp_width = config["intermediate_size"]
+    projection = "embeddings.patch_embeddings.projection."
+    kernel = take(f"{projection}weight", width, config.get("num_channels", 3), patch_px, patch_px)
+    kernel, bias = _fold(kernel, take(f"{projection}bias", width), pretrained, mean, std, channels)
+    grid = _grid(config["image_size"], patch_px)
+    positions = take("embeddings.position_embeddings", 1, 1 + grid * grid, width)[0]
+    cls = take("embeddings.cls_token", 1, 1, width).reshape(width) + positions[0]
+    positions = np.concatenate([np.zeros((1, width), np.float32), positions[1:]])
+    params = {
+        "patch_embed": {"kernel": kernel, "bias": bias},
+        "cls": cls,
+        "pos_embed": resize_positions(positions, _grid(image_px, patch_px)),
+        "blocks": {
+            "norm1": norm("layernorm_before"),
+            "attention": {
+                "qkv": {"kernel": np.concatenate(qkv_kernel, -1), "bias": np.concatenate(qkv_bias, -1)},
+                "out": linear("attention.output.dense", width, width),
+            },
+            "norm2": norm("layernorm_after"),
+            "mlp": {
+                "fc1": linear("intermediate.dense", width, mlp_width),
+                "fc2": linear("output.dense", mlp_width, width),
+            },
+        },
+        "norm": {"scale": take("layernorm.weight", width), "bias": take("layernorm.bias", width)},
+    }
+    unused = sorted(name for name in weights if name not in used and not name.startswith(IGNORED))
+    if unused:
+        raise ValueError(f"The model has {len(unused)} arrays that our ViT has no place for, such as {unused[:4]}.")
+    return params
+
+
+def load_into(
+    params: Mapping[str, Any],
+    folder: str | Path | Pretrained,
+    *,
+    heads: int,
+    image_px: int,
+    mean: float,
+    std: float,
+    position_table: Any = None,
+) -> dict[str, Any]:
+    """Returns a tree of the structure of `params` filled from a Hugging Face folder, to start training from it.
+
+    Args:
+      params: our encoder's tree, arrays or shapes; says patch, channels, width, depth and kind of positions.
+      heads: of our encoder; shapes do not show them, and another number would compute other features.
+      position_table: our fixed positions, when `params` has no `pos_embed`. Then the folder's positions must be that
+        same table.
+
+    Raises:
+      ValueError: the two encoders differ; every leaf that does is named.
+    """
+    pretrained = folder if isinstance(folder, Pretrained) else read(folder, MODEL_TYPES)
+    patch_px = pretrained.config["patch_size"]
+    wanted = _flatten(params, shapes=True)
+    if wanted["patch_embed/kernel"][0] not in (patch_px**2, 3 * patch_px**2):
+        raise ValueError(
+            f"Our patch embedding has {wanted['patch_embed/kernel'][0]} inputs per patch; patches of {patch_px} px, "
+            f"which the pre-trained model uses, have {patch_px**2} (grey) or {3 * patch_px**2}. "
+            f"Set patch_px={patch_px} in the config, or start from another model."
+        )
+    if heads != pretrained.config["num_attention_heads"]:
+        raise ValueError(
+            f"Our encoder has {heads} attention heads, the pre-trained model "
+            f"{pretrained.config['num_attention_heads']}; choose the variant that has as many."
+        )
+    channels = wanted["patch_embed/kernel"][0] // patch_px**2
+    found = from_huggingface(pretrained, image_px=image_px, mean=mean, std=std, channels=channels)
+    if "pos_embed" not in wanted:
+        found = _without_positions(found, position_table)
+    shapes = _flatten(found, shapes=True)
+    differences = [
+        f"{name}: ours {wanted.get(name, 'absent')}, pre-trained {shapes.get(name, 'absent')}"
+        for name in sorted(wanted | shapes)
+        if wanted.get(name) != shapes.get(name)
+    ]
+    if differences:
+        raise ValueError(
+            f"The pre-trained encoder does not fit ours in {len(differences)} parameters: "
+            f"{'; '.join(differences[:20])}. Choose the variant and picture size of the pre-trained model."
+        )
+    return found
+
+
+def resize_positions(positions: np.ndarray, grid: int) -> np.ndarray:
+    """Resizes 1+n d positions (square grid, CLS row first and untouched) to `grid` x `grid`, bicubic as in torch.
+
+    The kernel is Keys' with a = -0.75, pixel centres at half integers, border repeated, no antialiasing: what
+    `torch.nn.functional.interpolate(mode="bicubic", align_corners=False)` computes.
+    """
+    old = math.isqrt(len(positions) - 1)
+    if old == grid:
+        return positions
+    table = positions[1:].reshape(old, old, -1).astype(np.float64)
+    matrix = _bicubic_matrix(old, grid)
+    table = np.einsum("pi,qj,ijd->pqd", matrix, matrix, table, optimize=True)
+    return np.concatenate([positions[:1], table.reshape(grid * grid, -1).astype(np.float32)])
+
+
+def _bicubic_matrix(old: int, new: int) -> np.ndarray:
+    """Weights (new, old) of one axis of the bicubic resize."""
+    centres = (np.arange(new) + 0.5) * old / new - 0.5
+    first = np.floor(centres).astype(int)
+    matrix, a = np.zeros((new, old)), -0.75
+    for offset in (-1, 0, 1, 2):
+        distance = np.abs(centres - (first + offset))
+        near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
+        far = a * (((distance - 5) * distance + 8) * distance - 4)
+        np.add.at(matrix, (np.arange(new), np.clip(first + offset, 0, old - 1)), np.where(distance <= 1, near, far))
+    return matrix
+
+
+def _spread(kernel: np.ndarray) -> np.ndarray:
+    """One-channel kernel d 1 p p to d 3 p p whose channels sum to it exactly (module docstring)."""
+    third = (kernel / np.float32(3)).astype(np.float32)
+    return np.concatenate([third, third, kernel - 2 * third], axis=1)
+
+
+def _fold(
+    kernel: np.ndarray, bias: np.ndarray, pretrained: Pretrained, mean: float, std: float, channels: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Kernel d c p p and bias d under their normalisation to our kernel (p*p*channels, d) and bias under ours."""
+    width, given, patch_px, _ = kernel.shape
+    if channels not in (1, given):
+        raise ValueError(
+            f"The pre-trained model takes {given} channel(s) and our encoder {channels}; a model is read with its own "
+            "number of channels or folded to 1."
+        )
+    their_mean, their_std = np.asarray(pretrained.mean, np.float64), np.asarray(pretrained.std, np.float64)
+    # float64, so that what was exported comes back bit for bit.
+    wide = kernel.astype(np.float64)
+    bias = bias + np.einsum("dcij,c->d", wide, (mean - their_mean) / their_std)
+    wide = wide * (std / their_std)[None, :, None, None]
+    if channels == 1:
+        wide = wide.sum(axis=1, keepdims=True)
+    rows = wide.transpose(2, 3, 1, 0).reshape(patch_px * patch_px * channels, width)
+    return rows.astype(np.float32), bias.astype(np.float32)
+
+
+def _positions_of(flat: Mapping[str, np.ndarray], position_table: Any, grid: int) -> np.ndarray:
+    """The table 1+n d to export: the learned or the fixed positions of the patches below a zero row for CLS."""
+    if ("pos_embed" in flat) == (position_table is not None):
+        raise ValueError(
+            "Positions come from params['pos_embed'] when they are learned and from position_table when they are "
+            f"fixed; here {'both' if 'pos_embed' in flat else 'neither'} is given."
+        )
+    patches = flat["pos_embed"][1:] if position_table is None else np.asarray(position_table, np.float32)
+    if len(patches) != grid * grid:
+        raise ValueError(f"{len(patches)} positions do not fit a grid of {grid} x {grid} patches.")
+    return np.concatenate([np.zeros_like(patches[:1]), patches])
+
+
+def _without_positions(found: dict[str, Any], position_table: Any) -> dict[str, Any]:
+    """Takes `pos_embed` out of a tree for an encoder whose fixed table (n d) says the same."""
+    if position_table is None:
+        raise ValueError("Our encoder has fixed positions; give its table (n d) as position_table.")
+    positions = found.pop("pos_embed")[1:]
+    if np.shape(position_table) != positions.shape:
+        raise ValueError(f"position_table has the shape {np.shape(position_table)}; expected {positions.shape}.")
+    difference = np.abs(np.asarray(position_table) - positions).max()
+    if difference > 1e-5:
+        raise ValueError(
+            f"The pre-trained model's positions differ from our fixed table (by up to {difference:.3g}). "
+            "Set positions='learned' in the config, so that they are loaded too."
+        )
+    return found
+
+
+def _strip(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Takes the `vit.` prefix of classifiers and ViT-MAE away."""
+    return {name.removeprefix("vit."): array for name, array in weights.items()}
+
+
+def _channels_of(kernel: np.ndarray, patch_px: int) -> int:
+    channels, rest = divmod(kernel.shape[0], patch_px**2)
+    if rest or not channels:
+        raise ValueError(
+            f"The patch embedding has {kernel.shape[0]} inputs per patch, which is no multiple of "
+            f"{patch_px} x {patch_px} px; give the patch_px that the encoder was trained with."
+        )
+    return channels
+
+
+def _check_heads(width: int, heads: int) -> None:
+    if heads < 1 or width % heads:
+        raise ValueError(f"heads={heads} does not divide the encoder's width {width}.")
+
+
+def _grid(image_px: int, patch_px: int) -> int:
+    grid, rest = divmod(image_px, patch_px)
+    if rest or not grid:
+        raise ValueError(f"Pictures of {image_px} px cannot be cut into patches of {patch_px} px; give a multiple.")
+    return grid
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "", shapes: bool = False) -> dict[str, Any]:
+    """Leaves by path "a/b/c": float32 arrays, or their shapes."""
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}/", shapes)
+        else:
+            flat[f"{prefix}{key}"] = tuple(value.shape) if shapes else np.asarray(value, np.float32)
+    return flat
