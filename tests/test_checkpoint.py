@@ -1,0 +1,329 @@
+import errno
+import json
+import logging
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cxrjax import checkpoint, optim, parallel
+
+RULES = [("blocks/kernel", (None, "data"))]
+
+
+class TrainState(NamedTuple):
+    step: Any
+    params: Any
+    state: Any
+    opt: Any
+
+
+def train_state(seed=0, **config):
+    draw = np.random.default_rng(seed)
+    params = {
+        "encoder": {"blocks": {"kernel": jnp.asarray(draw.normal(size=(3, 8, 4)), jnp.float32)}, "cls": jnp.ones(4)},
+        "head": {"bias": jnp.asarray(draw.normal(size=5), jnp.bfloat16)},
+    }
+    transformation, _ = optim.make({"lr": 0.1, "wd": 0.1, **config}, params, 10, 8, 1)
+    moments = transformation.init(params)
+    _, moments = transformation.update(jax.tree.map(jnp.sin, params), moments, params)
+    return TrainState(jnp.int32(3), params, {"teacher": {"cls": jnp.full(4, 0.5)}, "queue": None}, moments)
+
+
+def abstract(state, devices=1):
+    return parallel.abstract(state, parallel.make_mesh({"data": devices}), RULES)
+
+
+def assert_same(found, expected):
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
+
+
+def save(directory, *saved, **options):
+    with checkpoint.open(directory, **options) as checkpoints:
+        for step, state, metrics in saved:
+            assert checkpoints.save(step, state, {"config": "abc"}, metrics)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A work folder whose steps 1 to 5 are the states of seeds 1 to 5, made on 8 devices."""
+    workdir = tmp_path_factory.mktemp("run")
+    mesh = parallel.make_mesh({"data": 4, "fsdp": 2})
+    states = {step: train_state(step) for step in range(1, 6)}
+    scores = {1: 0.2, 2: 0.9, 3: float("nan"), 4: 0.4, 5: 0.3}
+    placed = {step: jax.device_put(state, parallel.shardings(state, mesh, RULES)) for step, state in states.items()}
+    assert len(placed[1].params["encoder"]["blocks"]["kernel"].sharding.device_set) == 8
+    save(
+        workdir / "checkpoints",
+        *((step, state, {"auroc": scores[step]}) for step, state in placed.items()),
+        keep_latest=2,
+        keep_best=1,
+        metric="auroc",
+    )
+    return workdir, states
+
+
+@pytest.mark.parametrize("devices", [8, 1, 4])
+def test_made_on_eight_devices_restores_on_any(run, devices):
+    workdir, states = run
+    devices = {"data": 1} if devices == 1 else {"data": 4, "fsdp": devices // 4}
+    target = parallel.abstract(states[5], parallel.make_mesh(devices), RULES)
+    with checkpoint.open(workdir / "checkpoints", keep_latest=9) as checkpoints:
+        found = checkpoints.restore(5, target)
+    assert_same(found, states[5])
+    for leaf, wanted in zip(jax.tree.leaves(found), jax.tree.leaves(target), strict=True):
+        assert leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim)
+
+
+def test_from_eight_to_one_to_four(run, tmp_path):
+    workdir, states = run
+    one = checkpoint.load_params(workdir, 5, abstract(states[5], 1))
+    save(tmp_path, (5, one, None))
+    with checkpoint.open(tmp_path) as checkpoints:
+        assert_same(checkpoints.restore(5, abstract(states[5], 4)), states[5])
+
+
+def test_keeps_the_latest_and_the_best(run):
+    workdir, states = run
+    assert checkpoint.steps(workdir) == [2, 4, 5]
+    assert checkpoint.find(workdir, "best").name == "2"
+    assert checkpoint.find(workdir, "latest").name == "5"
+    assert checkpoint.read_meta(workdir, "best") == {"step": 2, "config": "abc"}
+
+
+def test_keeps_the_best_by_the_smallest(tmp_path):
+    small = {"w": jnp.ones(2)}
+    values = [(1, small, {"loss": 3.0}), (2, small, {"loss": 1.0}), (3, small, None), (4, small, {"loss": 2.0})]
+    save(tmp_path, *values, (5, small, {"loss": 7.0}), keep_latest=1, keep_best=1, metric="loss", mode="min")
+    assert checkpoint.steps(tmp_path) == [2, 5]
+    assert checkpoint.find(tmp_path, "best").name == "2"
+
+
+def test_load_params_reads_no_moments(run, tmp_path):
+    """From a checkpoint whose optimizer state is another one than the config's, and from all three kinds of folder."""
+    workdir, states = run
+    wanted = {"params": states[4].params, "state": {"teacher": states[4].state["teacher"]}}
+    shapes = jax.eval_shape(lambda: wanted)
+    for folder in (workdir, workdir / "checkpoints", workdir / "checkpoints" / "4"):
+        found = checkpoint.load_params(folder, 4, shapes)
+        assert_same(found, wanted)
+    assert found["params"]["head"]["bias"].is_fully_replicated
+    encoder = {"params": {"encoder": {"cls": states[4].params["encoder"]["cls"]}}}
+    assert_same(checkpoint.load_params(workdir, "latest", jax.eval_shape(lambda: encoder)), encoder)
+
+
+def test_digest_tells_checkpoints_apart(run):
+    workdir, _ = run
+    assert checkpoint.digest(workdir, 4) == checkpoint.digest(workdir / "checkpoints" / "4")
+    assert checkpoint.digest(workdir, 4) != checkpoint.digest(workdir, 5)
+
+
+@pytest.mark.parametrize(
+    ("below", "step", "message"),
+    [
+        ("nowhere", "latest", "no folder .*nowhere; give a work folder"),
+        ("empty", "latest", "no complete checkpoint in .*empty"),
+        ("", 3, r"no step 3 in .*checkpoints; there are \[2, 4, 5\], 'latest' and 'best'"),
+        ("checkpoints/4", 5, "is one checkpoint, not step 5"),
+    ],
+)
+def test_not_found_says_what_is_there(run, below, step, message):
+    workdir, _ = run
+    (workdir / "empty").mkdir(exist_ok=True)
+    with pytest.raises(checkpoint.CheckpointNotFound, match=message):
+        checkpoint.find(workdir / below, step)
+
+
+def test_best_without_metrics_says_what_is_stored(tmp_path):
+    save(tmp_path, (1, {"w": jnp.ones(2)}, {"loss": 1.0}))
+    with pytest.raises(checkpoint.CheckpointNotFound, match=r"none of the steps \[1\] has the metric None .*'loss'"):
+        checkpoint.find(tmp_path, "best")
+
+
+def test_mismatch_names_the_leaves_before_reading(run, monkeypatch):
+    workdir, states = run
+    monkeypatch.setattr(checkpoint.ocp, "load_checkpointables", lambda *args: pytest.fail("read before comparing"))
+    target = abstract(states[5])
+    params = dict(target.params)
+    params["encoder"] = {"blocks": {"kernel": jax.ShapeDtypeStruct((3, 8, 6), "float32")}, "register": target.step}
+    params["head"] = {"bias": jax.ShapeDtypeStruct((5,), "float32")}
+    with checkpoint.open(workdir / "checkpoints", keep_latest=9) as checkpoints:
+        with pytest.raises(checkpoint.CheckpointMismatch) as caught:
+            checkpoints.restore(5, target._replace(params=params))
+    lines = [" ".join(line.split()) for line in str(caught.value).splitlines()]
+    assert "1 missing and 2 different, 1 unexpected" in lines[0]
+    assert lines[1:] == [
+        "missing params/encoder/register int32[]",
+        "unexpected params/encoder/cls float32[4]",
+        "different params/encoder/blocks/kernel float32[3,8,4] != float32[3,8,6] expected",
+        "different params/head/bias bfloat16[5] != float32[5] expected",
+    ]
+
+
+def test_mismatch_of_another_optimizer_and_long_lists(run):
+    workdir, states = run
+    with pytest.raises(checkpoint.CheckpointMismatch, match="of 30 arrays 30 missing") as caught:
+        checkpoint.load_params(workdir, 5, {f"extra{i}": jax.ShapeDtypeStruct((), "float32") for i in range(30)})
+    assert len(str(caught.value).splitlines()) == 22 and "… and 10 more" in str(caught.value)
+    with checkpoint.open(workdir / "checkpoints", keep_latest=9) as checkpoints:
+        with pytest.raises(checkpoint.CheckpointMismatch, match="unexpected  opt/.*/nu/head/bias"):
+            checkpoints.restore(5, abstract(train_state(5, name="sgd")))
+
+
+def test_frozen_parameters_and_empty_parts_come_back(tmp_path):
+    state = train_state(frozen=["encoder/"], grad_clip=1.0)._replace(state={})
+    save(tmp_path, (1, state, None))
+    with checkpoint.open(tmp_path) as checkpoints:
+        assert_same(checkpoints.restore(1, abstract(state)), state)
+
+
+def test_donating_right_after_a_save_does_not_change_what_is_saved(tmp_path):
+    count = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 1, tree), donate_argnums=0)
+    tree = {str(i): jnp.zeros((500, 1000)) for i in range(4)}
+    with checkpoint.open(tmp_path, keep_latest=3) as checkpoints:
+        for step in range(3):
+            checkpoints.save(step, tree, {})
+            tree = count(tree)
+    for step in range(3):
+        found = checkpoint.load_params(tmp_path, step, jax.eval_shape(lambda: tree))
+        assert {float(leaf.min()) for leaf in found.values()} | {float(leaf.max()) for leaf in found.values()} == {step}
+
+
+def test_saving_a_step_again(tmp_path):
+    with checkpoint.open(tmp_path) as checkpoints:
+        assert checkpoints.latest_step() is None
+        assert checkpoints.save(1, {"w": jnp.zeros(2)}, {})
+        assert not checkpoints.save(1, {"w": jnp.ones(2)}, {})
+        checkpoints.wait()
+        assert checkpoints.latest_step() == 1
+        assert checkpoints.save(1, {"w": jnp.full(2, 7.0)}, {}, force=True)
+    found = checkpoint.load_params(tmp_path, 1, {"w": jax.ShapeDtypeStruct((2,), "float32")})
+    np.testing.assert_array_equal(found["w"], 7)
+    with checkpoint.open(tmp_path) as checkpoints, pytest.raises(TypeError, match="JSON"):
+        checkpoints.save(2, {"w": jnp.zeros(2)}, {"not json": object()})
+
+
+def test_what_a_killed_run_leaves_is_not_picked(tmp_path, caplog):
+    """Orbax's temporary folder, a folder with a number but nothing in it, and one that lost its record."""
+    small = {"w": jnp.arange(3.0)}
+    save(tmp_path, (1, small, None), (2, small, None), (3, small, None), keep_latest=3)
+    (tmp_path / "7.orbax-checkpoint-tmp" / "train_state").mkdir(parents=True)
+    (tmp_path / "9").mkdir()
+    (tmp_path / "3" / "_CHECKPOINT_METADATA").unlink()
+    record = json.loads((tmp_path / "2" / "_CHECKPOINT_METADATA").read_text())
+    assert checkpoint.steps(tmp_path) == [1, 2]
+    (tmp_path / "2" / "_CHECKPOINT_METADATA").write_text(json.dumps(record | {"commit_timestamp_nsecs": None}))
+    assert checkpoint.find(tmp_path).name == "1"
+    with caplog.at_level(logging.WARNING), checkpoint.open(tmp_path, keep_latest=2) as checkpoints:
+        assert checkpoints.latest_step() == 1
+        assert checkpoints.save(2, small, {}) and checkpoints.save(3, small, {})
+    assert "9 is not a complete checkpoint: renamed to 9.incomplete" in caplog.text
+    assert checkpoint.steps(tmp_path) == [2, 3]
+    assert not (tmp_path / "7.orbax-checkpoint-tmp").exists()
+
+
+SAVE_FOR_EVER = """
+import sys, jax.numpy as jnp
+from cxrjax import checkpoint
+shapes = {str(i): jnp.zeros((1000, 1000)) for i in range(8)}
+with checkpoint.open(sys.argv[1], keep_latest=2) as checkpoints:
+    first = checkpoints.latest_step() or 0
+    for step in range(first + 1, first + 1000):
+        checkpoints.save(step, {name: leaf + step for name, leaf in shapes.items()}, {})
+"""
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_of_a_save(tmp_path):
+    shapes = {str(i): jax.ShapeDtypeStruct((1000, 1000), "float32") for i in range(8)}
+    seen = [0]
+    for _ in range(4):
+        process = subprocess.Popen([sys.executable, "-c", SAVE_FOR_EVER, str(tmp_path)])
+        deadline = time.time() + 60
+        while time.time() < deadline and process.poll() is None:
+            being_written = [path for path in tmp_path.glob("*.orbax-checkpoint-tmp") if path.stem.split(".")[0]]
+            if being_written and max(checkpoint.steps(tmp_path), default=0) > seen[-1]:
+                break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        seen.append(checkpoint.steps(tmp_path)[-1])
+        assert seen[-1] > seen[-2]
+        found = checkpoint.load_params(tmp_path, "latest", shapes)
+        assert {(float(leaf.min()), float(leaf.max())) for leaf in found.values()} == {(seen[-1], seen[-1])}
+
+
+@pytest.fixture
+def small_files():
+    """No file may grow above 64 KiB: the write fails in TensorStore's threads, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_failed_write_reaches_the_caller_as_one_sentence(tmp_path, small_files):
+    large = {"w": jax.random.normal(jax.random.key(0), (300, 300))}
+    sentence = "the checkpoint of step 1 could not be written to .*: File too large; give"
+    with pytest.raises(checkpoint.CheckpointNotWritten, match=sentence):
+        with checkpoint.open(tmp_path / "at_the_end") as checkpoints:
+            checkpoints.save(1, large, {})
+    with checkpoint.open(tmp_path / "at_the_next") as checkpoints:
+        checkpoints.save(1, large, {})
+        with pytest.raises(checkpoint.CheckpointNotWritten, match=sentence):
+            checkpoints.save(2, large, {})
+    with pytest.raises(KeyError) as caught:
+        with checkpoint.open(tmp_path / "beside_another") as checkpoints:
+            checkpoints.save(1, large, {})
+            raise KeyError("the run's own error")
+    assert "File too large" in caught.value.__notes__[0]
+    assert checkpoint.steps(tmp_path / "at_the_end") == checkpoint.steps(tmp_path / "at_the_next") == []
+
+
+def test_full_disk_says_to_free_space(tmp_path, monkeypatch):
+    def full(self):
+        raise ValueError("RESOURCE_EXHAUSTED: Failed to write 16 bytes: No space left on device [os_error_code='28']")
+
+    with checkpoint.open(tmp_path) as checkpoints:
+        checkpoints.save(1, {"w": jnp.zeros(4)}, {})
+        monkeypatch.setattr(checkpoint.ocp.training.Checkpointer, "wait", full)
+        with pytest.raises(checkpoint.CheckpointNotWritten, match=f"step 1 .*{os.strerror(errno.ENOSPC)}; free some"):
+            checkpoints.wait()
+
+
+def test_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        checkpoint.CheckpointNotWritten, match="cannot be kept in .*Not a directory; give a work folder"
+    ):
+        checkpoint.open(tmp_path / "file" / "checkpoints")
+
+
+def test_options_that_keep_nothing():
+    with pytest.raises(ValueError, match="keep at least 1"):
+        checkpoint.open("unused", keep_latest=0)
+    with pytest.raises(ValueError, match="needs a metric"):
+        checkpoint.open("unused", keep_best=1)
+
+
+def test_optimizer_goes_on_bit_for_bit(tmp_path):
+    """Restored moments and step count give the update that the running optimizer gives."""
+    state = train_state(warmup_steps=5)
+    transformation, _ = optim.make({"lr": 0.1, "wd": 0.1, "warmup_steps": 5}, state.params, 10, 8, 1)
+    save(tmp_path, (3, state, None))
+    with checkpoint.open(tmp_path) as checkpoints:
+        restored = checkpoints.restore(3, abstract(state))
+    steps = [transformation.update(one.params, one.opt, one.params) for one in (state, restored)]
+    assert_same(*(optax.apply_updates(state.params, updates) for updates, _ in steps))
+    assert_same(*(moments for _, moments in steps))
