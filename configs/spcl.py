@@ -27,7 +27,7 @@ def get_config(arg: str = ""):
         "channels": 1,
         "positions": "sincos",  # or learned
         "dtype": "float32",  # of the computation; bfloat16 on accelerators
-        "remat": True,
+        "remat": "dots",  # or none (fastest where memory allows), full (smallest)
         "unroll": False,
     }
     config.partition = {
@@ -84,11 +84,8 @@ def recipe(config):
     config.model.update({"variant": "B", "image_px": 224, "patch_px": 16, "dtype": "bfloat16"})
     config.data.sets = "chestxray14"
     config.batch_size = 2048
-    config.duration = {"total_steps": None, "total_epochs": 200.0, "total_examples": None}
-    config.optim.lr = None
-    config.optim.warmup_steps = None
-    config.optim.base_lr = 1.5e-4
-    config.optim.warmup_epochs = 10.0
+    config.duration.update({"total_steps": None, "total_epochs": 200.0})
+    config.optim.update({"lr": None, "base_lr": 1.5e-4, "warmup_steps": None, "warmup_epochs": 10.0})
     config.log_every_steps = 50
     config.evals = {
         "chestxray14_probe": {
@@ -102,10 +99,10 @@ def recipe(config):
 
 
 def smoke(config):
-    config.model.update({"variant": "test", "image_px": 32, "patch_px": 8, "dtype": "float32"})
+    config.model.update({"variant": "test", "image_px": 32, "patch_px": 4, "dtype": "float32"})
     config.batch_size = 16
     config.loss.groups = 1
-    config.duration = {"total_steps": 6, "total_epochs": None, "total_examples": None}
+    config.duration.update({"total_steps": 6, "total_epochs": None})
     config.optim.update({"lr": 1e-3, "base_lr": None, "warmup_steps": 2, "warmup_epochs": None})
     config.log_every_steps = 2
     for entry in config.evals.values():

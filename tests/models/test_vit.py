@@ -1,0 +1,172 @@
+"""The Vision Transformer on subsets of tokens: specification tests T4–T8 of S-PCL, counts, and its options."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cxrjax.models import posemb
+from cxrjax.models.vit import ViT
+
+VIT = ViT("test", patch_px=8, image_px=32)  # 16 tokens
+
+
+@pytest.fixture(scope="module")
+def images():
+    return jax.random.normal(jax.random.key(1), (3, 32, 32, 1))
+
+
+@pytest.fixture(scope="module")
+def params(images):
+    return jax.jit(VIT.init)(jax.random.key(0), images)
+
+
+@functools.cache
+def compiled(vit, options):
+    return jax.jit(lambda params, images, ids, key: vit.apply(params, images, ids, key=key, **dict(options)))
+
+
+def apply(params, images, ids=None, vit=VIT, key=None, **options):
+    return compiled(vit, tuple(options.items()))(params, images, ids, key)
+
+
+def test_sincos_table_is_maes():
+    """Written out from MAE's get_2d_sincos_pos_embed: w half first; sin before cos."""
+    p, q, d = 3, 5, 16
+    table = posemb.sincos_2d((p, q), d)
+    for row in range(p):
+        for column in range(q):
+            for i in range(d // 4):
+                omega = 1 / 10000 ** (i / (d / 4))
+                expected = [np.sin(column * omega), np.cos(column * omega), np.sin(row * omega), np.cos(row * omega)]
+                np.testing.assert_allclose(table[row * q + column, i :: d // 4], expected, atol=1e-6)
+
+
+def test_learned_positions_resize_to_another_grid():
+    smooth = np.linspace(0, 1, 8)[:, None, None] + np.linspace(0, 2, 8)[None, :, None]
+    resized = posemb.resize(jnp.asarray(smooth.reshape(64, 1)), (8, 8), (16, 16)).reshape(16, 16)
+    inner = resized[4:-4, 4:-4]
+    np.testing.assert_allclose(np.diff(inner, axis=0), 1 / 14, atol=1e-5)  # a linear ramp stays one, half the slope
+    np.testing.assert_allclose(np.diff(inner, axis=1), 2 / 14, atol=1e-5)
+
+
+def test_trainable_parameter_count_of_vit_b():
+    shapes = jax.eval_shape(ViT("B").init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
+    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == 85_647_360
+
+
+def test_positions_belong_to_the_token(params, images):
+    """T4: with a zero patch embedding, and blocks that pass their input on, token t is row ids[t] of the table."""
+    silent = jax.tree.map(jnp.zeros_like, params)
+    silent["params"]["norm"]["scale"] += 1
+    ids = jnp.asarray([[5, 0, 11], [2, 3, 4], [15, 14, 1]])
+    table = posemb.sincos_2d((4, 4), 64)
+    normalised = (table - table.mean(-1, keepdims=True)) / np.sqrt(table.var(-1, keepdims=True) + 1e-6)
+    for embed in ("kept", "all"):
+        patches = apply(silent, images, ids, embed=embed)["patches"]
+        np.testing.assert_allclose(patches, normalised[np.asarray(ids)], atol=1e-5)
+
+
+def test_embedding_only_what_is_kept_changes_nothing(params, images):
+    ids = jax.random.permutation(jax.random.key(2), 16)[:6] * jnp.ones((3, 1), int)
+    kept, every = (apply(params, images, ids, embed=embed) for embed in ("kept", "all"))
+    np.testing.assert_allclose(kept["patches"], every["patches"], atol=1e-5)
+
+
+def test_views_do_not_see_each_other_or_dropped_patches(params, images):
+    """T5: a patch reaches the view that holds it and nothing else; a dropped one has no gradient."""
+    ids = jnp.stack([jnp.arange(0, 5), jnp.arange(5, 10)])[None].repeat(3, axis=0)  # b v n; tokens 10–15 dropped
+
+    def views(x):
+        return apply(params, x, ids)["cls"]
+
+    before = views(images)
+    of_second = views(images.at[:, 8:16, 8:16].add(1.0))  # token 5
+    assert np.abs(of_second - before)[:, 0].max() == 0
+    assert np.abs(of_second - before)[:, 1].max() > 1e-3
+    gradient = jax.grad(lambda x: views(x).sum())(images)
+    assert np.abs(gradient[:, 24:]).max() == 0 and np.abs(gradient[:, :8]).max() > 0
+
+
+def test_token_order_is_irrelevant_to_cls(params, images):
+    """T6: [CLS] is invariant, patch outputs are equivariant."""
+    ids = jnp.arange(10)[None].repeat(3, axis=0)
+    order = jax.random.permutation(jax.random.key(3), 10)
+    straight, shuffled = apply(params, images, ids), apply(params, images, ids[:, order])
+    np.testing.assert_allclose(straight["cls"], shuffled["cls"], atol=1e-5)
+    np.testing.assert_allclose(straight["patches"][:, order], shuffled["patches"], atol=1e-5)
+
+
+def test_two_views_in_one_call_are_two_calls(params, images):
+    """T7, and T9's trap: un-merging must give view v of picture i, not another pairing."""
+    ids = jnp.stack([jnp.arange(8), jnp.arange(8, 16)])[None].repeat(3, axis=0)
+    both = apply(params, images, ids)["cls"]
+    for view in (0, 1):
+        np.testing.assert_allclose(both[:, view], apply(params, images, ids[:, view])["cls"], atol=1e-5)
+
+
+def test_last_block_trains_keys_and_values_through_cls(params, images):
+    """T8: the last block's patch outputs are not read, its queries, keys and values are."""
+    gradient = jax.grad(lambda p: apply(p, images)["cls"][:, 0].sum())(params)["params"]["blocks"]
+    last_qkv = gradient["attention"]["qkv"]["kernel"][-1]
+    assert all(np.abs(last_qkv[:, i * 64 : (i + 1) * 64]).max() > 0 for i in range(3))
+
+
+def test_cls_shortcut_is_exact_in_value_and_gradient(params, images):
+    def value(p, shortcut):
+        return (apply(p, images, cls_only=shortcut)["cls"] ** 3).sum()
+
+    assert float(value(params, True)) == pytest.approx(float(value(params, False)), rel=1e-5)
+    short, full = (jax.grad(value)(params, shortcut) for shortcut in (True, False))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), short, full)
+    assert "patches" not in apply(params, images, cls_only=True)
+
+
+@pytest.mark.parametrize("options", [{"remat": "none"}, {"remat": "full"}, {"unroll": True, "remat": "none"}])
+def test_scan_remat_and_loop_agree(params, images, options):
+    def gradient(vit):
+        return jax.jit(jax.grad(lambda p: (vit.apply(p, images)["cls"] ** 3).sum()))(params)
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), gradient(VIT), gradient(VIT.clone(**options))
+    )
+
+
+def test_intermediates_are_the_outputs_of_every_block(params, images):
+    out = apply(params, images, intermediates=True)
+    assert out["blocks"].shape == (2, 3, 17, 64)
+    last = out["blocks"][-1]
+    normalised = (last - last.mean(-1, keepdims=True)) / jnp.sqrt(last.var(-1, keepdims=True) + 1e-6)
+    np.testing.assert_allclose(out["patches"], normalised[:, 1:], atol=1e-4)
+
+
+def test_stochastic_depth_drops_whole_branches_and_keeps_the_mean(params, images):
+    vit = VIT.clone(drop_path=0.5)
+    np.testing.assert_array_equal(apply(params, images, vit=vit)["cls"], apply(params, images)["cls"])
+    keys = jax.random.split(jax.random.key(5), 400)
+    first = jax.jit(jax.vmap(lambda k: apply(params, images, vit=vit, key=k, intermediates=True)["blocks"]))(keys)
+    # The first block never drops; the residual of the second is 0 or doubled, half of the time each.
+    np.testing.assert_allclose(first[:, 0].std(axis=0), 0, atol=1e-5)
+    unchanged = np.abs(first[:, 1] - first[:, 0]).max(axis=(2, 3)) == 0
+    assert 0.18 < unchanged.mean() < 0.32  # both branches dropped: 1/4
+
+
+def test_bfloat16_stays_close_and_returns_float32(params, images):
+    out = apply(params, images, vit=VIT.clone(dtype=jnp.bfloat16))
+    assert out["cls"].dtype == jnp.float32
+    np.testing.assert_allclose(out["cls"], apply(params, images)["cls"], atol=0.1)
+
+
+def test_other_picture_sizes_and_impossible_ones(params, images):
+    assert apply(params, jnp.zeros((1, 48, 32, 1)))["patches"].shape == (1, 24, 64)
+    with pytest.raises(ValueError, match="do not divide into patches of 8 px"):
+        apply(params, jnp.zeros((1, 30, 32, 1)))
+
+
+def test_learned_positions_are_parameters_and_fixed_ones_are_not(params, images):
+    learned = jax.eval_shape(VIT.clone(positions="learned").init, jax.random.key(0), images)["params"]
+    assert learned["pos_embed"].shape == (17, 64)
+    assert "pos_embed" not in params["params"]
