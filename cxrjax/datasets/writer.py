@@ -1,0 +1,112 @@
+"""Writes a converted set as TFDS ArrayRecord, whole or not at all, without TensorFlow."""
+
+import contextlib
+import io
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+VERSION = "1.0.0"
+UNFINISHED = ".converting"  # below the data folder: what is not finished, where no reader looks
+
+
+class OutputError(OSError):
+    """The data folder cannot be written."""
+
+
+def unfinished_directory(data_dir: Path, name: str) -> Path:
+    """Folder for the unfinished conversion of a set, made if it is not there; raises OutputError."""
+    directory = data_dir / UNFINISHED / name
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise output_error(data_dir, error) from None
+    return directory
+
+
+def tidy(data_dir: Path, name: str) -> None:
+    """Takes away what is left of the unfinished conversion of a set."""
+    shutil.rmtree(data_dir / UNFINISHED / name, ignore_errors=True)
+    with contextlib.suppress(OSError):  # another set is being converted
+        (data_dir / UNFINISHED).rmdir()
+
+
+def output_error(data_dir: Path, error: OSError) -> OutputError:
+    """The sentence for a data folder that is full, read-only or no folder."""
+    return OutputError(
+        f"The data folder {data_dir} cannot be written: {error.strerror or error}. Free some space or choose another "
+        "folder with --data-dir or CXRJAX_DATA; what is converted already is kept."
+    )
+
+
+def write(
+    data_dir: Path,
+    name: str,
+    *,
+    features: tfds.features.FeaturesDict,
+    examples: Mapping[str, Callable[[], Iterator[tuple[str, dict[str, Any]]]]],
+    metadata: Mapping[str, Any],
+    description: str,
+    version: str = VERSION,
+) -> Path:
+    """Writes `<data_dir>/<name>/<version>/` and returns it; a set of that version that is there is replaced.
+
+    examples: split -> function that gives (unique key, example in the form of `features`) pairs.
+    Readers see the old set or the new one, never a part: the set is written elsewhere and renamed. Raises OutputError.
+    """
+    unfinished = unfinished_directory(data_dir, name)
+    scratch = unfinished / "set"
+    target = data_dir / name / version
+    try:
+        shutil.rmtree(scratch, ignore_errors=True)
+        builder = _builder(scratch, name, version, features, examples, metadata, description)
+        tfds.disable_progress_bar()
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces a download of unknown size
+            builder.download_and_prepare()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        replaced = unfinished / "replaced"
+        shutil.rmtree(replaced, ignore_errors=True)
+        if target.exists():
+            os.replace(target, replaced)
+        os.replace(scratch / name / version, target)
+        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
+    except OSError as error:
+        raise output_error(data_dir, error) from None
+    return target
+
+
+def _builder(
+    data_dir: Path,
+    set_name: str,
+    version: str,
+    features: tfds.features.FeaturesDict,
+    examples: Mapping[str, Callable[[], Iterator]],
+    metadata: Mapping[str, Any],
+    description: str,
+) -> tfds.core.DatasetBuilder:
+    class ConvertedSet(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        name = set_name
+        VERSION = tfds.core.Version(version)
+        code_path = None  # its discovery imports importlib_resources, which TFDS does not declare
+        pkg_dir_path = None
+
+        def _info(self) -> tfds.core.DatasetInfo:
+            return tfds.core.DatasetInfo(
+                builder=self,
+                description=description,
+                features=features,
+                metadata=tfds.core.MetadataDict(metadata),
+            )
+
+        def _split_generators(self, dl_manager):
+            return {split: self._generate_examples(generate) for split, generate in examples.items()}
+
+        def _generate_examples(self, generate):
+            yield from generate()
+
+    return ConvertedSet(data_dir=data_dir, file_format="array_record")

@@ -1,0 +1,147 @@
+"""Converts raw sets, once, into the form that training reads.
+
+    python -m cxrjax.prepare --list
+    python -m cxrjax.prepare phantom
+    python -m cxrjax.prepare folder --raw DIR --name clinic --table list.csv \\
+        --map file='png/{ID}.png' patient=Patient labels=Diagnosis view=View --separator ';'
+    python -m cxrjax.prepare folder --raw DIR --mapping configs/sets/tb_lung_masks.json
+
+Converted sets go to $CXRJAX_DATA (by default ~/.cache/cxrjax). Stopped conversions go on where they were.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cxrjax.datasets import schema
+
+SETS = {
+    "folder": "any folder of PNG or JPEG pictures, with a CSV or Parquet table of patients, labels, views, splits ...",
+    "phantom": "radiographs computed through a small 3-D anatomy, with findings, masks and reports; needs no raw data",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns 0, 1 where bad files kept the set from being written, 2 for a mistake."""
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    if given.list:
+        print(listing(given.data_dir or schema.data_dir()))
+        return 0
+    if given.set is None:
+        parser.print_help()
+        return 2
+    try:
+        return _RUN[given.set](given)
+    except (ValueError, OSError) as error:
+        if given.debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Stopped. What is converted is kept: the same command goes on from there.", file=sys.stderr)
+        return 130
+
+
+def listing(data_dir: Path) -> str:
+    """The sets that can be converted, and those in the data folder with their pictures per split."""
+    from cxrjax.input import source
+
+    lines = ["Known sets:", *(f"  {name:<10} {what}" for name, what in SETS.items()), f"Converted in {data_dir}:"]
+    names = source.converted(data_dir)
+    for name in names:
+        there = source.open_set(name, data_dir)
+        sizes = ", ".join(f"{split} {size}" for split, size in there.split_sizes.items())
+        lines.append(f"  {name}: {sizes}; {len(there.label_names)} labels; {there.directory}")
+    return "\n".join(lines if names else [*lines, "  none yet"])
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw_text = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m cxrjax.prepare", description=__doc__, formatter_class=raw_text)
+    parser.add_argument("--list", action="store_true", help="name the known sets and those that are converted")
+    shared = argparse.ArgumentParser(add_help=False)
+    for one in (parser, shared):
+        default = None if one is parser else argparse.SUPPRESS
+        one.add_argument("--data-dir", type=Path, default=default, help="folder of the converted sets [$CXRJAX_DATA]")
+        one.add_argument(
+            "--debug", action="store_true", default=default or False, help="show the traceback of an error"
+        )
+    sets = parser.add_subparsers(dest="set", metavar="SET", title="sets")
+
+    folder = sets.add_parser("folder", parents=[shared], help=SETS["folder"], description=_folder_help())
+    folder.formatter_class = raw_text
+    folder.add_argument("--raw", type=Path, required=True, metavar="DIR", help="folder that holds the pictures")
+    folder.add_argument("--mapping", type=Path, metavar="JSON", help="file with the mapping; the options below win")
+    folder.add_argument("--name", help="name of the converted set")
+    folder.add_argument("--table", help="CSV, TSV or Parquet with one row per picture, in the raw folder or elsewhere")
+    folder.add_argument("--map", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help="mapping keys")
+    folder.add_argument("--separator", help="between the labels of one cell ['|']")
+    folder.add_argument("--short-side", type=int, default=256, metavar="PX", help="of the converted pictures [256]")
+    folder.add_argument("--format", choices=("jpeg", "png"), default="jpeg", help="of the converted pictures [jpeg]")
+    folder.add_argument("--workers", type=int, help="threads that decode and encode [one per core]")
+    folder.add_argument(
+        "--allow-bad", action="store_true", help="write the set without the files that are missing or bad"
+    )
+    folder.add_argument("--overwrite", action="store_true", help="replace a set of this name made from something else")
+
+    phantom = sets.add_parser("phantom", parents=[shared], help=SETS["phantom"], description=SETS["phantom"])
+    phantom.add_argument("--studies", type=int, metavar="N", help="studies, each frontal and lateral")
+    phantom.add_argument("--short-side", type=int, metavar="PX", help="of the pictures")
+    return parser
+
+
+def _folder_help() -> str:
+    """The keys of a mapping, with the comments beside them in its definition."""
+    import inspect
+
+    from cxrjax.datasets.mapping import Mapping
+
+    source = inspect.getsource(Mapping).split('"""')
+    keys = "\n".join(line[2:].split("  # ")[0].ljust(46) + line.partition("  # ")[2] for line in source[2].splitlines())
+    return f"{SETS['folder']}\n\nMapping keys (JSON file, or --map KEY=VALUE ...):\n{keys}\n\n{source[1].strip()}"
+
+
+def _folder(given: argparse.Namespace) -> int:
+    from cxrjax.datasets import folder, mapping
+
+    keys = mapping.from_arguments(given.map)
+    named = {"name": given.name, "table": given.table, "separator": given.separator}
+    keys |= {key: value for key, value in named.items() if value is not None}
+    made = folder.convert(
+        given.raw,
+        mapping.load(given.mapping, **keys),
+        data_dir=given.data_dir,
+        short_side=given.short_side,
+        image_format=given.format,
+        workers=given.workers,
+        allow_bad=given.allow_bad,
+        overwrite=given.overwrite,
+    )
+    print(made.counts)
+    if made.directory is None:
+        print(
+            "error: the set was not written because of the files above. Correct them and run the same command again "
+            "(what is converted is kept), or add --allow-bad to write the set without them.",
+            file=sys.stderr,
+        )
+        return 1
+    print(f"Converted set: {made.directory}")
+    return 0
+
+
+def _phantom(given: argparse.Namespace) -> int:
+    from cxrjax.datasets import phantom
+
+    options = {"studies": given.studies, "short_side": given.short_side}
+    data_dir = given.data_dir or schema.data_dir()
+    made = phantom.build(data_dir, **{key: value for key, value in options.items() if value is not None})
+    print(f"Converted set: {made}")
+    return 0
+
+
+_RUN = {"folder": _folder, "phantom": _phantom}
+
+if __name__ == "__main__":
+    raise SystemExit(main())
