@@ -1,0 +1,207 @@
+"""What a run says of itself: metrics.jsonl, TensorBoard, a progress line. It does not wait for the device.
+
+`log` keeps the arrays and starts their copy; they are read when the next record comes, by which time they are done.
+Before a checkpoint everything is written out (`check_finite`), so the lines of a resumed run's file are those of a run
+that was never interrupted, fields under "time/" excepted.
+"""
+
+import datetime
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import cv2
+import jax
+import numpy as np
+from tensorboard.compat.proto import event_pb2, summary_pb2
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tqdm import tqdm
+
+_SECONDS_BETWEEN_LINES = 10
+
+
+class NonFinite(FloatingPointError):
+    """A logged or saved training value is NaN or infinite."""
+
+
+class Tracker:
+    """Records of one run, for `with Tracker(...) as tracker`; process 0 writes, every process checks.
+
+    start: the step resumed from; records of later steps, and a line cut off by a kill, are taken out of metrics.jsonl.
+    every: steps between records, see `due`. batch_size is global.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, total_steps: int, batch_size: int, every: int = 50, start: int = 0):
+        self.workdir = Path(workdir)
+        self.total_steps, self.batch_size, self.every = total_steps, batch_size, every
+        self._pending: tuple[int, dict, float] | None = None
+        self._window: tuple[int, float] | None = None  # step and time of the record before
+        self._began: tuple[int, float] | None = None  # of the first record: what came before was mostly compiling
+        self._printed = -math.inf
+        self._writes = jax.process_index() == 0
+        self._bar = None
+        if self._writes:
+            self.workdir.mkdir(parents=True, exist_ok=True)
+            self._file = _reopen(self.workdir / "metrics.jsonl", start)
+            self._tensorboard = EventFileWriter(str(self.workdir / "tensorboard"))
+            if start:
+                # TensorBoard forgets what an earlier session wrote from this step on.
+                session = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+                self._tensorboard.add_event(event_pb2.Event(step=start + 1, wall_time=time.time(), session_log=session))
+            if sys.stderr.isatty():
+                self._bar = tqdm(total=total_steps, initial=start, unit="step", dynamic_ncols=True)
+
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        try:
+            self._write_pending(check=error is None)
+        finally:
+            if self._writes:
+                self._file.close()
+                self._tensorboard.close()
+            if self._bar is not None:
+                self._bar.close()
+
+    def due(self, step: int) -> bool:
+        """Whether a record of `step` (1 after the first update) is wanted: every `every` steps, and the last."""
+        return step % self.every == 0 or step == self.total_steps
+
+    def log(self, step: int, scalars: Mapping[str, Any]) -> None:
+        """Takes one record: {"train/loss": device array or number, …}. Writes the record before this one.
+
+        Raises NonFinite if that one has a "train/" value that is NaN or infinite.
+        """
+        self._write_pending(check=True)
+        for value in scalars.values():
+            if isinstance(value, jax.Array):
+                value.copy_to_host_async()
+        self._pending = (step, dict(scalars), time.monotonic())
+
+    def flush(self) -> None:
+        """Writes what is pending, to the disk; raises NonFinite as `log` does."""
+        self._write_pending(check=True)
+        if self._writes:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._tensorboard.flush()
+
+    def check_finite(self, step: int, scalars: Mapping[str, Any]) -> None:
+        """To be called before the state of `step` is saved: waits for the device, writes what is pending.
+
+        Raises NonFinite naming the step and the values that are not finite.
+        """
+        self.flush()
+        _check(step, _fetch(scalars))
+
+    def picture(self, name: str, image: np.ndarray, step: int = 0) -> None:
+        """Writes <workdir>/<name>.png and shows it in TensorBoard. image: uint8 h w, h w 1 or h w 3 (RGB)."""
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (1,), (3,)):
+            raise ValueError(
+                f"picture '{name}' is {image.dtype} {image.shape}; give uint8 (h, w), (h, w, 1) or (h, w, 3)"
+            )
+        if not self._writes:
+            return
+        encoded = cv2.imencode(".png", image[..., ::-1] if image.shape[2:] == (3,) else image)[1].tobytes()
+        path = self.workdir / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded)
+        shown = summary_pb2.Summary.Image(height=image.shape[0], width=image.shape[1], encoded_image_string=encoded)
+        self._show(step, [summary_pb2.Summary.Value(tag=name, image=shown)])
+
+    def _write_pending(self, check: bool) -> None:
+        if self._pending is None:
+            return
+        (step, scalars, when), self._pending = self._pending, None
+        values = _fetch(scalars)
+        rate = self._images_per_second(step, when)
+        if self._writes:
+            timed = values | ({"time/images_per_second": rate} if rate else {}) | {"time/unix_s": time.time()}
+            finite = {name: value if math.isfinite(value) else None for name, value in timed.items()}
+            self._append(json.dumps({"step": step, **finite}))
+            self._show(step, [summary_pb2.Summary.Value(tag=k, simple_value=v) for k, v in timed.items()])
+            self._progress(step, values.get("train/loss"), rate, when)
+        if check:
+            _check(step, values)
+
+    def _images_per_second(self, step: int, when: float) -> float | None:
+        """Over the steps since the record before. A second record of a step (evaluation) only restarts the clock."""
+        before, self._window = self._window, (step, when)
+        if before is None:
+            self._began = (step, when)
+        if before is None or step <= before[0]:
+            return None
+        return (step - before[0]) * self.batch_size / max(when - before[1], 1e-9)
+
+    def _append(self, line: str) -> None:
+        try:
+            self._file.write(line + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise OSError(
+                f"{self._file.name} cannot be written: {error.strerror}; free some space and resume"
+            ) from None
+
+    def _show(self, step: int, values: list) -> None:
+        summary = summary_pb2.Summary(value=values)
+        self._tensorboard.add_event(event_pb2.Event(step=step, wall_time=time.time(), summary=summary))
+
+    def _progress(self, step: int, loss: float | None, rate: float | None, when: float) -> None:
+        said = [f"loss {loss:.4g}"] if loss is not None else []
+        said += [f"{rate:.4g} images/s"] if rate else []
+        if self._bar is not None:
+            self._bar.set_postfix_str(", ".join(said), refresh=False)
+            self._bar.update(step - self._bar.n)
+            return
+        now = time.monotonic()
+        if loss is None or (now - self._printed < _SECONDS_BETWEEN_LINES and step < self.total_steps):
+            return
+        self._printed = now
+        steps, seconds = step - self._began[0], when - self._began[1]
+        left = round((self.total_steps - step) * seconds / steps) if steps else None
+        said += [f"ETA {datetime.timedelta(seconds=left)}"] if left else []
+        print(f"step {step}/{self.total_steps} ({step / self.total_steps:.0%})  {'  '.join(said)}", flush=True)
+
+
+def _fetch(scalars: Mapping[str, Any]) -> dict[str, float]:
+    values = jax.device_get(dict(scalars))
+    wide = {name: np.shape(value) for name, value in values.items() if np.size(value) != 1}
+    if wide:
+        raise ValueError(f"only single numbers can be logged; of {len(values)} these are arrays: {wide}")
+    return {name: float(np.asarray(value).reshape(())) for name, value in values.items()}
+
+
+def _check(step: int, values: dict[str, float]) -> None:
+    train = {name: value for name, value in values.items() if name.startswith("train/")}
+    bad = {name: value for name, value in train.items() if not math.isfinite(value)}
+    if bad:
+        # The term that started it says more than the loss and the norms that it took along.
+        first = sorted(bad, key=lambda name: (not name.startswith("train/term/"), name))
+        found = ", ".join(f"{name} = {bad[name]}" for name in first)
+        raise NonFinite(
+            f"step {step}: {found}; {len(train) - len(bad)} of {len(train)} logged training values are finite. "
+            "Lower the learning rate, lengthen the warm-up or set grad_clip, and resume: nothing of this was saved"
+        )
+
+
+def _reopen(path: Path, start: int):
+    """The file for appending, holding whole lines of steps up to `start` only."""
+    if path.exists():
+        kept = [line for line in path.read_text(errors="replace").splitlines(keepends=True) if _step(line) <= start]
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(kept))
+        partial.replace(path)
+    return path.open("a")
+
+
+def _step(line: str) -> float:
+    try:
+        return json.loads(line)["step"] if line.endswith("\n") else math.inf
+    except (ValueError, KeyError, TypeError):
+        return math.inf
