@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 BATCH_AXES = ("data", "fsdp")
@@ -103,6 +104,16 @@ def to_global(host_batch: Any, mesh: Mesh) -> Any:
         return jax.make_array_from_process_local_data(sharding if array.ndim else whole, array)
 
     return jax.tree.map(place, host_batch)
+
+
+def any_process(flag: bool, meet: bool = True) -> bool:
+    """Whether `flag` is set on any process, asked only where `meet` (the same on all of them) is true, else False.
+
+    With a single process it is `flag` itself, whatever `meet` says.
+    """
+    if jax.process_count() == 1:
+        return flag
+    return meet and bool(multihost_utils.process_allgather(np.asarray(flag)).any())
 
 
 def _batch_parts(mesh: Mesh) -> int:

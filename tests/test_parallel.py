@@ -83,3 +83,10 @@ def test_partition_that_does_not_fit_names_the_leaf(partition, message):
     mesh = parallel.make_mesh({"data": 2, "fsdp": 4})
     with pytest.raises(ValueError, match=f"encoder/bias .*{message}"):
         parallel.shardings({"encoder": {"bias": jnp.zeros(6)}}, mesh, [("bias", partition)])
+
+
+def test_any_process(monkeypatch):
+    assert parallel.any_process(True, meet=False) and not parallel.any_process(False)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(parallel.multihost_utils, "process_allgather", lambda flag: np.array([flag, True]))
+    assert parallel.any_process(False) and not parallel.any_process(True, meet=False)
