@@ -1,0 +1,131 @@
+"""The embedded set: simulated chest X-ray studies with exact masks, boxes and reports, for tests and first runs.
+
+Nothing measured on it says anything about patients. Study `i` of a seed is the same wherever it is rendered.
+"""
+
+import fcntl
+import json
+import os
+import sys
+import types
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import tensorflow_datasets as tfds
+from tqdm import tqdm
+
+from cxrjax.datasets import schema, writer
+from cxrjax.datasets.findings import LABELS
+from cxrjax.datasets.study import FEWEST_STUDIES, records, split_of
+
+NAME = "phantom"
+STUDIES = 3000
+DESCRIPTION = "Simulated chest radiographs for tests and demonstrations; results on them have no clinical meaning."
+# A quarter of a minute of rendering on one core: below it, starting processes costs more than it brings.
+IN_PROCESS_PIXELS = 20_000_000
+
+
+def build(
+    data_dir: str | os.PathLike | None = None,
+    *,
+    studies: int = STUDIES,
+    short_side: int = 256,
+    seed: int = 0,
+    progress: bool = True,
+) -> Path:
+    """Builds set "phantom" below the data folder unless it is there, and returns its directory.
+
+    data_dir: the data folder, by default `schema.data_dir()`; studies: each has a frontal and a lateral picture;
+    short_side: pixels; progress: shows a bar. The set appears whole or not at all; a build that was interrupted is
+    begun anew, and of two builds at a time the second waits for the first.
+    Raises ValueError where a phantom with other settings is there already, or `studies` are too few for three splits;
+    writer.OutputError where the folder cannot be written.
+    """
+    if studies < FEWEST_STUDIES:
+        raise ValueError(f"A phantom needs at least {FEWEST_STUDIES} studies to fill its three splits; got {studies}.")
+    folder = Path(data_dir) if data_dir is not None else schema.data_dir()
+    settings = {"studies": studies, "short_side": short_side, "seed": seed}
+    directory = folder / NAME / writer.VERSION
+    if _is_there(directory, settings):
+        return directory
+    with _only_builder(folder):
+        if not _is_there(directory, settings):
+            _write(folder, settings, progress)
+    return directory
+
+
+def _is_there(directory: Path, settings: dict) -> bool:
+    if not (directory / "dataset_info.json").exists():
+        return False
+    metadata = tfds.builder_from_directory(str(directory)).info.metadata
+    there = {name: metadata.get(name) for name in settings}
+    if there != settings:
+        raise ValueError(
+            f"{directory} holds a phantom built with {json.dumps(there)}, but {json.dumps(settings)} was asked for. "
+            "Give another data_dir, or delete that folder to build it anew."
+        )
+    return True
+
+
+@contextmanager
+def _only_builder(folder: Path):
+    writer.unfinished_directory(folder, NAME)
+    with open(folder / f".{NAME}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _write(folder: Path, settings: dict, progress: bool) -> None:
+    studies, short_side, seed = settings["studies"], settings["short_side"], settings["seed"]
+    of_split = {split: [] for split in schema.SPLITS}
+    for index in range(studies):
+        of_split[split_of(seed, index)].append(index)
+    with tqdm(total=studies, desc="Rendering the phantom", unit=" studies", disable=not progress) as bar:
+
+        def examples(indices: list[int]) -> Iterator[tuple[str, dict]]:
+            work = partial(records, seed, short_side=short_side)
+            for study in _in_order(work, indices, pixels=2 * short_side**2 * len(indices)):
+                for record in study:
+                    boxes = [{**box, "bbox": tfds.features.BBox(**box["bbox"])} for box in record["boxes"]]
+                    yield record["image_id"], {**record, "boxes": boxes}
+                bar.update()
+
+        writer.write(
+            folder,
+            NAME,
+            features=schema.features(
+                LABELS, image_format="jpeg", mask=True, boxes=True, report=True, finding_mask=True
+            ),
+            examples={split: partial(examples, indices) for split, indices in of_split.items()},
+            metadata={
+                "label_names": list(LABELS),
+                "description_of_source": "line integrals through a simulated 3-D chest",
+                **settings,
+            },
+            description=DESCRIPTION,
+        )
+    writer.tidy(folder, NAME)
+
+
+def _in_order(work, indices: list[int], pixels: int) -> Iterator:
+    """`work` of every index, in order; in processes where there are enough pixels to pay for starting them.
+
+    The processes are spawned, not forked, because JAX may have started its threads. They get an empty main module, so
+    that a caller's script is not run again in each of them.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if cores == 1 or pixels < IN_PROCESS_PIXELS:
+        yield from map(work, indices)
+        return
+    with ProcessPoolExecutor(cores, mp_context=get_context("spawn")) as pool:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        try:
+            results = pool.map(work, indices, chunksize=4)
+        finally:
+            sys.modules["__main__"] = main
+        yield from results
