@@ -45,12 +45,12 @@ def make(
 ) -> tuple[optax.GradientTransformation, Callable]:
     """The optax transformation, and `report(step) -> {"lr": …}` for the log.
 
-    config: the keys of KEYS, None meaning "not given". abstract_params: a tree of anything with a shape.
+    config: the keys of KEYS, None or an empty list meaning "not given". abstract_params: a tree of anything with a shape.
     batch_size is global; steps_per_epoch = training examples / batch_size, not rounded.
     Raises ValueError for an unknown key, a rule that fits no parameter, parameters no rule covers, and learning rates
     or warm-ups given twice or not at all.
     """
-    config = {key: value for key, value in dict(config).items() if value is not None}
+    config = {key: value for key, value in dict(config).items() if value is not None and value != () and value != []}
     unknown = sorted(set(config) - set(KEYS))
     if unknown:
         raise ValueError(f"unknown optimizer keys {unknown}; there are {sorted(KEYS)}")

@@ -163,6 +163,14 @@ def test_frozen_keep_their_value_and_cost_no_memory(params, grads, name):
     assert [path for path in flat(state) if "head/kernel" in path]
 
 
+def test_empty_and_none_mean_not_given(params, grads):
+    config = dict(name="adamw", lr=0.1, wd=0.1, schedule="constant")
+    blank = dict(base_lr=None, warmup_steps=None, grad_clip=None, layer_decay=None, lr_mults=(), wd_mults=[], frozen=())
+    found, _ = run(ml_collections.ConfigDict(config | blank), params, grads)
+    expected, _ = run(config, params, grads)
+    assert all(np.array_equal(found[path], expected[path]) for path in expected)
+
+
 def test_grad_clip_is_the_global_norm(params, grads):
     config = dict(name="sgd", lr=1.0, schedule="constant", momentum=0.0, grad_clip=0.5)
     found, _ = run(config, params, grads)
