@@ -45,7 +45,7 @@ def make(
 ) -> tuple[optax.GradientTransformation, Callable]:
     """The optax transformation, and `report(step) -> {"lr": …}` for the log.
 
-    config: the keys of KEYS, None or an empty list meaning "not given". abstract_params: a tree of anything with a shape.
+    config: the keys of KEYS, None or an empty list meaning "not given". abstract_params: a tree of things with a shape.
     batch_size is global; steps_per_epoch = training examples / batch_size, not rounded.
     Raises ValueError for an unknown key, a rule that fits no parameter, parameters no rule covers, and learning rates
     or warm-ups given twice or not at all.
