@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 WEIGHTS, CONFIG, PREPROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
 PIL_BILINEAR = 2  # antialiased when it shrinks
@@ -80,7 +80,8 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(json.dumps(dict(config), indent=2) + "\n")
     (folder / PREPROCESSOR).write_text(json.dumps(preprocessor, indent=2) + "\n")
-    save_file(dict(weights), folder / WEIGHTS, metadata={"format": "pt"})
+    # `save_file` would leave a file that only its owner may read.
+    (folder / WEIGHTS).write_bytes(save(dict(weights), metadata={"format": "pt"}))
 
 
 def _normalisation(folder: Path, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -1,0 +1,43 @@
+"""Writes the folder of a run that was never trained: a config, and a checkpoint of noise."""
+
+import importlib.util
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from cxrjax import checkpoint, methods
+from cxrjax import config as shared
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def config(name="spcl", words="smoke", **changes):
+    """The config of configs/<name>.py:<words>; changes are by dotted key with __ for the dot."""
+    spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found = module.get_config(words)
+    found.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
+    return found
+
+
+def write(workdir, settings, step=6, seed=0):
+    """Writes config.json and one checkpoint of noisy parameters into `workdir`; returns the parameters."""
+    method = methods.make(settings)
+    px = method.image_px
+    batch = {"image": np.zeros((1, 1, px, px, 1), np.uint8), "patient": np.zeros(1, np.int32)}
+    params, state = jax.eval_shape(lambda: method.init(jax.random.key(0), batch))
+    rng = np.random.default_rng(seed)
+
+    def noise(path, leaf):
+        value = np.float32(path[-1].key == "scale") + 0.1 * rng.standard_normal(leaf.shape, np.float32)
+        return jax.numpy.asarray(value)
+
+    params = jax.tree.map_with_path(noise, params)
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / "config.json").write_text(shared.to_json(settings))
+    with checkpoint.open(workdir / "checkpoints") as saved:
+        tree = {"step": jax.numpy.asarray(step), "params": params, "state": state, "opt_state": {}}
+        saved.save(step, tree, {"step": step})
+    return params
