@@ -1,0 +1,55 @@
+"""A trained model as the commands that use one see it: any folder of a run becomes a method with its parameters."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from cxrjax import checkpoint, methods
+from cxrjax import config as shared
+from cxrjax.imaging import pixels
+from cxrjax.methods import Method
+
+
+class Trained(NamedTuple):
+    """A method and what it learned; `digest` changes whenever the parameters do."""
+
+    config: ConfigDict
+    method: Method
+    params: Any
+    state: Any
+    step: int
+    digest: str
+    workdir: Path
+
+
+def load(directory: str | Path, step: int | str = "latest", dtype: str | None = None) -> Trained:
+    """Reads the parameters of one step, and nothing of the optimizer, on any machine.
+
+    directory: a workdir, its checkpoints folder or one step's folder. step: number, "latest" or "best".
+    dtype: of the method's computation; by default the config's.
+    Raises CheckpointNotFound, CheckpointMismatch, and ValueError where the run's config.json is gone.
+    """
+    found = Path(checkpoint.find(directory, step))
+    workdir = next((above for above in list(found.parents)[:2] if (above / "config.json").is_file()), None)
+    if workdir is None:
+        raise ValueError(f"There is no config.json beside {found}; copy it from the workdir that the run was made in.")
+    config = shared.from_json((workdir / "config.json").read_text())
+    computed = config.copy_and_resolve_references()
+    if dtype is not None:
+        computed.model.dtype = dtype
+    method = methods.make(computed)
+    params, state = jax.eval_shape(lambda: method.init(jax.random.key(0), _batch_of_one(method)))
+    stored = checkpoint.load_params(found, "latest", {"params": params, "state": state})
+    return Trained(
+        config, method, stored["params"], stored["state"], int(found.name), checkpoint.digest(found), workdir
+    )
+
+
+def _batch_of_one(method: Method) -> dict[str, np.ndarray]:
+    """What the method's own `views` make of a picture, for the shapes that its `init` reads."""
+    picture = np.zeros((method.image_px, method.image_px), np.uint8)
+    example = {"image": pixels.encode(picture, "png"), "set": "", "image_id": "", "patient_id": "", "study_id": ""}
+    return {key: np.asarray(value)[None] for key, value in method.views(example, np.random.default_rng(0)).items()}
