@@ -1,0 +1,166 @@
+"""Write a trained encoder as a folder that PyTorch users load.
+
+    python -m cxrjax.export --checkpoint WORKDIR --output FOLDER [--step latest|best|N] [--overwrite]
+
+The folder holds config.json, model.safetensors, preprocessor_config.json and README.md (the model card), and loads with
+`transformers.ViTModel.from_pretrained(FOLDER, add_pooling_layer=False)`. Where torch and transformers are installed,
+the features of both sides are compared before anything is put in place; nothing is written if they differ.
+"""
+
+import argparse
+import importlib.util
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from cxrjax import model_card, trained
+from cxrjax.interop import huggingface, torch_vit
+from cxrjax.models import posemb, vit
+
+TOLERANCE = 1e-4
+CARD = "README.md"
+
+
+class Parity(NamedTuple):
+    """Largest difference between our features and PyTorch's, and what was compared."""
+
+    difference: float
+    largest: float  # largest feature, for scale
+    pictures: int
+
+
+def export(
+    checkpoint: str | Path, output: str | Path, step: int | str = "latest", overwrite: bool = False
+) -> Parity | None:
+    """Writes the encoder of a checkpoint as a Hugging Face folder with a model card.
+
+    checkpoint, step: as in `trained.load`. overwrite: replaces the four files in a folder that is not empty.
+    Returns the measured parity, or None where torch or transformers is not installed.
+    Raises ValueError: the encoder is not a ViT, `output` is not empty, or features differ by more than 1e-4.
+    """
+    output = Path(output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())) and not overwrite:
+        raise ValueError(f"{output} is there already and not empty; give another --output, or --overwrite.")
+    # float32 throughout: the weights are, and PyTorch users compute in it unless they ask for less.
+    model = trained.load(checkpoint, step, dtype="float32")
+    weights, config = encoder_weights(model)
+    standardise = model.config.standardise
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as folder:
+        huggingface.write(folder, weights, config, standardise.mean, standardise.std)
+        parity = compare(model, folder) if can_compare() else None
+        if parity is not None and not parity.difference <= TOLERANCE:
+            raise ValueError(
+                f"PyTorch's features differ from ours by up to {parity.difference:.3g}, more than {TOLERANCE:g}; "
+                f"nothing was written. The method {model.config.method!r} may encode with other parameters than "
+                "params['encoder'], or after other preprocessing."
+            )
+        (Path(folder) / CARD).write_text(model_card.text(model, config, parity))
+        output.mkdir(exist_ok=True)
+        for file in sorted(Path(folder).iterdir()):
+            file.replace(output / file.name)
+    return parity
+
+
+def encoder_weights(model: trained.Trained) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Weights by Hugging Face name and the content of config.json, for the encoder of a trained model."""
+    architecture, standardise = model.config.model, model.config.standardise
+    if architecture.get("variant") not in vit.VARIANTS or "encoder" not in model.params:
+        raise ValueError(
+            f"The method {model.config.method!r} has no ViT at params['encoder']; only ViT encoders can be exported."
+        )
+    if standardise.mode != "fixed":
+        raise ValueError(
+            f"The encoder was trained with standardise.mode={standardise.mode!r}, which a Hugging Face processor "
+            "cannot do; only 'fixed' can be exported."
+        )
+    size, grid = vit.VARIANTS[architecture.variant], architecture.image_px // architecture.patch_px
+    return torch_vit.to_huggingface(
+        model.params["encoder"],
+        heads=size.heads,
+        patch_px=architecture.patch_px,
+        image_px=architecture.image_px,
+        position_table=posemb.sincos_2d((grid, grid), size.width) if architecture.positions == "sincos" else None,
+        eps=vit.LAYER_NORM_EPS,
+    )
+
+
+def can_compare() -> bool:
+    """Whether torch and transformers are installed."""
+    return all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
+
+
+def compare(model: trained.Trained, folder: str | Path) -> Parity:
+    """Features of the method's `encode` against those of the loaded folder, through its own processor.
+
+    The pictures are computed: noise, two ramps, discs and black, with the size that the encoder was trained on.
+    """
+    import torch
+    from PIL import Image
+    from transformers import AutoImageProcessor, ViTModel
+
+    images = _pictures(model.method.image_px)
+    with jax.default_matmul_precision("highest"):
+        ours = jax.jit(model.method.encode)(model.params, model.state, images[..., None])
+    processor = AutoImageProcessor.from_pretrained(folder)
+    theirs = ViTModel.from_pretrained(folder, add_pooling_layer=False).eval()
+    with torch.inference_mode():
+        inputs = processor([Image.fromarray(image) for image in images], return_tensors="pt")
+        hidden = theirs(**inputs).last_hidden_state.numpy()
+    pooled = hidden[:, 0] if model.config.get("pool", "cls") == "cls" else hidden[:, 1:].mean(axis=1)
+    patches = np.asarray(ours["patches"]).reshape(len(images), -1, hidden.shape[-1])
+    differences = [np.abs(ours["pooled"] - pooled).max(), np.abs(patches - hidden[:, 1:]).max()]
+    return Parity(float(np.max(differences)), float(np.abs(hidden).max()), len(images))
+
+
+def _pictures(px: int) -> np.ndarray:
+    """uint8 b h w."""
+    ramp = np.linspace(0, 255, px)
+    row, column = np.mgrid[:px, :px]
+    discs = 128 + 60 * np.sin(row / px * 7) * np.cos(column / px * 9)
+    noise = np.random.default_rng(0).integers(0, 256, (px, px))
+    pictures = [noise, np.broadcast_to(ramp, (px, px)), np.broadcast_to(ramp[:, None], (px, px)), discs, 0 * noise]
+    return np.stack(pictures).astype(np.uint8)
+
+
+def step_name(text: str) -> int | str:
+    """ "latest", "best" or a number, from the command line."""
+    if text in ("latest", "best"):
+        return text
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is no step; give a number, latest or best")
+    return int(text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m cxrjax.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--checkpoint", required=True, help="workdir, its checkpoints folder, or one step's folder")
+    parser.add_argument("--output", required=True, help="new folder for the exported model")
+    parser.add_argument("--step", type=step_name, default="latest", help="latest (default), best, or a number")
+    parser.add_argument("--overwrite", action="store_true", help="replace the files of an earlier export")
+    arguments = parser.parse_args(argv)
+    try:
+        parity = export(arguments.checkpoint, arguments.output, arguments.step, arguments.overwrite)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if parity is None:
+        print("Parity was not measured: torch and transformers are not installed.")
+    else:
+        print(
+            f"Largest difference between our features and PyTorch's: {parity.difference:.2e} "
+            f"({parity.pictures} computed pictures; largest feature {parity.largest:.2f})."
+        )
+    print(f"Written: {arguments.output}. Load it with ViTModel.from_pretrained(folder, add_pooling_layer=False).")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

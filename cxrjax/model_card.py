@@ -1,0 +1,142 @@
+"""The README.md of an exported encoder: what it is, how to feed it, and what was measured, from the run's own files."""
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+from cxrjax import config as shared
+from cxrjax.trained import Trained
+
+_CARD = """---
+library_name: transformers
+pipeline_tag: image-feature-extraction
+tags:
+- chest-x-ray
+- self-supervised
+- cxrjax
+---
+
+# {title}
+
+A chest X-ray encoder (ViT, {layers} layers, width {width}, {heads} heads, patches of {patch} px, pictures of {px} px),
+pre-trained with cxrjax for {step} steps.
+
+- Method: {method}
+- Pre-training pictures: {data}
+- Features: {pool}
+
+## Use
+
+```python
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, ViTModel
+
+folder = "."  # this folder
+processor = AutoImageProcessor.from_pretrained(folder)
+model = ViTModel.from_pretrained(folder, add_pooling_layer=False).eval()
+with torch.inference_mode():
+    tokens = model(**processor(Image.open("picture.png"), return_tensors="pt")).last_hidden_state
+features = {features}
+patches = tokens[:, 1:]  # {grid} x {grid} patches in raster order
+```
+
+`add_pooling_layer=False` matters: the pooling layer of `ViTModel` was not trained, and would be random.
+
+## Preprocessing
+
+1. One grey channel, 8 bits, bones white (a DICOM with MONOCHROME1 must be inverted, and windowed, beforehand).
+2. Resize the short side to {px} px, aspect kept; crop the {px} x {px} px in the middle.
+3. Divide by 255, subtract {mean}, divide by {std}; the same picture on all three channels.
+
+The encoder was trained on one channel; its patch embedding is spread over three so that a replicated grey picture gives
+the same features. Pictures in colour, or with different channels, mean nothing to it. cxrjax shrinks by area averaging,
+the processor by an antialiased bilinear filter: features of larger pictures differ slightly for that reason alone.
+
+## Agreement with the original
+
+{parity}
+
+## What was measured
+
+{measured}
+
+## Intended use and limits
+
+For research: features for probes, retrieval, and initialisation of further training on chest radiographs. It is no
+medical device and must not guide the care of a patient. It has seen the pictures named above and no others: other
+devices, countries, ages, views and body parts can give worse features without warning. Labels, splits and biases of the
+pre-training data (who was imaged, where, why) are inherited. Check that your test patients were not among the
+pre-training pictures: public chest X-ray sets overlap.
+{phantom}
+
+## Licence
+
+Not stated. Whoever publishes these weights states one that the terms of the pre-training data allow.
+
+## The run
+
+`python -m cxrjax.main --config=configs/{module}.py` with these settings, which are the run's config.json, repeats it:
+
+```json
+{settings}
+```
+"""
+
+_PHANTOM = "\nThe phantoms are computed pictures: nothing learned from or measured on them is clinical.\n"
+
+
+def text(model: Trained, config: dict[str, Any], parity: Any) -> str:
+    """The card in Markdown.
+
+    config: the content of the exported config.json. parity: `export.Parity`, or None where it was not measured.
+    """
+    settings = model.config
+    doc = importlib.import_module(f"cxrjax.methods.{settings.method}").__doc__ or settings.method
+    pool = settings.get("pool", "cls")
+    sets = shared.names(settings.data.sets)
+    views = settings.data.views or "all"
+    return _CARD.format(
+        title=f"{settings.method}, ViT-{settings.model.variant}/{settings.model.patch_px}, {', '.join(sets)}",
+        layers=config["num_hidden_layers"],
+        width=config["hidden_size"],
+        heads=config["num_attention_heads"],
+        patch=config["patch_size"],
+        px=config["image_size"],
+        grid=config["image_size"] // config["patch_size"],
+        step=model.step,
+        method=doc.strip().splitlines()[0],
+        data=f"{', '.join(sets)} ({settings.data.split} split, views {views}, {100 * settings.data.fraction:g} %)",
+        pool="the final [CLS] token" if pool == "cls" else "the mean of the final patch tokens",
+        features="tokens[:, 0]" if pool == "cls" else "tokens[:, 1:].mean(dim=1)",
+        mean=settings.standardise.mean,
+        std=settings.standardise.std,
+        parity=_parity(parity),
+        measured=_measured(model.workdir, model.step),
+        phantom=_PHANTOM if "phantom" in sets else "",
+        module=settings.method,
+        settings=shared.to_json(settings),
+    )
+
+
+def _parity(parity: Any) -> str:
+    if parity is None:
+        return "Not measured: torch and transformers were not installed when this folder was written."
+    return (
+        f"On {parity.pictures} computed pictures the features of this folder, through transformers, and of the JAX "
+        f"original\ndiffer by at most {parity.difference:.1e} (largest feature: {parity.largest:.2f})."
+    )
+
+
+def _measured(workdir: Path, step: int) -> str:
+    """A table of what the run's evaluations found at this step; each row has the evaluation's own folder."""
+    rows = []
+    for file in sorted(workdir.glob(f"evals/*/{step}/results.json")):
+        for name, value in json.loads(file.read_text())["metrics"].items():
+            interval = f"{value['low']:.4f} to {value['high']:.4f}"
+            rows.append(f"| {file.parts[-3]} | {name} | {value['value']:.4f} | {interval} | {value['n']} |")
+    if not rows:
+        return f"Nothing: the run has no evaluation of step {step}."
+    header = ["| evaluation | metric | value | 95 % interval | pictures |", "|---|---|---|---|---|"]
+    return "\n".join([*header, *rows, "", "Intervals are over resampled patients."])

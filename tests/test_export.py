@@ -1,0 +1,119 @@
+"""An exported run loads in transformers, says what it is, and never replaces what it should not."""
+
+import json
+
+import numpy as np
+import pytest
+
+from cxrjax import export, methods
+from tests import runs
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "spcl"
+    runs.write(folder, runs.config())
+    results = folder / "evals" / "phantom_probe" / "6" / "results.json"
+    results.parent.mkdir(parents=True)
+    interval = {"value": 0.8123, "low": 0.7, "high": 0.9, "n": 321}
+    results.write_text(json.dumps({"metrics": {"auroc/mean": interval}}))
+    return folder
+
+
+@pytest.fixture
+def without_torch(monkeypatch):
+    monkeypatch.setattr(export, "can_compare", lambda: False)
+
+
+def test_features_are_those_of_the_method(workdir, tmp_path, capsys):
+    transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
+    assert export.main(["--checkpoint", str(workdir), "--output", str(tmp_path / "model")]) == 0
+    assert "Largest difference between our features and PyTorch's" in capsys.readouterr().out
+    assert "differ by at most" in (tmp_path / "model" / "README.md").read_text()
+
+    images = np.random.default_rng(3).integers(0, 256, (2, 32, 32, 1), dtype=np.uint8)
+    params = runs.write(tmp_path / "same", runs.config())
+    ours = methods.make(runs.config()).encode(params, {}, images)
+    model = transformers.ViTModel.from_pretrained(tmp_path / "model", add_pooling_layer=False).eval()
+    x = torch.from_numpy(np.repeat((images / 255 - 0.4978) / 0.2449, 3, axis=-1).transpose(0, 3, 1, 2)).float()
+    with torch.inference_mode():
+        theirs = model(x).last_hidden_state.numpy()
+    np.testing.assert_allclose(ours["pooled"], theirs[:, 0], atol=2e-5)
+    np.testing.assert_allclose(ours["patches"], theirs[:, 1:].reshape(2, 8, 8, -1), atol=2e-5)
+
+
+@pytest.mark.parametrize("changes", [{"pool": "mean", "cls_shortcut": False, "model__positions": "learned"}])
+def test_other_poolings_and_positions_are_compared_too(tmp_path, changes):
+    pytest.importorskip("transformers")
+    runs.write(tmp_path / "run", runs.config(**changes))
+    assert export.export(tmp_path / "run", tmp_path / "model").difference < 2e-5
+    assert "tokens[:, 1:].mean(dim=1)" in (tmp_path / "model" / "README.md").read_text()
+
+
+def test_nothing_is_written_when_features_differ(workdir, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(export, "can_compare", lambda: True)
+    monkeypatch.setattr(export, "compare", lambda model, folder: export.Parity(float("nan"), 1.0, 5))
+    assert export.main(["--checkpoint", str(workdir), "--output", str(tmp_path / "model")]) == 2
+    assert "differ from ours by up to nan" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_card_tells_what_was_done_and_measured(workdir, tmp_path, without_torch, capsys):
+    assert export.main(["--checkpoint", str(workdir), "--output", str(tmp_path / "model")]) == 0
+    assert "Parity was not measured" in capsys.readouterr().out
+    card = (tmp_path / "model" / "README.md").read_text()
+    for part in (
+        "arXiv 2603.07113",
+        "phantom (train split, views PA,AP, 100 %)",
+        "| phantom_probe | auroc/mean | 0.8123 | 0.7000 to 0.9000 | 321 |",
+        "subtract 0.4978, divide by 0.2449",
+        "Not measured: torch and transformers were not installed",
+        "add_pooling_layer=False",
+        '"method": "spcl"',
+        "no\nmedical device",
+    ):
+        assert part in card
+    assert "license" not in card.split("---")[1]
+    assert (tmp_path / "model" / "model.safetensors").stat().st_mode & 0o044 == 0o044
+    assert sorted(file.name for file in (tmp_path / "model").iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+    ]
+
+
+def test_full_folder_is_only_replaced_on_request(workdir, tmp_path, without_torch, capsys):
+    (tmp_path / "notes.txt").write_text("mine")
+    arguments = ["--checkpoint", str(workdir), "--output", str(tmp_path)]
+    assert export.main(arguments) == 2
+    assert "not empty; give another --output, or --overwrite" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
+    assert export.main([*arguments, "--overwrite"]) == 0
+    assert (tmp_path / "notes.txt").read_text() == "mine" and (tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [({"standardise__mode": "per_image"}, "only 'fixed' can be exported"), ({}, "no step 7 in")],
+)
+def test_what_cannot_be_exported_is_explained(tmp_path, without_torch, capsys, changes, sentence):
+    runs.write(tmp_path / "run", runs.config(**changes))
+    arguments = ["--checkpoint", str(tmp_path / "run"), "--output", str(tmp_path / "model")]
+    assert export.main(arguments if changes else [*arguments, "--step", "7"]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
+
+
+def test_run_without_its_config_is_explained(tmp_path, capsys):
+    runs.write(tmp_path / "run", runs.config())
+    (tmp_path / "run" / "config.json").unlink()
+    assert export.main(["--checkpoint", str(tmp_path / "run"), "--output", str(tmp_path / "model")]) == 2
+    assert "There is no config.json beside" in capsys.readouterr().err
+
+
+def test_bfloat16_runs_are_exported_in_float32(tmp_path):
+    pytest.importorskip("transformers")
+    runs.write(tmp_path / "run", runs.config(model__dtype="bfloat16"))
+    assert export.export(tmp_path / "run", tmp_path / "model").difference < 2e-5
+    assert '"dtype": "bfloat16"' in (tmp_path / "model" / "README.md").read_text()
