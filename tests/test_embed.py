@@ -1,0 +1,117 @@
+"""Embedding a folder: rows are the method's features, broken pictures are told, a second call does what is left."""
+
+import cv2
+import numpy as np
+import pandas
+import pytest
+
+from cxrjax import embed, methods
+from cxrjax.input import views
+from tests import runs
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "spcl"
+    return folder, runs.write(folder, runs.config())
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Three pictures of other sizes, one in a subfolder, and their pixels by path."""
+    rng, found = np.random.default_rng(0), {}
+    for name, shape in (("a.png", (40, 32)), ("b.PNG", (32, 32)), ("deep/c.png", (70, 90))):
+        path = tmp_path / "pictures" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        found[str(path)] = rng.integers(0, 256, shape, dtype=np.uint8)
+        path.write_bytes(cv2.imencode(".png", found[str(path)])[1].tobytes())
+    (tmp_path / "pictures" / "notes.txt").write_text("no picture")
+    return found
+
+
+def command(run, images, output, *more):
+    return embed.main(["--checkpoint", str(run[0]), *map(str, images), "--output", str(output), *more])
+
+
+def test_rows_are_the_features_of_the_fitted_pictures(run, pictures, tmp_path, capsys):
+    output = tmp_path / "features.parquet"
+    assert command(run, [tmp_path / "pictures"], output, "--batch-size", "8") == 0
+    assert "3 pictures in" in capsys.readouterr().out
+    table = pandas.read_parquet(output).set_index("path")
+    assert set(table.index) == set(pictures)
+    method = methods.make(runs.config())
+    for path, image in pictures.items():
+        expected = method.encode(run[1], {}, views.fit(image, 32)[None, :, :, None])["pooled"][0]
+        np.testing.assert_allclose(table.embedding[path], expected, atol=1e-5)
+        assert (table.height[path], table.width[path]) == image.shape
+
+
+def test_what_was_done_to_a_picture_is_in_its_row(run, tmp_path):
+    picture = tmp_path / "colour.png"
+    cv2.imwrite(str(picture), np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    assert command(run, [picture], tmp_path / "features.parquet") == 0
+    (steps,) = pandas.read_parquet(tmp_path / "features.parquet").steps
+    assert len(steps) == 1 and "colour to luma" in steps[0]
+
+
+def test_broken_pictures_are_told_and_the_rest_is_embedded(run, pictures, tmp_path, capsys):
+    whole = (tmp_path / "pictures" / "a.png").read_bytes()
+    (tmp_path / "pictures" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    output = tmp_path / "features.parquet"
+    assert command(run, [tmp_path / "pictures"], output) == 1
+    assert "cut.png: The PNG data are truncated" in capsys.readouterr().err
+    assert len(pandas.read_parquet(output)) == 3
+    reasons = pandas.read_csv(tmp_path / "features.unreadable.csv")
+    assert [path.rsplit("/")[-1] for path in reasons.path] == ["cut.png"]
+    assert command(run, [tmp_path / "pictures"], output, "--allow-bad") == 0
+    (tmp_path / "pictures" / "cut.png").write_bytes(whole)
+    assert command(run, [tmp_path / "pictures"], output) == 0
+    assert len(pandas.read_parquet(output)) == 4 and not (tmp_path / "features.unreadable.csv").exists()
+
+
+def test_second_call_only_reads_what_is_left(run, pictures, tmp_path, monkeypatch):
+    output, read, (first, *others) = tmp_path / "features.parquet", [], sorted(pictures)
+    assert command(run, [first], output) == 0
+    original = embed.pixels.read
+    monkeypatch.setattr(embed.pixels, "read", lambda path: read.append(str(path)) or original(path))
+    assert command(run, [first, tmp_path / "pictures"], output) == 0
+    assert sorted(read) == others
+    assert sorted(pandas.read_parquet(output).path) == sorted(pictures)
+
+
+def test_rows_survive_an_interruption(run, pictures, tmp_path, monkeypatch):
+    output = tmp_path / "features.parquet"
+    last = sorted(pictures)[-1]
+    original = embed.pixels.read
+
+    def interrupted(path):
+        if str(path) == last:
+            raise KeyboardInterrupt
+        return original(path)
+
+    monkeypatch.setattr(embed.pixels, "read", interrupted)
+    monkeypatch.setattr(embed.parallel, "num_devices", lambda mesh: 1)
+    monkeypatch.setattr(embed.parallel, "to_global", lambda batch, mesh: batch)
+    with pytest.raises(KeyboardInterrupt):
+        command(run, [tmp_path / "pictures"], output, "--batch-size", "1")
+    assert 1 <= len(pandas.read_parquet(output)) <= 2
+
+
+def test_features_of_two_checkpoints_are_not_mixed(run, pictures, tmp_path, capsys):
+    output = tmp_path / "features.parquet"
+    assert command(run, [tmp_path / "pictures"], output) == 0
+    runs.write(tmp_path / "other", runs.config(), seed=1)
+    assert command((tmp_path / "other",), [tmp_path / "pictures"], output) == 2
+    assert "holds features of another checkpoint" in capsys.readouterr().err
+    output.write_text("no table")
+    assert command(run, [tmp_path / "pictures"], output) == 2
+    assert "no Parquet table" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"), [("empty", "No .png, .jpg, .jpeg below"), ("absent", "no file or folder")]
+)
+def test_no_picture_is_an_error(run, tmp_path, capsys, given, sentence):
+    (tmp_path / "empty").mkdir()
+    assert command(run, [tmp_path / given], tmp_path / "features.parquet") == 2
+    assert sentence in capsys.readouterr().err
