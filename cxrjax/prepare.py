@@ -52,7 +52,9 @@ def listing(data_dir: Path) -> str:
     names = source.converted(data_dir)
     for name in names:
         there = source.open_set(name, data_dir)
-        sizes = ", ".join(f"{split} {size}" for split, size in there.split_sizes.items())
+        sizes = ", ".join(
+            f"{split} {there.split_sizes[split]}" for split in schema.SPLITS if split in there.split_sizes
+        )
         lines.append(f"  {name}: {sizes}; {len(there.label_names)} labels; {there.directory}")
     return "\n".join(lines if names else [*lines, "  none yet"])
 
@@ -93,14 +95,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _folder_help() -> str:
-    """The keys of a mapping, with the comments beside them in its definition."""
+    """The keys of a mapping with the comments beside them in its definition."""
     import inspect
 
     from cxrjax.datasets.mapping import Mapping
 
-    source = inspect.getsource(Mapping).split('"""')
-    keys = "\n".join(line[2:].split("  # ")[0].ljust(46) + line.partition("  # ")[2] for line in source[2].splitlines())
-    return f"{SETS['folder']}\n\nMapping keys (JSON file, or --map KEY=VALUE ...):\n{keys}\n\n{source[1].strip()}"
+    _, about, fields = inspect.getsource(Mapping).split('"""', 2)
+    keys = [line.strip().partition("  # ") for line in fields.splitlines() if ": " in line]
+    lines = [f"  {field:<43} {comment}".rstrip() for field, _, comment in keys]
+    about = "\n".join(line.strip() for line in about.splitlines())
+    return "\n".join(
+        [f"Converts {SETS['folder']}", "", "Mapping keys (JSON, or --map KEY=VALUE ...)", *lines, "", about]
+    )
 
 
 def _folder(given: argparse.Namespace) -> int:

@@ -283,12 +283,12 @@ def _write_lists(
     except OSError as error:
         raise writer.output_error(data_dir, error) from None
     for kind, count in Counter(step.split(":")[0] for _, step in notes).most_common():
-        say(f"{count} pictures: {kind} (listed in {folder / 'notes.csv'}).")
+        say(f"Pictures with the step {kind!r}: {count} (listed in {folder / 'notes.csv'}).")
     if problems:
         by_kind = ", ".join(
             f"{count} x {kind}" for kind, count in Counter(item.kind for item in problems).most_common()
         )
-        say(f"{len(problems)} problems ({by_kind}), all listed in {folder / 'problems.csv'}:")
+        say(f"Problems: {len(problems)} ({by_kind}), all listed in {folder / 'problems.csv'}. The first ones:")
         for problem in problems[:10]:
             say(f"  {problem.kind}: {problem.file}: {problem.reason}")
 

@@ -61,7 +61,7 @@ def manifest(raw: Path, mapping: Mapping) -> Manifest:
 
 
 class _Files:
-    """The files below a folder, found by path or, where that is unique, by name alone."""
+    """The files below a folder, found by path; a bare name is also found in a folder below, if it is there once."""
 
     def __init__(self, raw: Path):
         if not raw.is_dir():
@@ -80,6 +80,7 @@ class _Files:
             below = Path(folder).relative_to(raw)
             self.paths |= {(below / name).as_posix() for name in names if not name.startswith(".")}
         self.pictures = sorted(path for path in self.paths if path.lower().endswith(PICTURE_SUFFIXES))
+        self.elsewhere: set[str] = set()  # found by their name alone
         self.by_name: dict[str, list[str]] = {}
         for path in self.pictures:
             self.by_name.setdefault(Path(path).name, []).append(path)
@@ -91,8 +92,9 @@ class _Files:
             path = Path(path).relative_to(self.raw.absolute()).as_posix()
         if path in self.paths:
             return path, ""
-        same = self.by_name.get(Path(path).name, [])
+        same = self.by_name.get(path, [])
         if len(same) == 1:
+            self.elsewhere.add(same[0])
             return same[0], ""
         if same:
             return None, f"The table names it, and {len(same)} files have that name: {listed(same)}."
@@ -146,13 +148,13 @@ def _with_table(files: _Files, mapping: Mapping) -> Manifest:
     if mapping.split is None:
         remarks.append("No split column was named: the split was made by patient.")
     _need_pictures(files)
-    rows, used = [], set()
+    rows, picture_names, mask_names = [], set(), set()
     for index in range(count):
         name, reason = files.find(given[index]) if given[index] else (None, "The table has a row without a file name.")
         if name is None:
             problems.append(Problem(given[index] or f"row {index + 2}", "missing", reason))
             continue
-        used.add(name)
+        picture_names.add(name)
         image_id = image_ids[index] or name
         patient = image_id if patients is None else patients[index]
         if not patient:
@@ -164,7 +166,7 @@ def _with_table(files: _Files, mapping: Mapping) -> Manifest:
             if mask_is_pattern and os.path.normpath(masks[index]) in files.paths:
                 mask_name = os.path.normpath(masks[index])
             if mask_name:
-                used.add(mask_name)
+                mask_names.add(mask_name)
                 mask_files = (files.raw / mask_name,)
             elif not mask_is_pattern:
                 problems.append(Problem(masks[index], "mask", f"{reason} It is the mask of {name}."))
@@ -189,7 +191,15 @@ def _with_table(files: _Files, mapping: Mapping) -> Manifest:
     names = {row.file.relative_to(files.raw).as_posix() for row in rows}
     boxes = _boxes(files, mapping, names, problems, remarks)
     rows = [row._replace(boxes=tuple(boxes.get(row.file.relative_to(files.raw).as_posix(), ()))) for row in rows]
-    unlisted = [name for name in files.pictures if name not in used]
+    if picture_names & mask_names:
+        raise MappingError(
+            f"{len(picture_names & mask_names)} files would be a picture and a mask at once: "
+            f"{listed(sorted(picture_names & mask_names))}. Give their folders, for example by a pattern."
+        )
+    if files.elsewhere:
+        names = sorted(files.elsewhere)
+        remarks.append(f"{len(names)} files were found by name in folders below: {listed(names)}.")
+    unlisted = [name for name in files.pictures if name not in picture_names | mask_names]
     if unlisted:
         remarks.append(f"{len(unlisted)} pictures on disk are not in the table and were left out: {listed(unlisted)}.")
     if not rows:

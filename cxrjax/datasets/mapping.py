@@ -12,33 +12,33 @@ from typing import Any, NamedTuple
 
 
 class Mapping(NamedTuple):
-    """Where the fields of the schema are found.
+    """Which columns of the table are which fields of the schema.
 
     A value that names a file (file, mask, text_file) is a column, or a pattern over columns such as
     "images/{Image Index}.png", relative to the raw folder. Columns are found without regard to case and outer blanks.
     """
 
     name: str  # of the converted set: lower-case letters, digits, underscores
-    description: str = ""
+    description: str = ""  # of the source, with its licence; goes into the metadata of the set
     table: str | None = None  # CSV, TSV (also .gz) or Parquet, one row per picture; none: pictures without labels
     file: str = "file"
     image_id: str | None = None  # default: the file's path below the raw folder
     patient: str | None = None  # default: every picture its own patient
     study: str | None = None  # default: every picture its own study
-    view: str | None = None
+    view: str | None = None  # default: UNKNOWN
     view_values: dict[str, str] = {}  # e.g. {"Frontal erect": "PA"}, beyond the usual spellings
     split: str | None = None  # default: made by patient
-    split_values: dict[str, str] = {}
+    split_values: dict[str, str] = {}  # e.g. {"fold 0": "test"}, beyond the usual spellings
     labels: str | None = None  # a column that lists the labels that are present; all others are absent
-    separator: str = "|"
+    separator: str = "|"  # between the labels of one cell
     label_values: dict[str, str | None] = {}  # renames a listed label; null drops it
     label_columns: dict[str, str] = {}  # column -> label; cells 1, 0, -1 (uncertain) or blank
     label_names: tuple[str, ...] = ()  # fixes the names and their order; default: sorted names of the table
     blank_labels: str = "not_mentioned"  # what a blank cell says: "not_mentioned" or "absent"
-    mask: str | None = None
-    findings: str | None = None
-    impression: str | None = None
-    text: str | None = None
+    mask: str | None = None  # a mask picture per picture; blank: no mask
+    findings: str | None = None  # section of the report
+    impression: str | None = None  # section of the report
+    text: str | None = None  # the full report
     text_file: str | None = None  # a text file per picture, for the full report
     boxes: tuple[str, ...] = ()  # tables with columns file, label, x, y, width, height in pixels of the raw picture
     value_range: tuple[int, int] | None = None  # for pictures deeper than 8 bits: the values that become 0 and 255

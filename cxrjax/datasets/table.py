@@ -1,8 +1,10 @@
 """Users' tables: CSV, TSV or Parquet as texts, with columns found by name whatever their case and blanks."""
 
+import codecs
 import csv
+import gzip
+import io
 import string
-from collections.abc import Callable
 from pathlib import Path
 
 import pandas
@@ -17,7 +19,7 @@ class TableError(ValueError):
 def read_table(path: Path) -> pandas.DataFrame:
     """Reads a table with every cell as stripped text; blank and missing cells are "".
 
-    CSV: UTF-8 (with or without mark), else Windows-1252; comma, semicolon, tab or bar between columns, whichever
+    CSV: UTF-8, UTF-16 with its mark, else Windows-1252; comma, semicolon, tab or bar between columns, whichever
     the header has most of. Raises TableError.
     """
     if not path.is_file():
@@ -30,7 +32,7 @@ def read_table(path: Path) -> pandas.DataFrame:
             frame = frame.apply(lambda column: column.map(_text))
         else:
             frame = _read_csv(path)
-    except (OSError, ValueError, pandas.errors.ParserError) as error:
+    except (OSError, EOFError, ValueError, csv.Error) as error:
         raise TableError(f"The table {path} cannot be read: {error}") from None
     frame.columns = [str(name).strip() for name in frame.columns]
     if frame.empty:
@@ -76,39 +78,31 @@ def _position(frame: pandas.DataFrame, name: str, path: Path) -> int:
 
 
 def _read_csv(path: Path) -> pandas.DataFrame:
-    opener: Callable = open
+    data = path.read_bytes()
     if path.suffix.lower() == ".gz":
-        import gzip
-
-        opener = gzip.open
-    encoding = "utf-8-sig"
-    try:
-        with opener(path, "rt", encoding=encoding) as lines:
-            header = lines.readline()
-            for _ in lines:
-                pass
-    except UnicodeDecodeError:
-        encoding = "cp1252"
-        with opener(path, "rt", encoding=encoding, errors="replace") as lines:
-            header = lines.readline()
+        data = gzip.decompress(data)
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        text = data.decode("utf-16")
+    else:
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            text = data.decode("cp1252", errors="replace")
+    header = text.split("\n", 1)[0]
     if not header.strip():
         raise TableError("its first line, which should name the columns, is empty.")
-    separator = max(",;\t|", key=header.count)
-    names = next(csv.reader([header], delimiter=separator))
-    frame = pandas.read_csv(
-        path,
-        sep=separator,
-        dtype=str,
-        keep_default_na=False,
-        encoding=encoding,
-        encoding_errors="replace",
-        index_col=False,
-        header=None,
-        skiprows=1,
-        names=[f"{index}" for index in range(len(names))],
-    )
-    frame.columns = names
-    return frame
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t|", key=header.count))
+    names = next(lines)
+    rows = []
+    for cells in lines:
+        if any(cells[len(names) :]):
+            raise TableError(
+                f"line {lines.line_num} has {len(cells)} cells, but the header {len(names)}; put quotes around cells "
+                "that hold the separator."
+            )
+        if cells:
+            rows.append((cells + [""] * len(names))[: len(names)])
+    return pandas.DataFrame(rows, columns=names, dtype=str)
 
 
 def _text(value: object) -> str:

@@ -1,0 +1,203 @@
+"""The pixel reader: what becomes grey and how, and a sentence for every file that cannot be used."""
+
+import io
+import struct
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from cxrjax.imaging import pixels
+from cxrjax.imaging.pixels import UnreadablePicture
+
+
+def gradient(height=40, width=48):
+    return np.add.outer(np.arange(height) * 3, np.arange(width) * 2).astype(np.uint8)
+
+
+def png(array):
+    return cv2.imencode(".png", array)[1].tobytes()
+
+
+def jpeg(array):
+    return cv2.imencode(".jpg", array, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+
+
+def saved(image, kind, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def test_grey_png_is_read_exactly(tmp_path):
+    path = tmp_path / "picture.png"
+    path.write_bytes(png(gradient()))
+    picture = pixels.read(path)
+    np.testing.assert_array_equal(picture.pixels, gradient())
+    assert (picture.format, picture.bits, picture.steps) == ("png", 8, ())
+    assert (picture.source_height, picture.source_width) == (40, 48)
+
+
+def test_grey_jpeg_is_read_by_content_not_by_name(tmp_path):
+    path = tmp_path / "picture.png"
+    path.write_bytes(jpeg(gradient()))
+    picture = pixels.read(path)
+    assert picture.format == "jpeg"
+    assert np.abs(picture.pixels.astype(int) - gradient()).max() <= 4
+
+
+def test_equal_channels_are_one_channel():
+    picture = pixels.read(png(np.repeat(gradient()[..., None], 3, axis=2)))
+    np.testing.assert_array_equal(picture.pixels, gradient())
+    assert picture.steps == ("3 equal channels to 1",)
+
+
+def test_nearly_equal_channels_are_averaged_and_said():
+    near = np.repeat(gradient()[..., None], 3, axis=2)
+    near[::2, :, 0] += 3
+    picture = pixels.read(png(near))
+    assert np.abs(picture.pixels.astype(int) - gradient()).max() <= 1
+    assert picture.steps == ("3 nearly equal channels to luma",)
+
+
+def test_colour_is_luma_in_rgb_order_and_said():
+    colour = np.repeat(gradient()[..., None], 3, axis=2)
+    colour[:20] = (200, 100, 50)
+    picture = pixels.read(saved(Image.fromarray(colour), "PNG"))
+    assert picture.pixels[0, 0] == round(0.299 * 200 + 0.587 * 100 + 0.114 * 50)
+    assert picture.steps == ("colour to luma: 50.0 % of the pixels are coloured",)
+
+
+def test_transparent_pixels_are_black_whatever_colour_they_hide():
+    layers = np.dstack([gradient()] * 3 + [np.full((40, 48), 255, np.uint8)])
+    picture = pixels.read(saved(Image.fromarray(layers), "PNG"))
+    np.testing.assert_array_equal(picture.pixels, gradient())
+    assert picture.steps[0] == "opaque alpha channel dropped"
+    layers[:, :10] = (255, 255, 255, 0)
+    picture = pixels.read(saved(Image.fromarray(layers), "PNG"))
+    assert picture.pixels[:, :10].max() == 0
+    assert picture.steps[0] == "transparent pixels laid on black"
+
+
+def test_sixteen_bits_fill_the_range_without_the_brightest_marker():
+    deep = np.linspace(100, 4095, 200 * 200).reshape(200, 200).astype(np.uint16)
+    deep[0, :10] = 65535
+    picture = pixels.read(png(deep))
+    assert picture.bits == 16
+    assert "more than 8 bits: values" in picture.steps[0]
+    assert picture.pixels[1:].min() <= 1 and picture.pixels[-1, -1] >= 254
+    assert abs(int(picture.pixels[100, 100]) - 127) <= 2
+
+
+def test_sixteen_bits_follow_a_declared_range():
+    deep = np.linspace(0, 32768, 64 * 64).reshape(64, 64).astype(np.uint16)
+    picture = pixels.read(png(deep), value_range=(0, 65535))
+    assert picture.pixels[-1, -1] == round(32768 / 65535 * 255)
+    assert picture.steps == ("more than 8 bits: values 0 to 65535 (declared) became 0 to 255",)
+    with pytest.raises(UnreadablePicture, match=r"No pixel is inside the value range \(40000, 50000\)"):
+        pixels.read(png(deep), value_range=(40000, 50000))
+
+
+def test_sixteen_bit_colour_keeps_its_depth():
+    deep = np.linspace(0, 255, 64 * 64).reshape(64, 64).astype(np.uint16)
+    picture = pixels.read(png(np.repeat(deep[..., None], 3, axis=2)))
+    assert len(np.unique(picture.pixels)) > 200
+
+
+def test_exif_rotation_is_applied():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = pixels.read(saved(Image.fromarray(gradient()), "JPEG", exif=exif, quality=95))
+    assert picture.pixels.shape == (48, 40)
+    assert picture.pixels[0, -1] < 10 and picture.pixels[-1, 0] > 200
+    assert picture.steps == ("turned: as its EXIF orientation says",)
+
+
+@pytest.mark.parametrize("encode", [png, jpeg, lambda a: saved(Image.fromarray(a), "JPEG", progressive=True)])
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_truncated_files_are_refused(encode, share):
+    data = encode(np.random.default_rng(0).integers(0, 255, (200, 200), np.uint8))
+    with pytest.raises(UnreadablePicture, match="truncated or corrupt"):
+        pixels.read(data[: int(len(data) * share)])
+
+
+def test_a_broken_png_checksum_is_refused():
+    data = bytearray(png(np.random.default_rng(0).integers(0, 255, (60, 60), np.uint8)))
+    data[len(data) // 2] ^= 0xFF
+    with pytest.raises(UnreadablePicture, match="truncated or corrupt"):
+        pixels.read(bytes(data))
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (b"", r"empty \(0 bytes\)"),
+        (b"hello", "neither PNG nor JPEG .*68 65 6c 6c"),
+        (b"\n<!DOCTYPE html>", "HTML or XML page, perhaps from a failed download"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer.*git lfs pull"),
+        (b"\0" * 128 + b"DICM" + b"\0" * 20, "DICOM file; only PNG and JPEG"),
+        (b"II*\0" + b"\0" * 30, "TIFF picture; only PNG and JPEG"),
+        (b"\0" * 4096, "zeros only, perhaps from an interrupted copy"),
+        (b"\x89PNG\r\n\x1a\n" + b"\0" * 30, "PNG (header is broken|data are truncated or corrupt)"),
+        (png(np.full((40, 40), 7, np.uint8)), "constant: every pixel is 7"),
+        (png(gradient(4, 40)), "only 40 x 4 px"),
+        (png(gradient(10, 100)), "strip of 100 x 10 px"),
+    ],
+)
+def test_files_that_are_no_picture_get_a_sentence(data, sentence):
+    with pytest.raises(UnreadablePicture, match=sentence):
+        pixels.read(data)
+
+
+def test_missing_files_and_folders_get_a_sentence(tmp_path):
+    with pytest.raises(UnreadablePicture, match="does not exist"):
+        pixels.read(tmp_path / "none.png")
+    with pytest.raises(UnreadablePicture, match="a folder, not a file"):
+        pixels.read(tmp_path)
+
+
+def test_an_enormous_declared_size_is_refused():
+    header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 0, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n"
+    for chunk in (b"IHDR" + header, b"IDAT" + zlib.compress(bytes(100))):
+        data += struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    with pytest.raises(UnreadablePicture, match="truncated or corrupt .*decompression bomb"):
+        pixels.read(data)
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"), [((300, 400), (64, 85)), ((400, 300), (85, 64)), ((30, 45), (64, 96)), ((64, 64), (64, 64))]
+)
+def test_the_short_side_is_exact_and_the_aspect_kept(shape, expected):
+    assert pixels.resize_short(np.zeros(shape, np.uint8), 64).shape == expected
+
+
+def test_shrinking_averages_areas():
+    checkered = (np.indices((128, 128)).sum(axis=0) % 2 * 255).astype(np.uint8)
+    small = pixels.resize_short(checkered, 64)
+    assert set(np.unique(small)) <= {127, 128}
+
+
+@pytest.mark.parametrize("inside", [1, 2, 255])
+def test_masks_of_any_coding_become_0_and_255(inside):
+    mask = np.zeros((40, 40), np.uint8)
+    mask[10:20] = inside
+    read = pixels.read_mask(png(mask))
+    np.testing.assert_array_equal(read, np.where(mask, 255, 0))
+
+
+def test_an_empty_mask_is_a_mask_and_a_truncated_one_is_not():
+    assert pixels.read_mask(png(np.zeros((40, 40), np.uint8))).max() == 0
+    data = png(np.random.default_rng(0).integers(0, 2, (90, 90), np.uint8) * 255)
+    with pytest.raises(UnreadablePicture, match="mask is truncated or corrupt"):
+        pixels.read_mask(data[: len(data) // 2])
+
+
+def test_encoding_is_grey_png_without_loss_or_jpeg():
+    np.testing.assert_array_equal(pixels.read(pixels.encode(gradient(), "png")).pixels, gradient())
+    coded = Image.open(io.BytesIO(pixels.encode(gradient(), "jpeg")))
+    assert (coded.format, coded.mode) == ("JPEG", "L")
+    with pytest.raises(ValueError, match="'webp' is not known"):
+        pixels.encode(gradient(), "webp")
