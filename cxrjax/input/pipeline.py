@@ -5,6 +5,7 @@ threads, worker processes and hosts, and a run resumes at a step without any sto
 """
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -39,29 +40,23 @@ def dataset(
     Raises ValueError for no source, weights that do not match, or a batch that the hosts cannot share evenly.
     """
     _check(sources, weights, batch_size, process_index, process_count)
-    streams = [
-        grain.MapDataset.source(source).seed(_seed_of_set(seed, number)).shuffle().repeat(None)
-        for number, source in enumerate(sources)
-    ]
+    orders = [_Epochs(number, len(source), seed) for number, source in enumerate(sources)]
     shares = [len(source) for source in sources] if weights is None else list(weights)
-    stream = streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams, shares)
-    # The draws depend on the index before the split over hosts, so they do not depend on the number of hosts.
-    stream = stream.seed(seed).random_map(partial(_named_views, views))
+    addresses = orders[0] if len(orders) == 1 else grain.MapDataset.mix(orders, shares)
     rows = batch_size // process_count
-    if process_count > 1:
-        mine = _HostRows(len(stream), batch_size, rows, first=process_index * rows)
-        stream = grain.MapDataset.select_from_datasets([stream], mine)
-    return stream.batch(rows, drop_remainder=True, batch_fn=_stack)
+    return _HostBatches(addresses, partial(_read, tuple(sources), views), seed, batch_size, process_index * rows, rows)
 
 
-def iterator(dataset: grain.MapDataset, start_step: int = 0, num_threads: int = 2, workers: int = 0) -> Iterator[Batch]:
+def iterator(
+    dataset: grain.MapDataset, start_step: int = 0, num_threads: int = 2, prefetch: int = 8, workers: int = 0
+) -> Iterator[Batch]:
     """Batches from `start_step` on, made ahead of time.
 
-    num_threads: threads that make batches; OpenCV lets them run at once. workers: processes with that many threads
-    each, for machines with many cores; they take seconds to start. Neither changes the batches.
+    num_threads: threads that make batches; OpenCV lets them run at once. prefetch: batches that may wait ready.
+    workers: processes with that many threads each, for machines with many cores; they take seconds to start.
+    None of the three changes the batches.
     """
-    # Two batches for each thread hide the jitter of single batches; more only takes memory.
-    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
+    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(prefetch, num_threads))
     ahead = dataset[start_step:].to_iter_dataset(options)
     if workers:
         _let_grain_read_its_flags()
@@ -78,27 +73,100 @@ def evaluation_batches(
     where `views` does not return it; ids are in `source.table`, in the same order.
     The last batch is filled up by repeating its last record, which `valid` marks False.
     """
-    records = grain.MapDataset.source(source).seed(0).random_map(partial(_labelled_views, views))
-    ahead = iterator(records.batch(batch_size, batch_fn=_stack), num_threads=num_threads)
-    for number, batch in enumerate(ahead):
-        filled = min(batch_size, len(source) - number * batch_size)
-        repeats = [1] * (filled - 1) + [1 + batch_size - filled]
-        yield {name: np.repeat(rows, repeats, axis=0) for name, rows in batch.items()}, np.arange(batch_size) < filled
+    numbers = grain.MapDataset.range(math.ceil(len(source) / batch_size) * batch_size)
+    batches = _HostBatches(numbers, partial(_read_in_order, source, views), 0, batch_size, 0, batch_size)
+    for step, batch in enumerate(iterator(batches, num_threads=num_threads)):
+        yield batch, np.arange(step * batch_size, (step + 1) * batch_size) < len(source)
 
 
-class _HostRows(grain.transforms.DatasetSelectionMap):
-    """The rows of one host: a block of `rows` from every `batch_size` of the stream."""
+class _Epochs(grain.MapDataset):
+    """Endless (set number, record number): one set passed through again and again, in a new order each time.
 
-    def __init__(self, stream_length: int, batch_size: int, rows: int, first: int):
-        self.length = stream_length // batch_size * rows
-        self.batch_size, self.rows, self.first = batch_size, rows, first
+    In place of Grain's shuffle, whose cost per record grows as the set shrinks (0.5 ms for 48 records, all of it under
+    Python's lock), and of its source stage, which measures every record that it reads.
+    """
+
+    def __init__(self, set_number: int, size: int, seed: int):
+        super().__init__()
+        self.set_number, self.size, self.stream_seed = set_number, size, seed
+        self._orders: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
-        return self.length
+        return sys.maxsize
 
-    def __getitem__(self, index: int) -> tuple[int, int]:
-        step, row = divmod(index, self.rows)
-        return 0, step * self.batch_size + self.first + row
+    def __getitem__(self, index: int | slice) -> "tuple[int, int] | grain.MapDataset":
+        if isinstance(index, slice):
+            return self.slice(index)
+        epoch, place = divmod(index, self.size)
+        return self.set_number, int(self._order(epoch)[place])
+
+    def _order(self, epoch: int) -> np.ndarray:
+        order = self._orders.get(epoch)
+        if order is None:
+            order = np.random.default_rng((self.stream_seed, self.set_number, epoch)).permutation(self.size)
+            # Threads are at most a few batches apart: this epoch and its neighbours are all they can need.
+            near = {other: known for other, known in self._orders.items() if abs(other - epoch) == 1}
+            self._orders = near | {epoch: order}
+        return order
+
+
+class _HostBatches(grain.MapDataset):
+    """Makes `rows` examples, from row `first` on, of every `batch_size` addresses, as arrays.
+
+    make: (address, rng) -> dict; the generator is a function of the seed and the address' place in the stream.
+    Each example goes into the batch as soon as it is made. Grain's stages for random maps and batches do the same, but
+    what they record about every element and the examples that they hold cost as much as reading the record.
+    """
+
+    def __init__(self, addresses: grain.MapDataset, make: Callable, seed: int, batch_size: int, first: int, rows: int):
+        super().__init__(addresses)
+        self.addresses, self.make, self.draw_seed = addresses, make, seed
+        self.batch_size, self.first, self.rows = batch_size, first, rows
+
+    def __len__(self) -> int:
+        return len(self.addresses) // self.batch_size
+
+    def __getitem__(self, step: int | slice) -> "Batch | grain.MapDataset":
+        if isinstance(step, slice):
+            return self.slice(step)
+        rng = np.random.Generator(np.random.Philox(self.draw_seed))
+        unused = rng.bit_generator.state
+        batch: Batch = {}
+        for row in range(self.rows):
+            index = step * self.batch_size + self.first + row
+            # The last word of Philox' counter is a stream of its own for each index; a new generator costs far more.
+            unused["state"]["counter"][-1] = index
+            rng.bit_generator.state = unused
+            example = self.make(self.addresses[index], rng)
+            batch = batch or {name: _empty(self.rows, name, value) for name, value in example.items()}
+            _place(example, batch, row)
+        return batch
+
+
+def _place(example: Mapping[str, Any], batch: Batch, row: int) -> None:
+    if example.keys() != batch.keys():
+        raise ValueError(f"views returned {list(example)} for one picture and {list(batch)} for another of its batch.")
+    for name, value in example.items():
+        rows = batch[name]
+        if np.shape(value) != rows.shape[1:] or _dtype(value) != rows.dtype:
+            raise ValueError(
+                f"views returned {name!r} as {_dtype(value)} {np.shape(value)} for one picture and as {rows.dtype} "
+                f"{rows.shape[1:]} for another of its batch."
+            )
+        rows[row] = value
+
+
+def _empty(rows: int, name: str, value: Any) -> np.ndarray:
+    if _dtype(value).kind not in "biuf":
+        raise ValueError(
+            f"views returned {name!r} as {type(value).__name__}, but a batch holds numbers only; the ids of the "
+            "pictures are in `source.table`."
+        )
+    return np.empty((rows, *np.shape(value)), _dtype(value))
+
+
+def _dtype(value: Any) -> np.dtype:
+    return value.dtype if isinstance(value, np.ndarray | np.generic) else np.asarray(value).dtype
 
 
 def _check(
@@ -125,9 +193,16 @@ def _nearest_multiples(size: int, count: int) -> str:
     return f"{below} and {below + count}" if below else str(count)
 
 
-def _seed_of_set(seed: int, number: int) -> int:
-    """Seeds that differ between sets: with one seed, sets of equal length would be passed through in one order."""
-    return int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
+def _read(
+    sources: tuple[Source, ...], views: Views, address: tuple[int, int], rng: np.random.Generator
+) -> dict[str, Any]:
+    set_number, record = address
+    return _named_views(views, sources[set_number][record], rng)
+
+
+def _read_in_order(source: Source, views: Views, number: int, rng: np.random.Generator) -> dict[str, Any]:
+    example = source[min(number, len(source) - 1)]
+    return {"labels": example["labels"]} | _named_views(views, example, rng)
 
 
 def _named_views(views: Views, example: Example, rng: np.random.Generator) -> dict[str, Any]:
@@ -138,14 +213,6 @@ def _named_views(views: Views, example: Example, rng: np.random.Generator) -> di
             f"Picture {example['image_id']!r} of set {example['set']!r} cannot be decoded: {error} "
             "The converted set is damaged; convert it again, or leave the picture out with exclude_image_ids."
         ) from error
-
-
-def _labelled_views(views: Views, example: Example, rng: np.random.Generator) -> dict[str, Any]:
-    return {"labels": example["labels"]} | _named_views(views, example, rng)
-
-
-def _stack(examples: Sequence[Mapping[str, Any]]) -> Batch:
-    return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
 
 
 def _let_grain_read_its_flags() -> None:

@@ -148,10 +148,10 @@ def source(
 
 
 class Source:
-    """Records of one split by number: `len(source)`, `source[i]` -> example dict. It can be pickled.
+    """Records of one split by number: `len(source)`, `source[i]` -> example. It can be pickled.
 
-    An example has the set's fields with text as str, view as its name, labels int8 (c,), pictures as encoded bytes
-    (`image`, and `mask` where the set has one), and `set`, the set's name.
+    An example maps the set's fields: text is str, view its name, labels int8 (c,), pictures encoded bytes (`image`,
+    and `mask` where the set has one); and `set`, the set's name.
     """
 
     def __init__(self, converted_set: ConvertedSet, split: str, positions: Sequence[int]):
@@ -165,10 +165,8 @@ class Source:
     def __len__(self) -> int:
         return len(self.positions)
 
-    def __getitem__(self, item: int) -> dict[str, Any]:
-        example = records.parse(self._stored[self.positions[item]], self._readers)
-        example["set"] = self.converted_set.name
-        return example
+    def __getitem__(self, item: int) -> records.Example:
+        return records.Example(self._stored[self.positions[item]], self._readers, self.converted_set.name)
 
     def __repr__(self) -> str:
         return f"Source({self.converted_set.name!r}, {self.split!r}, {len(self)} pictures)"
@@ -182,9 +180,9 @@ class Source:
 def converted(data_dir: str | os.PathLike | None = None) -> list[str]:
     """Names of the sets that are converted in data_dir, as `open_set` takes them."""
     data_dir = Path(data_dir) if data_dir is not None else schema.data_dir()
-    names = {str(info.parent.parent.relative_to(data_dir)) for info in data_dir.glob("*/*/dataset_info.json")}
-    names |= {str(info.parent.parent.relative_to(data_dir)) for info in data_dir.glob("*/*/*/dataset_info.json")}
-    return sorted(names)
+    folders = {info.parent.parent for depth in ("*/*", "*/*/*") for info in data_dir.glob(f"{depth}/dataset_info.json")}
+    names = [str(folder.relative_to(data_dir)) for folder in folders if _versions(folder)]
+    return sorted(name for name in names if not name.startswith("."))
 
 
 def _find(name: str, data_dir: Path) -> Path | None:
@@ -248,8 +246,8 @@ def _open_records(converted_set: ConvertedSet, split: str) -> tuple[Sequence[byt
 
 def _scan(converted_set: ConvertedSet, split: str) -> pd.DataFrame:
     stored, readers = _open_records(converted_set, split)
-    wanted = {name: readers[name] for name in INDEX_FIELDS}
-    rows = [records.parse(stored[position], wanted) for position in range(len(stored))]
+    examples = (records.Example(stored[position], readers, converted_set.name) for position in range(len(stored)))
+    rows = [[example[name] for name in INDEX_FIELDS] for example in examples]
     return pd.DataFrame(rows, columns=list(INDEX_FIELDS))
 
 

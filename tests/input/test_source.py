@@ -1,0 +1,186 @@
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cxrjax.input import source
+
+
+@pytest.fixture
+def rich(written):
+    return source.open_set("rich", written.data_dir)
+
+
+def test_examples_are_what_was_written(written, rich):
+    read = source.source(rich, "train")
+    assert len(read) == 26
+    seen = set()
+    for item in range(len(read)):
+        example = read[item]
+        expected = written.records["rich"]["train"][example["image_id"]]
+        seen.add(example["image_id"])
+        for name in ("image", "mask", "patient_id", "study_id", "view", "has_mask", "report"):
+            assert example[name] == expected[name], name
+        assert example["labels"].dtype == np.int8
+        np.testing.assert_array_equal(example["labels"], expected["labels"])
+        boxes = np.array([box["bbox"] for box in expected["boxes"]], np.float32).reshape(-1, 4)
+        np.testing.assert_array_equal(example["boxes"]["bbox"], boxes)
+        assert example["boxes"]["label"] == [box["label"] for box in expected["boxes"]]
+        assert example["set"] == "rich"
+        assert set(example) == {*expected, "set"} and len(example) == len(expected) + 1
+    assert seen == set(written.records["rich"]["train"])
+
+
+def test_a_field_that_the_set_does_not_have_is_named(written):
+    example = source.source(source.open_set("plain", written.data_dir), "train")[0]
+    assert "mask" not in example
+    with pytest.raises(KeyError, match="'plain' has no field 'mask'; its records have image, image_id"):
+        example["mask"]
+
+
+def test_opened_set_describes_itself(written, rich):
+    assert rich.label_names == tuple(f"finding {number}" for number in range(5))
+    assert rich.split_sizes == {"train": 26, "val": 7}
+    assert rich.metadata["short_side"] == 48
+    assert source.open_set(rich.directory) == rich == source.open_set(Path(written.data_dir) / "rich")
+    assert source.converted(written.data_dir) == ["plain", "rich"]
+
+
+def test_missing_set_lists_what_is_there_and_how_to_convert(written):
+    with pytest.raises(source.SetNotFound, match=r"Converted there: plain, rich\..*cxrjax\.prepare chexpert --raw DIR"):
+        source.open_set("chexpert", written.data_dir)
+
+
+def test_newest_version_and_the_only_configuration_are_found(written, tmp_path):
+    original = Path(written.data_dir) / "plain" / "1.0.0"
+    for place in ("plain/9.0.0", "plain/10.0.0", "sized/256/1.0.0", "many/a/1.0.0", "many/b/1.0.0"):
+        shutil.copytree(original, tmp_path / place)
+    (tmp_path / "plain" / "11.0.0.incompleteXY").mkdir()
+    assert source.open_set("plain", tmp_path).directory.name == "10.0.0"
+    assert source.open_set("sized", tmp_path).directory == tmp_path / "sized" / "256" / "1.0.0"
+    assert source.open_set("many/b", tmp_path).directory == tmp_path / "many" / "b" / "1.0.0"
+    with pytest.raises(ValueError, match="name one of many/a, many/b"):
+        source.open_set("many", tmp_path)
+
+
+def test_index_is_in_record_order_and_kept(written, rich, monkeypatch):
+    first = source.index(rich, "val")
+    read = source.source(rich, "val")
+    assert list(first["image_id"]) == [read[item]["image_id"] for item in range(7)]
+    monkeypatch.setattr(source, "_scan", lambda *_: pytest.fail("the index was not kept"))
+    kept = source.index(rich, "val")
+    assert kept.drop(columns="labels").equals(first.drop(columns="labels"))
+    for one, two in zip(first["labels"], kept["labels"], strict=True):
+        assert two.dtype == np.int8
+        np.testing.assert_array_equal(one, two)
+
+
+def test_index_is_made_again_when_the_set_changed(written, tmp_path):
+    shutil.copytree(Path(written.data_dir) / "plain", tmp_path / "plain")
+    plain = source.open_set("plain", tmp_path)
+    source.index(plain, "train")
+    file = plain.directory / "index-train.parquet"
+    before = file.stat().st_mtime_ns
+    (shard,) = plain.directory.glob("plain-train*")
+    os.utime(shard, ns=(1, 1))
+    source.index(plain, "train")
+    assert file.stat().st_mtime_ns > before
+    file.write_bytes(b"half a file")
+    assert len(source.index(plain, "train")) == 17
+
+
+def test_index_works_where_nothing_can_be_written(written, tmp_path, monkeypatch):
+    shutil.copytree(Path(written.data_dir) / "plain", tmp_path / "plain")
+    plain = source.open_set("plain", tmp_path)
+    for file in plain.directory.glob("index-*"):
+        file.unlink()
+
+    def refuse(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(source.os, "replace", refuse)
+    assert len(source.index(plain, "train")) == 17
+    assert not [file for file in plain.directory.iterdir() if "index" in file.name]
+
+
+def test_filters_select_what_they_say(rich):
+    table = source.index(rich, "train")
+    frontal = source.source(rich, "train", views=["PA", "AP"])
+    assert set(frontal.table["view"]) == {"PA", "AP"} and len(frontal) == table["view"].isin(["PA", "AP"]).sum()
+    some = list(table["image_id"][3:9])
+    assert list(source.source(rich, "train", image_ids=some).table["image_id"]) == some
+    without = source.source(rich, "train", exclude_image_ids=some).table
+    assert len(without) == 20 and not set(without["image_id"]) & set(some)
+    patients = set(table["patient_id"][:4])
+    assert not set(source.source(rich, "train", exclude_patient_ids=patients).table["patient_id"]) & patients
+
+
+def test_fractions_are_nested_and_by_patient(rich):
+    everyone = source.index(rich, "train").groupby("patient_id")["image_id"].count()
+    smaller = set()
+    for fraction in (0.01, 0.3, 0.6, 1.0):
+        table = source.source(rich, "train", fraction=fraction).table
+        chosen = set(table["patient_id"])
+        assert smaller <= chosen and len(chosen) == max(1, round(fraction * len(everyone)))
+        assert len(table) == everyone[list(chosen)].sum()
+        smaller = chosen
+
+
+@pytest.mark.parametrize(
+    ("filters", "named"),
+    [
+        ({"views": ["PA"], "image_ids": ["nobody"]}, r"image_ids \(1 given\) removes all of the \d+"),
+        ({"exclude_patient_ids": [f"patient train {n}" for n in range(9)]}, r"exclude_patient_ids \(9 given\)"),
+        (
+            {"exclude_image_ids": [f"train-{n}" for n in range(26)]},
+            r"exclude_image_ids \(26 given\) removes all of the 26",
+        ),
+    ],
+)
+def test_empty_selection_names_the_filter(rich, filters, named):
+    with pytest.raises(ValueError, match=named):
+        source.source(rich, "train", **filters)
+
+
+def test_unknown_split_view_and_fraction_are_refused(rich):
+    with pytest.raises(ValueError, match=r"no split 'test'; it has train \(26\), val \(7\)"):
+        source.source(rich, "test")
+    for views in (["FRONTAL"], "PA"):
+        with pytest.raises(ValueError, match="UNKNOWN, PA, AP, LATERAL"):
+            source.source(rich, "train", views=views)
+    with pytest.raises(ValueError, match="fraction"):
+        source.source(rich, "train", fraction=0)
+
+
+def test_source_can_be_pickled(rich):
+    read = source.source(rich, "train", views=["AP"])
+    again = pickle.loads(pickle.dumps(read))
+    assert len(again) == len(read) and dict(again[1])["image"] == read[1]["image"]
+
+
+READ = """
+import sys
+from cxrjax.input import source
+chosen = source.source(source.open_set("rich", sys.argv[1]), "train", fraction=0.5)
+print([chosen[i]["image_id"] for i in range(len(chosen))], "tensorflow" in sys.modules)
+"""
+
+
+def test_same_selection_in_every_process_and_without_tensorflow(written, rich):
+    chosen = source.source(rich, "train", fraction=0.5)
+    expected = [chosen[item]["image_id"] for item in range(len(chosen))]
+    ran = subprocess.run(
+        [sys.executable, "-c", READ, written.data_dir],
+        env={**os.environ, "PYTHONHASHSEED": "7"},
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert ran.stdout.strip() == f"{expected} False"
+    assert "TensorFlow" not in ran.stderr
