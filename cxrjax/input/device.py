@@ -25,5 +25,6 @@ def standardise(images: jax.Array, mean: float = MEAN, std: float = STD, mode: s
         return (values - mean) / std
     pixels = (-3, -2, -1)
     centred = values - values.mean(pixels, keepdims=True)
-    deviation = jnp.sqrt(jnp.mean(centred**2, pixels, keepdims=True))
-    return centred / jnp.maximum(deviation, GREY_LEVEL)
+    variance = jnp.mean(centred**2, pixels, keepdims=True)
+    # The floor comes before the root, whose gradient at zero is infinite.
+    return centred / jnp.sqrt(jnp.maximum(variance, GREY_LEVEL**2))

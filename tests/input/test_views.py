@@ -1,0 +1,140 @@
+import io
+import pickle
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from cxrjax.input import views
+
+
+def picture(height, width, seed=0):
+    noise = np.random.default_rng(seed).integers(0, 256, (height, width), np.uint8)
+    return cv2.GaussianBlur(noise, (0, 0), 2)
+
+
+def across(height=90, width=120):
+    """Grey value = column, so a cut piece tells where it was and whether it was mirrored."""
+    return np.tile(np.arange(width, dtype=np.uint8), (height, 1))
+
+
+def encoded(image, extension=".jpg"):
+    return cv2.imencode(extension, image)[1].tobytes()
+
+
+def test_decode_gives_the_stored_pixels():
+    image = picture(40, 52)
+    np.testing.assert_array_equal(views.decode(encoded(image, ".png")), image)
+    assert views.decode(encoded(image)).shape == (40, 52)
+
+
+def test_decode_leaves_a_noted_rotation_alone():
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    file = io.BytesIO()
+    Image.fromarray(across()).save(file, "JPEG", exif=turned, quality=100)
+    assert views.decode(file.getvalue()).shape == (90, 120)
+
+
+@pytest.mark.parametrize("extension", [".jpg", ".png"])
+@pytest.mark.parametrize("keep", [0, 1, 30, 0.5, 0.99])
+def test_cut_pictures_are_refused(extension, keep):
+    whole = encoded(picture(64, 64), extension)
+    with pytest.raises(views.Undecodable, match="not a whole PNG or JPEG"):
+        views.decode(whole[: keep if isinstance(keep, int) else int(keep * len(whole))])
+
+
+def test_opencv_runs_on_the_calling_thread_only():
+    assert cv2.getNumThreads() == 1
+
+
+@pytest.mark.parametrize(("height", "width", "px", "resized"), [(90, 120, 60, (60, 80)), (50, 31, 62, (100, 62))])
+def test_fit_is_resize_then_middle(height, width, px, resized):
+    image = picture(height, width)
+    rule = cv2.INTER_AREA if px < min(height, width) else cv2.INTER_CUBIC
+    expected = cv2.resize(image, resized[::-1], interpolation=rule)
+    np.testing.assert_array_equal(views.resize_short(image, px), expected)
+    top, left = (resized[0] - px) // 2, (resized[1] - px) // 2
+    np.testing.assert_array_equal(views.fit(image, px), expected[top : top + px, left : left + px])
+
+
+def test_fit_keeps_a_picture_that_fits_already():
+    image = picture(32, 32)
+    np.testing.assert_array_equal(views.fit(image, 32), image)
+
+
+def test_fit_keeps_masks_binary_and_on_their_picture():
+    image = np.zeros((90, 120), np.uint8)
+    image[20:60, 33:80] = 255
+    mask = views.fit(image, 37, nearest=True)
+    assert set(np.unique(mask)) == {0, 255}
+    # Any shift of the mask against its picture would show as a disagreement along an edge.
+    assert np.mean((views.fit(image, 37) > 127) != (mask > 127)) < 0.01
+
+
+def test_center_crop_refuses_a_small_picture():
+    with pytest.raises(ValueError, match="64 x 64 px out of a picture of 90 x 63"):
+        views.center_crop(picture(90, 63), 64)
+
+
+def test_crops_keep_to_scale_ratio_and_picture():
+    rng = np.random.default_rng(0)
+    windows = np.array([views._random_window(300, 400, rng, (0.2, 0.6), (0.75, 4 / 3)) for _ in range(2000)])
+    top, left, height, width = windows.T
+    assert (top >= 0).all() and (left >= 0).all() and (top + height <= 300).all() and (left + width <= 400).all()
+    area, ratio = height * width / (300 * 400), width / height
+    assert 0.19 < area.min() < 0.21 and 0.58 < area.max() < 0.61
+    assert 0.74 < ratio.min() < 0.77 and 1.3 < ratio.max() < 1.35
+    assert abs(np.log(ratio).mean()) < 0.02
+    # Every place is as likely as any other, edges included.
+    place = left / np.maximum(400 - width, 1)
+    assert abs(place.mean() - 0.5) < 0.03 and place.min() == 0 and place.max() == 1
+
+
+def test_crop_is_its_window_resized():
+    image = picture(300, 400)
+    top, left, height, width = views._random_window(300, 400, np.random.default_rng(5), (0.3, 0.5), views.RATIO)
+    assert height > 64 and width > 64
+    expected = cv2.resize(image[top : top + height, left : left + width], (64, 64), interpolation=cv2.INTER_AREA)
+    cut = views.random_resized_crop(image, np.random.default_rng(5), 64, (0.3, 0.5))
+    np.testing.assert_array_equal(cut, expected)
+
+
+def test_crop_of_a_strip_falls_back_to_its_middle():
+    assert views._random_window(20, 400, np.random.default_rng(0), (0.9, 1.0), (0.75, 4 / 3)) == (0, 186, 20, 27)
+    assert views._random_window(400, 21, np.random.default_rng(0), (0.9, 1.0), (0.75, 4 / 3)) == (186, 0, 28, 21)
+
+
+def test_hflip_mirrors_half_of_the_time():
+    rng = np.random.default_rng(0)
+    image = across()
+    mirrored = [views.hflip(image, rng)[0, 0] == 119 for _ in range(400)]
+    assert 160 < sum(mirrored) < 240
+    assert np.array_equal(views.hflip(image, np.random.default_rng(2)), image[:, ::-1])  # draws 0.26
+
+
+@pytest.mark.parametrize(("kind", "mirrors"), [("mild", False), ("crop_flip", True)])
+def test_random_kinds_differ_in_mirroring_and_area(kind, mirrors):
+    change = pickle.loads(pickle.dumps(views.transform(kind, 32)))
+    rng = np.random.default_rng(0)
+    cut = [change(across(120, 120), rng).astype(int) for _ in range(200)]
+    assert all(image.shape == (32, 32) for image in cut)
+    assert any(image[0, 0] > image[0, -1] for image in cut) == mirrors
+    narrowest = min(abs(image[0, -1] - image[0, 0]) for image in cut) / 120
+    assert narrowest > 0.55 if kind == "mild" else narrowest < 0.5
+    again = change(across(120, 120), np.random.default_rng(0))
+    np.testing.assert_array_equal(again, cut[0])
+    assert change(across(120, 120), rng).dtype == np.uint8
+
+
+def test_kind_none_is_fit_and_draws_nothing():
+    rng = np.random.default_rng(0)
+    image = picture(70, 90)
+    np.testing.assert_array_equal(views.transform("none", 32)(image, rng), views.fit(image, 32))
+    assert rng.random() == np.random.default_rng(0).random()
+
+
+def test_unknown_kind_lists_the_kinds():
+    with pytest.raises(ValueError, match="'strong' is not known; choose one of 'none', 'mild', 'crop_flip'"):
+        views.transform("strong", 32)
