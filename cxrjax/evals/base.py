@@ -1,0 +1,183 @@
+"""The records that every evaluator shares, and what a task makes of a set's label codes.
+
+An evaluator sees an `Encoder` (images in, features out) and never a method, a checkpoint or a device. It returns a
+`Result`: every metric with its interval, every prediction, and in plain sentences whatever a reader must know.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pandas
+
+from cxrjax.datasets import schema
+
+KINDS = ("binary", "multilabel", "multiclass")
+TREATMENTS = ("ignore", "absent", "present")
+MASKED = -1
+"""In `Targets.values`: this picture says nothing about this label."""
+
+
+class Interval(NamedTuple):
+    """A metric with its 95 % percentile interval over resampled patients; `n` pictures were judged."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+class Result(NamedTuple):
+    """What an evaluator found.
+
+    metrics: name -> Interval; predictions: a row per judged picture (see `metrics.prediction_table`); notes: sentences;
+    details: JSON-able facts about how it was found (chosen strength, positives per metric under "n_positive", …).
+    """
+
+    metrics: dict[str, Interval]
+    predictions: pandas.DataFrame
+    notes: list[str]
+    details: Mapping[str, Any] = MappingProxyType({})
+
+
+class Encoder(NamedTuple):
+    """A frozen image encoder.
+
+    encode: uint8 b h w 1 -> {"pooled": b d float32, …}, compiled by whoever made it (see `encoders.from_method`).
+    digest: changes whenever the features of any picture could change; the feature cache relies on it.
+    mesh: where encode wants its images; None for host arrays.
+    """
+
+    encode: Callable[[Any], dict[str, Any]]
+    image_px: int
+    digest: str
+    name: str
+    step: int = 0
+    mesh: jax.sharding.Mesh | None = None
+
+
+class FeatureTable(NamedTuple):
+    """Features of a split: features n d float32, labels n c int8 (codes of the schema), patient_ids n, image_ids n."""
+
+    features: np.ndarray
+    labels: np.ndarray
+    patient_ids: np.ndarray
+    image_ids: np.ndarray
+
+
+class Task(NamedTuple):
+    """What is to be told apart.
+
+    kind "binary": some label of `positive` is present, against some label of `negative` (none named: every label of
+    `positive` is absent). "multilabel": each of `labels` by itself (none named: all of the set's). "multiclass":
+    exactly one of `labels` is present. `uncertain` and `not_mentioned` say what those two codes count as.
+    """
+
+    kind: str
+    positive: tuple[str, ...] = ()
+    negative: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    uncertain: str = "ignore"
+    not_mentioned: str = "ignore"
+
+
+class Targets(NamedTuple):
+    """A task's answer key: names c, values n c int8 (1, 0 or MASKED), keep n bool (pictures the task uses), notes."""
+
+    names: tuple[str, ...]
+    values: np.ndarray
+    keep: np.ndarray
+    notes: list[str]
+
+
+def make_task(config: Mapping[str, Any]) -> Task:
+    """Checks a config's task and returns it as a record; raises ValueError with what would be accepted."""
+    given = {key: value for key, value in dict(config).items() if key != "name"}
+    unknown = sorted(set(given) - set(Task._fields))
+    if unknown or "kind" not in given:
+        raise ValueError(
+            f"task has keys {sorted(given)}; 'kind' is required, known keys are {list(Task._fields)} and 'name'"
+        )
+    for key in ("positive", "negative", "labels"):
+        names = given.get(key) or ()
+        given[key] = (names,) if isinstance(names, str) else tuple(names)
+    task = Task(**given)
+    if task.kind not in KINDS:
+        raise ValueError(f"task kind {task.kind!r} is not known; choose one of {list(KINDS)}")
+    for key in ("uncertain", "not_mentioned"):
+        if getattr(task, key) not in TREATMENTS:
+            raise ValueError(f"task {key}={getattr(task, key)!r} is not known; choose one of {list(TREATMENTS)}")
+    if task.kind == "binary" and (not task.positive or task.labels):
+        raise ValueError("a binary task names its classes with 'positive' (required) and 'negative', not with 'labels'")
+    if task.kind != "binary" and (task.positive or task.negative):
+        raise ValueError(f"a {task.kind} task names its classes with 'labels', not with 'positive' and 'negative'")
+    if task.kind == "multiclass" and len(task.labels) < 2:
+        raise ValueError(f"a multiclass task needs at least two labels, got {list(task.labels)}")
+    twice = sorted(set(task.positive) & set(task.negative))
+    if twice:
+        raise ValueError(f"labels {twice} are both positive and negative in a binary task; name each on one side only")
+    return task
+
+
+def targets(task: Task, labels: np.ndarray, label_names: Sequence[str]) -> Targets:
+    """Turns label codes into the answer key of a task.
+
+    labels: n c int8 in the schema's codes; label_names: c. A binary task has the one name "positive".
+    Raises ValueError if the task names a label that the set lacks, listing those it has.
+    """
+    names = list(label_names)
+    unknown = [name for name in (*task.positive, *task.negative, *task.labels) if name not in names]
+    if unknown:
+        raise ValueError(f"the task asks for labels {unknown}, which this set does not have; its labels are {names}")
+    codes = np.full(labels.shape, MASKED, np.int8)
+    codes[labels == schema.PRESENT] = 1
+    codes[labels == schema.ABSENT] = 0
+    meaning = {"ignore": MASKED, "absent": 0, "present": 1}
+    codes[labels == schema.UNCERTAIN] = meaning[task.uncertain]
+    codes[labels == schema.NOT_MENTIONED] = meaning[task.not_mentioned]
+
+    def columns(wanted):
+        return codes[:, [names.index(name) for name in wanted]]
+
+    if task.kind == "binary":
+        positive = (columns(task.positive) == 1).any(axis=1)
+        if task.negative:
+            negative = (columns(task.negative) == 1).any(axis=1)
+        else:
+            negative = (columns(task.positive) == 0).all(axis=1)
+        keep = positive ^ negative
+        return Targets(("positive",), positive.astype(np.int8)[:, None], keep, _contradictions(positive & negative))
+    wanted = task.labels or tuple(names)
+    values = columns(wanted)
+    if task.kind == "multilabel":
+        return Targets(wanted, values, (values != MASKED).any(axis=1), [])
+    present = (values == 1).sum(axis=1)
+    return Targets(wanted, (values == 1).astype(np.int8), present == 1, _contradictions(present > 1))
+
+
+def digest(*parts: Any) -> str:
+    """Returns a short stable hash of JSON-able values and trees of arrays (values, shapes, types and structure)."""
+    state = hashlib.sha256()
+    for part in parts:
+        leaves, structure = jax.tree_util.tree_flatten_with_path(part)
+        state.update(str(structure).encode())
+        for path, leaf in leaves:
+            state.update(jax.tree_util.keystr(path).encode())
+            if hasattr(leaf, "dtype"):
+                if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+                    leaf = jax.random.key_data(leaf)
+                array = np.ascontiguousarray(leaf)
+                state.update(f"{array.dtype}{array.shape}".encode())
+                state.update(array.reshape(-1).view(np.uint8).data)
+            else:
+                state.update(json.dumps(leaf, sort_keys=True, default=str).encode())
+    return state.hexdigest()[:20]
+
+
+def _contradictions(both: np.ndarray) -> list[str]:
+    count = int(both.sum())
+    return [f"{count} pictures carry labels of more than one class and were left out"] if count else []

@@ -1,0 +1,74 @@
+"""Frozen encoders to judge: a trained method, and the two references that it should beat."""
+
+import json
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from cxrjax import parallel
+from cxrjax.evals.base import Encoder, digest
+from cxrjax.methods.base import Method
+
+
+def from_method(
+    method: Method,
+    params: Any,
+    state: Any,
+    *,
+    name: str,
+    step: int = 0,
+    config: Mapping[str, Any] | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    content: str | None = None,
+) -> Encoder:
+    """The encoder of a method with these parameters.
+
+    name: in results, such as the run's; config: whatever beside the parameters decides on the features (variant, mean
+    and deviation of the input); mesh: by default all devices; parameters that are not on it yet are copied to each.
+    content: digest of parameters and state, needed only where no process can see all of them.
+    One compilation per method serves every step and set.
+    """
+    mesh = parallel.make_mesh() if mesh is None else mesh
+    content = content or digest(params, state)
+    params, state = (jax.tree.map(lambda leaf: _on(mesh, leaf), tree) for tree in (params, state))
+    compiled = _compiled(method.encode)
+    identity = digest(content, json.dumps(dict(config or {}), sort_keys=True, default=str), method.image_px)
+    return Encoder(lambda images: compiled(params, state, images), method.image_px, identity, name, step, mesh)
+
+
+def random_init(
+    method: Method, key: jax.Array, batch: Mapping[str, Any], config: Mapping[str, Any] | None = None
+) -> Encoder:
+    """The method's encoder as it starts: what the architecture sees in pictures without any training.
+
+    batch: as `method.init` takes it.
+    """
+    params, state = jax.jit(method.init)(key, batch)
+    return from_method(method, params, state, name="random", config=config)
+
+
+def pixels(px: int = 32) -> Encoder:
+    """The picture itself, area-averaged to px px, as features: what a linear judge finds without any encoder.
+
+    Sets whose classes differ in processing or exposure show here already.
+    """
+
+    @jax.jit
+    def encode(images):
+        values = images.astype(jnp.float32) / 255  # b h w 1
+        return {"pooled": values.reshape(len(images), -1), "patches": values}
+
+    return Encoder(encode, px, digest("pixels", px), f"pixels-{px}", 0)
+
+
+@lru_cache(maxsize=16)
+def _compiled(encode: Callable) -> Callable:
+    return jax.jit(encode)
+
+
+def _on(mesh: jax.sharding.Mesh, leaf: Any) -> Any:
+    placed = getattr(getattr(leaf, "sharding", None), "mesh", None)
+    return leaf if placed == mesh else jax.device_put(leaf, parallel.replicated(mesh))

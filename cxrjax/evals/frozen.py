@@ -1,0 +1,101 @@
+"""What the judges of frozen features share: answer keys per split, choosing on validation, and the final table."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from cxrjax.datasets import schema
+from cxrjax.evals import metrics
+from cxrjax.evals.base import MASKED, FeatureTable, Result, Targets, Task, targets
+
+
+def select(
+    tables: Mapping[str, FeatureTable], task: Task, label_names: Sequence[str]
+) -> tuple[dict[str, FeatureTable], dict[str, Targets], list[str]]:
+    """Keeps the pictures and labels that a task can use.
+
+    tables: "train", "val" and "test"; label_names: c, of their labels. Returns (tables, answer keys, notes); a label
+    with one value only in train is dropped from all three and named.
+    Raises ValueError for a patient in two splits, an unknown label, features that are not numbers, or nothing to fit.
+    """
+    schema.assert_patients_disjoint({split: table.patient_ids.tolist() for split, table in tables.items()})
+    kept, keys, notes = {}, {}, []
+    for split, table in tables.items():
+        finite = np.isfinite(table.features).all(axis=1)
+        if not finite.all():
+            raise ValueError(
+                f"{(~finite).sum()} of {len(finite)} {split} pictures have features that are NaN or infinite, "
+                f"{table.image_ids[~finite][0]!r} is the first; the encoder is broken or its training has diverged"
+            )
+        key = targets(task, table.labels, label_names)
+        notes += [f"{split}: {note}" for note in key.notes]
+        kept[split] = FeatureTable(*(column[key.keep] for column in table))
+        keys[split] = key._replace(values=key.values[key.keep], keep=key.keep[key.keep])
+    train = keys["train"]
+    positive, judged = (train.values == 1).sum(axis=0), (train.values != MASKED).sum(axis=0)
+    usable = (positive > 0) & (positive < judged)
+    lacking = [
+        f"{name!r} ({some} of {all_} positive)" for name, some, all_ in zip(train.names, positive, judged, strict=True)
+    ]
+    lacking = [text for text, fine in zip(lacking, usable, strict=True) if not fine]
+    if not usable.any() or (lacking and task.kind == "multiclass"):
+        raise ValueError(
+            f"the train split cannot teach this {task.kind} task: {', '.join(lacking) or 'no picture is left'}; "
+            "choose other labels, or more training pictures"
+        )
+    if lacking:
+        notes.append(f"skipped, because the train split has one value only: {', '.join(lacking)}")
+        names = tuple(np.array(train.names)[usable].tolist())
+        keys = {split: key._replace(names=names, values=key.values[:, usable]) for split, key in keys.items()}
+    if not np.ptp(kept["train"].features, axis=0).any():
+        notes.append("every training picture has the same features: the encoder has collapsed")
+    return kept, keys, notes
+
+
+def choose(options: Sequence[float], qualities: Sequence[float], what: str) -> tuple[int, list[str]]:
+    """Index of the best quality, the first of equals; a note if it is at an end of the grid and beats its neighbour."""
+    qualities = np.asarray(qualities)
+    best = int(np.flatnonzero(qualities >= qualities.max() - 1e-9)[0])
+    neighbour = {0: 1, len(options) - 1: len(options) - 2}.get(best)
+    if neighbour is not None and qualities[best] > qualities[neighbour] + 1e-3:
+        listed = ", ".join(f"{option:g}" for option in options)
+        return best, [f"the best {what} {options[best]:g} is at the edge of the grid {listed}: widen it"]
+    return best, []
+
+
+def decidable(key: Targets) -> list[int]:
+    """Labels that have both values in the validation pictures, by number; raises ValueError if there are none."""
+    both = [c for c, column in enumerate(key.values.T) if (column == 1).any() and (column == 0).any()]
+    if not both:
+        raise ValueError(
+            f"no label of {list(key.names)} has both values in the {len(key.values)} validation pictures, so nothing "
+            "can be chosen on them; give one value only instead of a grid, then there is no choice to make"
+        )
+    return both
+
+
+def mean_auroc(key: Targets, scores: np.ndarray) -> float:
+    """Mean AUROC of scores n c over the labels that are decidable."""
+    return float(np.mean([metrics.auroc(key.values[:, c], scores[:, c]) for c in decidable(key)]))
+
+
+def conclude(
+    kind: str,
+    tables: Mapping[str, FeatureTable],
+    keys: Mapping[str, Targets],
+    scores: np.ndarray,
+    notes: list[str],
+    details: Mapping[str, Any],
+    resamples: int,
+    seed: int,
+) -> Result:
+    """Judges the scores n c of the test pictures."""
+    test, key = tables["test"], keys["test"]
+    found, counts, more = metrics.summarise(kind, key.names, key.values, scores, test.patient_ids, resamples, seed)
+    predictions = metrics.prediction_table(key.names, key.values, scores, test.patient_ids, test.image_ids)
+    sizes = {
+        split: {"pictures": len(table.image_ids), "patients": len(set(table.patient_ids))}
+        for split, table in tables.items()
+    }
+    return Result(found, predictions, notes + more, {**details, "n_positive": counts, "splits": sizes})

@@ -1,0 +1,171 @@
+"""Runs one evaluation of one encoder and writes it down, along training or on a finished checkpoint.
+
+<workdir>/evals/<name>/<step>/results.json         metrics with intervals, choices, notes, what was judged with what
+                              predictions.parquet  one row per test picture, for subgroups and paired differences
+<workdir>/evals/features/                          cached features (see `features`)
+"""
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from cxrjax.evals import metrics
+from cxrjax.evals.base import Encoder, Result, digest, make_task
+from cxrjax.evals.features import features, source_digest
+from cxrjax.evals.knn import NEIGHBOURS, knn
+from cxrjax.evals.probe import STRENGTHS, probe
+from cxrjax.input.source import open_set, source
+
+JUDGES = ("probe", "knn")
+LIBRARIES = ("cxrjax", "jax", "jaxlib", "flax", "numpy", "scipy", "pandas", "opencv-python-headless")
+
+
+class EvaluationError(RuntimeError):
+    """An evaluation that failed; says which, of what and at which step."""
+
+
+def defaults() -> ConfigDict:
+    """An evaluation entry with every key that `evaluate` knows; `set` and `task` must be given.
+
+    task: kind "binary" with `positive` and `negative` label names, "multilabel" or "multiclass" with `labels`, and a
+    `name` for the logs. views: projections to keep (empty: all). fraction: share of the train patients to fit on.
+    bootstrap: resamples of the test patients. every_steps is for the trainer. An empty name is made from the others.
+    """
+    return ConfigDict(
+        {
+            "name": "",
+            "judge": "probe",
+            "set": "",
+            "task": {},
+            "data_dir": "",
+            "views": (),
+            "fraction": 1.0,
+            "batch_size": 64,
+            "bootstrap": 1000,
+            "cache_gib": 8.0,
+            "every_steps": 0,
+            "solver": "logistic",
+            "strengths": STRENGTHS,
+            "neighbours": NEIGHBOURS,
+            "temperature": 0.07,
+        }
+    )
+
+
+def evaluate(encoder: Encoder, entry: Mapping[str, Any], workdir: str | os.PathLike, seed: int = 0) -> Result:
+    """Judges an encoder as the entry says (keys: `defaults`), writes results.json and predictions.parquet, returns all.
+
+    Raises EvaluationError with the entry's name, the encoder and its step, whatever went wrong.
+    """
+    try:
+        entry = complete(entry)
+        result, inputs = _judge(encoder, entry, Path(workdir), seed)
+        if jax.process_index() == 0:
+            _write(Path(workdir) / "evals" / entry["name"] / str(encoder.step), encoder, entry, seed, result, inputs)
+    except Exception as error:
+        name = entry.get("name") or f"{entry.get('judge', 'probe')} on {entry.get('set', '?')}"
+        place = f"evaluation {name!r} of {encoder.name!r} at step {encoder.step}"
+        raise EvaluationError(f"{place} failed: {error}") from error
+    return result
+
+
+def scalars(entry: Mapping[str, Any], result: Result) -> dict[str, float]:
+    """What to log: eval/<set>/<task>/<metric> -> value; judges beside the probe put their name before the metric."""
+    entry = complete(entry)
+    prefix = "" if entry["judge"] == "probe" else f"{entry['judge']}_"
+    place = f"eval/{entry['set']}/{entry['task']['name']}"
+    return {f"{place}/{prefix}{name}": interval.value for name, interval in result.metrics.items()}
+
+
+def complete(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Fills an entry up with defaults and names; raises ValueError for an unknown key or judge, or a missing set."""
+    known = defaults().to_dict()
+    given = entry.to_dict() if isinstance(entry, ConfigDict) else dict(entry)
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise ValueError(f"evaluation keys {unknown} are not known; known are {sorted(known)}")
+    full = known | given
+    if full["judge"] not in JUDGES:
+        raise ValueError(f"judge {full['judge']!r} is not known; choose one of {list(JUDGES)}")
+    if not full["set"]:
+        raise ValueError("an evaluation needs 'set', the name of a converted set, such as set='phantom'")
+    task = dict(full["task"])
+    record = make_task(task)
+    if not task.get("name"):
+        sides = ["+".join(names) for names in (record.positive, record.negative, record.labels) if names]
+        task["name"] = _plain("-vs-".join(sides) or "all")
+    full["task"] = task
+    full["name"] = full["name"] or _plain(f"{full['set']}-{task['name']}-{full['judge']}")
+    return full
+
+
+def _judge(encoder: Encoder, entry: dict[str, Any], workdir: Path, seed: int) -> tuple[Result, dict[str, str]]:
+    converted = open_set(entry["set"], entry["data_dir"] or None)
+    tables, inputs = {}, {}
+    for split in ("train", "val", "test"):
+        fraction = entry["fraction"] if split == "train" else 1.0
+        chosen = source(converted, split, views=tuple(entry["views"]) or None, fraction=fraction)
+        inputs[split] = source_digest(chosen)
+        limit = entry["cache_gib"] * 2**30
+        tables[split] = features(encoder, chosen, entry["batch_size"], workdir / "evals" / "features", limit)
+    shared = {"resamples": entry["bootstrap"], "seed": seed}
+    task = make_task(entry["task"])
+    if entry["judge"] == "probe":
+        options = {"solver": entry["solver"], "strengths": entry["strengths"]}
+        return probe(**tables, task=task, label_names=converted.label_names, **options, **shared), inputs
+    options = {"neighbours": entry["neighbours"], "temperature": entry["temperature"]}
+    return knn(**tables, task=task, label_names=converted.label_names, **options, **shared), inputs
+
+
+def _write(directory: Path, encoder: Encoder, entry, seed: int, result: Result, inputs: dict[str, str]) -> None:
+    positives = result.details.get("n_positive", {})
+    report = {
+        "name": entry["name"],
+        "encoder": {"name": encoder.name, "step": encoder.step, "digest": encoder.digest, "image_px": encoder.image_px},
+        "set": {"name": entry["set"], "digest": digest(inputs)},
+        "entry": entry,
+        "seed": seed,
+        "interval": f"{metrics.LEVEL:.0%} percentile interval over {entry['bootstrap']} resamples of the test patients",
+        "metrics": {
+            name: {key: _number(value) for key, value in interval._asdict().items()}
+            | {"n_positive": positives.get(name)}
+            for name, interval in result.metrics.items()
+        },
+        "details": {key: value for key, value in result.details.items() if key != "n_positive"},
+        "notes": result.notes,
+        "versions": _versions(),
+    }
+    directory.mkdir(parents=True, exist_ok=True)
+    predictions, results = directory / "predictions.parquet", directory / "results.json"
+    unfinished = [path.with_name(f".{path.name}.{os.getpid()}") for path in (predictions, results)]
+    result.predictions.to_parquet(unfinished[0], index=False)
+    unfinished[1].write_text(json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    # The results come last: where they are, the predictions are whole and belong to them.
+    os.replace(unfinished[0], predictions)
+    os.replace(unfinished[1], results)
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _plain(text: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "+-_." else "_" for letter in text)
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for library in LIBRARIES:
+        try:
+            found[library] = importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:
+            found[library] = "not installed as a package"
+    return found
