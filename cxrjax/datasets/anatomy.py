@@ -13,7 +13,7 @@ from cxrjax.datasets.projection import Ellipsoid, Rays, Span, Stack, ellipsoid, 
 LEFT, RIGHT = 1, -1
 SIDES = (RIGHT, LEFT)
 APEX_Z = 13.0
-SOFT, LUNG, FAT, BONE = 0.20, 0.045, 0.175, 0.42
+SOFT, LUNG, FAT, BONE = 0.20, 0.045, 0.175, 0.40
 
 
 class Anatomy(NamedTuple):
@@ -31,6 +31,7 @@ class Anatomy(NamedTuple):
     rib_slope: float
     vessel_seed: int
     dome: tuple[float, float]
+    stomach: float = 1.0
     vessel_gain: float = 1.0
     collapse: tuple[float, float] = (0.0, 0.0)
     fluid: tuple[float, float] = (0.0, 0.0)
@@ -49,7 +50,7 @@ def draw_patient(rng: np.random.Generator) -> Anatomy:
         scale=size * np.array([rng.normal(1.0, 0.04), rng.normal(0.97, 0.06), rng.normal(1.0, 0.04)]).clip(0.85, 1.15),
         fat=float(0.5 + min(habitus, 4.0)),
         breast=float(rng.uniform(0.55, 1.15) * (1 + 0.08 * habitus)) if female else 0.0,
-        heart=float(rng.uniform(0.92, 1.08)),
+        heart=float(rng.uniform(0.86, 1.02)),
         heart_tilt=float(rng.normal(0.0, 0.12)),
         aorta=float(rng.uniform(0.85, 1.25)),
         mediastinum=float(rng.uniform(0.9, 1.12)),
@@ -66,7 +67,9 @@ def draw_study(patient: Anatomy, rng: np.random.Generator) -> Anatomy:
     breath = rng.normal(0.0, 0.8)
     right = float(np.clip(-9.4 + breath, -11.0, -7.2))
     return patient._replace(
-        dome=(right, right - float(rng.uniform(0.3, 1.6))), vessel_gain=float(rng.uniform(0.85, 1.15))
+        dome=(right, right - float(rng.uniform(0.3, 1.6))),
+        stomach=float(rng.choice((0.0, rng.uniform(0.4, 1.4)), p=(0.25, 0.75))),
+        vessel_gain=float(rng.uniform(0.85, 1.15)),
     )
 
 
@@ -85,28 +88,31 @@ _torso_width = _curve(
 _torso_depth = _curve(
     [-30, -16, -9, 0, 6, 9, 11, 13, 15, 18, 30], [10.4, 10.9, 11.3, 11.0, 10.0, 9.4, 8.9, 8.0, 6.8, 5.8, 5.6]
 )
-_torso_centre = _curve([-30, -9, -2, 4, 9, 13, 18, 30], [0.2, 0.2, 0.4, 1.0, 2.0, 2.6, 2.4, 2.0])
-_mediastinum_width = _curve([-30, -8, -3, 1, 5, 8, 11, 14, 30], [2.5, 2.5, 2.6, 3.0, 2.9, 2.7, 2.6, 3.2, 4.0])
+_torso_centre = _curve([-30, -9, -2, 4, 9, 13, 18, 30], [-0.4, -0.5, -0.3, 0.5, 1.7, 2.6, 2.4, 2.0])
+_mediastinum_width = _curve(
+    [-30, -12, -7, -3, 0, 2, 4, 6.5, 9, 11, 14, 30], [2.1, 2.1, 2.1, 2.3, 2.9, 2.8, 2.3, 2.5, 2.7, 2.9, 3.6, 4.5]
+)
 
 
 def torso(body: Anatomy, depth: float = 0.0) -> list[Stack]:
-    """Skin surface, or the surface `depth` centimetres below it: the trunk and the two halves of its flat back."""
+    """Skin surface, or the surface `depth` centimetres below it: the trunk, its flat back and its flat front."""
+
+    def layer(z):
+        return body.fat * np.interp(z, [5, 14], [1.0, 0.45]) - depth
 
     def trunk(z):
-        layer = body.fat * np.interp(z, [5, 14], [1.0, 0.45]) - depth
-        return 0.0, _torso_centre(z), _torso_width(z) + layer, _torso_depth(z) + 0.8 * layer
+        return 0.0, _torso_centre(z), _torso_width(z) + layer(z), _torso_depth(z) + 0.8 * layer(z)
 
-    def flank(side):
+    def quarter(side, face):
         def profile(z):
-            layer = body.fat * np.interp(z, [5, 14], [1.0, 0.45]) - depth
-            share = np.interp(z, [8, 15], [1.0, 0.3])
-            width = 0.54 * _torso_width(z)
-            half_y = 5.2 * share + layer
-            return side * (width - 1.0), 11.6 - 5.2 * share, width + layer, half_y
+            half_y = 5.2 * np.interp(z, [8, 15], [1.0, 0.3])
+            width = (0.54 if face > 0 else 0.5) * _torso_width(z)
+            surface = 11.5 if face > 0 else _torso_depth(z) - _torso_centre(z) - 0.2
+            return side * (width - 1.0), face * (surface - half_y), width + layer(z), half_y + 0.9 * layer(z)
 
         return Stack(profile)
 
-    return [Stack(trunk), flank(RIGHT), flank(LEFT)]
+    return [Stack(trunk)] + [quarter(side, face) for side in SIDES for face in (1, -1)]
 
 
 def limbs(body: Anatomy) -> list[Ellipsoid]:
@@ -122,9 +128,13 @@ def limbs(body: Anatomy) -> list[Ellipsoid]:
 def breasts(body: Anatomy) -> list[Ellipsoid]:
     if not body.breast:
         return []
-    b = body.breast
-    front = -10.0 - 0.5 * body.fat
-    return [ellipsoid((s * 8.2, front, -6.2 - 1.5 * b), (6.4 * b, 4.4 * b, 5.6 * b)) for s in SIDES]
+    size, front = body.breast, -9.6 - 0.6 * body.fat
+    return [
+        ellipsoid(
+            (side * 7.6, front, -5.5 - 1.5 * size), (5.4 * size, 3.6 * size, 4.8 * size), (1.0, 0.3 * side, 0.25 * side)
+        )
+        for side in SIDES
+    ]
 
 
 def _rounded(depth: float, flat: float, sharp: float) -> np.ndarray:
@@ -133,8 +143,8 @@ def _rounded(depth: float, flat: float, sharp: float) -> np.ndarray:
 
 
 _BELOW = np.concatenate([np.arange(0, 1, 0.01), np.arange(1, 45, 0.1)])
-_LATERAL = 5.8 + 8.1 * _rounded(22.0, 2.6, 2.2) - 0.03 * np.clip(_BELOW - 22, 0, None) ** 1.5
-_MEDIAL = 5.8 - 5.2 * _rounded(5.0, 2.6, 2.2)
+_LATERAL = 5.4 + 8.5 * _rounded(21.0, 2.5, 1.75) - 0.03 * np.clip(_BELOW - 22, 0, None) ** 1.5
+_MEDIAL = 5.4 - 4.9 * _rounded(7.0, 2.4, 1.8)
 _HALF_Y = 10.0 * _rounded(20.0, 2.0, 2.0)
 
 
@@ -143,7 +153,7 @@ def lung_outline(z, side: int, drop: float = 0.0, shrink=1.0):
     below = APEX_Z - drop - z
     medial = np.interp(below, _BELOW, _MEDIAL)
     half = (np.interp(below, _BELOW, _LATERAL) - medial) / 2 * shrink
-    half_y = np.interp(below, _BELOW, _HALF_Y) * np.sqrt(shrink)
+    half_y = np.interp(below, _BELOW, _HALF_Y) * shrink**0.3
     centre_y = np.interp(below, [0, 10, 20, 30], [2.6, 0.4, 0.1, 0.6])
     return side * (medial + half), centre_y, np.where(below > 0, half, 0.0), half_y
 
@@ -182,6 +192,15 @@ def dry(body: Anatomy, side: int) -> Stack | None:
         return x - side * (1 - inner) * half_x * 0.55, y, half_x * inner, half_y * inner
 
     return Stack(profile)
+
+
+def stomach_gas(body: Anatomy, rays: Rays) -> np.ndarray:
+    """Length of the rays in the air above the fluid in the stomach, h w centimetres."""
+    if not body.stomach:
+        return np.zeros((rays.rows.size, rays.columns.size), np.float32)
+    size = np.array((3.0, 2.8, 2.2)) * body.stomach
+    centre = np.array((6.8, -2.0, body.dome[1] - 0.8 - 0.9 * size[2]))
+    return ellipsoid(centre, size).span(rays).length() * (rays.rows > centre[2] - 0.3 * size[2])
 
 
 def mediastinum(body: Anatomy) -> Stack:

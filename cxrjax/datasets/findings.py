@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cxrjax.datasets.anatomy import APEX_Z, LEFT, RIGHT, SIDES, Anatomy, heart_span, in_air, lung_outline
+from cxrjax.datasets.anatomy import APEX_Z, LEFT, RIGHT, SIDES, Anatomy, in_air, lung_outline
 from cxrjax.datasets.projection import Ellipsoid, Rays, ellipsoid, union_length
 
 LABELS = (
@@ -30,7 +30,8 @@ _WEIGHTS = {
     "Nodule": 0.17,
     "Pneumothorax": 0.14,
 }
-_VISIBLE = {"Consolidation": 0.9, "Edema": 1.1, "Effusion": 0.7, "Pneumothorax": 0.4}
+_VISIBLE = {"Consolidation": 0.9, "Edema": 1.1, "Effusion": 0.7}
+_PNEUMOTHORAX_SHARE = 0.5
 
 
 class Finding(NamedTuple):
@@ -57,6 +58,8 @@ def draw_findings(body: Anatomy, rng: np.random.Generator) -> tuple[Anatomy, lis
     if "Pneumothorax" in chosen:
         air_side = dict(plans)["Pneumothorax"]
         plans = [(label, -air_side if label == "Effusion" else side) for label, side in plans]
+    if "Edema" in chosen:
+        body = body._replace(vessel_gain=1.25 * body.vessel_gain)
     findings = []
     for label, side in sorted(plans, key=lambda plan: plan[0] not in _CHANGE_BODY):
         grade = int(rng.choice(3, p=(0.4, 0.38, 0.22)))
@@ -82,7 +85,7 @@ def _draw_labels(rng: np.random.Generator) -> list[str]:
 
 
 def _enlarge_heart(body: Anatomy, side: int, grade: int, failing: bool, rng: np.random.Generator):
-    heart = float(rng.uniform(*((1.2, 1.3), (1.3, 1.4), (1.4, 1.52))[grade]))
+    heart = float(rng.uniform(*((1.1, 1.18), (1.18, 1.28), (1.28, 1.4))[grade]))
     return body._replace(heart=heart), Finding("Cardiomegaly", BOTH, "lower", 12.0 * heart, grade)
 
 
@@ -155,7 +158,7 @@ def _mass(body: Anatomy, side: int, grade: int, rng: np.random.Generator) -> Fin
 
 def _consolidation(body: Anatomy, side: int, grade: int, rng: np.random.Generator) -> Finding:
     zone = str(rng.choice(list(ZONES), p=(0.25, 0.3, 0.45)))
-    spread = (1.1, 1.7, 2.4)[grade]
+    spread = (1.2, 1.7, 2.4)[grade]
     centre = _place(body, side, zone, spread, rng)
     clouds = tuple(
         ellipsoid(
@@ -163,9 +166,9 @@ def _consolidation(body: Anatomy, side: int, grade: int, rng: np.random.Generato
             rng.uniform(0.8, 1.5, 3) * (1 + 0.3 * spread),
             rng.normal(size=3),
         )
-        for _ in range(5 + 4 * grade)
+        for _ in range(7 + 5 * grade)
     )
-    return Finding("Consolidation", side, zone, 4 * spread, grade, float(rng.uniform(0.3, 0.55)), (), clouds)
+    return Finding("Consolidation", side, zone, 4 * spread, grade, float(rng.uniform(0.85, 1.25)), (), clouds)
 
 
 def _edema(body: Anatomy, side: int, grade: int, rng: np.random.Generator) -> Finding:
@@ -177,7 +180,7 @@ def _edema(body: Anatomy, side: int, grade: int, rng: np.random.Generator) -> Fi
             centre = (x - s * half * rng.uniform(0.0, 0.75), y + half_y * rng.uniform(-0.5, 0.5), z)
             clouds.append(ellipsoid(centre, rng.uniform(2.0, 3.8, 3), rng.normal(size=3)))
     return Finding(
-        "Edema", BOTH, "middle", 0.0, grade, (0.075, 0.12, 0.18)[grade] * rng.uniform(0.85, 1.2), (), tuple(clouds)
+        "Edema", BOTH, "middle", 0.0, grade, (0.16, 0.25, 0.38)[grade] * rng.uniform(0.85, 1.2), (), tuple(clouds)
     )
 
 
@@ -196,17 +199,24 @@ def filled(finding: Finding, rays: Rays, air: np.ndarray) -> np.ndarray:
     if finding.solids:
         thickness += union_length([solid.span(rays) for solid in finding.solids])
     for cloud in finding.clouds:
-        thickness += cloud.gaussian_length(rays)
+        window = cloud.window(rays, margin=2.5)
+        thickness[window] += cloud.gaussian_length(rays.cut(window))
     if finding.clouds:
         return air * (1 - np.exp(-finding.density * thickness / np.maximum(air, 0.5)))
     return np.minimum(thickness, air) * finding.density
 
 
-def visible(finding: Finding, body: Anatomy, rays: Rays, filled_or_pleural: np.ndarray) -> np.ndarray:
-    """Where the finding projects to: bool h w. `filled_or_pleural` is its thickness in centimetres."""
+def visible(finding: Finding, thickness: np.ndarray, space: np.ndarray, heart: np.ndarray) -> np.ndarray:
+    """Where a reader would outline the finding: bool h w.
+
+    thickness: centimetres of the ray that the finding fills; space: centimetres of the ray inside the rib cage beside
+    heart and diaphragm; heart: its silhouette. All h w. A pneumothorax is outlined up to the edge of the fallen lung.
+    """
     if finding.label == "Cardiomegaly":
-        return heart_span(body, rays).length() > 0
-    return filled_or_pleural > _VISIBLE.get(finding.label, 0.15)
+        return heart
+    if finding.label == "Pneumothorax":
+        return thickness > np.maximum(_PNEUMOTHORAX_SHARE * space, 0.3)
+    return thickness > _VISIBLE.get(finding.label, 0.15)
 
 
 def label_vector(findings: list[Finding]) -> np.ndarray:

@@ -25,8 +25,7 @@ from cxrjax.datasets.study import FEWEST_STUDIES, records, split_of
 NAME = "phantom"
 STUDIES = 3000
 DESCRIPTION = "Simulated chest radiographs for tests and demonstrations; results on them have no clinical meaning."
-# A quarter of a minute of rendering on one core: below it, starting processes costs more than it brings.
-IN_PROCESS_PIXELS = 20_000_000
+FEW_STUDIES = 60  # a few seconds of rendering: starting processes for them costs more than it brings
 
 
 def build(
@@ -84,11 +83,11 @@ def _write(folder: Path, settings: dict, progress: bool) -> None:
     of_split = {split: [] for split in schema.SPLITS}
     for index in range(studies):
         of_split[split_of(seed, index)].append(index)
-    with tqdm(total=studies, desc="Rendering the phantom", unit=" studies", disable=not progress) as bar:
+    with tqdm(total=studies, desc="Rendering the phantom", unit=" studies", disable=None if progress else True) as bar:
 
         def examples(indices: list[int]) -> Iterator[tuple[str, dict]]:
             work = partial(records, seed, short_side=short_side)
-            for study in _in_order(work, indices, pixels=2 * short_side**2 * len(indices)):
+            for study in _in_order(work, indices):
                 for record in study:
                     boxes = [{**box, "bbox": tfds.features.BBox(**box["bbox"])} for box in record["boxes"]]
                     yield record["image_id"], {**record, "boxes": boxes}
@@ -111,14 +110,14 @@ def _write(folder: Path, settings: dict, progress: bool) -> None:
     writer.tidy(folder, NAME)
 
 
-def _in_order(work, indices: list[int], pixels: int) -> Iterator:
-    """`work` of every index, in order; in processes where there are enough pixels to pay for starting them.
+def _in_order(work, indices: list[int]) -> Iterator:
+    """`work` of every index, in order; in processes where there are enough of them to pay for starting those.
 
     The processes are spawned, not forked, because JAX may have started its threads. They get an empty main module, so
     that a caller's script is not run again in each of them.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if cores == 1 or pixels < IN_PROCESS_PIXELS:
+    if cores == 1 or len(indices) < FEW_STUDIES:
         yield from map(work, indices)
         return
     with ProcessPoolExecutor(cores, mp_context=get_context("spawn")) as pool:

@@ -8,7 +8,10 @@ from collections.abc import Callable, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
+import cv2
 import numpy as np
+
+_SLICES = 600
 
 
 class Rays(NamedTuple):
@@ -20,10 +23,11 @@ class Rays(NamedTuple):
     along: np.ndarray  # (2,) horizontal body vector of one centimetre of depth
     scale: np.ndarray  # (3,) centimetres of this patient per centimetre of the reference body
 
-    @property
-    def pixel(self) -> float:
-        """Side of a pixel in centimetres."""
-        return float(self.columns[0, 1] - self.columns[0, 0])
+    pixel: float  # centimetres
+
+    def cut(self, window: tuple[slice, slice]) -> "Rays":
+        """The rays of some rows and columns."""
+        return self._replace(rows=self.rows[window[0]], columns=self.columns[:, window[1]])
 
 
 class Span(NamedTuple):
@@ -51,10 +55,16 @@ class Stack(NamedTuple):
         return _roots(square, from_x * along_x + from_y * along_y, from_x**2 + from_y**2 - 1)
 
     def inside(self, points: np.ndarray) -> np.ndarray:
-        """`points` (..., 3) -> bool (...)."""
-        x, y, half_x, half_y = self.profile(points[..., 2])
-        half_x, half_y = np.maximum(half_x, 1e-3), np.maximum(half_y, 1e-3)
-        return ((points[..., 0] - x) / half_x) ** 2 + ((points[..., 1] - y) / half_y) ** 2 < 1
+        """`points` (n, 3) -> bool (n); heights are rounded to the `_SLICES` levels between the outermost points."""
+        if not len(points):
+            return np.zeros(0, bool)
+        lowest, highest = float(points[:, 2].min()), float(points[:, 2].max()) + 1e-3
+        levels = np.linspace(lowest, highest, _SLICES)
+        x, y, half_x, half_y = (np.broadcast_to(p, levels.shape) for p in self.profile(levels))
+        level = ((points[:, 2] - lowest) * ((_SLICES - 1) / (highest - lowest)) + 0.5).astype(np.int32)
+        from_x = (points[:, 0] - x[level]) * (1 / np.maximum(half_x, 1e-3))[level]
+        from_y = (points[:, 1] - y[level]) * (1 / np.maximum(half_y, 1e-3))[level]
+        return from_x * from_x + from_y * from_y < 1
 
 
 class Ellipsoid(NamedTuple):
@@ -66,45 +76,59 @@ class Ellipsoid(NamedTuple):
     def quadratic(self, rays: Rays) -> tuple:
         """Coefficients (square, half_linear, constant) in the depth of |matrix (p - centre)|^2."""
         matrix = np.asarray(self.matrix, np.float32)
-        along = matrix[:, :2] @ rays.along.astype(np.float32)
+        along = matrix[:, :2] @ rays.along
         from_centre = [
             (m[0] * rays.across[0] + m[1] * rays.across[1]) * rays.columns
             + (m[2] * rays.rows - float(m @ np.asarray(self.centre, np.float32)))
             for m in matrix
         ]
         half_linear = sum(f * a for f, a in zip(from_centre, along, strict=True))
-        return float(along @ along), half_linear, sum(f * f for f in from_centre)
+        return np.float32(along @ along), half_linear, sum(f * f for f in from_centre)
 
     def span(self, rays: Rays) -> Span:
         square, half_linear, constant = self.quadratic(rays)
         return _roots(square, half_linear, constant - 1)
 
+    def window(self, rays: Rays, margin: float = 1.0) -> tuple[slice, slice]:
+        """Rows and columns of the rays that can meet the ellipsoid, or `margin` times it."""
+        to_body = np.linalg.inv(self.matrix)
+        across = np.append(rays.across * rays.scale[:2] ** 2, 0.0)
+        limits = []
+        for axis, step in ((np.array((0.0, 0.0, -rays.scale[2])), 0), (across, 1)):
+            start = -rays.rows[0, 0] * rays.scale[2] if step == 0 else rays.columns[0, 0]
+            reach = margin * np.linalg.norm(axis @ to_body)
+            middle, count = axis @ self.centre - start, (rays.rows.size, rays.columns.size)[step]
+            first, last = (middle - reach) / rays.pixel, (middle + reach) / rays.pixel
+            limits.append(slice(int(np.clip(first, 0, count - 1)), int(np.clip(last + 2, 1, count))))
+        return tuple(limits)
+
     def gaussian_length(self, rays: Rays) -> np.ndarray:
         """Integral of exp(-|matrix (p - centre)|^2) along the rays: a body without an edge, h w centimetres."""
         square, half_linear, constant = self.quadratic(rays)
-        return np.sqrt(np.pi / square) * np.exp(half_linear**2 / square - constant)
+        return np.sqrt(np.float32(np.pi) / square) * np.exp(half_linear**2 / square - constant)
 
     def inside(self, points: np.ndarray) -> np.ndarray:
-        """`points` (..., 3) -> bool (...)."""
-        return (((points - self.centre) @ np.asarray(self.matrix).T) ** 2).sum(-1) < 1
+        """`points` (n, 3) -> bool (n)."""
+        from_centre = (points - self.centre) @ np.asarray(self.matrix).T
+        return np.einsum("ni,ni->n", from_centre, from_centre) < 1
 
 
 def ellipsoid(centre, half_axes, long_axis=(1.0, 0.0, 0.0)) -> Ellipsoid:
     """Ellipsoid whose first half-axis points along `long_axis` and whose second is horizontal where it can be."""
     first = np.asarray(long_axis, float) / np.linalg.norm(long_axis)
-    second = np.cross((0.0, 0.0, 1.0), first)
+    second = np.array((-first[1], first[0], 0.0))
     second = np.array((0.0, 1.0, 0.0)) if np.linalg.norm(second) < 1e-6 else second / np.linalg.norm(second)
-    axes = np.stack([first, second, np.cross(first, second)])
+    axes = np.stack([first, second, cross(first, second)])
     return Ellipsoid(np.asarray(centre, float), axes / np.asarray(half_axes, float)[:, None])
 
 
 def _roots(square, half_linear, constant) -> Span:
-    root = half_linear**2 - square * constant
-    missed = root <= 0
-    root = np.sqrt(np.maximum(root, 0))
-    near, far = (-half_linear - root) / square, (-half_linear + root) / square
-    far[missed] = near[missed] - 1
-    return Span(near, far)
+    middle = half_linear * (-1 / square)
+    root = middle * middle
+    root -= constant / square
+    # A ray that misses gets an interval of negative length.
+    root = np.where(root > 0, np.sqrt(np.abs(root)), np.float32(-1))
+    return Span(middle - root, middle + root)
 
 
 def common(*spans: Span) -> Span:
@@ -115,12 +139,13 @@ def common(*spans: Span) -> Span:
     return Span(near, far)
 
 
-def hull(*spans: Span) -> Span:
+def hull(first: Span, *others: Span) -> Span:
     """From the first entry to the last exit: the union of bodies that touch along the ray."""
-    near = np.minimum.reduce([np.where(s.far > s.near, s.near, np.inf) for s in spans])
-    far = np.maximum.reduce([np.where(s.far > s.near, s.far, -np.inf) for s in spans])
-    empty = far <= near
-    near[empty], far[empty] = 0, -1
+    near, far = first
+    for span in others:
+        here, there = near < far, span.near < span.far
+        near = np.where(here & ~(there & (span.near < near)), near, span.near)
+        far = np.where(here & ~(there & (span.far > far)), far, span.far)
     return Span(near, far)
 
 
@@ -141,7 +166,7 @@ def remaining_length(span: Span, cuts: Sequence[Span]) -> np.ndarray:
 class Grains(NamedTuple):
     """Small volume elements that stand for tubes: their projected volume per pixel area is the line integral."""
 
-    points: np.ndarray  # (n, 3)
+    points: np.ndarray  # (3, n)
     volumes: np.ndarray  # (n,) cubic centimetres times attenuation
 
     def weighted(self, factor) -> "Grains":
@@ -150,7 +175,7 @@ class Grains(NamedTuple):
 
 def gather(grains: Sequence[Grains]) -> Grains:
     """One Grains from many."""
-    return Grains(np.concatenate([g.points for g in grains]), np.concatenate([g.volumes for g in grains]))
+    return Grains(np.concatenate([g.points for g in grains], axis=1), np.concatenate([g.volumes for g in grains]))
 
 
 def tubes(
@@ -160,35 +185,54 @@ def tubes(
 
     lines: t n 3, centre lines in centimetres; radii: broadcastable to t n 2, half-widths along and across `facing`;
     spacing: about the distance of elements in centimetres; hollow: attenuation of the marrow as a fraction of the
-    cortex (0 = a full tube of attenuation 1); facing: t n 3 or 3, direction of the first half-width;
-    keep: tells for points (n, 3) of the centre lines whether the tube goes on there.
+    cortex (0 = a full tube of attenuation 1); facing: direction (3) of the first half-width;
+    keep: bool t m, whether the tubes go on at m even steps.
     """
-    lines = _resample(np.asarray(lines, np.float32), spacing)
-    radii = np.asarray(radii, np.float32)
-    radii = _resample(radii, count=lines.shape[1]) if radii.ndim == 3 and radii.shape[1] > 1 else radii
+    lines, radii = np.asarray(lines, np.float32), np.asarray(radii, np.float32)
     radii = np.broadcast_to(radii, (*lines.shape[:2], 2))
-    steps = np.gradient(lines, axis=1)
-    lengths = np.sqrt((steps**2).sum(-1, keepdims=True)) + 1e-6
-    tangent = steps / lengths
-    facing = np.broadcast_to(np.asarray(facing, np.float32), lines.shape)
+    longest = _norm(np.diff(lines, axis=1)).sum(1).max()
+    count = max(4, int(np.ceil(longest / (1.25 * spacing))) + 1)
+    steps = np.gradient(_resample(lines, count), axis=1)
+    share = np.ones((len(lines), count, 1), np.float32)
+    share[:, [0, -1]] = 0.5
+    steps, share = steps.reshape(-1, 3), share.reshape(-1, 1)
+    lines, radii = _resample(lines, count).reshape(-1, 3), _resample(radii, count).reshape(-1, 2)
     if keep is not None:
-        kept = keep(lines.reshape(-1, 3)).reshape(lines.shape[:2])
-        lines, radii, lengths, tangent, facing = (a[kept][None] for a in (lines, radii, lengths, tangent, facing))
-    first = facing - (facing * tangent).sum(-1, keepdims=True) * tangent
-    first /= np.sqrt((first**2).sum(-1, keepdims=True)) + 1e-6
-    second = np.cross(tangent, first)
-    offsets, shares = _section(float(radii.max(initial=0)), 1.5 * spacing, hollow)
-    points = lines[:, :, None] + (radii[..., 0, None] * offsets[:, 0])[..., None] * first[:, :, None]
-    points += (radii[..., 1, None] * offsets[:, 1])[..., None] * second[:, :, None]
-    volumes = lengths * (np.pi * radii.prod(-1))[..., None] * shares
-    return Grains(points.reshape(-1, 3), volumes.reshape(-1).astype(np.float32))
+        kept = _resample(keep[..., None].astype(np.float32), count).reshape(-1) > 0.5
+        lines, radii, steps, share = lines[kept], radii[kept], steps[kept], share[kept]
+    lengths = _norm(steps) + 1e-6
+    tangent = steps / lengths
+    facing = np.asarray(facing, np.float32)
+    first = facing - (tangent @ facing)[:, None] * tangent
+    first /= _norm(first) + 1e-6
+    second = cross(tangent, first)
+    offsets, shares = _section(float(radii.max(initial=0)), 2 * spacing, hollow)
+    first, second = first * radii[:, :1], second * radii[:, 1:]
+    # Every section is turned against the one before, else their regular pattern shows.
+    twist = (2.4 * np.arange(len(lines), dtype=np.float32))[:, None]
+    first, second = np.cos(twist) * first + np.sin(twist) * second, np.cos(twist) * second - np.sin(twist) * first
+    points = np.empty((3, len(lines), len(shares)), np.float32)
+    for axis in range(3):
+        np.multiply(first[:, axis, None], offsets[:, 0], out=points[axis])
+        points[axis] += second[:, axis, None] * offsets[:, 1]
+        points[axis] += lines[:, axis, None]
+    volumes = share * lengths * (np.pi * radii.prod(-1))[..., None] * shares
+    return Grains(points.reshape(3, -1), volumes.reshape(-1).astype(np.float32))
 
 
-def _resample(lines: np.ndarray, spacing: float = 0.0, count: int = 0) -> np.ndarray:
-    """Points at even parameter steps along lines (t n c), as many as the longest needs."""
-    if not count:
-        longest = np.linalg.norm(np.diff(lines, axis=1), axis=-1).sum(1).max()
-        count = max(4, int(np.ceil(longest / spacing)) + 1)
+def _norm(vectors: np.ndarray) -> np.ndarray:
+    """Lengths of vectors (… 3) as (… 1)."""
+    return np.sqrt(np.einsum("...i,...i->...", vectors, vectors))[..., None]
+
+
+def cross(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Cross product over the last axis; numpy's own takes long for small arrays."""
+    (a, b, c), (d, e, f) = np.moveaxis(left, -1, 0), np.moveaxis(right, -1, 0)
+    return np.stack([b * f - c * e, c * d - a * f, a * e - b * d], -1)
+
+
+def _resample(lines: np.ndarray, count: int) -> np.ndarray:
+    """`count` points at even parameter steps along lines (t n c)."""
     position = np.linspace(0, lines.shape[1] - 1, count).astype(np.float32)
     left = np.minimum(position.astype(int), lines.shape[1] - 2)
     share = (position - left)[None, :, None]
@@ -212,26 +256,22 @@ def _section(radius: float, spacing: float, hollow: float) -> tuple[np.ndarray, 
     return np.concatenate(offsets).astype(np.float32), np.concatenate(shares).astype(np.float32)
 
 
-def deposit(grains: Grains, rays: Rays) -> np.ndarray:
-    """Line integral of the grains, h w: every volume element shared among its four nearest pixels."""
-    height, width = rays.rows.size, rays.columns.size
-    across = (rays.across * rays.scale[:2]).astype(np.float32)
-    scaled = grains.points * rays.scale.astype(np.float32)
-    column = (scaled[:, :2] @ across - rays.columns[0, 0]) / rays.pixel
-    row = (rays.rows[0, 0] - grains.points[:, 2]) * float(rays.scale[2]) / rays.pixel
-    inside = (column >= 0) & (column < width - 1) & (row >= 0) & (row < height - 1)
-    column, row, volumes = column[inside], row[inside], grains.volumes[inside]
-    left, top = column.astype(np.int32), row.astype(np.int32)
-    right_share, down_share = column - left, row - top
-    index = top * width + left
-    lower = volumes * down_share
-    upper = volumes - lower
-    picture = np.zeros(height * width)
-    for shift, weight in (
-        (0, upper * (1 - right_share)),
-        (1, upper * right_share),
-        (width, lower * (1 - right_share)),
-        (width + 1, lower * right_share),
-    ):
-        picture += np.bincount(index + shift, weight, height * width)
-    return (picture * (rays.scale.prod() / rays.pixel**2)).astype(np.float32).reshape(height, width)
+def deposit(parts: Sequence[Grains], rays: Rays) -> np.ndarray:
+    """Line integral of the grains, h w: their volumes counted on a grid of half pixels, then blurred to pixels."""
+    height, width = 2 * rays.rows.size, 2 * rays.columns.size
+    across, per_cell = rays.across * rays.scale[:2] * rays.scale[:2], 2 / rays.pixel
+    down = float(rays.scale[2]) * per_cell
+    counted = np.zeros((height + 2) * (width + 2))
+    for (x, y, z), volumes in parts:
+        column = x * np.float32(across[0] * per_cell) + y * np.float32(across[1] * per_cell)
+        column += np.float32(2 - rays.columns[0, 0] * per_cell)
+        row = z * np.float32(-down)
+        row += np.float32(2 + rays.rows[0, 0] * down)
+        # What lies outside is counted in a margin of one cell.
+        index = np.clip(row, 0, height + 1, out=row).astype(np.int64) * (width + 2)
+        index += np.clip(column, 0, width + 1, out=column).astype(np.int64)
+        counted += np.bincount(index, volumes, counted.size)
+    fine = counted.astype(np.float32).reshape(height + 2, width + 2)[1:-1, 1:-1]
+    fine = cv2.GaussianBlur(fine, (0, 0), 1.0, borderType=cv2.BORDER_REPLICATE)
+    coarse = cv2.resize(fine, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
+    return coarse * np.float32(4 * rays.scale.prod() / rays.pixel**2)

@@ -14,10 +14,8 @@ from cxrjax.datasets.projection import (
     Span,
     common,
     deposit,
-    ellipsoid,
-    gather,
+    hull,
     remaining_length,
-    union_length,
 )
 
 
@@ -47,17 +45,13 @@ class _Integrals(NamedTuple):
     findings: list[np.ndarray]
 
 
-def shared_grains(body: Anatomy, spacing: float) -> Grains:
-    """The tubes that are the same in every view of a study."""
-    return gather([
-        skeleton.bones(body, spacing),
-        skeleton.airways(body, spacing),
-        skeleton.vessels(body, spacing),
-    ])  # fmt: skip
+def shared_grains(body: Anatomy, spacing: float) -> list[Grains]:
+    """The tubes that are the same in every view of a study, of elements about `spacing` centimetres apart."""
+    return [part(body, spacing) for part in (skeleton.bones, skeleton.airways, skeleton.vessels)]
 
 
 def render(
-    view: str, short_side: int, body: Anatomy, findings: list[Finding], grains: Grains, rng: np.random.Generator
+    view: str, short_side: int, body: Anatomy, findings: list[Finding], grains: list[Grains], rng: np.random.Generator
 ) -> Radiograph:
     """Takes one picture. view: "PA", "AP" or "LATERAL"; short_side: pixels; grains: `shared_grains` of the body."""
     frontal = view != "LATERAL"
@@ -100,66 +94,68 @@ def _rays(frontal: bool, size: tuple[int, int], body: Anatomy, rng: np.random.Ge
     return Rays(
         columns[None].astype(np.float32),
         (rows[:, None] / body.scale[2]).astype(np.float32),
-        right / body.scale[:2],
-        away / body.scale[:2],
-        body.scale,
+        (right / body.scale[:2]).astype(np.float32),
+        (away / body.scale[:2]).astype(np.float32),
+        body.scale.astype(np.float32),
+        float(pixel),
     )
 
 
 def _integrate(
-    body: Anatomy, findings: list[Finding], grains: Grains, rays: Rays, rng: np.random.Generator
+    body: Anatomy, findings: list[Finding], grains: list[Grains], rays: Rays, rng: np.random.Generator
 ) -> _Integrals:
     total, middle, heart = _flesh(body, rays)
     field = np.zeros(total.shape, bool)
-    air = np.zeros_like(total)
+    air, space = np.zeros_like(total), np.zeros_like(total)
     pleural = {"Effusion": np.zeros_like(total), "Pneumothorax": np.zeros_like(total)}
     for side in SIDES:
         lung, dome = anatomy.lung(side).span(rays), anatomy.dome(body, side).span(rays)
         cuts = [heart, middle, dome]
-        space = remaining_length(lung, cuts)
+        space_here = remaining_length(lung, cuts)
         field |= _field(lung, cuts, rays)
-        air_here = space
-        total -= (SOFT - LUNG) * space
+        air_here = space_here
+        total -= (SOFT - LUNG) * space_here
         inner, dry = anatomy.aerated(body, side), anatomy.dry(body, side)
         if inner is not None:
             air_here = remaining_length(common(lung, inner.span(rays)), cuts)
             thinner = anatomy.aerated(body, side, peel=0.1).span(rays)
             pleura = np.maximum(air_here - remaining_length(common(lung, thinner), cuts), 0)
-            pleural["Pneumothorax"] += space - air_here
-            total += SOFT * 0.8 * pleura - LUNG * (space - air_here)
+            pleural["Pneumothorax"] += space_here - air_here
+            total += SOFT * 0.8 * pleura - LUNG * (space_here - air_here)
             total += LUNG * 0.8 * body.on(body.collapse, side) * air_here
         if dry is not None:
             air_here = remaining_length(common(lung, dry.span(rays)), cuts)
-            pleural["Effusion"] += space - air_here
-            total += (SOFT - LUNG) * (space - air_here)
-        air += air_here
-    total += air * LUNG * 0.06 * _texture(total.shape, rays.pixel, rng)
+            pleural["Effusion"] += space_here - air_here
+            total += (SOFT - LUNG) * (space_here - air_here)
+        air, space = air + air_here, space + space_here
+    total += air * LUNG * 0.06 * _texture(total.shape, rays.pixel, rng, finest=0.35)
     masks = []
     for finding in findings:
         if finding.solids or finding.clouds:
             thickness = filled(finding, rays, air)
-            grain = 1 + 0.35 * _texture(total.shape, rays.pixel, rng) if finding.clouds else 1.0
+            grain = 1 + 0.2 * _texture(total.shape, rays.pixel, rng, finest=0.8) if finding.clouds else 1.0
             total += (SOFT - LUNG) * thickness * grain
         else:
             thickness = pleural.get(finding.label, air)
-        masks.append(visible(finding, body, rays, thickness))
+        masks.append(visible(finding, thickness, space, heart.far > heart.near))
     total += skeleton.vertebrae(body, rays)
     for blob, density in skeleton.bone_blobs(body):
-        total += density * blob.span(rays).length()
-    total += deposit(gather([grains, skeleton.shoulders(body, rays.pixel)]), rays)
+        window = blob.window(rays)
+        total[window] += density * blob.span(rays.cut(window)).length()
+    total += deposit([*grains, skeleton.shoulders(body, rays.pixel)], rays)
     return _Integrals(np.maximum(total, 0), field, heart.length() > 0, masks)
 
 
 def _flesh(body: Anatomy, rays: Rays) -> tuple[np.ndarray, Span, Span]:
     """Attenuation of the body as if it had no air and no bone; the spans of mediastinum and heart."""
-    skins = [part.span(rays) for part in anatomy.torso(body)]
-    total = FAT * union_length(skins)
-    total += (SOFT - FAT) * union_length([p.span(rays) for p in anatomy.torso(body, depth=0.6 + 0.5 * body.fat)])
+    skin = hull(*(part.span(rays) for part in anatomy.torso(body)))
+    flesh = hull(*(part.span(rays) for part in anatomy.torso(body, depth=0.6 + 0.5 * body.fat)))
+    total = FAT * skin.length() + (SOFT - FAT) * flesh.length()
     for outer, density in [(limb, SOFT) for limb in anatomy.limbs(body)] + [(b, FAT) for b in anatomy.breasts(body)]:
-        span = outer.span(rays)
-        total += density * (span.length() - common(span, skins[0]).length())
-    bubble = ellipsoid((7.2, -2.0, body.dome[1] - 2.2), (2.6, 2.4, 1.3)).span(rays)
-    total -= SOFT * bubble.length()
+        window = outer.window(rays)
+        span = outer.span(rays.cut(window))
+        total[window] += density * (span.length() - common(span, Span(skin.near[window], skin.far[window])).length())
+    total -= SOFT * anatomy.stomach_gas(body, rays)
     return total, anatomy.mediastinum(body).span(rays), anatomy.heart_span(body, rays)
 
 
@@ -171,14 +167,15 @@ def _field(lung: Span, cuts: list[Span], rays: Rays) -> np.ndarray:
     return (lung.far > lung.near) & ~hidden
 
 
-def _texture(size: tuple[int, int], pixel: float, rng: np.random.Generator) -> np.ndarray:
-    """Smooth random field of about unit size with structure from 2 mm to 2 cm: h w."""
+def _texture(size: tuple[int, int], pixel: float, rng: np.random.Generator, finest: float) -> np.ndarray:
+    """Smooth random field of about unit size, with structure from `finest` to 2 centimetres: h w."""
     height, width = size
     field = np.zeros(size, np.float32)
-    for grain, strength in ((2.0, 0.5), (0.8, 0.6), (0.35, 0.6)):
+    for grain in (2.0, 0.8, 0.35):
         cells = [max(2, int(np.ceil(n * pixel / grain))) for n in size]
         noise = rng.standard_normal(cells, np.float32)
-        field += strength * cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
+        if grain >= finest:
+            field += 0.6 * cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
     return field
 
 
@@ -209,9 +206,9 @@ def _expose(parts: _Integrals, view: str, pixel: float, rng: np.random.Generator
     blurred += noise * rng.uniform(0.015, 0.05) * np.sqrt(blurred)
     signal = -np.log(np.maximum(blurred, 1e-3))
     signal += rng.uniform(0.2, 0.6) * (signal - _wide_blur(signal, 1.6 / pixel))
-    inside = signal[total > 0.6]
-    dark, bright = float(np.median(signal[lungs])), float(np.percentile(inside, 96)) if inside.size else 1.0
-    at_dark = rng.uniform(0.24, 0.36) + (0.06 if portable else 0.0)
+    inside = signal[total > np.minimum(0.6, total.max() / 2)]
+    dark, bright = float(np.percentile(signal[lungs], 30)), float(np.percentile(inside, 96))
+    at_dark = rng.uniform(0.24, 0.36) + {"PA": 0.0, "AP": 0.06, "LATERAL": 0.07}[view]
     at_bright = rng.uniform(0.84, 0.93)
     logit_dark, logit_bright = np.log(at_dark / (1 - at_dark)), np.log(at_bright / (1 - at_bright))
     curve = logit_dark + (signal - dark) * (logit_bright - logit_dark) / max(bright - dark, 0.2)

@@ -2,11 +2,12 @@
 
 import numpy as np
 
-from cxrjax.datasets.anatomy import BONE, LEFT, LUNG, SIDES, SOFT, Anatomy, bezier, in_air, lung_outline
+from cxrjax.datasets.anatomy import BONE, LEFT, LUNG, RIGHT, SIDES, SOFT, Anatomy, bezier, in_air, lung_outline
 from cxrjax.datasets.projection import Grains, Rays, ellipsoid, gather, tubes
 
 RIB_END = np.radians([125, 138, 146, 148, 147, 145, 142, 136, 126, 114, 92, 70])
 RIB_DROP = np.array([2.6, 4.4, 5.8, 6.8, 7.6, 8.3, 8.9, 9.2, 9.2, 8.8, 7.6, 5.5])
+HILUM = {LEFT: np.array([4.0, 1.4, 1.4]), RIGHT: np.array([-3.6, 1.2, 0.4])}
 RIB_TOP, RIB_STEP = 11.9, 2.1
 VERTEBRA_STEP = 2.3
 
@@ -19,8 +20,10 @@ def spine_y(body: Anatomy, z):
 def bones(body: Anatomy, spacing: float) -> Grains:
     """Ribs, breast bone and the processes of the vertebrae; the vertebral bodies are in `vertebrae`."""
     parts = [_ribs(body, spacing), _spinous_processes(body, spacing)]
-    breast_bone = [[(0, -6.6, 8.4), (0, -8.6, 4.0), (0, -9.6, -1.0), (0, -10.2, -6.5)]]
-    parts.append(tubes(bezier(np.array(breast_bone, float)), (1.7, 0.55), spacing, hollow=0.3, facing=(1.0, 0.0, 0.0)))
+    breast_bone = [[(0, -6.2, 8.4), (0, -8.4, 4.0), (0, -9.6, -1.0), (0, -10.4, -6.5)]]
+    parts.append(
+        tubes(bezier(np.array(breast_bone, float)), (1.7, 0.5), 1.3 * spacing, hollow=0.25, facing=(1.0, 0.0, 0.0))
+    )
     return gather(parts).weighted(BONE * body.bone)
 
 
@@ -31,7 +34,7 @@ def shoulders(body: Anatomy, spacing: float) -> Grains:
 
 def _ribs(body: Anatomy, spacing: float) -> Grains:
     share = np.linspace(0, 1, 40)
-    lines, facing = [], []
+    lines = []
     for rib, (end, drop) in enumerate(zip(RIB_END, RIB_DROP, strict=True)):
         head = RIB_TOP - RIB_STEP * rib
         angle = 0.16 + share * (end - 0.16)
@@ -41,8 +44,7 @@ def _ribs(body: Anatomy, spacing: float) -> Grains:
         y = y + (half_y + 0.35) * np.sign(np.cos(angle)) * np.abs(np.cos(angle)) ** 0.9
         for side in SIDES:
             lines.append(np.stack([side * x, y, z], -1))
-            facing.append((0.0, 0.0, 1.0))
-    return tubes(np.array(lines), (0.62, 0.36), spacing, hollow=0.22, facing=np.array(facing)[:, None])
+    return tubes(np.array(lines), (0.62, 0.36), spacing, hollow=0.22)
 
 
 def _spinous_processes(body: Anatomy, spacing: float) -> Grains:
@@ -58,7 +60,7 @@ def _spinous_processes(body: Anatomy, spacing: float) -> Grains:
     return gather(
         [
             tubes(back, (0.55, 0.3), spacing, hollow=0.4),
-            tubes(np.concatenate(sides), (0.45, 0.4), spacing, hollow=0.4),
+            tubes(np.concatenate(sides), (0.4, 0.3), spacing, hollow=0.3),
         ]
     )
 
@@ -69,7 +71,7 @@ def _shoulder(body: Anatomy, side: int, spacing: float) -> list[Grains]:
 
     up = 0.6 * (1.0 - body.scale[2] * 0.2)
     clavicle = line((1.9, -5.6, 8.9), (7.0, -6.5, 9.2 + up), (10.0, 1.5, 12.0 + up), (16.2, -0.5, 11.3 + up))
-    parts = [tubes(clavicle, (0.62, 0.55), spacing, hollow=0.25)]
+    parts = [tubes(clavicle, (0.68, 0.62), spacing, hollow=0.5)]
     if body.arms_raised:
         blade = [(13.5, 3.5, 8.5), (13.0, 5.5, 3.0), (12.2, 7.0, -2.5), (9.5, 9.3, -1.0), (8.5, 9.5, 5.0)]
         arm = [(15.8, 0.6, 10.2), (16.5, -2.0, 13.0), (17.5, -7.0, 19.5)]
@@ -79,7 +81,7 @@ def _shoulder(body: Anatomy, side: int, spacing: float) -> list[Grains]:
     parts.append(tubes(line(*blade[:3]), (0.5, 0.45), spacing, hollow=0.3))
     parts.append(tubes(line(*blade[2:]), (0.22, 0.22), spacing, hollow=0.6))
     parts.append(tubes(line((11.4, 8.9, 6.0), (14.0, 7.0, 8.8), (17.4, 2.0, 11.3)), (0.5, 0.3), spacing, hollow=0.3))
-    parts.append(tubes(line(*arm), (1.15, 1.15), spacing, hollow=0.2, facing=(1.0, 0.0, 0.0)))
+    parts.append(tubes(line(*arm), (1.15, 1.15), 1.3 * spacing, hollow=0.2, facing=(1.0, 0.0, 0.0)))
     return parts
 
 
@@ -102,16 +104,16 @@ def vertebrae(body: Anatomy, rays: Rays) -> np.ndarray:
     middle = spine_y(body, z)
     offset = rays.columns * (rays.across[1] if facing_side else rays.across[0]) - (middle if facing_side else 0.0)
     half, depth = (1.55, 1.75) if facing_side else (1.75, 1.55)
-    half = half * (1 - 0.012 * z)
-    chord = 2 * depth * np.clip(1 - np.abs(offset / half) ** 6, 0, None) ** (1 / 6)
-    rim = np.clip(np.abs(offset / half) ** 8, 0, 1) * (chord > 0)
     slope = np.gradient(middle[:, 0], z[:, 0])[:, None] if facing_side else 0.0
     phase = (z - slope * offset) / VERTEBRA_STEP
     from_plate = np.abs(phase - np.floor(phase) - 0.5) * VERTEBRA_STEP
+    half = half * (1 - 0.012 * z) * (0.9 + 0.1 * from_plate)
+    chord = 2 * depth * np.clip(1 - np.abs(offset / half) ** 6, 0, None) ** (1 / 6)
+    rim = np.clip(np.abs(offset / half) ** 8, 0, 1) * (chord > 0)
     height = VERTEBRA_STEP / 2 - 0.25
     bone = 1 / (1 + np.exp((from_plate - height) / 0.06))
     plate = np.exp(-(((from_plate - height + 0.1) / 0.1) ** 2))
-    attenuation = BONE * body.bone * (0.16 * bone + 0.22 * plate + 0.16 * rim * bone)
+    attenuation = BONE * body.bone * (0.10 * bone + 0.17 * plate + 0.08 * rim * bone)
     return (chord * attenuation * float(rays.scale[0 if facing_side else 1])).astype(np.float32)
 
 
@@ -132,59 +134,63 @@ def airways(body: Anatomy, spacing: float) -> Grains:
 
 def vessels(body: Anatomy, spacing: float) -> Grains:
     """Aorta, upper vena cava and the lungs' vessel trees, as far as they lie in air."""
-    wide = 1.3 * body.aorta
-    arch = [(0.3, -3.0, 3.0), (0.8, -2.4, 8.0), (3.0, 1.8, 8.0), (2.4 + 0.25 * body.aorta, 4.2, 3.5)]
-    descending = [(2.4 + 0.25 * body.aorta, 4.2, 3.6), (2.3, 5.2, -3.0), (1.0, 5.0, -16.0)]
+    wide, coarse = 1.4 * body.aorta, spacing
+    arch = [(0.3, -3.0, 3.0), (0.8, -2.6, 8.6), (3.9, 0.8, 8.6), (2.5 + 0.3 * body.aorta, 4.0, 3.5)]
+    descending = [(2.5 + 0.3 * body.aorta, 4.0, 3.6), (2.4, 5.2, -3.0), (1.0, 5.0, -16.0)]
     cava = [(-2.4, -1.2, 11.0), (-2.3, -1.5, 6.0), (-2.2, -1.2, -1.0)]
     parts = [
-        tubes(bezier(np.array([arch])), (wide, wide), spacing, facing=(1.0, 0.0, 0.0)),
-        tubes(bezier(np.array([descending])), (wide * 0.92, wide * 0.92), spacing, facing=(1.0, 0.0, 0.0)),
-        tubes(bezier(np.array([cava])), (0.95, 0.95), spacing, facing=(1.0, 0.0, 0.0)),
+        tubes(bezier(np.array([arch])), (wide, wide), coarse, facing=(1.0, 0.0, 0.0)),
+        tubes(bezier(np.array([descending])), (wide * 0.92, wide * 0.92), coarse, facing=(1.0, 0.0, 0.0)),
+        tubes(bezier(np.array([cava])), (0.95, 0.95), coarse, facing=(1.0, 0.0, 0.0)),
     ]
     great = gather(parts)
-    great = great.weighted(in_air(body, great.points))
+    great = great.weighted(in_air(body, great.points.T))
+    return gather([great, *_trees(body, spacing)]).weighted((SOFT - LUNG) * 1.3)
+
+
+def _trees(body: Anatomy, spacing: float) -> list[Grains]:
+    """Arteries and veins of both lungs: trunks from the hilum, each level thinner and shorter than its parent."""
     rng = np.random.default_rng(body.vessel_seed)
-    trees = [part for side in SIDES for part in _tree(body, side, rng, spacing)]
-    return gather([great, *trees]).weighted((SOFT - LUNG) * 1.05)
-
-
-def _tree(body: Anatomy, side: int, rng: np.random.Generator, spacing: float) -> list[Grains]:
-    """One lung's arteries and veins: trunks from the hilum, each level thinner and shorter than its parent."""
-    hilum = np.array([4.0, 1.4, 1.4]) if side == LEFT else np.array([-3.6, 1.2, 0.4])
-    count = 13
-    height = np.linspace(10.5, -13.5, count) + rng.uniform(-0.8, 0.8, count)
-    angle = rng.uniform(-0.95, 0.95, count) * np.pi / 1.6
+    count, steps = 15, 10
+    side = np.repeat(SIDES, count)
+    hilum = np.where(side[:, None] > 0, HILUM[LEFT], HILUM[RIGHT])
+    height = np.tile(np.linspace(10.5, -13.5, count), 2) + rng.uniform(-0.8, 0.8, 2 * count)
+    angle = rng.uniform(-0.6, 0.6, 2 * count) * np.pi
     centre, y, half, half_y = lung_outline(height, side)
-    reach = rng.uniform(0.35, 0.75, count)
+    reach = rng.uniform(0.35, 0.8, 2 * count)
     ends = np.stack([centre + side * reach * half * np.cos(angle), y + reach * half_y * np.sin(angle), height], -1)
-    starts = hilum + np.stack([rng.normal(0, 0.4, count), rng.normal(0, 0.7, count), 0.12 * height], -1)
-    radius = np.clip(0.34 - 0.008 * height, 0.2, 0.45) * rng.uniform(0.8, 1.2, count) * body.vessel_gain
-    bend = (starts + ends) / 2 + rng.normal(0, 0.7, (count, 3))
+    starts = hilum + np.stack([rng.normal(0, 0.4, 2 * count), rng.normal(0, 0.7, 2 * count), 0.12 * height], -1)
+    bend = (starts + ends) / 2 + rng.normal(0, 0.7, (2 * count, 3))
     bend[:, 0] = starts[:, 0] + 0.35 * (ends[:, 0] - starts[:, 0])
-    lines = bezier(np.stack([starts, bend, ends], 1))
-    trunk = bezier(np.array([[hilum + (0, 0, 1.6), hilum + (side * 0.7, 0.3, -1), hilum + (side * 1.6, 1.2, -6.0)]]))
-    taper = np.linspace(1.0, 0.45, 16)[None, :, None]
-
-    def in_lung(points):
-        return in_air(body, points)
-
-    parts = [
-        tubes(trunk, 0.75 * body.vessel_gain * taper * np.ones(2), spacing, keep=in_lung),
-        tubes(lines, radius[:, None, None] * taper * np.ones(2), spacing, keep=in_lung),
-    ]
-    for children, length in ((5, 4.5), (4, 3.0), (3, 2.0)):
+    radius = np.clip(0.33 - 0.008 * height, 0.2, 0.42) * rng.uniform(0.8, 1.2, 2 * count) * body.vessel_gain
+    lines = bezier(np.stack([starts, bend, ends], 1), steps)
+    trunks = bezier(np.array([
+        [HILUM[s] + (0, 0, 1.6), HILUM[s] + (s * 0.7, 0.3, -1), HILUM[s] + (s * 1.6, 1.2, -6.0)] for s in SIDES
+    ]), steps)  # fmt: skip
+    taper = np.linspace(1.0, 0.45, steps)[None, :, None]
+    parts = [_branches(body, trunks, 0.75 * body.vessel_gain * taper, spacing)]
+    parts.append(_branches(body, lines, radius[:, None, None] * taper, spacing))
+    for children, length in ((5, 4.5), (4, 3.0), (2, 2.2)):
         parent = np.repeat(np.arange(len(lines)), children)
-        node = rng.integers(5, 16, len(parent))
-        starts = lines[parent, node]
-        outwards = starts - hilum
-        outwards /= np.linalg.norm(outwards, axis=1, keepdims=True) + 1e-6
-        course = lines[parent, node] - lines[parent, node - 2]
-        course /= np.linalg.norm(course, axis=1, keepdims=True) + 1e-6
-        direction = course + 0.4 * outwards + rng.normal(0, 0.55, (len(parent), 3))
-        direction /= np.linalg.norm(direction, axis=1, keepdims=True) + 1e-6
-        step = length * rng.uniform(0.5, 1.2, (len(parent), 1))
-        ends = starts + step * direction
-        radius = radius[parent] * (1 - 0.55 * node / 15) * rng.uniform(0.6, 0.85, len(parent))
-        lines = bezier(np.stack([starts, starts + 0.55 * step * (direction + 0.5 * course) / 1.3, ends], 1))
-        parts.append(tubes(lines, radius[:, None, None] * taper * np.ones(2), spacing, keep=in_lung))
+        node = rng.integers(3, steps, len(parent))
+        hilum, starts = hilum[parent], lines[parent, node]
+        course = _unit(starts - lines[parent, node - 1])
+        direction = _unit(course + 0.4 * _unit(starts - hilum) + rng.normal(0, 0.55, (len(parent), 3)))
+        reach = length * rng.uniform(0.5, 1.2, (len(parent), 1))
+        radius = radius[parent] * (1 - 0.55 * node / steps) * rng.uniform(0.6, 0.85, len(parent))
+        bend = starts + 0.42 * reach * (direction + 0.5 * course)
+        lines = bezier(np.stack([starts, bend, starts + reach * direction], 1), steps)
+        parts.append(_branches(body, lines, radius[:, None, None] * taper, spacing))
     return parts
+
+
+def _branches(body: Anatomy, lines: np.ndarray, radius: np.ndarray, spacing: float) -> Grains:
+    tested = lines[:, ::3]
+    keep = in_air(body, tested.reshape(-1, 3)).reshape(tested.shape[:2])
+    chosen = keep.any(1)
+    radius = np.broadcast_to(radius, (*lines.shape[:2], 1))[chosen]
+    return tubes(lines[chosen], radius, spacing, keep=keep[chosen])
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / (np.sqrt((vectors**2).sum(-1, keepdims=True)) + 1e-6)
