@@ -5,15 +5,17 @@
     python -m cxrjax.main --config=configs/spcl.py:chestxray14,lowflop   the same on 20 % of the tokens
     python -m cxrjax.main --config=configs/spcl.py:smoke                 seconds; shrinks whatever it is combined with
 
-Words: `chestxray14` (recipe for real sets; change the sets with --config.data.sets=a,b), `lowflop` (ρ = 0.2),
+Words: `chestxray14` (recipe for large sets; change the sets with --config.data.sets=a,b), `five_sets` (the small public
+sets of configs/sets, for a CPU), `lowflop` (ρ = 0.2),
 `ocl_faithful` (what OCL's launcher does: ρ = 0.1, negatives of one device of 1 800, crop and flip), `smoke`.
 The paper's own hyper-parameters are not public: the recipe follows OCL and medical_mae where these agree.
 Cost per picture, ViT-B/16 at 224 px, multiply–accumulates forward: 17.3 G (ρ = 1), 3.5 G (ρ = 0.2).
 """
 
 from cxrjax import config as shared
+from cxrjax.evals import tasks
 
-WORDS = ("chestxray14", "lowflop", "ocl_faithful", "smoke")
+WORDS = ("chestxray14", "five_sets", "lowflop", "ocl_faithful", "smoke")
 
 
 def get_config(arg: str = ""):
@@ -58,12 +60,14 @@ def get_config(arg: str = ""):
         "judge": "probe",
         "set": "phantom",
         "task": {"kind": "multilabel"},
-        "views": "PA,AP",
+        "views": ("PA", "AP"),
         "every_steps": 300,
     }
 
     if "chestxray14" in words:
         recipe(config)
+    if "five_sets" in words:
+        five_sets(config)
     if "lowflop" in words:
         config.partition.keep_ratio = 0.2
     if "ocl_faithful" in words:
@@ -92,10 +96,20 @@ def recipe(config):
             "judge": "probe",
             "set": "chestxray14",
             "task": {"kind": "multilabel"},
-            "views": "PA,AP",
+            "views": ("PA", "AP"),
             "every_steps": 5000,
         }
     }
+
+
+def five_sets(config):
+    config.data.sets = "chestxray14_subset,tb_lung_masks,pediatric_pneumonia,covid_chestxray,hannover_covid"
+    config.model.update({"variant": "mini", "image_px": 128, "patch_px": 16})
+    config.views.transform = "mild"
+    config.batch_size = 256
+    config.duration.update({"total_steps": None, "total_epochs": 300.0})
+    config.optim.update({"warmup_steps": None, "warmup_epochs": 20.0})
+    config.evals = {name: {**entry, "every_steps": 500} for name, entry in tasks.five_sets()}
 
 
 def smoke(config):

@@ -17,8 +17,14 @@ def pretrain() -> ConfigDict:
     Lists of names are comma-separated strings, so that they can be given on the command line. A placeholder is
     "not given".
     """
-    number = config_dict.placeholder(float)
-    integer = config_dict.placeholder(int)
+
+    # One placeholder per key: ConfigDict links keys that share one.
+    def number():
+        return config_dict.placeholder(float)
+
+    def integer():
+        return config_dict.placeholder(int)
+
     return ConfigDict(
         {
             "job": "pretrain",
@@ -26,7 +32,7 @@ def pretrain() -> ConfigDict:
             "seed": 0,
             "batch_size": 256,
             # Exactly one of the three.
-            "duration": {"total_steps": integer, "total_epochs": number, "total_examples": integer},
+            "duration": {"total_steps": integer(), "total_epochs": number(), "total_examples": integer()},
             "data": {
                 "sets": "phantom",
                 "weights": (),  # one per set; () draws every picture equally often
@@ -37,27 +43,27 @@ def pretrain() -> ConfigDict:
             "init_from": "",  # folder of a Hugging Face ViT, or a workdir of ours
             "optim": {
                 "name": "adamw",
-                "base_lr": number,
-                "lr": number,
+                "base_lr": number(),
+                "lr": number(),
                 "lr_end": 0.0,
                 "schedule": "cosine",
-                "warmup_steps": integer,
-                "warmup_epochs": number,
+                "warmup_steps": integer(),
+                "warmup_epochs": number(),
                 "wd": 0.05,
                 "betas": (0.9, 0.95),
                 "momentum": 0.9,
-                "grad_clip": number,
-                "layer_decay": number,
+                "grad_clip": number(),
+                "layer_decay": number(),
                 "lr_mults": (),
                 "wd_mults": (),
                 "frozen": (),
             },
-            "input": {"threads": 2, "prefetch": 8},
+            "input": {"threads": 2, "workers": 0},
             "mesh": {"data": -1},
             "sharding": (),  # (regex over parameter paths, partition) pairs; () replicates the parameters
             "checkpoint": {
                 "every_minutes": 10.0,
-                "every_steps": integer,
+                "every_steps": integer(),
                 "keep_latest": 2,
                 "best_metric": "",  # name of an eval metric; "" keeps the latest only
             },
@@ -91,18 +97,22 @@ def from_json(text: str) -> ConfigDict:
     return ConfigDict(json.loads(text))
 
 
+def determining(config: ConfigDict) -> dict:
+    """The part of a config that the numbers of a run depend on, as plain JSON values."""
+    return json.loads(json.dumps({key: value for key, value in config.to_dict().items() if key not in _FREE}))
+
+
 def digest(config: ConfigDict) -> str:
     """Six hex digits of everything that determines the numbers of a run."""
-    text = json.dumps({k: v for k, v in config.to_dict().items() if k not in _FREE}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:6]
+    return hashlib.sha256(json.dumps(determining(config), sort_keys=True).encode()).hexdigest()[:6]
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
     """ "key: old → new" for the keys that determine the numbers of a run."""
-    a, b = (_flat(json.loads(to_json(c))) for c in (old, new))
-    keys = [key for key in sorted(a.keys() | b.keys()) if key.split(".")[0] not in _FREE]
+    a, b = (_flat(determining(config)) for config in (old, new))
     missing = "(absent)"
-    return [f"{k}: {a.get(k, missing)} → {b.get(k, missing)}" for k in keys if a.get(k, missing) != b.get(k, missing)]
+    keys = [key for key in sorted(a.keys() | b.keys()) if a.get(key, missing) != b.get(key, missing)]
+    return [f"{key}: {a.get(key, missing)} → {b.get(key, missing)}" for key in keys]
 
 
 def _flat(tree: dict, prefix: str = "") -> dict:

@@ -1,0 +1,77 @@
+"""What the commands that take a config share: the flags, and mistakes answered with a sentence."""
+
+import contextlib
+import difflib
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from cxrjax.evals.run import EvaluationError
+
+CONFIGS = Path("configs")
+
+
+def run(main: Callable, doc: str, define: Callable[[], None] | None = None) -> None:
+    """Parses --config (and what `define` adds) and calls main(config, name, flags); exits 2 with one sentence on a mistake.
+
+    name: the config file's stem with its words, "spcl-smoke". --debug shows the traceback as well.
+    """
+    sys.modules["__main__"].__doc__ = doc
+    config_flags.DEFINE_config_file("config", lock_config=True)
+    flags.DEFINE_bool("debug", False, "show the traceback of an error")
+    if define:
+        define()
+    debug = any(arg in ("--debug", "-debug", "--debug=true") for arg in sys.argv[1:])
+    with _mistakes_as_sentences(debug, (ValueError, AttributeError, KeyError, TypeError, OSError, flags.Error)):
+        _check_config_argument(sys.argv[1:])
+        flags.FLAGS(sys.argv)
+    name = re.sub(r"[^A-Za-z0-9]+", "-", Path(_given(sys.argv[1:]).replace(".py", "")).name).strip("-")
+    with _mistakes_as_sentences(debug, (ValueError, OSError, FloatingPointError, EvaluationError)):
+        main(flags.FLAGS.config, name, flags.FLAGS)
+
+
+@contextlib.contextmanager
+def _mistakes_as_sentences(debug: bool, kinds: tuple) -> Iterator[None]:
+    try:
+        yield
+    except kinds as error:
+        if debug:
+            traceback.print_exc()
+        print(f"error: {_sentence(error)}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _given(argv: Sequence[str]) -> str:
+    for i, arg in enumerate(argv):
+        if arg.lstrip("-").startswith("config=") and arg.startswith("-"):
+            return arg.split("=", 1)[1]
+        if arg in ("--config", "-config") and i + 1 < len(argv):
+            return argv[i + 1]
+    return ""
+
+
+def _check_config_argument(argv: Sequence[str]) -> None:
+    if any(arg in ("--help", "-h", "--helpfull", "--helpshort") for arg in argv):
+        return
+    found = sorted(str(path) for path in CONFIGS.glob("*.py"))
+    listing = f"available: {', '.join(found)}" if found else f"no {CONFIGS}/*.py in this folder: run from the repository"
+    given = _given(argv)
+    if not given:
+        raise ValueError(f"no config given; say --config=FILE, {listing}")
+    file = given.split(":", 1)[0]
+    if not Path(file).is_file():
+        near = difflib.get_close_matches(file, found, n=1)
+        raise ValueError(f"there is no config {file!r}; {listing}." + (f" Did you mean {near[0]}?" if near else ""))
+
+
+def _sentence(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        where = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror}{where}"
+    return text

@@ -1,0 +1,65 @@
+"""Pre-train or evaluate, as the config says.
+
+    python -m cxrjax.main --config=configs/spcl.py [--config.any.key=value …] [--workdir DIR]
+
+The same command again resumes where the last one stopped. Without --workdir the run lives in runs/<config>-<digest>,
+where the digest stands for every setting that changes a number.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from cxrjax import command
+from cxrjax import config as shared
+
+
+def main(config, name: str, options) -> None:
+    """Dispatches on config.job; see `command.run` for the arguments."""
+    jobs = {"pretrain": pretrain, "evaluate": evaluate}
+    if config.job not in jobs:
+        raise ValueError(f"config.job is {config.job!r}; it must be one of {', '.join(jobs)}")
+    jobs[config.job](config, name, options)
+
+
+def pretrain(config, name: str, options) -> None:
+    from cxrjax import train
+
+    workdir = Path(options.workdir or Path("runs") / f"{name}-{shared.digest(config)}")
+    claim(workdir, config)
+    train.fit(config, workdir)
+    print(f"done: {workdir}", flush=True)
+
+
+def evaluate(config, name: str, options) -> None:
+    from cxrjax.evals import run
+
+    run.standalone(config, Path(options.workdir) if options.workdir else None)
+
+
+def claim(workdir: Path, config) -> None:
+    """Writes config.json, or checks that the run already in `workdir` has the same settings.
+
+    Raises ValueError listing the settings that differ: resuming under other settings would be neither run.
+    """
+    file = workdir / "config.json"
+    if file.exists():
+        changed = shared.differences(shared.from_json(file.read_text()), config)
+        if changed:
+            raise ValueError(
+                f"{workdir} holds a run with other settings ({'; '.join(changed[:10])}); choose another --workdir, "
+                "or give the old settings to resume it"
+            )
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial")
+    partial.write_text(shared.to_json(config))
+    partial.rename(file)
+
+
+def _define_flags() -> None:
+    flags.DEFINE_string("workdir", None, "folder of the run; the same folder resumes (default: under runs/)")
+
+
+if __name__ == "__main__":
+    command.run(main, __doc__, _define_flags)

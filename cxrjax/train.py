@@ -1,0 +1,220 @@
+"""The trainer: one jitted step over a mesh, and the loop around it. Knows no method and no data set by name."""
+
+import contextlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from einops import rearrange
+
+from cxrjax import checkpoint, methods, optim, parallel, rng
+from cxrjax.config import determining, names
+from cxrjax.evals import run as evals
+from cxrjax.evals.encoders import from_method
+from cxrjax.input import pipeline, source
+from cxrjax.interop.initial import initialise
+from cxrjax.methods import Method
+from cxrjax.track import Tracker
+
+
+class TrainState(NamedTuple):
+    """All that a step reads and writes; `params` is what the optimizer updates, `state` the method's own rest."""
+
+    step: jax.Array
+    params: Any
+    state: Any
+    opt_state: Any
+
+
+def make_step(method: Method, optimizer: optax.GradientTransformation, root: jax.Array) -> Callable:
+    """The pure training step (TrainState, batch) -> (TrainState, scalars), to be jitted by the caller.
+
+    root: the run's key. Randomness is folded from (root, "loss", step), so a resumed step draws what it would have.
+    """
+
+    def step(train_state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+        index, params, state, opt_state = train_state
+        key = rng.fold(root, "loss", index)
+
+        def objective(params):
+            return method.loss(params, state, batch, key, index)
+
+        (loss, aux), gradient = jax.value_and_grad(objective, has_aux=True)(params)
+        updates, opt_state = optimizer.update(gradient, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        scalars = {"train/loss": loss}
+        scalars |= {f"train/term/{name}": value for name, value in aux.terms.items()}
+        scalars |= {f"train/report/{name}": value for name, value in aux.report.items()}
+        scalars |= {"train/norm/gradient": optax.global_norm(gradient), "train/norm/update": optax.global_norm(updates)}
+        return TrainState(index + 1, params, method.after(params, aux.state, index), opt_state), scalars
+
+    return step
+
+
+class Run(NamedTuple):
+    """Everything a config stands for before the first step: built once, used by `fit`, the benchmark and the tests."""
+
+    method: Method
+    mesh: Any
+    sources: list
+    batches: Any  # grain MapDataset of host batches; element i is step i
+    total_steps: int
+    step: Callable  # jitted, donates its TrainState
+    init: Callable  # () -> TrainState on the mesh
+    abstract: TrainState  # shapes and shardings
+    report: Callable  # step -> {"lr": …}
+
+
+def build(config) -> Run:
+    """Reads the config, opens the sets and traces the initialisation; nothing is trained or written."""
+    mesh = parallel.make_mesh(config.mesh)
+    parallel.check_batch(config.batch_size, mesh)
+    method = methods.make(config)
+    sources = [
+        source.source(
+            source.open_set(name), config.data.split, views=names(config.data.views) or None, fraction=config.data.fraction
+        )
+        for name in names(config.data.sets)
+    ]
+    examples = sum(len(s) for s in sources)
+    total_steps = optim.duration(config.duration, "total", config.batch_size, examples)
+    batches = pipeline.dataset(
+        sources,
+        config.data.weights or None,
+        method.views,
+        config.batch_size,
+        config.seed,
+        jax.process_index(),
+        jax.process_count(),
+    )
+    root = jax.random.key(config.seed)
+    example = jax.tree.map(lambda a: a[:1], batches[0])
+    params = jax.eval_shape(lambda: method.init(rng.fold(root, "init"), example)[0])
+    optimizer, report = optim.make(config.optim, params, total_steps, config.batch_size, examples / config.batch_size)
+
+    def init() -> TrainState:
+        params, state = method.init(rng.fold(root, "init"), example)
+        return TrainState(jnp.zeros((), jnp.int32), params, state, optimizer.init(params))
+
+    abstract = parallel.abstract(jax.eval_shape(init), mesh, config.sharding)
+    layout = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    step = jax.jit(
+        make_step(method, optimizer, root),
+        in_shardings=(layout, parallel.batch_sharding(mesh)),
+        out_shardings=(layout, parallel.replicated(mesh)),
+        donate_argnums=0,
+    )
+    return Run(
+        method, mesh, sources, batches, total_steps, step, jax.jit(init, out_shardings=layout), abstract, report
+    )
+
+
+def fit(config, workdir: Path) -> TrainState:
+    """Trains until the config's duration, resuming from the newest complete checkpoint in `workdir`.
+
+    Saves every checkpoint.every_minutes (or every_steps), on SIGTERM and at the end. Raises track.NonFinite, naming the
+    term, when a logged or saved step holds NaN or infinity; SystemExit(143) once the state is safe after a SIGTERM.
+    """
+    run = build(config)
+    _print_setting(config, run, workdir)
+    best = config.checkpoint.best_metric or None
+    with (
+        _sigterm() as terminated,
+        checkpoint.open(
+            workdir / "checkpoints", keep_latest=config.checkpoint.keep_latest, keep_best=1 if best else 0, metric=best
+        ) as saved,
+    ):
+        start = saved.latest_step() or 0
+        if start:
+            train_state = saved.restore(start, run.abstract)
+            print(f"resuming from step {start} of {run.total_steps}", flush=True)
+        else:
+            train_state = initialise(config, run.init(), run.abstract)
+        with Tracker(workdir, run.total_steps, config.batch_size, config.log_every_steps, start) as tracker:
+            if start == 0:
+                tracker.picture("views", views_sheet(run.batches[0]["image"]))
+            return _loop(config, run, train_state, start, saved, tracker, workdir, terminated)
+
+
+def _loop(config, run, train_state, start, saved, tracker, workdir, terminated) -> TrainState:
+    batches = pipeline.iterator(run.batches, start, config.input.threads, config.input.workers)
+    saved_at = time.monotonic()
+    for done in range(start + 1, run.total_steps + 1):
+        train_state, scalars = run.step(train_state, parallel.to_global(next(batches), run.mesh))
+        if tracker.due(done):
+            tracker.log(done, scalars | {f"train/{name}": value for name, value in run.report(done - 1).items()})
+        metrics = _evaluate(config, run, train_state, done, workdir)
+        if metrics:
+            tracker.log(done, metrics)
+
+        every = config.checkpoint.every_steps
+        minutes = (time.monotonic() - saved_at) / 60
+        due = done == run.total_steps or (every and done % every == 0) or config.checkpoint.best_metric in metrics
+        due = due or minutes >= config.checkpoint.every_minutes or terminated.is_set()
+        # Hosts must agree on what their own clocks and signals say, or they would wait for each other for ever.
+        if parallel.any_process(bool(due), meet=tracker.due(done)):
+            tracker.check_finite(done, scalars)
+            saved.save(done, train_state, {"step": done}, metrics=metrics, force=True)
+            saved_at = time.monotonic()
+        if terminated.is_set() and done < run.total_steps:
+            saved.wait()
+            print(f"SIGTERM: step {saved.latest_step()} is saved; the same command resumes there", flush=True)
+            raise SystemExit(143)
+    return train_state
+
+
+def _evaluate(config, run, train_state, done, workdir) -> dict[str, float]:
+    """Scalars of every judge that is due at step `done`; all are at the end."""
+    scalars = {}
+    for entry in config.evals.values():
+        every = entry.get("every_steps")
+        if done == run.total_steps or (every and done % every == 0):
+            encoder = from_method(
+                run.method,
+                train_state.params,
+                train_state.state,
+                name=config.method,
+                step=done,
+                config=determining(config),
+                mesh=run.mesh,
+            )
+            scalars |= evals.scalars(entry, evals.evaluate(encoder, entry, workdir, config.seed))
+    return scalars
+
+
+def views_sheet(images: np.ndarray, most: int = 8) -> np.ndarray:
+    """The first `most` examples of a batch side by side, one row per view: b v h w 1 → (v·h) (b·w) uint8."""
+    return rearrange(images[:most], "b v h w 1 -> (v h) (b w)")
+
+
+def _print_setting(config, run, workdir):
+    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(run.abstract.params))
+    sets = ", ".join(f"{s.converted_set.name}/{s.split} ({len(s)})" for s in run.sources)
+    print(
+        f"{config.method}: {parameters / 1e6:.2f} M parameters, {parallel.num_devices(run.mesh)} device(s)\n"
+        f"pictures: {sets}\n"
+        f"{run.total_steps} steps of {config.batch_size}; workdir {workdir}",
+        flush=True,
+    )
+
+
+@contextlib.contextmanager
+def _sigterm() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets for as long as the context lasts; only the main thread may catch signals."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGTERM, before)
