@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pandas
 
+from cxrjax.config import names
 from cxrjax.datasets import schema
 
 KINDS = ("binary", "multilabel", "multiclass")
@@ -95,7 +96,10 @@ class Targets(NamedTuple):
 
 
 def make_task(config: Mapping[str, Any]) -> Task:
-    """Checks a config's task and returns it as a record; raises ValueError with what would be accepted."""
+    """Checks a config's task and returns it as a record; raises ValueError with what would be accepted.
+
+    config: the fields of `Task`, label names as tuples or comma-separated, and a `name` for logs, not used here.
+    """
     given = {key: value for key, value in dict(config).items() if key != "name"}
     unknown = sorted(set(given) - set(Task._fields))
     if unknown or "kind" not in given:
@@ -103,8 +107,8 @@ def make_task(config: Mapping[str, Any]) -> Task:
             f"task has keys {sorted(given)}; 'kind' is required, known keys are {list(Task._fields)} and 'name'"
         )
     for key in ("positive", "negative", "labels"):
-        names = given.get(key) or ()
-        given[key] = (names,) if isinstance(names, str) else tuple(names)
+        wanted = given.get(key) or ()
+        given[key] = names(wanted) if isinstance(wanted, str) else tuple(wanted)
     task = Task(**given)
     if task.kind not in KINDS:
         raise ValueError(f"task kind {task.kind!r} is not known; choose one of {list(KINDS)}")
@@ -129,10 +133,10 @@ def targets(task: Task, labels: np.ndarray, label_names: Sequence[str]) -> Targe
     labels: n c int8 in the schema's codes; label_names: c. A binary task has the one name "positive".
     Raises ValueError if the task names a label that the set lacks, listing those it has.
     """
-    names = list(label_names)
-    unknown = [name for name in (*task.positive, *task.negative, *task.labels) if name not in names]
+    known = list(label_names)
+    unknown = [name for name in (*task.positive, *task.negative, *task.labels) if name not in known]
     if unknown:
-        raise ValueError(f"the task asks for labels {unknown}, which this set does not have; its labels are {names}")
+        raise ValueError(f"the task asks for labels {unknown}, which this set does not have; its labels are {known}")
     codes = np.full(labels.shape, MASKED, np.int8)
     codes[labels == schema.PRESENT] = 1
     codes[labels == schema.ABSENT] = 0
@@ -141,7 +145,7 @@ def targets(task: Task, labels: np.ndarray, label_names: Sequence[str]) -> Targe
     codes[labels == schema.NOT_MENTIONED] = meaning[task.not_mentioned]
 
     def columns(wanted):
-        return codes[:, [names.index(name) for name in wanted]]
+        return codes[:, [known.index(name) for name in wanted]]
 
     if task.kind == "binary":
         positive = (columns(task.positive) == 1).any(axis=1)
@@ -151,7 +155,7 @@ def targets(task: Task, labels: np.ndarray, label_names: Sequence[str]) -> Targe
             negative = (columns(task.positive) == 0).all(axis=1)
         keep = positive ^ negative
         return Targets(("positive",), positive.astype(np.int8)[:, None], keep, _contradictions(positive & negative))
-    wanted = task.labels or tuple(names)
+    wanted = task.labels or tuple(known)
     values = columns(wanted)
     if task.kind == "multilabel":
         return Targets(wanted, values, (values != MASKED).any(axis=1), [])

@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
-from cxrjax.evals import metrics
+from cxrjax import trained
+from cxrjax.config import determining, names
+from cxrjax.evals import encoders, metrics
 from cxrjax.evals.base import Encoder, Result, digest, make_task
 from cxrjax.evals.features import features, source_digest
 from cxrjax.evals.knn import NEIGHBOURS, knn
@@ -36,8 +39,9 @@ def defaults() -> ConfigDict:
     """An evaluation entry with every key that `evaluate` knows; `set` and `task` must be given.
 
     task: kind "binary" with `positive` and `negative` label names, "multilabel" or "multiclass" with `labels`, and a
-    `name` for the logs. views: projections to keep (empty: all). fraction: share of the train patients to fit on.
-    bootstrap: resamples of the test patients. every_steps is for the trainer. An empty name is made from the others.
+    `name` for the logs; lists of names may be comma-separated. views: projections to keep (empty: all). fraction: share
+    of the train patients to fit on. bootstrap: resamples of the test patients. every_steps is for the trainer. An empty
+    name is made from the others.
     """
     return ConfigDict(
         {
@@ -85,6 +89,41 @@ def scalars(entry: Mapping[str, Any], result: Result) -> dict[str, float]:
     return {f"{place}/{prefix}{name}": interval.value for name, interval in result.metrics.items()}
 
 
+def standalone(config: ConfigDict, workdir: Path | None = None) -> dict[str, dict[str, Result]]:
+    """Judges a checkpoint, and the references it should beat, by every entry of config.evals; prints what was found.
+
+    config: checkpoint (a workdir, its checkpoints or one step; "" judges the references only), step, seed, references
+    (of "random", "pixels"; comma-separated), evals {name: entry}. workdir: where results go, by default the run's.
+    Returns {entry: {encoder: Result}} and writes the paired differences to versus-<reference>.json beside the results.
+    """
+    found = trained.load(config.checkpoint, config.step) if config.checkpoint else None
+    if found is None and workdir is None:
+        raise ValueError("without a checkpoint the results need a place: give --workdir DIR")
+    workdir = Path(workdir or found.workdir)
+    wanted = names(config.references)
+    unknown = sorted(set(wanted) - {"random", "pixels"})
+    if unknown or (found is None and "random" in wanted):
+        raise ValueError(
+            f"references {list(wanted)}: choose of 'random' (needs a checkpoint, for its config), 'pixels'"
+        )
+    results = {}
+    for key, entry in config.evals.items():
+        entry = complete({**entry.to_dict(), "name": entry.get("name") or key})
+        judged = [] if found is None else [_of_checkpoint(found)]
+        judged += [encoders.pixels() if name == "pixels" else _untrained(found, entry, config.seed) for name in wanted]
+        results[key] = {}
+        for number, encoder in enumerate(judged):
+            as_reference = found is None or number > 0
+            named = {**entry, "name": f"{entry['name']}-{encoder.name}"} if as_reference else entry
+            result = results[key][encoder.name] = evaluate(encoder, named, workdir, config.seed)
+            print(f"{entry['name']}: {encoder.name}, {_sentence(result)}", flush=True)
+            for note in result.notes:
+                print(f"  note: {note}")
+            if number and found is not None:
+                _compare(workdir, entry, judged[0], results[key][judged[0].name], encoder, result, config.seed)
+    return results
+
+
 def complete(entry: Mapping[str, Any]) -> dict[str, Any]:
     """Fills an entry up with defaults and names; raises ValueError for an unknown key or judge, or a missing set."""
     known = defaults().to_dict()
@@ -110,9 +149,10 @@ def complete(entry: Mapping[str, Any]) -> dict[str, Any]:
 def _judge(encoder: Encoder, entry: dict[str, Any], workdir: Path, seed: int) -> tuple[Result, dict[str, str]]:
     converted = open_set(entry["set"], entry["data_dir"] or None)
     tables, inputs = {}, {}
+    views = names(entry["views"]) if isinstance(entry["views"], str) else tuple(entry["views"])
     for split in ("train", "val", "test"):
         fraction = entry["fraction"] if split == "train" else 1.0
-        chosen = source(converted, split, views=tuple(entry["views"]) or None, fraction=fraction)
+        chosen = source(converted, split, views=views or None, fraction=fraction)
         inputs[split] = source_digest(chosen)
         limit = entry["cache_gib"] * 2**30
         tables[split] = features(encoder, chosen, entry["batch_size"], workdir / "evals" / "features", limit)
@@ -123,6 +163,38 @@ def _judge(encoder: Encoder, entry: dict[str, Any], workdir: Path, seed: int) ->
         return probe(**tables, task=task, label_names=converted.label_names, **options, **shared), inputs
     options = {"neighbours": entry["neighbours"], "temperature": entry["temperature"]}
     return knn(**tables, task=task, label_names=converted.label_names, **options, **shared), inputs
+
+
+def _of_checkpoint(found: trained.Trained) -> Encoder:
+    described = {"name": found.config.method, "step": found.step, "config": determining(found.config)}
+    return encoders.from_method(found.method, found.params, found.state, **described)
+
+
+def _untrained(found: trained.Trained, entry: dict[str, Any], seed: int) -> Encoder:
+    example = source(open_set(entry["set"], entry["data_dir"] or None), "train")[0]
+    views = found.method.views(example, np.random.default_rng(seed))
+    batch = {name: np.asarray(value)[None] for name, value in views.items()}
+    return encoders.random_init(found.method, jax.random.key(seed), batch, determining(found.config))
+
+
+def _compare(workdir, entry, encoder, result, reference, of_reference, seed) -> None:
+    """Prints and saves the paired differences of an encoder to a reference."""
+    table = {}
+    for metric in ("auroc", "auprc"):
+        table |= metrics.paired_difference(
+            result.predictions, of_reference.predictions, metric, entry["bootstrap"], seed
+        )
+    gain = table["auroc"]
+    print(f"  {encoder.name} minus {reference.name}: auroc {gain.value:+.3f} ({gain.low:+.3f} to {gain.high:+.3f})")
+    numbers = {name: {key: _number(value) for key, value in row._asdict().items()} for name, row in table.items()}
+    path = workdir / "evals" / entry["name"] / str(encoder.step) / f"versus-{reference.name}.json"
+    if jax.process_index() == 0:
+        path.write_text(json.dumps(numbers, indent=2) + "\n")
+
+
+def _sentence(result: Result) -> str:
+    means = {name: found for name, found in result.metrics.items() if "/" not in name}
+    return ", ".join(f"{name} {found.value:.3f} ({found.low:.3f} to {found.high:.3f})" for name, found in means.items())
 
 
 def _write(directory: Path, encoder: Encoder, entry, seed: int, result: Result, inputs: dict[str, str]) -> None:

@@ -1,0 +1,159 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas
+import pytest
+from ml_collections import ConfigDict
+
+from cxrjax.evals import encoders, run
+from cxrjax.evals.base import Encoder, digest
+from cxrjax.evals.features import features
+from cxrjax.input import source as sources
+from cxrjax.methods.base import Method
+
+TASK = {"kind": "binary", "positive": "Effusion,Consolidation,Edema,Mass", "negative": "No Finding", "name": "finding"}
+
+
+def blank(image_px=16):
+    """A method whose parameters are a projection of the pixels; `calls` counts how often it is traced."""
+    calls = []
+
+    def encode(params, state, images):
+        calls.append(1)
+        pooled = images.reshape(len(images), -1).astype(jnp.float32) @ params["kernel"]
+        return {"pooled": pooled, "patches": images}
+
+    def init(key, batch):
+        return {"kernel": jax.random.normal(key, (image_px**2, 8))}, {}
+
+    return Method(None, init, None, None, encode, image_px), calls
+
+
+def entry(data_dir, **changes):
+    return {"set": "phantom", "data_dir": str(data_dir), "task": TASK, "batch_size": 12, "bootstrap": 20, **changes}
+
+
+@pytest.fixture
+def frontal(phantom_dir):
+    return sources.source(sources.open_set("phantom", phantom_dir), "train", views=("PA", "AP"))
+
+
+def test_features_are_those_of_each_picture_alone_on_one_compilation(frontal):
+    method, calls = blank()
+    params, state = method.init(jax.random.key(0), None)
+    encoder = encoders.from_method(method, params, state, name="blank")
+    # 12 is rounded up to 16, a multiple of the 8 devices, which does not divide the number of pictures.
+    table = features(encoder, frontal, 12)
+    assert len(frontal) % 16 and table.features.shape == (len(frontal), 8) and len(calls) == 1
+    from cxrjax.input import views
+
+    for number in (0, len(frontal) - 1):
+        picture = views.fit(views.decode(frontal[number]["image"]), 16)
+        np.testing.assert_allclose(
+            table.features[number], picture.reshape(-1).astype(np.float32) @ params["kernel"], rtol=1e-4, atol=0.1
+        )
+        assert table.image_ids[number] == frontal[number]["image_id"]
+        np.testing.assert_array_equal(table.labels[number], frontal[number]["labels"])
+    later = encoders.from_method(method, jax.tree.map(lambda leaf: leaf + 1, params), state, name="blank", step=1)
+    assert later.digest != encoder.digest
+    features(later, frontal, 12)
+    assert len(calls) == 1  # along training nothing is compiled again
+
+
+def test_features_are_cached_per_encoder_pictures_and_size(frontal, tmp_path, monkeypatch):
+    encoder = encoders.pixels(8)
+    first = features(encoder, frontal, 16, tmp_path)
+
+    def unreadable(*_):
+        raise AssertionError("a picture was read")
+
+    converted = frontal.converted_set
+    monkeypatch.setattr(sources.Source, "__getitem__", unreadable)
+    again = features(encoder, sources.source(converted, "train", views=("AP", "PA")), 4, tmp_path)
+    for ours, theirs in zip(first, again, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    for other_encoder, other in (
+        (encoder._replace(digest="other"), frontal),
+        (encoder._replace(image_px=9), frontal),
+        (encoder, sources.source(converted, "train")),
+        (encoder, sources.source(converted, "test", views=("PA", "AP"))),
+    ):
+        with pytest.raises(AssertionError, match="a picture was read"):
+            features(other_encoder, other, 16, tmp_path)
+
+
+def test_the_cache_forgets_what_was_used_longest_ago(frontal, tmp_path):
+    for name in "abc":
+        features(encoders.pixels(8)._replace(digest=name), frontal, 16, tmp_path, cache_bytes=1)
+    assert len(list(tmp_path.glob("*.npz"))) == 1 and not list(tmp_path.glob(".*"))
+
+
+def test_pixels_are_the_area_average(frontal):
+    table = features(encoders.pixels(), frontal, 16)
+    assert table.features.shape == (len(frontal), 32 * 32)
+    assert 0.05 < table.features.mean() < 0.95 and table.features.max() <= 1
+
+
+@pytest.mark.parametrize("judge", run.JUDGES)
+def test_evaluate_writes_results_and_predictions_that_agree(phantom_dir, tmp_path, judge):
+    config = ConfigDict(entry(phantom_dir, judge=judge, views="PA,AP", neighbours=(3, 5)))
+    encoder = encoders.pixels()._replace(step=7)
+    result = run.evaluate(encoder, config, tmp_path, seed=1)
+    folder = tmp_path / "evals" / f"phantom-finding-{judge}" / "7"
+    assert sorted(path.name for path in folder.iterdir()) == ["predictions.parquet", "results.json"]
+    report = json.loads((folder / "results.json").read_text())
+    found = report["metrics"]["auroc"]
+    assert found["value"] == result.metrics["auroc"].value and found["low"] <= found["value"] <= found["high"]
+    predictions = pandas.read_parquet(folder / "predictions.parquet")
+    assert found["n"] == len(predictions) and found["n_positive"] == (predictions["target/positive"] == 1).sum()
+    assert report["encoder"]["digest"] == encoder.digest and report["versions"]["jax"] == jax.__version__
+    assert report["details"]["strength" if judge == "probe" else "k"] and report["seed"] == 1
+    prefix = "" if judge == "probe" else "knn_"
+    assert run.scalars(config, result)[f"eval/phantom/finding/{prefix}auroc"] == found["value"]
+    assert run.evaluate(encoder, config, tmp_path, seed=1).metrics == result.metrics
+
+
+def test_failures_name_the_evaluation_the_encoder_and_the_step(phantom_dir, tmp_path):
+    def broken(images):
+        raise FloatingPointError("no luck")
+
+    encoder = Encoder(broken, 16, digest("broken"), "broken", 42)
+    with pytest.raises(run.EvaluationError, match="'phantom-finding-probe' of 'broken' at step 42 failed: no luck"):
+        run.evaluate(encoder, entry(phantom_dir), tmp_path)
+    pixels = encoders.pixels()
+    for changes, words in (
+        ({"judge": "svm"}, "'svm'.*'probe', 'knn'"),
+        ({"sett": "x"}, "'sett'.*known are"),
+        ({"set": ""}, "needs 'set'"),
+        ({"task": {"kind": "multilabel", "labels": "Hernia"}}, "'Hernia'.*'Cardiomegaly'"),
+    ):
+        with pytest.raises(run.EvaluationError, match=words):
+            run.evaluate(pixels, entry(phantom_dir, **changes), tmp_path)
+    assert not list(tmp_path.rglob("results.json"))
+
+
+def test_digest_sees_values_shapes_types_and_names():
+    base = {"a": jnp.zeros((2, 3))}
+    others = [{"b": jnp.zeros((2, 3))}, {"a": jnp.zeros((3, 2))}, {"a": jnp.zeros((2, 3), jnp.bfloat16)}]
+    others += [{"a": jnp.zeros((2, 3)).at[0, 0].set(1)}, {"a": jnp.zeros((2, 3)), "key": jax.random.key(0)}]
+    assert len({digest(tree) for tree in [base, *others]}) == 6
+    assert digest(base) == digest({"a": np.zeros((2, 3), np.float32)})
+
+
+def test_a_checkpoint_is_compared_with_random_and_pixels(phantom_dir, tmp_path, monkeypatch, capsys):
+    method, _ = blank()
+    method = method._replace(views=lambda example, rng: {"image": np.zeros((1, 16, 16, 1), np.uint8)})
+    params, state = method.init(jax.random.key(3), None)
+    loaded = run.trained.Trained(ConfigDict({"method": "blank"}), method, params, state, 9, "d", tmp_path)
+    monkeypatch.setattr(run.trained, "load", lambda directory, step: loaded)
+    config = ConfigDict({"checkpoint": "DIR", "step": "latest", "seed": 0, "references": "random,pixels"})
+    config.evals = {"findings": entry(phantom_dir, views="PA,AP")}
+    found = run.standalone(config)["findings"]
+    assert list(found) == ["blank", "random", "pixels-32"]
+    versus = json.loads((tmp_path / "evals" / "findings" / "9" / "versus-pixels-32.json").read_text())
+    gain = found["blank"].metrics["auroc"].value - found["pixels-32"].metrics["auroc"].value
+    assert versus["auroc"]["value"] == pytest.approx(gain)
+    assert (tmp_path / "evals" / "findings-random" / "0" / "results.json").is_file()
+    assert "blank minus random: auroc" in capsys.readouterr().out
