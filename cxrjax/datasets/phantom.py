@@ -23,7 +23,7 @@ from cxrjax.datasets.findings import LABELS
 from cxrjax.datasets.study import FEWEST_STUDIES, records, split_of
 
 NAME = "phantom"
-STUDIES = 3000
+STUDIES = 2000
 DESCRIPTION = "Simulated chest radiographs for tests and demonstrations; results on them have no clinical meaning."
 FEW_STUDIES = 60  # a few seconds of rendering: starting processes for them costs more than it brings
 

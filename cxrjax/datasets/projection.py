@@ -206,10 +206,10 @@ def tubes(
     first = facing - (tangent @ facing)[:, None] * tangent
     first /= _norm(first) + 1e-6
     second = cross(tangent, first)
-    offsets, shares = _section(float(radii.max(initial=0)), 2 * spacing, hollow)
+    offsets, shares = _section(float(radii.max(initial=0)), (2.4 if hollow else 1.8) * spacing, hollow)
     first, second = first * radii[:, :1], second * radii[:, 1:]
     # Every section is turned against the one before, else their regular pattern shows.
-    twist = (2.4 * np.arange(len(lines), dtype=np.float32))[:, None]
+    twist = (2.4 * np.arange(len(lines)) % (2 * np.pi)).astype(np.float32)[:, None]
     first, second = np.cos(twist) * first + np.sin(twist) * second, np.cos(twist) * second - np.sin(twist) * first
     points = np.empty((3, len(lines), len(shares)), np.float32)
     for axis in range(3):

@@ -22,14 +22,9 @@ def bones(body: Anatomy, spacing: float) -> Grains:
     parts = [_ribs(body, spacing), _spinous_processes(body, spacing)]
     breast_bone = [[(0, -6.2, 8.4), (0, -8.4, 4.0), (0, -9.6, -1.0), (0, -10.4, -6.5)]]
     parts.append(
-        tubes(bezier(np.array(breast_bone, float)), (1.7, 0.5), 1.3 * spacing, hollow=0.25, facing=(1.0, 0.0, 0.0))
+        tubes(bezier(np.array(breast_bone, float)), (1.7, 0.5), 0.7 * spacing, hollow=0.25, facing=(1.0, 0.0, 0.0))
     )
     return gather(parts).weighted(BONE * body.bone)
-
-
-def shoulders(body: Anatomy, spacing: float) -> Grains:
-    """Collar bones, shoulder blades and upper arms, which move when the arms are raised."""
-    return gather([part for side in SIDES for part in _shoulder(body, side, spacing)]).weighted(BONE * body.bone)
 
 
 def _ribs(body: Anatomy, spacing: float) -> Grains:
@@ -65,24 +60,30 @@ def _spinous_processes(body: Anatomy, spacing: float) -> Grains:
     )
 
 
-def _shoulder(body: Anatomy, side: int, spacing: float) -> list[Grains]:
-    def line(*points):
-        return bezier(np.array([[(side * x, y, z) for x, y, z in points]], float))
+def shoulders(body: Anatomy, spacing: float) -> Grains:
+    """Collar bones, shoulder blades and upper arms, which move when the arms are raised."""
+
+    def both(*points):
+        left = np.array(points, float)
+        return bezier(np.stack([left, left * (-1.0, 1.0, 1.0)]))
 
     up = 0.6 * (1.0 - body.scale[2] * 0.2)
-    clavicle = line((1.9, -5.6, 8.9), (7.0, -6.5, 9.2 + up), (10.0, 1.5, 12.0 + up), (16.2, -0.5, 11.3 + up))
-    parts = [tubes(clavicle, (0.68, 0.62), spacing, hollow=0.5)]
     if body.arms_raised:
         blade = [(13.5, 3.5, 8.5), (13.0, 5.5, 3.0), (12.2, 7.0, -2.5), (9.5, 9.3, -1.0), (8.5, 9.5, 5.0)]
         arm = [(15.8, 0.6, 10.2), (16.5, -2.0, 13.0), (17.5, -7.0, 19.5)]
     else:
         blade = [(16.2, 3.2, 8.4), (15.2, 5.5, 3.5), (13.4, 7.6, -3.0), (11.6, 8.6, 0.0), (11.4, 8.8, 6.5)]
         arm = [(18.6, 1.2, 8.6), (19.4, 1.4, 4.0), (22.5, 2.0, -6.0)]
-    parts.append(tubes(line(*blade[:3]), (0.5, 0.45), spacing, hollow=0.3))
-    parts.append(tubes(line(*blade[2:]), (0.22, 0.22), spacing, hollow=0.6))
-    parts.append(tubes(line((11.4, 8.9, 6.0), (14.0, 7.0, 8.8), (17.4, 2.0, 11.3)), (0.5, 0.3), spacing, hollow=0.3))
-    parts.append(tubes(line(*arm), (1.15, 1.15), 1.3 * spacing, hollow=0.2, facing=(1.0, 0.0, 0.0)))
-    return parts
+    clavicle = both((1.9, -5.6, 8.9), (7.0, -6.5, 9.2 + up), (10.0, 1.5, 12.0 + up), (16.2, -0.5, 11.3 + up))
+    spine_of_blade = both((11.4, 8.9, 6.0), (14.0, 7.0, 8.8), (17.4, 2.0, 11.3))
+    parts = [
+        tubes(clavicle, (0.68, 0.62), spacing, hollow=0.5),
+        tubes(both(*blade[:3]), (0.5, 0.45), spacing, hollow=0.3),
+        tubes(both(*blade[2:]), (0.22, 0.22), spacing, hollow=0.6),
+        tubes(spine_of_blade, (0.5, 0.3), spacing, hollow=0.3),
+        tubes(both(*arm), (1.15, 1.15), 0.8 * spacing, hollow=0.2, facing=(1.0, 0.0, 0.0)),
+    ]
+    return gather(parts).weighted(BONE * body.bone)
 
 
 def bone_blobs(body: Anatomy) -> list:
@@ -134,14 +135,14 @@ def airways(body: Anatomy, spacing: float) -> Grains:
 
 def vessels(body: Anatomy, spacing: float) -> Grains:
     """Aorta, upper vena cava and the lungs' vessel trees, as far as they lie in air."""
-    wide, coarse = 1.4 * body.aorta, spacing
+    wide, fine = 1.4 * body.aorta, 0.75 * spacing
     arch = [(0.3, -3.0, 3.0), (0.8, -2.6, 8.6), (3.9, 0.8, 8.6), (2.5 + 0.3 * body.aorta, 4.0, 3.5)]
     descending = [(2.5 + 0.3 * body.aorta, 4.0, 3.6), (2.4, 5.2, -3.0), (1.0, 5.0, -16.0)]
     cava = [(-2.4, -1.2, 11.0), (-2.3, -1.5, 6.0), (-2.2, -1.2, -1.0)]
     parts = [
-        tubes(bezier(np.array([arch])), (wide, wide), coarse, facing=(1.0, 0.0, 0.0)),
-        tubes(bezier(np.array([descending])), (wide * 0.92, wide * 0.92), coarse, facing=(1.0, 0.0, 0.0)),
-        tubes(bezier(np.array([cava])), (0.95, 0.95), coarse, facing=(1.0, 0.0, 0.0)),
+        tubes(bezier(np.array([arch])), (wide, wide), fine, facing=(1.0, 0.0, 0.0)),
+        tubes(bezier(np.array([descending])), (wide * 0.92, wide * 0.92), fine, facing=(1.0, 0.0, 0.0)),
+        tubes(bezier(np.array([cava])), (0.95, 0.95), fine, facing=(1.0, 0.0, 0.0)),
     ]
     great = gather(parts)
     great = great.weighted(in_air(body, great.points.T))

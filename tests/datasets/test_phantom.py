@@ -1,16 +1,19 @@
 """The phantom: its anatomy, the truth that goes with every picture, and the set that is written."""
 
 import json
+import os
 import re
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+import cxrjax
 from cxrjax.datasets import phantom, projection, schema, writer
 from cxrjax.datasets.dictation import dictate
 from cxrjax.datasets.findings import LABELS, Finding
@@ -336,7 +339,10 @@ def test_processes_give_what_one_process_gives_from_an_unguarded_script(tmp_path
         print(json.dumps(["tensorflow" in sys.modules, "jax" in sys.modules]))
         """)
     )
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=True)
+    environment = {**os.environ, "PYTHONPATH": str(Path(cxrjax.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=True, env=environment
+    )
     assert json.loads(done.stdout.splitlines()[-1]) == [False, False]
     assert not re.search("bootstrapping|TensorFlow", done.stderr)
     read = _records(tmp_path / "data" / phantom.NAME / writer.VERSION)
