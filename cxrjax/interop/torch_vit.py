@@ -5,7 +5,7 @@ Layouts (D width, P patch, C channels, L layers)
 | ours                                   | Hugging Face, names on disk                                          |
 |----------------------------------------|----------------------------------------------------------------------|
 | patch_embed/kernel (P*P*C, D)          | embeddings.patch_embeddings.projection.weight (D, C, P, P)            |
-| cls (D), pos_embed (1+N, D)            | embeddings.cls_token (1, 1, D), embeddings.position_embeddings        |
+| cls (D), pos_embed (N, D)              | embeddings.cls_token (1, 1, D), embeddings.position_embeddings        |
 | blocks/attention/qkv/kernel (L, D, 3D) | encoder.layer.<i>.attention.attention.{query,key,value}.weight (D, D) |
 | other kernels (L, in, out)             | .weight (out, in)                                                     |
 | norm scale, bias                       | .weight, .bias                                                        |
@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 
 from cxrjax.interop.huggingface import Pretrained, read
+from cxrjax.models import posemb
 
 MODEL_TYPES = ("vit", "vit_mae")
 # Parts of our blocks whose parameters map one to one; the fused qkv is split by hand.
@@ -149,7 +150,7 @@ def from_huggingface(
       channels: 1 folds three-channel kernels for grey pictures, 3 keeps them.
 
     Returns:
-      The encoder's tree of float32 arrays, with `pos_embed` (1+n d). LayerNorm's epsilon is not a parameter: build
+      The encoder's tree of float32 arrays, with `pos_embed` (n d). LayerNorm's epsilon is not a parameter: build
       the encoder with the file's `layer_norm_eps` where features must agree to the last digit.
 
     Raises:
@@ -193,11 +194,12 @@ def from_huggingface(
     grid = _grid(config["image_size"], patch_px)
     positions = take("embeddings.position_embeddings", 1, 1 + grid * grid, width)[0]
     cls = take("embeddings.cls_token", 1, 1, width).reshape(width) + positions[0]
-    positions = np.concatenate([np.zeros((1, width), np.float32), positions[1:]])
+    new_grid = _grid(image_px, patch_px)
+    positions = posemb.resize(positions[1:], (grid, grid), (new_grid, new_grid))
     params = {
         "patch_embed": {"kernel": kernel, "bias": bias},
         "cls": cls,
-        "pos_embed": resize_positions(positions, _grid(image_px, patch_px)),
+        "pos_embed": np.asarray(positions),
         "blocks": {
             "norm1": norm("layernorm_before"),
             "attention": {
@@ -271,34 +273,6 @@ def load_into(
     return found
 
 
-def resize_positions(positions: np.ndarray, grid: int) -> np.ndarray:
-    """Resizes 1+n d positions (square grid, CLS row first and untouched) to `grid` x `grid`, bicubic as in torch.
-
-    The kernel is Keys' with a = -0.75, pixel centres at half integers, border repeated, no antialiasing: what
-    `torch.nn.functional.interpolate(mode="bicubic", align_corners=False)` computes.
-    """
-    old = math.isqrt(len(positions) - 1)
-    if old == grid:
-        return positions
-    table = positions[1:].reshape(old, old, -1).astype(np.float64)
-    matrix = _bicubic_matrix(old, grid)
-    table = np.einsum("pi,qj,ijd->pqd", matrix, matrix, table, optimize=True)
-    return np.concatenate([positions[:1], table.reshape(grid * grid, -1).astype(np.float32)])
-
-
-def _bicubic_matrix(old: int, new: int) -> np.ndarray:
-    """Weights (new, old) of one axis of the bicubic resize."""
-    centres = (np.arange(new) + 0.5) * old / new - 0.5
-    first = np.floor(centres).astype(int)
-    matrix, a = np.zeros((new, old)), -0.75
-    for offset in (-1, 0, 1, 2):
-        distance = np.abs(centres - (first + offset))
-        near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
-        far = a * (((distance - 5) * distance + 8) * distance - 4)
-        np.add.at(matrix, (np.arange(new), np.clip(first + offset, 0, old - 1)), np.where(distance <= 1, near, far))
-    return matrix
-
-
 def _spread(kernel: np.ndarray) -> np.ndarray:
     """One-channel kernel d 1 p p to d 3 p p whose channels sum to it exactly (module docstring)."""
     third = (kernel / np.float32(3)).astype(np.float32)
@@ -333,7 +307,7 @@ def _positions_of(flat: Mapping[str, np.ndarray], position_table: Any, grid: int
             "Positions come from params['pos_embed'] when they are learned and from position_table when they are "
             f"fixed; here {'both' if 'pos_embed' in flat else 'neither'} is given."
         )
-    patches = flat["pos_embed"][1:] if position_table is None else np.asarray(position_table, np.float32)
+    patches = flat["pos_embed"] if position_table is None else np.asarray(position_table, np.float32)
     if len(patches) != grid * grid:
         raise ValueError(f"{len(patches)} positions do not fit a grid of {grid} x {grid} patches.")
     return np.concatenate([np.zeros_like(patches[:1]), patches])
@@ -343,7 +317,7 @@ def _without_positions(found: dict[str, Any], position_table: Any) -> dict[str, 
     """Takes `pos_embed` out of a tree for an encoder whose fixed table (n d) says the same."""
     if position_table is None:
         raise ValueError("Our encoder has fixed positions; give its table (n d) as position_table.")
-    positions = found.pop("pos_embed")[1:]
+    positions = found.pop("pos_embed")
     if np.shape(position_table) != positions.shape:
         raise ValueError(f"position_table has the shape {np.shape(position_table)}; expected {positions.shape}.")
     difference = np.abs(np.asarray(position_table) - positions).max()

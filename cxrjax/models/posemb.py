@@ -1,8 +1,8 @@
 """Position tables of a patch grid: MAE's fixed sine–cosine table, and resizing a learned one to another grid."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
 
 
 def sincos_2d(grid: tuple[int, int], width: int) -> np.ndarray:
@@ -23,9 +23,26 @@ def sincos_2d(grid: tuple[int, int], width: int) -> np.ndarray:
 
 
 def resize(table: jax.Array, old: tuple[int, int], new: tuple[int, int]) -> jax.Array:
-    """Bicubic resize of a learned patch table: (p·q) d on the `old` grid → (p·q) d on the `new` one."""
+    """Bicubic resize of a learned patch table: (p·q) d on the `old` grid → (p·q) d on the `new` one.
+
+    As torch.nn.functional.interpolate(mode="bicubic", align_corners=False) has it, so that weights from and for PyTorch
+    mean the same: kernel a = −0.75 (jax.image.resize has −0.5), border repeated, no antialiasing.
+    """
     if old == new:
         return table
-    image = rearrange(table, "(p q) d -> p q d", p=old[0], q=old[1])
-    image = jax.image.resize(image, (*new, table.shape[-1]), method="bicubic", antialias=False)
-    return rearrange(image, "p q d -> (p q) d")
+    rows, columns = (_bicubic(o, n) for o, n in zip(old, new, strict=True))
+    grid = jnp.asarray(table).reshape(*old, -1)
+    return jnp.einsum("pi,qj,ijd->pqd", rows, columns, grid, precision="highest").reshape(new[0] * new[1], -1)
+
+
+def _bicubic(old: int, new: int) -> np.ndarray:
+    """Weights (new, old) of one axis of the resize."""
+    centres = (np.arange(new) + 0.5) * old / new - 0.5
+    first = np.floor(centres).astype(int)
+    matrix, a = np.zeros((new, old), np.float32), -0.75
+    for offset in (-1, 0, 1, 2):
+        distance = np.abs(centres - (first + offset))
+        near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
+        far = a * (((distance - 5) * distance + 8) * distance - 4)
+        np.add.at(matrix, (np.arange(new), np.clip(first + offset, 0, old - 1)), np.where(distance <= 1, near, far))
+    return matrix

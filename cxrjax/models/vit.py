@@ -192,8 +192,8 @@ class ViT(nn.Module):
         if self.positions != "learned":
             raise ValueError(f"positions must be 'sincos' or 'learned', got {self.positions!r}")
         side = self.image_px // self.patch_px
-        table = self.param("pos_embed", nn.initializers.normal(0.02), (1 + side * side, width))
-        return posemb.resize(table[1:], (side, side), grid).astype(self.dtype)
+        table = self.param("pos_embed", nn.initializers.normal(0.02), (side * side, width))
+        return posemb.resize(table, (side, side), grid).astype(self.dtype)
 
     def _run(self, block, blocks, x, keep, cls_only, intermediates):
         def layer(x, inputs):

@@ -168,5 +168,5 @@ def test_other_picture_sizes_and_impossible_ones(params, images):
 
 def test_learned_positions_are_parameters_and_fixed_ones_are_not(params, images):
     learned = jax.eval_shape(VIT.clone(positions="learned").init, jax.random.key(0), images)["params"]
-    assert learned["pos_embed"].shape == (17, 64)
+    assert learned["pos_embed"].shape == (16, 64)
     assert "pos_embed" not in params["params"]
