@@ -4,6 +4,7 @@ Reference centimetres of an adult: x to the patient's left, y to the back, z to 
 patient's size is `Anatomy.scale`. Sides are +1 for the patient's left and -1 for the right.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -242,19 +243,23 @@ def heart_span(body: Anatomy, rays: Rays) -> Span:
     return hull(*(part.span(rays) for part in heart(body)))
 
 
-def in_air(body: Anatomy, points: np.ndarray) -> np.ndarray:
-    """Whether points (n, 3) lie in aerated lung: bool (n)."""
-    inside = np.zeros(len(points), bool)
-    for side in SIDES:
-        chosen = np.flatnonzero((points[:, 0] > 0) == (side > 0))
-        for limit in (lung(side), aerated(body, side), dry(body, side)):
-            if limit is not None:
+def air_test(body: Anatomy) -> Callable[[np.ndarray], np.ndarray]:
+    """A function that tells for points (n, 3) whether they lie in aerated lung: bool (n)."""
+    within = {side: [s for s in (lung(side), aerated(body, side), dry(body, side)) if s is not None] for side in SIDES}
+    without = {side: [dome(body, side), mediastinum(body), *heart(body)] for side in SIDES}
+
+    def in_air(points):
+        inside = np.zeros(len(points), bool)
+        for side in SIDES:
+            chosen = np.flatnonzero((points[:, 0] > 0) == (side > 0))
+            for limit in within[side]:
                 chosen = chosen[limit.inside(points[chosen])]
-        chosen = chosen[~dome(body, side).inside(points[chosen])]
-        for solid in (mediastinum(body), *heart(body)):
-            chosen = chosen[~solid.inside(points[chosen])]
-        inside[chosen] = True
-    return inside
+            for solid in without[side]:
+                chosen = chosen[~solid.inside(points[chosen])]
+            inside[chosen] = True
+        return inside
+
+    return in_air
 
 
 def bezier(points: np.ndarray, count: int = 16) -> np.ndarray:

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cxrjax.datasets.anatomy import APEX_Z, LEFT, RIGHT, SIDES, Anatomy, in_air, lung_outline
+from cxrjax.datasets.anatomy import APEX_Z, LEFT, RIGHT, SIDES, Anatomy, air_test, lung_outline
 from cxrjax.datasets.projection import Ellipsoid, Rays, ellipsoid, union_length
 
 LABELS = (
@@ -124,13 +124,14 @@ def _collapse_plates(body: Anatomy, side: int, grade: int, failing: bool, rng: n
 def _place(body: Anatomy, side: int, zone: str, margin: float, rng: np.random.Generator) -> np.ndarray:
     """A point of aerated lung in a zone, about `margin` centimetres from the lung's surface where that can be."""
     lowest, highest = ZONES[zone]
-    z = rng.uniform(lowest, highest, 400)
+    z = rng.uniform(lowest, highest, 200)
     x, y, half, half_y = lung_outline(np.minimum(z, APEX_Z - 1.0), side)
-    angle, reach = rng.uniform(0, 2 * np.pi, 400), 0.9 * np.sqrt(rng.random(400))
+    angle, reach = rng.uniform(0, 2 * np.pi, 200), 0.9 * np.sqrt(rng.random(200))
     points = np.stack([x + reach * half * np.cos(angle), y + reach * half_y * np.sin(angle), z], -1)
+    in_air = air_test(body)
     for gap in (margin, 0.5 * margin, 0.0):
         steps = gap * np.concatenate([np.zeros((1, 3)), np.eye(3), -np.eye(3)])
-        free = np.all([in_air(body, points + step) for step in steps], axis=0)
+        free = in_air((points + steps[:, None]).reshape(-1, 3)).reshape(len(steps), -1).all(0)
         if free.any():
             return points[np.argmax(free)]
     return np.array([float(x[0]), float(y[0]), highest])

@@ -4,6 +4,7 @@ Patient coordinates in centimetres: x to the patient's left, y to the back, z to
 in one interval, so unions and differences of bodies are arithmetic on interval ends, in closed form and pixel by pixel.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import combinations
 from typing import NamedTuple
@@ -115,10 +116,11 @@ class Ellipsoid(NamedTuple):
 
 def ellipsoid(centre, half_axes, long_axis=(1.0, 0.0, 0.0)) -> Ellipsoid:
     """Ellipsoid whose first half-axis points along `long_axis` and whose second is horizontal where it can be."""
-    first = np.asarray(long_axis, float) / np.linalg.norm(long_axis)
-    second = np.array((-first[1], first[0], 0.0))
-    second = np.array((0.0, 1.0, 0.0)) if np.linalg.norm(second) < 1e-6 else second / np.linalg.norm(second)
-    axes = np.stack([first, second, cross(first, second)])
+    x, y, z = (float(part) for part in long_axis)
+    length, level = math.sqrt(x * x + y * y + z * z), math.hypot(x, y)
+    x, y, z = x / length, y / length, z / length
+    along_x, along_y = (-y * length / level, x * length / level) if level > 1e-6 * length else (0.0, 1.0)
+    axes = np.array([(x, y, z), (along_x, along_y, 0.0), (-z * along_y, z * along_x, x * along_y - y * along_x)])
     return Ellipsoid(np.asarray(centre, float), axes / np.asarray(half_axes, float)[:, None])
 
 

@@ -1,8 +1,10 @@
 """The phantom's tubes: ribs, clavicles, shoulder blades, spine, airways, great vessels and the vessel trees."""
 
+from collections.abc import Callable
+
 import numpy as np
 
-from cxrjax.datasets.anatomy import BONE, LEFT, LUNG, RIGHT, SIDES, SOFT, Anatomy, bezier, in_air, lung_outline
+from cxrjax.datasets.anatomy import BONE, LEFT, LUNG, RIGHT, SIDES, SOFT, Anatomy, air_test, bezier, lung_outline
 from cxrjax.datasets.projection import Grains, Rays, ellipsoid, gather, tubes
 
 RIB_END = np.radians([125, 138, 146, 148, 147, 145, 142, 136, 126, 114, 92, 70])
@@ -144,12 +146,12 @@ def vessels(body: Anatomy, spacing: float) -> Grains:
         tubes(bezier(np.array([descending])), (wide * 0.92, wide * 0.92), fine, facing=(1.0, 0.0, 0.0)),
         tubes(bezier(np.array([cava])), (0.95, 0.95), fine, facing=(1.0, 0.0, 0.0)),
     ]
-    great = gather(parts)
-    great = great.weighted(in_air(body, great.points.T))
-    return gather([great, *_trees(body, spacing)]).weighted((SOFT - LUNG) * 1.3)
+    great, in_air = gather(parts), air_test(body)
+    great = great.weighted(in_air(great.points.T))
+    return gather([great, *_trees(body, in_air, spacing)]).weighted((SOFT - LUNG) * 1.3)
 
 
-def _trees(body: Anatomy, spacing: float) -> list[Grains]:
+def _trees(body: Anatomy, in_air: Callable, spacing: float) -> list[Grains]:
     """Arteries and veins of both lungs: trunks from the hilum, each level thinner and shorter than its parent."""
     rng = np.random.default_rng(body.vessel_seed)
     count, steps = 15, 10
@@ -169,8 +171,8 @@ def _trees(body: Anatomy, spacing: float) -> list[Grains]:
         [HILUM[s] + (0, 0, 1.6), HILUM[s] + (s * 0.7, 0.3, -1), HILUM[s] + (s * 1.6, 1.2, -6.0)] for s in SIDES
     ]), steps)  # fmt: skip
     taper = np.linspace(1.0, 0.45, steps)[None, :, None]
-    parts = [_branches(body, trunks, 0.75 * body.vessel_gain * taper, spacing)]
-    parts.append(_branches(body, lines, radius[:, None, None] * taper, spacing))
+    parts = [_branches(in_air, trunks, 0.75 * body.vessel_gain * taper, spacing)]
+    parts.append(_branches(in_air, lines, radius[:, None, None] * taper, spacing))
     for children, length in ((5, 4.5), (4, 3.0), (2, 2.2)):
         parent = np.repeat(np.arange(len(lines)), children)
         node = rng.integers(3, steps, len(parent))
@@ -181,13 +183,13 @@ def _trees(body: Anatomy, spacing: float) -> list[Grains]:
         radius = radius[parent] * (1 - 0.55 * node / steps) * rng.uniform(0.6, 0.85, len(parent))
         bend = starts + 0.42 * reach * (direction + 0.5 * course)
         lines = bezier(np.stack([starts, bend, starts + reach * direction], 1), steps)
-        parts.append(_branches(body, lines, radius[:, None, None] * taper, spacing))
+        parts.append(_branches(in_air, lines, radius[:, None, None] * taper, spacing))
     return parts
 
 
-def _branches(body: Anatomy, lines: np.ndarray, radius: np.ndarray, spacing: float) -> Grains:
+def _branches(in_air: Callable, lines: np.ndarray, radius: np.ndarray, spacing: float) -> Grains:
     tested = lines[:, ::3]
-    keep = in_air(body, tested.reshape(-1, 3)).reshape(tested.shape[:2])
+    keep = in_air(tested.reshape(-1, 3)).reshape(tested.shape[:2])
     chosen = keep.any(1)
     radius = np.broadcast_to(radius, (*lines.shape[:2], 1))[chosen]
     return tubes(lines[chosen], radius, spacing, keep=keep[chosen])
