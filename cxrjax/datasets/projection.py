@@ -61,10 +61,10 @@ class Stack(NamedTuple):
             return np.zeros(0, bool)
         lowest, highest = float(points[:, 2].min()), float(points[:, 2].max()) + 1e-3
         levels = np.linspace(lowest, highest, _SLICES)
-        x, y, half_x, half_y = (np.broadcast_to(p, levels.shape) for p in self.profile(levels))
+        x, y, half_x, half_y = (np.broadcast_to(np.float32(p), levels.shape) for p in self.profile(levels))
         level = ((points[:, 2] - lowest) * ((_SLICES - 1) / (highest - lowest)) + 0.5).astype(np.int32)
-        from_x = (points[:, 0] - x[level]) * (1 / np.maximum(half_x, 1e-3))[level]
-        from_y = (points[:, 1] - y[level]) * (1 / np.maximum(half_y, 1e-3))[level]
+        from_x = (points[:, 0] - x[level]) * (1 / np.maximum(half_x, np.float32(1e-3)))[level]
+        from_y = (points[:, 1] - y[level]) * (1 / np.maximum(half_y, np.float32(1e-3)))[level]
         return from_x * from_x + from_y * from_y < 1
 
 
@@ -110,7 +110,8 @@ class Ellipsoid(NamedTuple):
 
     def inside(self, points: np.ndarray) -> np.ndarray:
         """`points` (n, 3) -> bool (n)."""
-        from_centre = (points - self.centre) @ np.asarray(self.matrix).T
+        matrix = self.matrix.astype(points.dtype)
+        from_centre = (points - self.centre.astype(points.dtype)) @ matrix.T
         return np.einsum("ni,ni->n", from_centre, from_centre) < 1
 
 

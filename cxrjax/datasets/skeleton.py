@@ -137,7 +137,7 @@ def airways(body: Anatomy, spacing: float) -> Grains:
 
 def vessels(body: Anatomy, spacing: float) -> Grains:
     """Aorta, upper vena cava and the lungs' vessel trees, as far as they lie in air."""
-    wide, fine = 1.4 * body.aorta, 0.75 * spacing
+    wide, fine = 1.4 * body.aorta, 0.85 * spacing
     arch = [(0.3, -3.0, 3.0), (0.8, -2.6, 8.6), (3.9, 0.8, 8.6), (2.5 + 0.3 * body.aorta, 4.0, 3.5)]
     descending = [(2.5 + 0.3 * body.aorta, 4.0, 3.6), (2.4, 5.2, -3.0), (1.0, 5.0, -16.0)]
     cava = [(-2.4, -1.2, 11.0), (-2.3, -1.5, 6.0), (-2.2, -1.2, -1.0)]
@@ -189,7 +189,7 @@ def _trees(body: Anatomy, in_air: Callable, spacing: float) -> list[Grains]:
 
 def _branches(in_air: Callable, lines: np.ndarray, radius: np.ndarray, spacing: float) -> Grains:
     tested = lines[:, ::3]
-    keep = in_air(tested.reshape(-1, 3)).reshape(tested.shape[:2])
+    keep = in_air(tested.reshape(-1, 3).astype(np.float32)).reshape(tested.shape[:2])
     chosen = keep.any(1)
     radius = np.broadcast_to(radius, (*lines.shape[:2], 1))[chosen]
     return tubes(lines[chosen], radius, spacing, keep=keep[chosen])
