@@ -60,7 +60,7 @@ def get_config(arg: str = ""):
         "judge": "probe",
         "set": "phantom",
         "task": {"kind": "multilabel"},
-        "views": ("PA", "AP"),
+        "views": "PA,AP",
         "every_steps": 300,
     }
 
@@ -96,7 +96,7 @@ def recipe(config):
             "judge": "probe",
             "set": "chestxray14",
             "task": {"kind": "multilabel"},
-            "views": ("PA", "AP"),
+            "views": "PA,AP",
             "every_steps": 5000,
         }
     }

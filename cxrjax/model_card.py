@@ -134,7 +134,8 @@ def _measured(workdir: Path, step: int) -> str:
     rows = []
     for file in sorted(workdir.glob(f"evals/*/{step}/results.json")):
         for name, value in json.loads(file.read_text())["metrics"].items():
-            interval = f"{value['low']:.4f} to {value['high']:.4f}"
+            known = None not in (value["low"], value["high"])
+            interval = f"{value['low']:.4f} to {value['high']:.4f}" if known else "not defined"
             rows.append(f"| {file.parts[-3]} | {name} | {value['value']:.4f} | {interval} | {value['n']} |")
     if not rows:
         return f"Nothing: the run has no evaluation of step {step}."

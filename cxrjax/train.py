@@ -174,7 +174,7 @@ def _loop(config, run, train_state, start, saved, tracker, workdir, terminated) 
 def _evaluate(config, run, train_state, done, workdir) -> dict[str, float]:
     """Scalars of every judge that is due at step `done`; all are at the end."""
     scalars = {}
-    for entry in config.evals.values():
+    for name, entry in config.evals.items():
         every = entry.get("every_steps")
         if done == run.total_steps or (every and done % every == 0):
             encoder = from_method(
@@ -186,7 +186,10 @@ def _evaluate(config, run, train_state, done, workdir) -> dict[str, float]:
                 config=determining(config),
                 mesh=run.mesh,
             )
-            scalars |= evals.scalars(entry, evals.evaluate(encoder, entry, workdir, config.seed))
+            named = {**entry, "name": name}
+            result = evals.evaluate(encoder, named, workdir, config.seed)
+            scalars |= evals.scalars(named, result)
+            print(f"step {done}: {name}: {evals.summary(result)}", flush=True)
     return scalars
 
 

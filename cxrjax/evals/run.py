@@ -116,7 +116,7 @@ def standalone(config: ConfigDict, workdir: Path | None = None) -> dict[str, dic
             as_reference = found is None or number > 0
             named = {**entry, "name": f"{entry['name']}-{encoder.name}"} if as_reference else entry
             result = results[key][encoder.name] = evaluate(encoder, named, workdir, config.seed)
-            print(f"{entry['name']}: {encoder.name}, {_sentence(result)}", flush=True)
+            print(f"{entry['name']}: {encoder.name}, {summary(result)}", flush=True)
             for note in result.notes:
                 print(f"  note: {note}")
             if number and found is not None:
@@ -192,7 +192,8 @@ def _compare(workdir, entry, encoder, result, reference, of_reference, seed) -> 
         path.write_text(json.dumps(numbers, indent=2) + "\n")
 
 
-def _sentence(result: Result) -> str:
+def summary(result: Result) -> str:
+    """ "auroc 0.812 (0.790 to 0.834), auprc …": the metrics over all labels, not those of single labels."""
     means = {name: found for name, found in result.metrics.items() if "/" not in name}
     return ", ".join(f"{name} {found.value:.3f} ({found.low:.3f} to {found.high:.3f})" for name, found in means.items())
 

@@ -5,11 +5,7 @@ from collections.abc import Iterator
 _FIVE_SETS = {
     "tb": ("tb_lung_masks", ("Tuberculosis",), ("Normal",)),
     "nih_pneumonia": ("chestxray14_subset", ("Pneumonia",), ("No Finding",)),
-    "paediatric_pneumonia": (
-        "pediatric_pneumonia",
-        ("Bacterial pneumonia", "Viral pneumonia"),
-        ("Normal",),
-    ),
+    "paediatric_pneumonia": ("pediatric_pneumonia", ("Bacterial pneumonia", "Viral pneumonia"), ("Normal",)),
     "bacterial_or_viral": ("pediatric_pneumonia", ("Bacterial pneumonia",), ("Viral pneumonia",)),
 }
 

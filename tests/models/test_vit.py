@@ -49,8 +49,10 @@ def test_learned_positions_resize_to_another_grid():
     smooth = np.linspace(0, 1, 8)[:, None, None] + np.linspace(0, 2, 8)[None, :, None]
     resized = posemb.resize(jnp.asarray(smooth.reshape(64, 1)), (8, 8), (16, 16)).reshape(16, 16)
     inner = resized[4:-4, 4:-4]
-    np.testing.assert_allclose(np.diff(inner, axis=0), 1 / 14, atol=1e-5)  # a linear ramp stays one, half the slope
-    np.testing.assert_allclose(np.diff(inner, axis=1), 2 / 14, atol=1e-5)
+    # A ramp keeps its mean slope at half the step; torch's kernel (a = −0.75) ripples around it.
+    np.testing.assert_allclose(np.diff(inner, axis=0).mean(), 1 / 14, rtol=0.02)
+    np.testing.assert_allclose(np.diff(inner, axis=1).mean(), 2 / 14, rtol=0.02)
+    np.testing.assert_allclose(posemb.resize(jnp.ones((64, 1)), (8, 8), (5, 11)), 1, atol=1e-6)
 
 
 def test_trainable_parameter_count_of_vit_b():

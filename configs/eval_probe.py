@@ -1,0 +1,43 @@
+"""Linear probe or k-NN on the frozen features of a checkpoint, beside untrained references.
+
+    python -m cxrjax.main --config=configs/eval_probe.py --config.checkpoint=runs/spcl-0123ab            phantom findings
+    python -m cxrjax.main --config=configs/eval_probe.py:five_sets --config.checkpoint=runs/…            small public sets
+    python -m cxrjax.main --config=configs/eval_probe.py:knn --config.checkpoint=runs/…                  k-NN instead
+    python -m cxrjax.main --config=configs/eval_probe.py:five_sets --config.references=pixels --workdir=runs/pixels
+
+The probe is a logistic regression on standardised features; its strength is chosen on the validation patients. Every
+number comes with its 95 % interval over resampled test patients, and with the paired difference to each reference: the
+same encoder before training, and a linear model of 32×32 pixels. Cost: one pass over each set, then seconds.
+"""
+
+from ml_collections import ConfigDict
+
+from cxrjax import config as shared
+from cxrjax.evals import tasks
+
+WORDS = ("phantom", "five_sets", "knn", "smoke")
+
+
+def get_config(arg: str = ""):
+    words = shared.words(arg, WORDS)
+    judge = "knn" if "knn" in words else "probe"
+    config = ConfigDict()
+    config.job = "evaluate"
+    config.checkpoint = ""  # a workdir, its checkpoints folder or one step
+    config.step = "latest"  # or best, or a number
+    config.seed = 0
+    config.references = "random,pixels"
+    config.evals = {}
+    if "five_sets" in words:
+        config.evals = dict(tasks.five_sets(judge))
+    if "phantom" in words or not config.evals:
+        config.evals[f"phantom_{judge}"] = {
+            "judge": judge,
+            "set": "phantom",
+            "task": {"kind": "multilabel"},
+            "views": "PA,AP",
+        }
+    if "smoke" in words:
+        for entry in config.evals.values():
+            entry.bootstrap = 50
+    return config
