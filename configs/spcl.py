@@ -107,9 +107,9 @@ def five_sets(config):
     config.model.update({"variant": "mini", "image_px": 128, "patch_px": 16})
     config.views.transform = "mild"
     config.batch_size = 256
-    config.duration.update({"total_steps": None, "total_epochs": 300.0})
-    config.optim.update({"warmup_steps": None, "warmup_epochs": 20.0})
-    config.evals = {name: {**entry, "every_steps": 500} for name, entry in tasks.five_sets()}
+    config.duration.update({"total_steps": None, "total_epochs": 150.0})
+    config.optim.update({"warmup_steps": None, "warmup_epochs": 10.0})
+    config.evals = {name: {**entry, "every_steps": 300} for name, entry in tasks.five_sets()}
 
 
 def smoke(config):
@@ -120,4 +120,4 @@ def smoke(config):
     config.optim.update({"lr": 1e-3, "base_lr": None, "warmup_steps": 2, "warmup_epochs": None})
     config.log_every_steps = 2
     for entry in config.evals.values():
-        entry.every_steps = 6
+        entry.update({"every_steps": 6, "bootstrap": 50})

@@ -11,8 +11,6 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from cxrjax.evals.run import EvaluationError
-
 CONFIGS = Path("configs")
 
 
@@ -31,7 +29,7 @@ def run(main: Callable, doc: str, define: Callable[[], None] | None = None) -> N
         _check_config_argument(sys.argv[1:])
         flags.FLAGS(sys.argv)
     name = re.sub(r"[^A-Za-z0-9]+", "-", Path(_given(sys.argv[1:]).replace(".py", "")).name).strip("-")
-    with _mistakes_as_sentences(debug, (ValueError, OSError, FloatingPointError, EvaluationError)):
+    with _mistakes_as_sentences(debug, (ValueError, OSError, FloatingPointError)):
         main(flags.FLAGS.config, name, flags.FLAGS)
 
 
@@ -71,6 +69,8 @@ def _check_config_argument(argv: Sequence[str]) -> None:
 
 def _sentence(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
+    if "Traceback (most recent call last)" in text:  # the flag library wraps what a config file raised
+        text = text.splitlines()[-1].removeprefix("ValueError: ")
     if isinstance(error, OSError) and error.strerror:
         where = f": {error.filename}" if error.filename else ""
         return f"{error.strerror}{where}"

@@ -31,7 +31,7 @@ JUDGES = ("probe", "knn")
 LIBRARIES = ("cxrjax", "jax", "jaxlib", "flax", "numpy", "scipy", "pandas", "opencv-python-headless")
 
 
-class EvaluationError(RuntimeError):
+class EvaluationError(ValueError):
     """An evaluation that failed; says which, of what and at which step."""
 
 

@@ -1,21 +1,8 @@
 """Tiny configs and batches for the tests of the methods."""
 
-import importlib.util
-from pathlib import Path
-
 import cv2
 import numpy as np
 import pytest
-
-CONFIGS = Path(__file__).parents[2] / "configs"
-
-
-def load_config(name: str, arg: str = "smoke"):
-    spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(arg)
-
 
 def smooth_pictures(count: int, px: int, seed: int = 0) -> np.ndarray:
     """b v h w 1 uint8: smooth random pictures, all of mean 128 and the same contrast."""

@@ -7,14 +7,14 @@ import pytest
 
 from cxrjax import methods, parallel
 from cxrjax.train import TrainState, make_step
-from tests.methods.conftest import load_config
+from tests import runs
 
 METHODS = methods.available()
 
 
 @pytest.fixture(params=METHODS)
 def method(request):
-    return methods.make(load_config(request.param))
+    return methods.make(runs.config(request.param))
 
 
 def test_contract(method, batch):
@@ -61,7 +61,7 @@ def test_one_device_is_eight(method, batch):
 
 
 def test_unknown_method_lists_what_exists():
-    config = load_config("spcl")
+    config = runs.config("spcl")
     config.method = "spc1"
     with pytest.raises(ValueError, match="there is no method 'spc1'; available: .*spcl.* Did you mean 'spcl'"):
         methods.make(config)

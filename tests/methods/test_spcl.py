@@ -8,7 +8,8 @@ import pytest
 
 from cxrjax import methods
 from cxrjax.methods import spcl
-from tests.methods.conftest import load_config, smooth_pictures
+from tests import runs
+from tests.methods.conftest import smooth_pictures
 
 SCHEMES = ("random", "block", "checkerboard")
 
@@ -78,14 +79,14 @@ def test_block_is_two_sides_of_a_line_and_checkerboard_two_colours():
 def test_unknown_words_are_explained(batch):
     with pytest.raises(ValueError, match="'random', 'block' or 'checkerboard', got 'organ'"):
         spcl.partition(jax.random.key(0), 1, (2, 2), 2, 2, "organ")
-    config = load_config("spcl")
+    config = runs.config("spcl")
     config.pool = "mean"
     with pytest.raises(ValueError, match="needs pool='cls'"):
         methods.make(config)
 
 
 def variant(**changes):
-    config = load_config("spcl")
+    config = runs.config("spcl")
     config.update_from_flattened_dict(changes)
     return methods.make(config)
 

@@ -1,0 +1,56 @@
+"""The command line: what exists is listed, what is misspelt is named, nothing ends in a traceback."""
+
+import subprocess
+import sys
+
+import pytest
+
+from cxrjax import config as shared
+from cxrjax import main
+from tests import runs
+
+
+def run(*arguments):
+    process = subprocess.run(
+        [sys.executable, "-m", "cxrjax.main", *arguments], capture_output=True, text=True, timeout=300
+    )
+    return process.returncode, process.stderr.strip().splitlines()[-1] if process.stderr.strip() else ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((), "error: no config given; say --config=FILE, available: configs/"),
+        (("--config=configs/spc1.py",), "Did you mean configs/spcl.py?"),
+        (("--config=configs/spcl.py:smokey",), "Did you mean 'smoke'?"),
+        (("--config=configs/spcl.py", "--config.optim.lrr=1"), 'Did you mean "lr"'),
+        (("--config=configs/spcl.py", "--config.batch_size=many"), "batch_size"),
+        (("--config=configs/spcl.py:smoke", "--config.data.sets=fantom", "--workdir={tmp}/run"), "fantom"),
+        (("--config=configs/spcl.py:smoke", "--workdir=/dev/null/run"), "error: Not a directory"),
+    ],
+)
+def test_mistakes_are_sentences(arguments, sentence, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXRJAX_DATA", str(tmp_path / "data"))
+    code, last = run(*(argument.format(tmp=tmp_path) for argument in arguments))
+    assert code == 2 and last.startswith("error: ") and sentence in last, last
+
+
+def test_a_workdir_belongs_to_one_setting(tmp_path):
+    main.claim(tmp_path, runs.config())
+    main.claim(tmp_path, runs.config(log_every_steps=1, mesh__data=4))  # changes no number
+    with pytest.raises(ValueError, match=r"optim\.lr: 0\.001 → 0\.002.*choose another --workdir"):
+        main.claim(tmp_path, runs.config(optim__lr=0.002))
+
+
+def test_digest_follows_the_numbers_only():
+    assert shared.digest(runs.config()) == shared.digest(runs.config(log_every_steps=1))
+    assert shared.digest(runs.config()) != shared.digest(runs.config(seed=1))
+    assert shared.differences(runs.config(), shared.from_json(shared.to_json(runs.config()))) == []
+
+
+@pytest.mark.parametrize("words", ["", "chestxray14", "chestxray14,lowflop", "chestxray14,ocl_faithful", "five_sets"])
+def test_every_word_makes_a_config_that_builds_a_method(words):
+    from cxrjax import methods
+
+    method = methods.make(runs.config(words=words))
+    assert method.image_px in (64, 128, 224)
