@@ -57,7 +57,9 @@ def _check_config_argument(argv: Sequence[str]) -> None:
     if any(arg in ("--help", "-h", "--helpfull", "--helpshort") for arg in argv):
         return
     found = sorted(str(path) for path in CONFIGS.glob("*.py"))
-    listing = f"available: {', '.join(found)}" if found else f"no {CONFIGS}/*.py in this folder: run from the repository"
+    listing = (
+        f"available: {', '.join(found)}" if found else f"no {CONFIGS}/*.py in this folder: run from the repository"
+    )
     given = _given(argv)
     if not given:
         raise ValueError(f"no config given; say --config=FILE, {listing}")

@@ -80,7 +80,10 @@ def build(config) -> Run:
     method = methods.make(config)
     sources = [
         source.source(
-            source.open_set(name), config.data.split, views=names(config.data.views) or None, fraction=config.data.fraction
+            source.open_set(name),
+            config.data.split,
+            views=names(config.data.views) or None,
+            fraction=config.data.fraction,
         )
         for name in names(config.data.sets)
     ]
@@ -112,9 +115,7 @@ def build(config) -> Run:
         out_shardings=(layout, parallel.replicated(mesh)),
         donate_argnums=0,
     )
-    return Run(
-        method, mesh, sources, batches, total_steps, step, jax.jit(init, out_shardings=layout), abstract, report
-    )
+    return Run(method, mesh, sources, batches, total_steps, step, jax.jit(init, out_shardings=layout), abstract, report)
 
 
 def fit(config, workdir: Path) -> TrainState:

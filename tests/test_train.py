@@ -49,7 +49,11 @@ def command(workdir, **options):
 
 
 def start(workdir, cache, **options):
-    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    environment = {
+        **os.environ,
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
     return subprocess.Popen(
         command(workdir, **options), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -71,7 +75,7 @@ def test_killed_five_times_ends_with_the_same_bits(tmp_path):
     rng, reached = random.Random(0), 0
     for interruption in range(6):
         process = start(broken, cache)
-        target = reached + rng.randint(1, 6)
+        target = max(newest_step(broken), reached) + rng.randint(1, 5)  # lines after `reached` are from before the kill
         while newest_step(broken) < target and process.poll() is None:
             time.sleep(0.005)
         assert process.poll() is None, process.stdout.read()
@@ -102,9 +106,11 @@ def test_resumes_on_other_meshes(tmp_path):
         config.mesh.data = devices
         resumed = train.fit(config, workdir)
         assert int(resumed.step) == 8
-        compare = np.testing.assert_array_equal if devices == 8 else lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4)
+        compare = (
+            np.testing.assert_array_equal if devices == 8 else lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4)
+        )
         jax.tree.map(compare, jax.device_get(resumed.params), jax.device_get(reference.params))
-        assert [line["step"] for line in records(workdir)] == [*range(1, 9), 8]
+        assert [line["step"] for line in records(workdir)] == [1, 2, 3, 4, 5, 6, 6, 7, 8, 8]
 
 
 def test_a_run_leaves_its_records(tmp_path, capsys):
@@ -113,7 +119,9 @@ def test_a_run_leaves_its_records(tmp_path, capsys):
     assert int(state.step) == 6 and checkpoint.steps(tmp_path) == [6]
     lines = records(tmp_path)
     assert [line["step"] for line in lines] == [2, 4, 6, 6]
-    assert {"train/loss", "train/term/contrast", "train/report/feature_std", "train/lr", "train/norm/gradient"} <= set(lines[0])
+    assert {"train/loss", "train/term/contrast", "train/report/feature_std", "train/lr", "train/norm/gradient"} <= set(
+        lines[0]
+    )
     assert 0 <= lines[-1]["eval/phantom/all/auroc"] <= 1
     sheet = cv2.imread(str(tmp_path / "views.png"), cv2.IMREAD_GRAYSCALE)
     assert sheet.shape == (32, 8 * 32) and sheet.std() > 10

@@ -97,9 +97,7 @@ def test_orthonormal_perfect_pairs(m, temperature, options, expected):
 
 
 def test_orthonormal_nt_xent():
-    assert float(contrastive.nt_xent(jnp.eye(4), jnp.eye(4), temperature=0.1)) == pytest.approx(
-        2.72362485e-4, abs=1e-6
-    )
+    assert float(contrastive.nt_xent(jnp.eye(4), jnp.eye(4), temperature=0.1)) == pytest.approx(2.72362485e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +176,9 @@ def test_bfloat16_vectors_are_compared_in_float32(pair):
     u, v = (x.astype(jnp.bfloat16) for x in pair)
     loss = contrastive.info_nce(u, v, temperature=0.07, **TSP)
     assert loss.dtype == jnp.float32
-    assert float(loss) == pytest.approx(loop_info_nce(u.astype(jnp.float32), v.astype(jnp.float32), 0.07, 1 / 64), abs=1e-4)
+    assert float(loss) == pytest.approx(
+        loop_info_nce(u.astype(jnp.float32), v.astype(jnp.float32), 0.07, 1 / 64), abs=1e-4
+    )
 
 
 def test_groups_are_separate_batches(pair):

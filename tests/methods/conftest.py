@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
+
 def smooth_pictures(count: int, px: int, seed: int = 0) -> np.ndarray:
     """b v h w 1 uint8: smooth random pictures, all of mean 128 and the same contrast."""
     rng = np.random.default_rng(seed)

@@ -1,0 +1,203 @@
+"""Measure a pre-training config: cost per picture, speed, share of the devices' peak, input, memory. Writes nothing.
+
+    python -m cxrjax.benchmark --config=configs/spcl.py [--config.any.key=value …] [--steps 10] [--input_seconds 10]
+
+MACs (multiply–accumulates, two floating-point operations each) are counted in the traced program, as flops.py says.
+What a block recomputes in the backward pass is executed but is no useful work: the training count is taken with remat
+off, and the executed count is printed beside it. Peak is a large matrix product in the run's computation dtype on all
+devices, timed in turns with the steps.
+"""
+
+import copy
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+from jax.sharding import NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from cxrjax import command, flops, methods, parallel, train
+from cxrjax.input import throughput
+from cxrjax.methods.spcl import partition_sizes
+
+
+class Row(NamedTuple):
+    """One line of the result: value in `unit` (seconds, bytes, MAC …), and how it was come by."""
+
+    name: str
+    value: float
+    unit: str
+    note: str = ""
+
+
+class Cost(NamedTuple):
+    """MACs per picture: useful forward, useful training step, executed training step, forward between pictures."""
+
+    forward: float
+    train: float
+    executed: float
+    pairwise: float
+
+
+def main(config, name: str, options) -> None:
+    """Prints the rows of `benchmark`; see `command.run` for the arguments."""
+    rows = benchmark(config, options.steps, options.input_seconds)
+    print(f"{name}: cost and speed of one picture through the whole of pre-training; 1 MAC = 2 FLOP")
+    for row in rows:
+        print(f"{row.name:<17} {_si(row.value):>9} {row.unit:<11} {row.note}".rstrip(), flush=True)
+
+
+def benchmark(config: ConfigDict, steps: int = 10, input_seconds: float = 10.0) -> list[Row]:
+    """Builds the run of `config`, counts, compiles, and times `steps` steps; raises ValueError for other jobs."""
+    if config.get("job") != "pretrain":
+        raise ValueError(f"config.job is {config.get('job')!r}: benchmark measures pre-training configs")
+    run = train.build(config)
+    batch = parallel.to_global(run.batches[0], run.mesh)
+    counted = cost(config, run.abstract.params, run.abstract.state, batch)
+    rows = [Row("parameters", sum(leaf.size for leaf in jax.tree.leaves(run.abstract.params)), "")]
+    rows += _costs(config, counted)
+    rows += _speed(config, run, batch, steps, counted)
+    rows += _input(config, run, input_seconds)
+    return rows
+
+
+def cost(config: ConfigDict, params: Any, state: Any, batch: Any) -> Cost:
+    """Counts method.loss and its gradient. params, state and batch (leading axis b) may be ShapeDtypeStructs."""
+    size = jax.tree.leaves(batch)[0].shape[0]
+
+    def count(transform: Callable, **settings) -> flops.Macs:
+        method = methods.make(_with(config, settings))
+
+        def loss(params, state, batch, key):
+            return method.loss(params, state, batch, key, jnp.zeros((), jnp.int32))[0]
+
+        return flops.count(transform(loss), params, state, batch, jax.random.key(0))
+
+    # In half precision a GPU runs attention kernels that hide their products; they are the same in float32.
+    forward = count(lambda loss: loss, dtype="float32", remat="none")
+    useful = count(jax.grad, dtype="float32", remat="none")
+    executed = count(jax.grad, dtype="float32")
+    return Cost(forward.single / size, useful.single / size, executed.single / size, forward.pairwise / size)
+
+
+def closed_form(config: ConfigDict) -> flops.Cost | None:
+    """The formula of flops.py at the config's sizes, or None for a method that has none."""
+    return CLOSED_FORMS[config.method](config) if config.method in CLOSED_FORMS else None
+
+
+def _spcl(config) -> flops.Cost:
+    model, head, width = config.model, config.head, flops.encoder(config.model.variant).width
+    encoder = flops.encoder(model.variant, model.image_px, model.patch_px, model.channels)
+    k_a, k_b = partition_sizes(encoder.n, config.partition.keep_ratio, config.partition.split_ratio)
+    heads = {"none": 0, "linear": width * head.out, "mlp": width * head.hidden + head.hidden * head.out}
+    # Parts of unequal length are encoded in two calls, each of which embeds every patch when told to.
+    everything = encoder.n if k_a == k_b else 2 * encoder.n
+    embedded = everything if config.partition.embed == "all" else k_a + k_b
+    return flops.spcl(encoder, k_a, k_b, heads[head.kind], embedded, config.cls_shortcut)
+
+
+CLOSED_FORMS = {"spcl": _spcl}
+
+
+def _costs(config, counted: Cost) -> list[Row]:
+    formula = closed_form(config)
+
+    def beside(name):
+        if formula is None:
+            return ""
+        expected = getattr(formula, name)
+        return ", as in closed form" if expected == getattr(counted, name) else f", in closed form {expected:,}"
+
+    recomputed = counted.executed / counted.train - 1
+    return [
+        Row("forward", counted.forward, "MAC/picture", f"{counted.forward:,.0f} traced{beside('forward')}"),
+        Row("train", counted.train, "MAC/picture", f"{counted.train:,.0f} traced{beside('train')}"),
+        Row("train, executed", counted.executed, "MAC/picture", f"{recomputed:.0%} more: recomputed for the gradient"),
+        Row("between pictures", counted.pairwise, "MAC/picture", f"logits of {config.batch_size}; not in the above"),
+    ]
+
+
+def _speed(config, run, batch, steps: int, counted: Cost) -> list[Row]:
+    step = run.step.lower(run.abstract, batch).compile()
+    dtype = config.model.get("dtype", "float32")
+    product, product_flop, side = _large_product(run.mesh, dtype)
+    train_state, _ = jax.block_until_ready(step(run.init(), batch))
+    jax.block_until_ready(product())
+    step_seconds, product_seconds = [], []
+    for _ in range(steps):
+        start = time.perf_counter()
+        train_state, _ = jax.block_until_ready(step(train_state, batch))
+        step_seconds.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        jax.block_until_ready(product())
+        product_seconds.append(time.perf_counter() - start)
+    rate = config.batch_size / median(step_seconds)
+    useful, peak = 2 * counted.train * rate, product_flop / min(product_seconds)
+    devices = f"{run.mesh.size} {jax.default_backend()} device(s)"
+    return [
+        Row("step", median(step_seconds), "s", f"median of {steps}: {config.batch_size} pictures on {devices}"),
+        Row("speed", rate, "pictures/s", "without input"),
+        Row("peak", peak, "FLOP/s", f"best of {steps} products of {side} × {side} matrices a device, {dtype}"),
+        Row("achieved", useful, "FLOP/s", f"useful: {useful / peak:.0%} of peak"),
+        _memory(run.mesh, step),
+    ]
+
+
+def _large_product(mesh, dtype: str) -> tuple[Callable, int, int]:
+    """A product of square matrices on every device at once: the call, its FLOP on all devices, and the side."""
+    side = 2048 if jax.default_backend() == "cpu" else 8192
+    rows = NamedSharding(mesh, PartitionSpec(tuple(mesh.axis_names)))
+    left = jax.device_put(jnp.ones((mesh.size * side, side), dtype), rows)
+    right = jax.device_put(jnp.ones((side, side), dtype), parallel.replicated(mesh))
+    multiply = jax.jit(jnp.matmul, out_shardings=rows)
+    return lambda: multiply(left, right), 2 * mesh.size * side**3, side
+
+
+def _memory(mesh, step) -> Row:
+    stats = mesh.local_devices[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        return Row("memory", stats["peak_bytes_in_use"], "B", "peak of the first device: device.memory_stats()")
+    planned = step.memory_analysis()
+    size = planned.argument_size_in_bytes + planned.output_size_in_bytes + planned.temp_size_in_bytes
+    size -= planned.alias_size_in_bytes
+    return Row("memory", size, "B", "arguments, results and temporaries of a step: compiled.memory_analysis()")
+
+
+def _input(config, run, seconds: float) -> list[Row]:
+    found = throughput.measure(
+        run.sources[0], run.method.views, config.batch_size, seconds, max(config.input.threads, 1)
+    )
+    note = f"{found['share']:.0%} of {found['raw_images_per_s']:.0f}/s, the same work in a bare loop of as many threads"
+    return [Row("input", found["grain_images_per_s"], "pictures/s", f"{config.input.threads} threads, {note}")]
+
+
+def _with(config: ConfigDict, settings: dict) -> ConfigDict:
+    """A copy in which every key of `settings`, at any depth where it is present, has the given value."""
+    config = copy.deepcopy(config)
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            config[key] = _with(value, settings)
+        elif key in settings:
+            config[key] = settings[key]
+    return config
+
+
+def _si(value: float) -> str:
+    """Four digits with a prefix: 17293971456 → "17.29 G"."""
+    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""), (1e-3, "m")):
+        if abs(value) >= factor:
+            return f"{value / factor:.4g} {prefix}".rstrip()
+    return f"{value:.4g}"
+
+
+def _define_flags() -> None:
+    flags.DEFINE_integer("steps", 10, "timed training steps", lower_bound=1)
+    flags.DEFINE_float("input_seconds", 10.0, "about how long to measure the input", lower_bound=0.0)
+
+
+if __name__ == "__main__":
+    command.run(main, __doc__, _define_flags)
