@@ -1,8 +1,8 @@
 """Linear probe or k-NN on the frozen features of a checkpoint, beside untrained references.
 
-    python -m cxrjax.main --config=configs/eval_probe.py --config.checkpoint=runs/spcl-0123ab            phantom findings
-    python -m cxrjax.main --config=configs/eval_probe.py:five_sets --config.checkpoint=runs/…            small public sets
-    python -m cxrjax.main --config=configs/eval_probe.py:knn --config.checkpoint=runs/…                  k-NN instead
+    python -m cxrjax.main --config=configs/eval_probe.py --config.checkpoint=runs/…    phantom findings
+    python -m cxrjax.main --config=configs/eval_probe.py:five_sets --config.checkpoint=runs/…    small sets
+    python -m cxrjax.main --config=configs/eval_probe.py:knn --config.checkpoint=runs/…    k-NN
     python -m cxrjax.main --config=configs/eval_probe.py:five_sets --config.references=pixels --workdir=runs/pixels
 
 The probe is a logistic regression on standardised features; its strength is chosen on the validation patients. Every

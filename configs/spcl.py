@@ -1,6 +1,6 @@
 """S-PCL, arXiv 2603.07113: contrast of two disjoint random halves of a radiograph's patch tokens.
 
-    python -m cxrjax.main --config=configs/spcl.py                       phantoms, a small ViT at 64 px: minutes on a CPU
+    python -m cxrjax.main --config=configs/spcl.py                       phantoms, small ViT at 64 px: minutes on a CPU
     python -m cxrjax.main --config=configs/spcl.py:chestxray14           ViT-B/16 at 224 px, batch 2048, 200 epochs
     python -m cxrjax.main --config=configs/spcl.py:chestxray14,lowflop   the same on 20 % of the tokens
     python -m cxrjax.main --config=configs/spcl.py:smoke                 seconds; shrinks whatever it is combined with

@@ -48,7 +48,7 @@ def main(config, name: str, options) -> None:
     rows = benchmark(config, options.steps, options.input_seconds)
     print(f"{name}: cost and speed of one picture through the whole of pre-training; 1 MAC = 2 FLOP")
     for row in rows:
-        print(f"{row.name:<17} {_si(row.value):>9} {row.unit:<11} {row.note}".rstrip(), flush=True)
+        print(f"{row.name:<17} {_text(row.value, row.unit):<19} {row.note}".rstrip(), flush=True)
 
 
 def benchmark(config: ConfigDict, steps: int = 10, input_seconds: float = 10.0) -> list[Row]:
@@ -186,12 +186,13 @@ def _with(config: ConfigDict, settings: dict) -> ConfigDict:
     return config
 
 
-def _si(value: float) -> str:
-    """Four digits with a prefix: 17293971456 → "17.29 G"."""
-    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""), (1e-3, "m")):
-        if abs(value) >= factor:
-            return f"{value / factor:.4g} {prefix}".rstrip()
-    return f"{value:.4g}"
+def _text(value: float, unit: str) -> str:
+    """Four digits, with a prefix except for pictures: 17293971456 "MAC" → "17.29 GMAC"."""
+    prefixes = () if unit.startswith("pictures") else ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+    if unit == "s" and value < 1:
+        prefixes = ((1e-3, "m"),)
+    factor, prefix = next((p for p in prefixes if abs(value) >= p[0]), (1, ""))
+    return f"{value / factor:.4g} {prefix}{unit}"
 
 
 def _define_flags() -> None:

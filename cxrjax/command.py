@@ -15,7 +15,7 @@ CONFIGS = Path("configs")
 
 
 def run(main: Callable, doc: str, define: Callable[[], None] | None = None) -> None:
-    """Parses --config (and what `define` adds) and calls main(config, name, flags); exits 2 with one sentence on a mistake.
+    """Parses --config (and what `define` adds) and calls main(config, name, flags); a mistake exits 2 with a sentence.
 
     name: the config file's stem with its words, "spcl-smoke". --debug shows the traceback as well.
     """
@@ -57,9 +57,7 @@ def _check_config_argument(argv: Sequence[str]) -> None:
     if any(arg in ("--help", "-h", "--helpfull", "--helpshort") for arg in argv):
         return
     found = sorted(str(path) for path in CONFIGS.glob("*.py"))
-    listing = (
-        f"available: {', '.join(found)}" if found else f"no {CONFIGS}/*.py in this folder: run from the repository"
-    )
+    listing = f"available: {', '.join(found)}" if found else f"no {CONFIGS}/*.py here: run from the repository"
     given = _given(argv)
     if not given:
         raise ValueError(f"no config given; say --config=FILE, {listing}")

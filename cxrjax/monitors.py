@@ -7,7 +7,7 @@ from cxrjax.losses.contrastive import normalise, pairwise
 
 
 def feature_std(x: jax.Array) -> jax.Array:
-    """Mean over d of the batch standard deviation of unit-length rows, times √d: 1 when spread out, 0 when collapsed."""
+    """Mean over d of the batch deviation of unit-length rows, times √d: 1 when spread out, 0 when collapsed."""
     x = normalise(jax.lax.stop_gradient(x))
     return jnp.std(x, axis=0).mean() * jnp.sqrt(x.shape[-1])
 

@@ -78,13 +78,9 @@ def build(config) -> Run:
     mesh = parallel.make_mesh(config.mesh)
     parallel.check_batch(config.batch_size, mesh)
     method = methods.make(config)
+    views = names(config.data.views) or None
     sources = [
-        source.source(
-            source.open_set(name),
-            config.data.split,
-            views=names(config.data.views) or None,
-            fraction=config.data.fraction,
-        )
+        source.source(source.open_set(name), config.data.split, views=views, fraction=config.data.fraction)
         for name in names(config.data.sets)
     ]
     examples = sum(len(s) for s in sources)

@@ -24,7 +24,6 @@ a one-channel kernel k becomes (t, t, k - 2 t) with t = k / 3 rounded to float32
 whose sum is k to the last bit, so that export followed by import returns the same parameters.
 """
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

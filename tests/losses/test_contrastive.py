@@ -176,9 +176,8 @@ def test_bfloat16_vectors_are_compared_in_float32(pair):
     u, v = (x.astype(jnp.bfloat16) for x in pair)
     loss = contrastive.info_nce(u, v, temperature=0.07, **TSP)
     assert loss.dtype == jnp.float32
-    assert float(loss) == pytest.approx(
-        loop_info_nce(u.astype(jnp.float32), v.astype(jnp.float32), 0.07, 1 / 64), abs=1e-4
-    )
+    expected = loop_info_nce(u.astype(jnp.float32), v.astype(jnp.float32), 0.07, 1 / 64)
+    assert float(loss) == pytest.approx(expected, abs=1e-4)
 
 
 def test_groups_are_separate_batches(pair):

@@ -163,7 +163,7 @@ def test_views_are_one_untouched_picture(phantom_dir):
 
 
 def train(method, pictures, steps, keys=jax.random.key):
-    """Parameters, losses and last report of `steps` Adam steps on one batch; step i draws its partition from keys(i)."""
+    """Parameters, losses, last report of `steps` Adam steps on one batch; step i draws its partition from keys(i)."""
     batch = {"image": pictures, "patient": np.arange(len(pictures), dtype=np.int32)}
     params, state = method.init(jax.random.key(0), batch)
     optimizer = optax.adam(2e-3)

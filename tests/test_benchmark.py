@@ -1,0 +1,71 @@
+import jax
+import numpy as np
+import pytest
+
+from cxrjax import benchmark, methods
+from tests import runs
+
+
+def shapes(config, size=4, px=32):
+    batch = {
+        "image": jax.ShapeDtypeStruct((size, 1, px, px, 1), np.uint8),
+        "patient": jax.ShapeDtypeStruct((size,), np.int32),
+    }
+    params, state = jax.eval_shape(methods.make(config).init, jax.random.key(0), batch)
+    return params, state, batch
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model__remat": "full"},
+        {"model__dtype": "bfloat16", "model__remat": "dots", "head__kind": "mlp"},
+        {"partition__split_ratio": 0.25, "partition__embed": "all", "head__kind": "linear"},
+        {"partition__keep_ratio": 0.2, "cls_shortcut": False},
+    ],
+)
+def test_traced_cost_is_the_closed_form_whatever_is_recomputed(changes):
+    config = runs.config(**changes)
+    found, formula = benchmark.cost(config, *shapes(config)), benchmark.closed_form(config)
+    assert (found.forward, found.train) == formula
+    assert found.executed > found.train
+    assert found.pairwise == 2 * 4 * (config.head.out if config.head.kind != "none" else 64) + found.pairwise % 64
+    assert config.model.remat == changes.get("model__remat", "dots")
+
+
+def test_full_recomputation_executes_more_than_linear_layers_kept():
+    executed = {}
+    for remat in ("none", "dots", "full"):
+        config = runs.config(model__remat=remat)
+        executed[remat] = benchmark.cost(config, *shapes(config)).executed
+    assert executed["none"] < executed["dots"] < executed["full"]
+
+
+def test_every_line_of_the_benchmark(phantom_dir, monkeypatch):
+    monkeypatch.setenv("CXRJAX_DATA", str(phantom_dir))
+    config = runs.config(batch_size=8, mesh={"data": 1})
+    rows = {row.name: row for row in benchmark.benchmark(config, steps=2, input_seconds=0.5)}
+    params, _, _ = shapes(config)
+    assert rows["parameters"].value == sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert (rows["forward"].value, rows["train"].value) == benchmark.closed_form(config)
+    assert "as in closed form" in rows["train"].note
+    assert rows["speed"].value == pytest.approx(8 / rows["step"].value)
+    assert rows["achieved"].value == pytest.approx(2 * rows["train"].value * rows["speed"].value)
+    assert rows["achieved"].value < rows["peak"].value
+    assert rows["memory"].value > 3 * 4 * rows["parameters"].value
+    assert rows["input"].value > 0
+
+
+def test_other_jobs_are_refused():
+    config = runs.config()
+    config.job = "evaluate"
+    with pytest.raises(ValueError, match="pre-training"):
+        benchmark.benchmark(config)
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [(17_293_971_456, "MAC", "17.29 GMAC"), (0.7558, "s", "755.8 ms"), (2118.4, "pictures/s", "2118 pictures/s")],
+)
+def test_numbers_are_printed_with_prefixes(value, unit, text):
+    assert benchmark._text(value, unit) == text
