@@ -117,7 +117,12 @@ def _costs(config, counted: Cost) -> list[Row]:
         Row("forward", counted.forward, "MAC/picture", f"{counted.forward:,.0f} traced{beside('forward')}"),
         Row("train", counted.train, "MAC/picture", f"{counted.train:,.0f} traced{beside('train')}"),
         Row("train, executed", counted.executed, "MAC/picture", f"{recomputed:.0%} more: recomputed for the gradient"),
-        Row("between pictures", counted.pairwise, "MAC/picture", f"logits of {config.batch_size}; not in the above"),
+        Row(
+            "between pictures",
+            counted.pairwise,
+            "MAC/picture",
+            f"logits and monitors at {config.batch_size} pictures; not in the above",
+        ),
     ]
 
 
