@@ -40,4 +40,5 @@ def get_config(arg: str = ""):
     if "smoke" in words:
         for entry in config.evals.values():
             entry.bootstrap = 50
+            entry.set = entry.set.replace("phantom", "phantom_smoke")
     return config

@@ -119,5 +119,8 @@ def smoke(config):
     config.duration.update({"total_steps": 6, "total_epochs": None})
     config.optim.update({"lr": 1e-3, "base_lr": None, "warmup_steps": 2, "warmup_epochs": None})
     config.log_every_steps = 2
+    if config.data.sets == "phantom":
+        config.data.sets = "phantom_smoke"
     for entry in config.evals.values():
         entry.update({"every_steps": 6, "bootstrap": 50})
+        entry.set = entry.set.replace("phantom", "phantom_smoke")

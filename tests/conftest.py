@@ -13,7 +13,7 @@ jax.config.update("jax_default_matmul_precision", "highest")
 
 @pytest.fixture(scope="session")
 def phantom_dir(tmp_path_factory):
-    """Data folder that holds the set "phantom": 48 studies at 64 px, frontal and lateral."""
+    """Data folder that holds the set "phantom", 48 studies at 64 px, and later "phantom_smoke"."""
     from cxrjax.datasets import phantom
 
     data_dir = tmp_path_factory.mktemp("data")

@@ -124,7 +124,7 @@ def test_a_run_leaves_its_records(tmp_path, capsys):
     assert {"train/loss", "train/term/contrast", "train/report/feature_std", "train/lr", "train/norm/gradient"} <= set(
         lines[0]
     )
-    assert 0 <= lines[-1]["eval/phantom/all/auroc"] <= 1
+    assert 0 <= lines[-1]["eval/phantom_smoke/all/auroc"] <= 1
     sheet = cv2.imread(str(tmp_path / "views.png"), cv2.IMREAD_GRAYSCALE)
     assert sheet.shape == (32, 8 * 32) and sheet.std() > 10
     assert (tmp_path / "evals" / "phantom_probe" / "6" / "results.json").exists()
@@ -141,7 +141,7 @@ def test_nan_stops_the_run_and_keeps_what_was_saved(tmp_path):
 
 
 def test_best_checkpoint_is_kept(tmp_path):
-    metric = "eval/phantom/all/auroc"
+    metric = "eval/phantom_smoke/all/auroc"
     config = runs.config(checkpoint__best_metric=metric, checkpoint__keep_latest=1, duration__total_steps=8)
     config.evals.phantom_probe.every_steps = 2
     train.fit(config, tmp_path)

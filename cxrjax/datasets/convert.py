@@ -9,7 +9,6 @@ import csv
 import hashlib
 import json
 import os
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -20,7 +19,6 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import tensorflow_datasets as tfds
-from tqdm import tqdm
 
 from cxrjax.datasets import manifest as manifests
 from cxrjax.datasets import schema, writer
@@ -177,7 +175,7 @@ def _encode_all(
     bad: dict[str, str] = {}
     pending: dict[Future, str] = {}
     pool = ThreadPoolExecutor(workers, thread_name_prefix="encode")
-    with _bar(len(todo), f"{manifest.name}: encoding", progress) as bar:
+    with writer.progress_bar(len(todo), f"{manifest.name}: encoding", "picture", progress) as bar:
 
         def collect() -> None:
             for future in wait(pending, return_when=FIRST_COMPLETED).done:
@@ -235,7 +233,7 @@ def _usable(
 def _generate(
     examples: list, store: Store, fields: set[str], said: str, progress: bool
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    with _bar(len(examples), said, progress) as bar:
+    with writer.progress_bar(len(examples), said, "picture", progress) as bar:
         for row, key, boxes in examples:
             encoded = store.get(key)
             mask = encoded.mask or pixels.encode(np.zeros((encoded.height, encoded.width), np.uint8), "png")
@@ -320,10 +318,3 @@ def _metadata(directory: Path) -> dict[str, Any]:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _bar(total: int, said: str, progress: bool) -> tqdm:
-    shown = sys.stderr.isatty()
-    return tqdm(
-        total=total, desc=said, unit="picture", disable=not (progress and total), mininterval=0.2 if shown else 10
-    )

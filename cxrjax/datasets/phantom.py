@@ -16,14 +16,17 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import tensorflow_datasets as tfds
-from tqdm import tqdm
 
 from cxrjax.datasets import schema, writer
 from cxrjax.datasets.findings import LABELS
 from cxrjax.datasets.study import FEWEST_STUDIES, records, split_of
 
 NAME = "phantom"
-STUDIES = 2000
+# Sets that are built when they are first asked for, and the settings they get.
+BUILT_ON_DEMAND = {
+    "phantom": {"studies": 2000, "short_side": 256},
+    "phantom_smoke": {"studies": 60, "short_side": 64},
+}
 DESCRIPTION = "Simulated chest radiographs for tests and demonstrations; results on them have no clinical meaning."
 FEW_STUDIES = 60  # a few seconds of rendering: starting processes for them costs more than it brings
 
@@ -31,12 +34,13 @@ FEW_STUDIES = 60  # a few seconds of rendering: starting processes for them cost
 def build(
     data_dir: str | os.PathLike | None = None,
     *,
-    studies: int = STUDIES,
-    short_side: int = 256,
+    name: str = NAME,
+    studies: int = BUILT_ON_DEMAND[NAME]["studies"],
+    short_side: int = BUILT_ON_DEMAND[NAME]["short_side"],
     seed: int = 0,
     progress: bool = True,
 ) -> Path:
-    """Builds set "phantom" below the data folder unless it is there, and returns its directory.
+    """Builds a phantom set below the data folder unless it is there, and returns its directory.
 
     data_dir: the data folder, by default `schema.data_dir()`; studies: each has a frontal and a lateral picture;
     short_side: pixels; progress: shows a bar. The set appears whole or not at all; a build that was interrupted is
@@ -48,12 +52,12 @@ def build(
         raise ValueError(f"A phantom needs at least {FEWEST_STUDIES} studies to fill its three splits; got {studies}.")
     folder = Path(data_dir) if data_dir is not None else schema.data_dir()
     settings = {"studies": studies, "short_side": short_side, "seed": seed}
-    directory = folder / NAME / writer.VERSION
+    directory = folder / name / writer.VERSION
     if _is_there(directory, settings):
         return directory
-    with _only_builder(folder):
+    with _only_builder(folder, name):
         if not _is_there(directory, settings):
-            _write(folder, settings, progress)
+            _write(folder, name, settings, progress)
     return directory
 
 
@@ -71,19 +75,19 @@ def _is_there(directory: Path, settings: dict) -> bool:
 
 
 @contextmanager
-def _only_builder(folder: Path):
-    writer.unfinished_directory(folder, NAME)
-    with open(folder / f".{NAME}.lock", "w") as lock:
+def _only_builder(folder: Path, name: str):
+    writer.unfinished_directory(folder, name)
+    with open(folder / f".{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def _write(folder: Path, settings: dict, progress: bool) -> None:
+def _write(folder: Path, name: str, settings: dict, progress: bool) -> None:
     studies, short_side, seed = settings["studies"], settings["short_side"], settings["seed"]
     of_split = {split: [] for split in schema.SPLITS}
     for index in range(studies):
         of_split[split_of(seed, index)].append(index)
-    with tqdm(total=studies, desc="Rendering the phantom", unit=" studies", disable=None if progress else True) as bar:
+    with writer.progress_bar(studies, f"{name}: rendering", "study", progress) as bar:
 
         def examples(indices: list[int]) -> Iterator[tuple[str, dict]]:
             work = partial(records, seed, short_side=short_side)
@@ -95,7 +99,7 @@ def _write(folder: Path, settings: dict, progress: bool) -> None:
 
         writer.write(
             folder,
-            NAME,
+            name,
             features=schema.features(
                 LABELS, image_format="jpeg", mask=True, boxes=True, report=True, finding_mask=True
             ),
@@ -107,7 +111,7 @@ def _write(folder: Path, settings: dict, progress: bool) -> None:
             },
             description=DESCRIPTION,
         )
-    writer.tidy(folder, NAME)
+    writer.tidy(folder, name)
 
 
 def _in_order(work, indices: list[int]) -> Iterator:

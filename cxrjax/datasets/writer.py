@@ -4,11 +4,13 @@ import contextlib
 import io
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
+from tqdm import tqdm
 
 VERSION = "1.0.0"
 UNFINISHED = ".converting"  # below the data folder: what is not finished, where no reader looks
@@ -33,6 +35,12 @@ def tidy(data_dir: Path, name: str) -> None:
     shutil.rmtree(data_dir / UNFINISHED / name, ignore_errors=True)
     with contextlib.suppress(OSError):  # another set is being converted
         (data_dir / UNFINISHED).rmdir()
+
+
+def progress_bar(total: int, said: str, unit: str, progress: bool) -> tqdm:
+    """A bar with ETA on a terminal, a line every ten seconds elsewhere."""
+    shown = sys.stderr.isatty()
+    return tqdm(total=total, desc=said, unit=unit, disable=not (progress and total), mininterval=0.2 if shown else 10)
 
 
 def output_error(data_dir: Path, error: OSError) -> OutputError:

@@ -41,16 +41,17 @@ def open_set(name: str | os.PathLike, data_dir: str | os.PathLike | None = None)
     """Opens a converted set.
 
     name: a set below data_dir, "name" or "name/config" (newest version), or the path of a converted set.
-    data_dir: by default `schema.data_dir()`. The set "phantom" is built there if it is absent.
+    data_dir: by default `schema.data_dir()`. The phantom sets are built there if they are absent.
     Raises SetNotFound with what is converted and the command that converts the rest.
     """
     data_dir = Path(data_dir) if data_dir is not None else schema.data_dir()
     directory = _find(str(name), data_dir)
-    if directory is None and str(name) == "phantom":
+    if directory is None and str(name).startswith("phantom"):
         from cxrjax.datasets import phantom
 
-        phantom.build(data_dir)
-        directory = _find("phantom", data_dir)
+        if name in phantom.BUILT_ON_DEMAND:
+            phantom.build(data_dir, name=name, **phantom.BUILT_ON_DEMAND[name])
+            directory = _find(name, data_dir)
     if directory is None:
         raise SetNotFound(_not_found(str(name), data_dir))
     info = tfds.builder_from_directory(str(directory)).info
