@@ -10,7 +10,7 @@ from pathlib import Path
 
 from absl import flags
 
-from cxrjax import command
+from cxrjax import command, parallel
 from cxrjax import config as shared
 
 
@@ -19,6 +19,8 @@ def main(config, name: str, options) -> None:
     jobs = {"pretrain": pretrain, "evaluate": evaluate}
     if config.job not in jobs:
         raise ValueError(f"config.job is {config.job!r}; it must be one of {', '.join(jobs)}")
+    if options.distributed:
+        parallel.connect()
     jobs[config.job](config, name, options)
 
 
@@ -58,6 +60,7 @@ def claim(workdir: Path, config) -> None:
 
 
 def _define_flags() -> None:
+    flags.DEFINE_bool("distributed", False, "join the other hosts of a TPU slice or Slurm job before anything else")
     flags.DEFINE_string("workdir", None, "folder of the run; the same folder resumes (default: under runs/)")
 
 

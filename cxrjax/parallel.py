@@ -18,6 +18,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 BATCH_AXES = ("data", "fsdp")
 
 
+def connect() -> None:
+    """Joins this process to the others of its TPU slice or Slurm job, which JAX recognises by the environment."""
+    jax.distributed.initialize()
+
+
 def num_devices(mesh: Mesh | None = None) -> int:
     """Devices of `mesh`, or of all processes together."""
     return jax.device_count() if mesh is None else mesh.size
