@@ -27,7 +27,9 @@ def run(main: Callable, doc: str, define: Callable[[], None] | None = None) -> N
     debug = any(arg in ("--debug", "-debug", "--debug=true") for arg in sys.argv[1:])
     with _mistakes_as_sentences(debug, (ValueError, AttributeError, KeyError, TypeError, OSError, flags.Error)):
         _check_config_argument(sys.argv[1:])
-        flags.FLAGS(sys.argv)
+        stray = flags.FLAGS(sys.argv)[1:]
+        if stray:
+            raise ValueError(f"unexpected arguments {stray}: everything is said as --flag=value")
     name = re.sub(r"[^A-Za-z0-9]+", "-", Path(_given(sys.argv[1:]).replace(".py", "")).name).strip("-")
     with _mistakes_as_sentences(debug, (ValueError, OSError, FloatingPointError)):
         main(flags.FLAGS.config, name, flags.FLAGS)
