@@ -114,7 +114,7 @@ def text(model: Trained, config: dict[str, Any], parity: Any) -> str:
         std=settings.standardise.std,
         parity=_parity(parity),
         measured=_measured(model.workdir, model.step),
-        phantom=_PHANTOM if "phantom" in sets else "",
+        phantom=_PHANTOM if any(name.startswith("phantom") for name in sets) else "",
         module=settings.method,
         settings=shared.to_json(settings),
     )
