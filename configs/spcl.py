@@ -105,6 +105,7 @@ def recipe(config):
 def five_sets(config):
     config.data.sets = "chestxray14_subset,tb_lung_masks,pediatric_pneumonia,covid_chestxray,hannover_covid"
     config.model.update({"variant": "mini", "image_px": 128, "patch_px": 16})
+    config.partition.keep_ratio = 0.25
     config.views.transform = "mild"
     config.batch_size = 256
     config.duration.update({"total_steps": None, "total_epochs": 150.0})
