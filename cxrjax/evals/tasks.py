@@ -14,4 +14,4 @@ def five_sets(judge: str = "probe") -> Iterator[tuple[str, dict]]:
     """(name, entry) of the binary tasks of the five small public sets of configs/sets."""
     for name, (converted_set, positive, negative) in _FIVE_SETS.items():
         task = {"kind": "binary", "positive": positive, "negative": negative, "name": name}
-        yield name, {"judge": judge, "set": converted_set, "task": task}
+        yield name, {"judge": judge, "set": converted_set, "task": task, "solver": "logistic"}
