@@ -1,5 +1,1 @@
 """Encoders to and from the layouts that PyTorch users load: NumPy and safetensors only, no torch at run time."""
-
-from cxrjax.interop.initial import initialise
-
-__all__ = ["initialise"]

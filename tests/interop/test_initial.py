@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from cxrjax import methods, parallel
-from cxrjax.interop import huggingface, initialise, torch_vit
+from cxrjax.interop import huggingface, torch_vit
+from cxrjax.interop.initial import initialise
 from cxrjax.models import posemb
 from tests import runs
 
