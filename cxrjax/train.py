@@ -95,7 +95,7 @@ def build(config) -> Run:
         jax.process_count(),
     )
     root = jax.random.key(config.seed)
-    example = jax.tree.map(lambda a: a[:1], batches[0])
+    example = methods.blank_batch(method)
     params = jax.eval_shape(lambda: method.init(rng.fold(root, "init"), example)[0])
     optimizer, report = optim.make(config.optim, params, total_steps, config.batch_size, examples / config.batch_size)
 
@@ -170,23 +170,21 @@ def _loop(config, run, train_state, start, saved, tracker, workdir, terminated) 
 
 def _evaluate(config, run, train_state, done, workdir) -> dict[str, float]:
     """Scalars of every judge that is due at step `done`; all are at the end."""
-    scalars = {}
-    for name, entry in config.evals.items():
+
+    def is_due(entry) -> bool:
         every = entry.get("every_steps")
-        if done == run.total_steps or (every and done % every == 0):
-            encoder = from_method(
-                run.method,
-                train_state.params,
-                train_state.state,
-                name=config.method,
-                step=done,
-                config=determining(config),
-                mesh=run.mesh,
-            )
-            named = {**entry, "name": name}
-            result = evals.evaluate(encoder, named, workdir, config.seed)
-            scalars |= evals.scalars(named, result)
-            print(f"step {done}: {name}: {evals.summary(result)}", flush=True)
+        return bool(done == run.total_steps or (every and done % every == 0))
+
+    due = {name: {**entry, "name": name} for name, entry in config.evals.items() if is_due(entry)}
+    if not due:
+        return {}
+    described = {"name": config.method, "step": done, "config": determining(config), "mesh": run.mesh}
+    encoder = from_method(run.method, train_state.params, train_state.state, **described)
+    scalars = {}
+    for name, entry in due.items():
+        result = evals.evaluate(encoder, entry, workdir, config.seed)
+        scalars |= evals.scalars(entry, result)
+        print(f"step {done}: {name}: {evals.summary(result)}", flush=True)
     return scalars
 
 

@@ -4,12 +4,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from cxrjax import checkpoint, methods
 from cxrjax import config as shared
-from cxrjax.imaging import pixels
 from cxrjax.methods import Method
 
 
@@ -41,15 +39,8 @@ def load(directory: str | Path, step: int | str = "latest", dtype: str | None = 
     if dtype is not None:
         computed.model.dtype = dtype
     method = methods.make(computed)
-    params, state = jax.eval_shape(lambda: method.init(jax.random.key(0), _batch_of_one(method)))
+    params, state = jax.eval_shape(lambda: method.init(jax.random.key(0), methods.blank_batch(method)))
     stored = checkpoint.load_params(found, "latest", {"params": params, "state": state})
     return Trained(
         config, method, stored["params"], stored["state"], int(found.name), checkpoint.digest(found), workdir
     )
-
-
-def _batch_of_one(method: Method) -> dict[str, np.ndarray]:
-    """What the method's own `views` make of a picture, for the shapes that its `init` reads."""
-    picture = np.zeros((method.image_px, method.image_px), np.uint8)
-    example = {"image": pixels.encode(picture, "png"), "set": "", "image_id": "", "patient_id": "", "study_id": ""}
-    return {key: np.asarray(value)[None] for key, value in method.views(example, np.random.default_rng(0)).items()}

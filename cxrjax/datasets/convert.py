@@ -8,7 +8,6 @@ changed. About three times the size of the finished set has to be free.
 import csv
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -86,7 +85,7 @@ def convert_manifest(
         return Conversion(target, (), there["counts"])
     store = Store(writer.unfinished_directory(data_dir, manifest.name) / "encoded.sqlite", data_dir)
     try:
-        bad = _encode_all(manifest, keys, store, short_side, image_format, workers or _cores(), progress, say)
+        bad = _encode_all(manifest, keys, store, short_side, image_format, workers or writer.cores(), progress, say)
         records = dict(store.records())
         rows, examples, problems = _usable(manifest, keys, records, bad)
         counts = manifests.count_table(rows, manifest.label_names)
@@ -314,7 +313,3 @@ def _metadata(directory: Path) -> dict[str, Any]:
         return json.loads((directory / "metadata.json").read_text())
     except (OSError, ValueError):
         return {}
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

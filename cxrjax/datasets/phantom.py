@@ -120,7 +120,7 @@ def _in_order(work, indices: list[int]) -> Iterator:
     The processes are spawned, not forked, because JAX may have started its threads. They get an empty main module, so
     that a caller's script is not run again in each of them.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = writer.cores()
     if cores == 1 or len(indices) < FEW_STUDIES:
         yield from map(work, indices)
         return

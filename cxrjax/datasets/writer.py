@@ -37,6 +37,11 @@ def tidy(data_dir: Path, name: str) -> None:
         (data_dir / UNFINISHED).rmdir()
 
 
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def progress_bar(total: int, said: str, unit: str, progress: bool) -> tqdm:
     """A bar with ETA on a terminal, a line every ten seconds elsewhere."""
     shown = sys.stderr.isatty()

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
-from cxrjax import trained
+from cxrjax import methods, trained
 from cxrjax.config import determining, names
 from cxrjax.evals import encoders, metrics
 from cxrjax.evals.base import Encoder, Result, digest, make_task
@@ -110,7 +109,7 @@ def standalone(config: ConfigDict, workdir: Path | None = None) -> dict[str, dic
     for key, entry in config.evals.items():
         entry = complete({**entry.to_dict(), "name": entry.get("name") or key})
         judged = [] if found is None else [_of_checkpoint(found)]
-        judged += [encoders.pixels() if name == "pixels" else _untrained(found, entry, config.seed) for name in wanted]
+        judged += [encoders.pixels() if name == "pixels" else _untrained(found, config.seed) for name in wanted]
         results[key] = {}
         for number, encoder in enumerate(judged):
             as_reference = found is None or number > 0
@@ -170,10 +169,8 @@ def _of_checkpoint(found: trained.Trained) -> Encoder:
     return encoders.from_method(found.method, found.params, found.state, **described)
 
 
-def _untrained(found: trained.Trained, entry: dict[str, Any], seed: int) -> Encoder:
-    example = source(open_set(entry["set"], entry["data_dir"] or None), "train")[0]
-    views = found.method.views(example, np.random.default_rng(seed))
-    batch = {name: np.asarray(value)[None] for name, value in views.items()}
+def _untrained(found: trained.Trained, seed: int) -> Encoder:
+    batch = methods.blank_batch(found.method)
     return encoders.random_init(found.method, jax.random.key(seed), batch, determining(found.config))
 
 

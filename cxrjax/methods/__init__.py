@@ -4,9 +4,12 @@ import difflib
 import importlib
 import pkgutil
 
+import numpy as np
+
+from cxrjax.imaging import pixels
 from cxrjax.methods.base import Aux, Method
 
-__all__ = ["Aux", "Method", "available", "make"]
+__all__ = ["Aux", "Method", "available", "blank_batch", "make"]
 
 
 def available() -> list[str]:
@@ -22,3 +25,10 @@ def make(config) -> Method:
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"there is no method {config.method!r}; available: {', '.join(names)}.{hint}")
     return importlib.import_module(f"cxrjax.methods.{config.method}").make(config)
+
+
+def blank_batch(method: Method) -> dict[str, np.ndarray]:
+    """What the method's own `views` make of one black picture: for `init`, which reads shapes and no values."""
+    picture = np.zeros((method.image_px, method.image_px), np.uint8)
+    example = {"image": pixels.encode(picture, "png"), "set": "", "image_id": "", "patient_id": "", "study_id": ""}
+    return {key: np.asarray(value)[None] for key, value in method.views(example, np.random.default_rng(0)).items()}
