@@ -128,9 +128,9 @@ def encode(row: Row, short_side: int, image_format: str, value_range: tuple[int,
     if min(picture.source_height, picture.source_width) < short_side:
         steps += (f"enlarged: the short side had {min(picture.source_height, picture.source_width)} px",)
     mask, mask_problem = None, ""
-    if row.mask_files:
+    if row.masks:
         try:
-            united = _united_mask(row.mask_files, picture.pixels.shape)
+            united = _united_mask(row.masks, picture.pixels.shape)
             mask = pixels.encode(_binary(pixels.resize(united, *small.shape)), "png")
         except pixels.UnreadablePicture as error:
             mask_problem = str(error)
@@ -211,8 +211,8 @@ def _usable(
             continue
         record = records[key]
         if record.mask_problem:
-            problems.append(Problem(", ".join(map(str, row.mask_files)), "mask", record.mask_problem))
-            row = row._replace(mask_files=())
+            problems.append(Problem(", ".join(map(str, row.masks)), "mask", record.mask_problem))
+            row = row._replace(masks=())
         boxes = []
         for box in row.boxes:
             left, right = (min(max(x / record.source_width, 0.0), 1.0) for x in (box.x, box.x + box.width))
@@ -293,7 +293,7 @@ def _write_lists(
 def _key(row: Row, options: tuple) -> str:
     """Identity of an encoded picture: its files as they are now, wherever the raw folder lies, and the options."""
     stats = []
-    for file in (row.file, *row.mask_files):
+    for file in (row.file, *row.masks):
         try:
             stat = file.stat()
             stats.append((file.name, stat.st_size, stat.st_mtime_ns))
@@ -304,7 +304,7 @@ def _key(row: Row, options: tuple) -> str:
 
 def _digest(manifest: Manifest, keys: list[str]) -> str:
     """Identity of a set: everything that its records and metadata are made from."""
-    rows = [row._replace(file=None, mask_files=None) for row in manifest.rows]
+    rows = [row._replace(file=None, masks=None) for row in manifest.rows]
     return hashlib.sha256(repr((manifest._replace(rows=rows, remarks=()), keys)).encode()).hexdigest()
 
 

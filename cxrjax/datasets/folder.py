@@ -16,6 +16,7 @@ import pandas
 from cxrjax.datasets import manifest as manifests
 from cxrjax.datasets import schema
 from cxrjax.datasets.convert import Conversion, convert_manifest
+from cxrjax.datasets.files import below as files_below
 from cxrjax.datasets.manifest import Box, Manifest, Problem, Row, listed
 from cxrjax.datasets.mapping import Mapping, MappingError, load
 from cxrjax.datasets.table import TABLE_SUFFIXES, column, pattern, read_table
@@ -68,17 +69,7 @@ class _Files:
             what = "is not a folder" if raw.exists() else "does not exist"
             raise MappingError(f"The raw folder {raw} {what}; give the folder that holds the pictures.")
         self.raw = raw
-        self.paths: set[str] = set()
-        seen = set()
-        for folder, folders, names in os.walk(raw, followlinks=True):
-            identity = os.stat(folder)
-            if (identity.st_dev, identity.st_ino) in seen:
-                folders.clear()
-                continue
-            seen.add((identity.st_dev, identity.st_ino))
-            folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
-            below = Path(folder).relative_to(raw)
-            self.paths |= {(below / name).as_posix() for name in names if not name.startswith(".")}
+        self.paths = set(files_below(raw))
         self.pictures = sorted(path for path in self.paths if path.lower().endswith(PICTURE_SUFFIXES))
         self.elsewhere: set[str] = set()  # found by their name alone
         self.by_name: dict[str, list[str]] = {}

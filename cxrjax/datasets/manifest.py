@@ -4,25 +4,36 @@ A set's module only has to say which file is which picture of which patient; che
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from cxrjax.datasets import schema
+from cxrjax.imaging.masks import MaskSource
 
 
 class Box(NamedTuple):
-    """A box in pixels of the raw picture; x, y is its top-left corner."""
+    """A box in pixels of the raw picture; x, y is its top-left corner.
+
+    reader: who drew it, where several did; "" is the box to judge by: the only one, or the fused one.
+    """
 
     label: str
     x: float
     y: float
     width: float
     height: float
+    reader: str = ""
 
 
 class Row(NamedTuple):
-    """One picture of a raw set. labels: c codes of schema; mask_files are united (left and right lung, for example)."""
+    """One picture of a raw set.
+
+    labels: c codes of schema. masks: united (left and right lung, for example). extra_masks: the same for each of the
+    manifest's extra_mask_names. sex: "F", "M" or "". age: years, -1 where unknown. same_picture, same_patient: its ids
+    in other sets as "set:id". What a DICOM header says about view, sex and age is taken where these are not given.
+    """
 
     file: Path
     image_id: str
@@ -31,15 +42,23 @@ class Row(NamedTuple):
     split: str
     view: str = "UNKNOWN"
     labels: tuple[int, ...] = ()
-    mask_files: tuple[Path, ...] = ()
+    masks: tuple[MaskSource, ...] = ()
     boxes: tuple[Box, ...] = ()
     findings: str = ""
     impression: str = ""
     text: str = ""
+    sex: str = ""
+    age: int = -1
+    extra_masks: tuple[tuple[MaskSource, ...], ...] = ()
+    same_picture: tuple[str, ...] = ()
+    same_patient: tuple[str, ...] = ()
 
 
 class Problem(NamedTuple):
-    """One file that could not be used as the set promises. kind is "missing", "picture", "mask", "box" or "row"."""
+    """One file that could not be used as the set promises.
+
+    kind: "missing", "picture", "mask", "box", "report" or "row".
+    """
 
     file: str
     kind: str
@@ -59,6 +78,8 @@ class Manifest(NamedTuple):
     has_boxes: bool = False
     has_report: bool = False
     value_range: tuple[int, int] | None = None
+    extra_mask_names: tuple[str, ...] = ()  # structures beside the one of `masks`
+    published: Mapping[str, int] = MappingProxyType({})  # what the publisher counts, by line of `count_table`
 
 
 def check(manifest: Manifest) -> None:
@@ -83,8 +104,13 @@ def listed(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(str(name) for name in names[:most]) + more
 
 
-def count_table(rows: Sequence[Row], label_names: Sequence[str]) -> str:
-    """Counts per split as aligned text: pictures, patients, studies, views, masks, boxes, reports, labels."""
+def count_table(
+    rows: Sequence[Row], label_names: Sequence[str], published: Mapping[str, int] = MappingProxyType({})
+) -> str:
+    """Counts per split as aligned text: pictures, patients, studies, views, masks, boxes, reports, labels.
+
+    published: what the publisher counts, shown beside them; keyed "pictures", "label Mass" ... or "pictures in test".
+    """
     splits = [split for split in schema.SPLITS if any(row.split == split for row in rows)]
     parts = [[row for row in rows if row.split == split] for split in splits] + [list(rows)]
     lines: list[tuple[str, list[int]]] = [
@@ -93,17 +119,30 @@ def count_table(rows: Sequence[Row], label_names: Sequence[str]) -> str:
         ("studies", [len({row.study_id for row in part}) for part in parts]),
     ]
     lines += [(f"view {view}", [sum(row.view == view for row in part) for part in parts]) for view in schema.VIEWS]
-    lines.append(("with a mask", [sum(bool(row.mask_files) for row in part) for part in parts]))
-    lines.append(("boxes", [sum(len(row.boxes) for row in part) for part in parts]))
+    lines.append(("with a mask", [sum(bool(row.masks) for row in part) for part in parts]))
+    lines.append(("boxes", [sum(not box.reader for row in part for box in row.boxes) for part in parts]))
     lines.append(
         ("with a report", [sum(bool(row.findings or row.impression or row.text) for row in part) for part in parts])
     )
-    lines = [line for line in lines if line[1][-1]]
+    lines = [line for line in lines if line[1][-1] or line[0] in published]
     for index, name in enumerate(label_names):
         for code, said in ((schema.PRESENT, name), (schema.UNCERTAIN, f"{name}, uncertain")):
             counts = [sum(row.labels[index] == code for row in part) for part in parts]
             if counts[-1] or code == schema.PRESENT:
                 lines.append((f"label {said}", counts))
-    width = max(len(line[0]) for line in lines)
-    head = " " * width + "".join(f"{name:>9}" for name in [*splits, "all"])
-    return "\n".join([head, *(f"{name:<{width}}" + "".join(f"{count:>9}" for count in row) for name, row in lines)])
+    cells = [["", *splits, "all"], *([name, *map(str, counts)] for name, counts in lines)]
+    if published:
+        cells = [cells[0] + ["published"], *(_with_published(row, splits, published) for row in cells[1:])]
+    widths = [max(len(cell) for cell in column) for column in zip(*cells, strict=True)]
+    rows = [
+        [f"{row[0]:<{widths[0]}}", *(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))]
+        for row in cells
+    ]
+    return "\n".join("  ".join(row).rstrip() for row in rows)
+
+
+def _with_published(row: list[str], splits: list[str], published: Mapping[str, int]) -> list[str]:
+    name, *counts, whole = row
+    stated = [published.get(f"{name} in {split}") for split in splits]
+    beside = [count if known is None else f"{count} of {known}" for count, known in zip(counts, stated, strict=True)]
+    return [name, *beside, whole, str(published.get(name, ""))]

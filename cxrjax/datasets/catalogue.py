@@ -1,0 +1,139 @@
+"""The official sets that can be converted: what they are, where they come from, and which choices they leave."""
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+from cxrjax.datasets.manifest import Manifest
+
+
+class Entry(NamedTuple):
+    """What is known of a set before it is there.
+
+    size: pictures and download. access: what is asked for before the download. options: name -> choices, the first is
+    the default; they are arguments of the set's `manifest` and flags of the command.
+    """
+
+    title: str
+    size: str
+    licence: str
+    access: str
+    where: str
+    options: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+
+
+SETS = {
+    "chestxray14": Entry(
+        "NIH ChestX-ray14, 14 text-mined findings, boxes",
+        "112,120 PNG, 45 GB",
+        "no restriction; name the NIH Clinical Center and cite Wang et al. 2017",
+        "open",
+        "nihcc.app.box.com/v/ChestXray-NIHCC, or Kaggle nih-chest-xrays/data",
+    ),
+    "chexpert": Entry(
+        "Stanford CheXpert, 14 observations with uncertain ones",
+        "223,648 JPEG, 11 GB small or 439 GB full",
+        "Stanford research use agreement, non-commercial",
+        "registration",
+        "stanfordmlgroup.github.io/competitions/chexpert",
+    ),
+    "mimic_cxr": Entry(
+        "MIMIC-CXR-JPG with reports, 14 observations, frontal and lateral",
+        "377,110 JPEG, 570 GB (the DICOM original 4.7 TB)",
+        "PhysioNet Credentialed Health Data License",
+        "PhysioNet credentials and CITI training",
+        "physionet.org/content/mimic-cxr-jpg, reports: physionet.org/content/mimic-cxr (mimic-cxr-reports.zip)",
+        {"labels": ("chexpert", "negbio")},
+    ),
+    "rsna_pneumonia": Entry(
+        "RSNA Pneumonia Detection Challenge, lung opacity boxes, 3 classes",
+        "26,684 DICOM, 4 GB",
+        "RSNA terms: research, education and other use with attribution",
+        "Kaggle account",
+        "kaggle.com/c/rsna-pneumonia-detection-challenge (stage 2)",
+        {"split": ("patient", "mgca_classification", "mgca_detection")},
+    ),
+    "siim_acr": Entry(
+        "SIIM-ACR Pneumothorax Segmentation",
+        "12,047 DICOM, 2 GB",
+        "competition terms, non-commercial research",
+        "Kaggle account",
+        "kaggle.com/c/siim-acr-pneumothorax-segmentation (dicom-images-train and train-rle.csv)",
+    ),
+    "vindr_cxr": Entry(
+        "VinDr-CXR / VinBigData, 14 findings boxed by three readers",
+        "18,000 DICOM, 206 GB",
+        "PhysioNet Credentialed Health Data License, or the competition terms",
+        "PhysioNet credentials or Kaggle account",
+        "physionet.org/content/vindr-cxr or kaggle.com/c/vinbigdata-chest-xray-abnormalities-detection",
+    ),
+    "covidx": Entry(
+        "COVIDx CXR-3, normal / pneumonia / COVID-19",
+        "30,386 PNG and JPEG, 30 GB",
+        "mixed, of the sets that it gathers; CC BY-NC-SA and others",
+        "Kaggle account",
+        "kaggle.com/datasets/andyczhao/covidx-cxr2 (version 3)",
+        {"variant": ("3A", "3B")},
+    ),
+    "montgomery": Entry(
+        "Montgomery County tuberculosis set with lung masks",
+        "138 PNG, 0.6 GB",
+        "research and education; cite Jaeger et al. 2014",
+        "open",
+        "data.lhncbc.nlm.nih.gov/public/Tuberculosis-Chest-X-ray-Datasets (MontgomerySet)",
+    ),
+    "shenzhen": Entry(
+        "Shenzhen tuberculosis set, readings, lung masks if they are there",
+        "662 PNG, 3.6 GB",
+        "research and education; cite Jaeger et al. 2014; masks CC BY-NC-SA 4.0",
+        "open",
+        "data.lhncbc.nlm.nih.gov/public/Tuberculosis-Chest-X-ray-Datasets (ChinaSet_AllFiles), "
+        "masks: Kaggle yoctoman/shcxr-lung-mask",
+    ),
+    "jsrt": Entry(
+        "JSRT nodules with the SCR masks of lungs, heart and clavicles",
+        "247 raw pictures, 2 GB",
+        "research use; cite Shiraishi et al. 2000, van Ginneken et al. 2006",
+        "registration",
+        "db.jsrt.or.jp (All247images), masks: SCR database (scratch/fold1, fold2)",
+    ),
+    "object_cxr": Entry(
+        "Object-CXR, foreign objects as rectangles, ellipses and polygons",
+        "9,000 JPEG, 14 GB",
+        "CC BY-NC 4.0",
+        "open",
+        "the JF Healthcare release (train.zip, dev.zip, train.csv, dev.csv)",
+    ),
+    "padchest": Entry(
+        "PadChest, 174 findings, Spanish reports",
+        "160,868 16-bit PNG, 1 TB",
+        "PADCHEST dataset research use agreement",
+        "registration",
+        "bimcv.cipf.es/bimcv-projects/padchest",
+    ),
+    "iu_xray": Entry(
+        "Indiana University / Open-i reports with frontal and lateral pictures",
+        "7,470 PNG, 14 GB, and 3,955 reports",
+        "CC BY-NC-ND 4.0",
+        "open",
+        "openi.nlm.nih.gov (NLMCXR_png, ecgen-radiology), Kaggle raddar/chest-xrays-indiana-university, "
+        "or R2Gen's iu_xray",
+    ),
+}
+
+
+def manifest(name: str, raw: Path, **options: str) -> Manifest:
+    """Reads the official download of a set into a manifest; options as in the set's entry.
+
+    Raises ValueError for an unknown set, option or choice, LayoutError for another folder than the official one.
+    """
+    if name not in SETS:
+        raise ValueError(f"There is no official set {name!r}; known are {', '.join(SETS)}.")
+    known = SETS[name].options
+    for option, choice in options.items():
+        if choice not in known.get(option, ()):
+            choices = "; ".join(f"{key}: {', '.join(values)}" for key, values in known.items()) or "none"
+            raise ValueError(f"{option}={choice!r} is no choice of set {name!r}; its options are: {choices}.")
+    return importlib.import_module(f"cxrjax.datasets.{name}").manifest(Path(raw), **options)

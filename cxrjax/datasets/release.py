@@ -1,0 +1,122 @@
+"""Reading an official download: its tables and pictures found by name, and sentences for what is not there."""
+
+import fnmatch
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Collection
+from pathlib import Path, PurePosixPath
+
+import pandas
+
+from cxrjax.datasets import catalogue, files
+from cxrjax.datasets.manifest import Problem, listed
+from cxrjax.datasets.table import read_table
+
+VAL_SHARE = 0.1
+
+
+class LayoutError(ValueError):
+    """A folder that is not the official download of the set."""
+
+
+class Release:
+    """The folder of an official download, searched once.
+
+    paths: every file below it, relative. Raises LayoutError where raw is no folder.
+    """
+
+    def __init__(self, name: str, raw: str | Path):
+        self.name, self.raw = name, Path(raw)
+        if not self.raw.is_dir():
+            what = "is a file, not a folder: unpack it, and" if self.raw.exists() else "does not exist;"
+            raise LayoutError(f"The raw folder {raw} {what} give the folder of the download. {self._where()}")
+        self.paths = files.below(self.raw)
+        if not self.paths:
+            raise LayoutError(f"The raw folder {raw} is empty. {self._where()}")
+
+    def table(self, *names: str) -> tuple[pandas.DataFrame, Path]:
+        """The first of the tables that is there, and its path; cells are stripped texts, "" where blank.
+
+        names: file names, with * if they vary, as they lie in the download or in any folder below, plain or gzipped.
+        Raises LayoutError with the tables that are there, TableError for one that cannot be read.
+        """
+        path = self._first(names)
+        if path is None:
+            raise LayoutError(self._missing(names, (".csv", ".csv.gz", ".txt", ".json", ".zip"), "tables"))
+        return read_table(path), path
+
+    def optional_table(self, *names: str) -> tuple[pandas.DataFrame, Path] | None:
+        """As `table`, but None where there is none."""
+        path = self._first(names)
+        return None if path is None else (read_table(path), path)
+
+    def lines(self, *names: str) -> tuple[list[str], Path]:
+        """The lines of the first of the list files that is there, stripped, without blank ones, and its path."""
+        path = self._first(names)
+        if path is None:
+            raise LayoutError(self._missing(names, (".txt",), "lists"))
+        text = path.read_text(encoding="utf-8-sig", errors="replace")
+        return [line.strip() for line in text.splitlines() if line.strip()], path
+
+    def find(self, *names: str) -> Path | None:
+        """The first of the files that is there, by name or path below the folder; * may stand for a part."""
+        return self._first(names)
+
+    def files(self, *suffixes: str, under: str = "") -> dict[str, Path]:
+        """Files with the suffixes by their bare name; a name that is there twice keeps its first place.
+
+        under: only those with this folder in their path. Raises LayoutError where there is none.
+        """
+        found: dict[str, Path] = {}
+        for path in self.paths:
+            pure = PurePosixPath(path)
+            if path.lower().endswith(suffixes) and (not under or under in pure.parts[:-1]):
+                found.setdefault(pure.name, self.raw / path)
+        if not found:
+            place = f"folder {under!r} below {self.raw}" if under else f"raw folder {self.raw}"
+            raise LayoutError(f"The {place} has no {' or '.join(suffixes)} file; {self._there()}. {self._where()}")
+        return found
+
+    def _first(self, names: Collection[str]) -> Path | None:
+        for name in names:
+            wanted = re.compile(
+                f"(.*/)?{fnmatch.translate(name)}|(.*/)?{fnmatch.translate(name + '.gz')}", re.IGNORECASE
+            )
+            hits = [path for path in self.paths if wanted.fullmatch(path)]
+            if hits:
+                return self.raw / min(hits, key=lambda path: (path.count("/"), path))
+        return None
+
+    def _missing(self, names: Collection[str], suffixes: tuple[str, ...], what: str) -> str:
+        there = [path for path in self.paths if path.lower().endswith(suffixes)]
+        near = f"{what} there: {listed(there)}" if there else self._there()
+        return f"{self.raw} has no {' or '.join(names)} (plain or .gz); {near}. {self._where()}"
+
+    def _there(self) -> str:
+        suffixes = Counter(PurePosixPath(path).suffix.lower() or "no suffix" for path in self.paths)
+        return "it holds " + ", ".join(f"{count} x {suffix}" for suffix, count in suffixes.most_common(5))
+
+    def _where(self) -> str:
+        return f"Give the folder of the official download of {self.name}: {catalogue.SETS[self.name].where}."
+
+
+def is_validation(name: str, patient_id: str, share: float = VAL_SHARE) -> bool:
+    """Whether a patient of an official train part goes to validation: by a hash of the two names, everywhere alike."""
+    digest = hashlib.sha256(f"{name}|validation|{patient_id}".encode()).hexdigest()
+    return int(digest[:8], 16) / 2**32 < share
+
+
+def missing_picture(name: str) -> Problem:
+    """The problem of a picture that a table names and the download lacks."""
+    return Problem(name, "missing", "The table names it, but there is no such file.")
+
+
+def completeness(found: int, wanted: int) -> tuple[str, ...]:
+    """What to say of a download in which pictures are missing, as the manifest's remarks."""
+    if found == wanted:
+        return ()
+    return (
+        f"{wanted - found} of the {wanted} pictures that the tables name are missing: the download is not complete. "
+        "Fetch the rest, or write what is there with --allow-bad.",
+    )
