@@ -1,4 +1,4 @@
-"""The first step on the device: uint8 pixels to standardised float32."""
+"""The first step on the device: pixels as stored to standardised float32."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ GREY_LEVEL = 1 / 255
 def standardise(images: jax.Array, mean: float = MEAN, std: float = STD, mode: str = "fixed") -> jax.Array:
     """Scales grey values to zero mean and unit variance, for use under jit.
 
-    images: ... h w 1, uint8 or float in [0, 1]. mean, std: in units of [0, 1], used by mode "fixed".
+    images: ... h w 1, uint8, uint16 or float in [0, 1]. mean, std: in units of [0, 1], used by mode "fixed".
     mode: "fixed", or "per_image" for each picture's own mean and deviation; a deviation below one grey level counts
         as one level, so a constant picture becomes zeros.
     Returns float32 of the same shape. Raises ValueError for another mode.
@@ -20,7 +20,7 @@ def standardise(images: jax.Array, mean: float = MEAN, std: float = STD, mode: s
     if mode not in MODES:
         raise ValueError(f"Standardisation mode {mode!r} is not known; choose one of {', '.join(map(repr, MODES))}.")
     whole = jnp.issubdtype(images.dtype, jnp.integer)
-    values = images.astype(jnp.float32) / 255 if whole else images.astype(jnp.float32)
+    values = images.astype(jnp.float32) / (jnp.iinfo(images.dtype).max if whole else 1)
     if mode == "fixed":
         return (values - mean) / std
     pixels = (-3, -2, -1)

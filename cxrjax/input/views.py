@@ -16,19 +16,22 @@ class Undecodable(ValueError):
     """Bytes that are not a whole picture."""
 
 
-def decode(encoded: bytes) -> np.ndarray:
-    """Decodes PNG or JPEG bytes to uint8 h w, in the orientation in which the pixels are stored.
+def decode(encoded: bytes, bits: int = 8) -> np.ndarray:
+    """Decodes PNG or JPEG bytes to uint8 h w, or to uint16 for bits=16, in the orientation in which they are stored.
 
-    Raises Undecodable for bytes that are not a whole picture.
+    A set stored with 16 bits gives its upper eight by default, so that methods see the same grey values of every set;
+    a method that windows its pictures asks for 16 (pictures stored with 8 bits then become 257 v). Raises Undecodable for bytes that are not a whole picture.
     """
     # OpenCV before version 5 fills the missing part of a cut JPEG with grey and says nothing.
     cut = not encoded or (encoded[:2] == b"\xff\xd8" and encoded.rfind(b"\xff\xd9") < 0)
     # Masks and boxes are in stored pixels, so a rotation noted in EXIF must not be applied.
     flags = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION
+    if bits == 16:
+        flags |= cv2.IMREAD_ANYDEPTH
     image = None if cut else cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
     if image is None:
         raise Undecodable(f"These {len(encoded)} bytes are not a whole PNG or JPEG picture.")
-    return image
+    return image * np.uint16(257) if bits == 16 and image.dtype == np.uint8 else image
 
 
 def resize(image: np.ndarray, height: int, width: int, nearest: bool = False) -> np.ndarray:

@@ -8,9 +8,14 @@ from cxrjax.input import device
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 3, 8, 9, 1), np.uint8)
 
 
-def test_fixed_mode_matches_numpy_for_bytes_and_floats():
+def test_fixed_mode_matches_numpy_for_whole_numbers_and_floats():
     expected = (IMAGES / 255 - device.MEAN) / device.STD
-    for images in (IMAGES, (IMAGES / 255).astype(np.float32), jnp.asarray(IMAGES / 255, jnp.bfloat16)):
+    for images in (
+        IMAGES,
+        IMAGES * np.uint16(257),
+        (IMAGES / 255).astype(np.float32),
+        jnp.asarray(IMAGES / 255, jnp.bfloat16),
+    ):
         out = jax.jit(device.standardise)(images)
         assert out.dtype == jnp.float32
         tolerance = 0.01 if images.dtype == jnp.bfloat16 else 1e-5

@@ -138,3 +138,13 @@ def test_kind_none_is_fit_and_draws_nothing():
 def test_unknown_kind_lists_the_kinds():
     with pytest.raises(ValueError, match="'strong' is not known; choose one of 'none', 'mild', 'crop_flip'"):
         views.transform("strong", 32)
+
+
+def test_sixteen_bits_are_kept_or_cut_to_their_upper_eight():
+    deep = np.arange(0, 65536, 64, np.uint16).reshape(32, 32)
+    png = cv2.imencode(".png", deep)[1].tobytes()
+    np.testing.assert_array_equal(views.decode(png), deep >> 8)
+    np.testing.assert_array_equal(views.decode(png, bits=16), deep)
+    shallow = cv2.imencode(".png", (deep >> 8).astype(np.uint8))[1].tobytes()
+    np.testing.assert_array_equal(views.decode(shallow, bits=16), (deep >> 8) * 257)
+    assert views.decode(shallow).dtype == np.uint8 and views.decode(png).dtype == np.uint8
