@@ -14,6 +14,7 @@ from cxrjax.datasets.manifest import Problem, listed
 from cxrjax.datasets.table import read_table
 
 VAL_SHARE = 0.1
+OLDEST = 120  # years
 
 
 class LayoutError(ValueError):
@@ -68,14 +69,19 @@ class Release:
 
         under: only those with this folder in their path. Raises LayoutError where there is none.
         """
+        found = self.optional_files(*suffixes, under=under)
+        if not found:
+            place = f"folder {under!r} below {self.raw}" if under else f"raw folder {self.raw}"
+            raise LayoutError(f"The {place} has no {' or '.join(suffixes)} file; {self._there()}. {self._where()}")
+        return found
+
+    def optional_files(self, *suffixes: str, under: str = "") -> dict[str, Path]:
+        """As `files`, but {} where there is none."""
         found: dict[str, Path] = {}
         for path in self.paths:
             pure = PurePosixPath(path)
             if path.lower().endswith(suffixes) and (not under or under in pure.parts[:-1]):
                 found.setdefault(pure.name, self.raw / path)
-        if not found:
-            place = f"folder {under!r} below {self.raw}" if under else f"raw folder {self.raw}"
-            raise LayoutError(f"The {place} has no {' or '.join(suffixes)} file; {self._there()}. {self._where()}")
         return found
 
     def _first(self, names: Collection[str]) -> Path | None:
@@ -95,7 +101,9 @@ class Release:
 
     def _there(self) -> str:
         suffixes = Counter(PurePosixPath(path).suffix.lower() or "no suffix" for path in self.paths)
-        return "it holds " + ", ".join(f"{count} x {suffix}" for suffix, count in suffixes.most_common(5))
+        held = "it holds " + ", ".join(f"{count} x {suffix}" for suffix, count in suffixes.most_common(5))
+        archives = [path for path in self.paths if path.lower().endswith((".zip", ".tar", ".tar.gz", ".tgz"))]
+        return f"{held}; unpack {listed(archives)} first" if archives else held
 
     def _where(self) -> str:
         return f"Give the folder of the official download of {self.name}: {catalogue.SETS[self.name].where}."
@@ -105,6 +113,23 @@ def is_validation(name: str, patient_id: str, share: float = VAL_SHARE) -> bool:
     """Whether a patient of an official train part goes to validation: by a hash of the two names, everywhere alike."""
     digest = hashlib.sha256(f"{name}|validation|{patient_id}".encode()).hexdigest()
     return int(digest[:8], 16) / 2**32 < share
+
+
+def sex(text: str) -> str:
+    """"F", "M" or "" of a cell such as "Female", "m" or "Unknown"."""
+    return text.upper() if text.upper() in ("F", "M") else {"FEMALE": "F", "MALE": "M"}.get(text.upper(), "")
+
+
+def years(text: str) -> int:
+    """Whole years of an age such as "57", "57.0", "057Y" or "018M" (months, W weeks, D days); -1 for anything else.
+
+    Ages over 120, which several releases have by mistake, are unknown too.
+    """
+    match = re.fullmatch(r"(\d{1,4})(?:\.0*)?\s*([YMWD]?)", text.strip().upper())
+    if match is None:
+        return -1
+    age = int(match[1]) // {"": 1, "Y": 1, "M": 12, "W": 52, "D": 365}[match[2]]
+    return age if age <= OLDEST else -1
 
 
 def missing_picture(name: str) -> Problem:
