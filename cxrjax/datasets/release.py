@@ -116,8 +116,8 @@ def is_validation(name: str, patient_id: str, share: float = VAL_SHARE) -> bool:
 
 
 def sex(text: str) -> str:
-    """"F", "M" or "" of a cell such as "Female", "m" or "Unknown"."""
-    return text.upper() if text.upper() in ("F", "M") else {"FEMALE": "F", "MALE": "M"}.get(text.upper(), "")
+    """The sex in a cell such as "Female", "m" or "Unknown", as "F", "M" or ""."""
+    return {"F": "F", "FEMALE": "F", "M": "M", "MALE": "M"}.get(text.upper(), "")
 
 
 def years(text: str) -> int:
