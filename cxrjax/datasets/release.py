@@ -2,15 +2,16 @@
 
 import fnmatch
 import hashlib
+import math
 import re
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 
 import pandas
 
 from cxrjax.datasets import catalogue, files
-from cxrjax.datasets.manifest import Problem, listed
+from cxrjax.datasets.manifest import Box, Problem, listed
 from cxrjax.datasets.table import read_table
 
 VAL_SHARE = 0.1
@@ -130,6 +131,15 @@ def years(text: str) -> int:
         return -1
     age = int(match[1]) // {"": 1, "Y": 1, "M": 12, "W": 52, "D": 365}[match[2]]
     return age if age <= OLDEST else -1
+
+
+def box(label: str, cells: Sequence[str]) -> Box | None:
+    """The box of four cells x, y, width, height; None where they are not four numbers."""
+    try:
+        numbers = [float(cell) for cell in cells]
+    except ValueError:
+        return None
+    return Box(label, *numbers) if len(numbers) == 4 and all(map(math.isfinite, numbers)) else None
 
 
 def missing_picture(name: str) -> Problem:
