@@ -12,10 +12,17 @@ import pandas
 
 from cxrjax.datasets import catalogue, files
 from cxrjax.datasets.manifest import Box, Problem, listed
+from cxrjax.datasets.schema import ABSENT, NOT_MENTIONED, PRESENT, UNCERTAIN
 from cxrjax.datasets.table import read_table
 
 VAL_SHARE = 0.1
 OLDEST = 120  # years
+_CODES = {
+    **dict.fromkeys(("1", "1.0"), PRESENT),
+    **dict.fromkeys(("0", "0.0"), ABSENT),
+    **dict.fromkeys(("-1", "-1.0"), UNCERTAIN),
+    "": NOT_MENTIONED,
+}
 
 
 class LayoutError(ValueError):
@@ -131,6 +138,11 @@ def years(text: str) -> int:
         return -1
     age = int(match[1]) // {"": 1, "Y": 1, "M": 12, "W": 52, "D": 365}[match[2]]
     return age if age <= OLDEST else -1
+
+
+def code(cell: str) -> int | None:
+    """The schema's code of a cell of the CheXpert labeller: 1.0, 0.0, -1.0 (uncertain) or blank; None for others."""
+    return _CODES.get(cell)
 
 
 def box(label: str, cells: Sequence[str]) -> Box | None:
