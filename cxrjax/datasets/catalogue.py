@@ -63,7 +63,7 @@ SETS = {
         "kaggle.com/c/siim-acr-pneumothorax-segmentation (dicom-images-train and train-rle.csv)",
     ),
     "vindr_cxr": Entry(
-        "VinDr-CXR / VinBigData, 14 findings boxed by three readers",
+        "VinDr-CXR / VinBigData, 28 labels (Kaggle 15), boxes of three readers and fused",
         "18,000 DICOM, 206 GB",
         "PhysioNet Credentialed Health Data License, or the competition terms",
         "PhysioNet credentials or Kaggle account",
@@ -74,8 +74,8 @@ SETS = {
         "30,386 PNG and JPEG, 30 GB",
         "mixed, of the sets that it gathers; CC BY-NC-SA and others",
         "Kaggle account",
-        "kaggle.com/datasets/andyczhao/covidx-cxr2 (version 3)",
-        {"variant": ("3A", "3B")},
+        "kaggle.com/datasets/andyczhao/covidx-cxr2 (version 3), lists: github.com/lindawangg/COVID-Net (labels)",
+        {"variant": ("3A", "3B"), "val_percent": ("10", "20")},
     ),
     "montgomery": Entry(
         "Montgomery County tuberculosis set with lung masks",
@@ -97,14 +97,14 @@ SETS = {
         "247 raw pictures, 2 GB",
         "research use; cite Shiraishi et al. 2000, van Ginneken et al. 2006",
         "registration",
-        "db.jsrt.or.jp (All247images), masks: SCR database (scratch/fold1, fold2)",
+        "db.jsrt.or.jp (All247images, clinical information), masks: SCR database (scratch/fold1, fold2)",
     ),
     "object_cxr": Entry(
         "Object-CXR, foreign objects as rectangles, ellipses and polygons",
         "9,000 JPEG, 14 GB",
         "CC BY-NC 4.0",
         "open",
-        "the JF Healthcare release (train.zip, dev.zip, train.csv, dev.csv)",
+        "jfhealthcare.github.io/object-CXR (train.zip, dev.zip, both unpacked, train.csv, dev.csv)",
     ),
     "padchest": Entry(
         "PadChest, 174 findings, Spanish reports",

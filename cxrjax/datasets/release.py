@@ -39,10 +39,10 @@ class Release:
         self.name, self.raw = name, Path(raw)
         if not self.raw.is_dir():
             what = "is a file, not a folder: unpack it, and" if self.raw.exists() else "does not exist;"
-            raise LayoutError(f"The raw folder {raw} {what} give the folder of the download. {self._where()}")
+            raise LayoutError(f"The raw folder {raw} {what} give the folder of the download. {self.where()}")
         self.paths = files.below(self.raw)
         if not self.paths:
-            raise LayoutError(f"The raw folder {raw} is empty. {self._where()}")
+            raise LayoutError(f"The raw folder {raw} is empty. {self.where()}")
 
     def table(self, *names: str) -> tuple[pandas.DataFrame, Path]:
         """The first of the tables that is there, and its path; cells are stripped texts, "" where blank.
@@ -80,7 +80,7 @@ class Release:
         found = self.optional_files(*suffixes, under=under)
         if not found:
             place = f"folder {under!r} below {self.raw}" if under else f"raw folder {self.raw}"
-            raise LayoutError(f"The {place} has no {' or '.join(suffixes)} file; {self._there()}. {self._where()}")
+            raise LayoutError(f"The {place} has no {' or '.join(suffixes)} file; {self._there()}. {self.where()}")
         return found
 
     def optional_files(self, *suffixes: str, under: str = "") -> dict[str, Path]:
@@ -105,7 +105,7 @@ class Release:
     def _missing(self, names: Collection[str], suffixes: tuple[str, ...], what: str) -> str:
         there = [path for path in self.paths if path.lower().endswith(suffixes)]
         near = f"{what} there: {listed(there)}" if there else self._there()
-        return f"{self.raw} has no {' or '.join(names)} (plain or .gz); {near}. {self._where()}"
+        return f"{self.raw} has no {' or '.join(names)} (plain or .gz); {near}. {self.where()}"
 
     def _there(self) -> str:
         suffixes = Counter(PurePosixPath(path).suffix.lower() or "no suffix" for path in self.paths)
@@ -113,7 +113,8 @@ class Release:
         archives = [path for path in self.paths if path.lower().endswith((".zip", ".tar", ".tar.gz", ".tgz"))]
         return f"{held}; unpack {listed(archives)} first" if archives else held
 
-    def _where(self) -> str:
+    def where(self) -> str:
+        """Which folder to give, as a sentence."""
         return f"Give the folder of the official download of {self.name}: {catalogue.SETS[self.name].where}."
 
 
