@@ -16,6 +16,7 @@ import pandas
 
 from cxrjax.config import names
 from cxrjax.datasets import schema
+from cxrjax.input import policies
 
 KINDS = ("binary", "multilabel", "multiclass")
 TREATMENTS = ("ignore", "absent", "present")
@@ -75,7 +76,8 @@ class Task(NamedTuple):
 
     kind "binary": some label of `positive` is present, against some label of `negative` (none named: every label of
     `positive` is absent). "multilabel": each of `labels` by itself (none named: all of the set's). "multiclass":
-    exactly one of `labels` is present. `uncertain` and `not_mentioned` say what those two codes count as.
+    exactly one of `labels` is present. `uncertain` and `not_mentioned` say what those two codes count as; a
+    published `policy` (a name of `policies.POLICIES`) takes their place.
     """
 
     kind: str
@@ -84,6 +86,7 @@ class Task(NamedTuple):
     labels: tuple[str, ...] = ()
     uncertain: str = "ignore"
     not_mentioned: str = "ignore"
+    policy: str = ""
 
 
 class Targets(NamedTuple):
@@ -115,6 +118,13 @@ def make_task(config: Mapping[str, Any]) -> Task:
     for key in ("uncertain", "not_mentioned"):
         if getattr(task, key) not in TREATMENTS:
             raise ValueError(f"task {key}={getattr(task, key)!r} is not known; choose one of {list(TREATMENTS)}")
+    if task.policy:
+        policies.check(task.policy)
+    if task.policy and {"uncertain", "not_mentioned"} & set(given):
+        raise ValueError(
+            f"a task has policy={task.policy!r}, which says what uncertain and unmentioned labels count as, and also "
+            "'uncertain' or 'not_mentioned'; give one or the other"
+        )
     if task.kind == "binary" and (not task.positive or task.labels):
         raise ValueError("a binary task names its classes with 'positive' (required) and 'negative', not with 'labels'")
     if task.kind != "binary" and (task.positive or task.negative):
@@ -137,6 +147,8 @@ def targets(task: Task, labels: np.ndarray, label_names: Sequence[str]) -> Targe
     unknown = [name for name in (*task.positive, *task.negative, *task.labels) if name not in known]
     if unknown:
         raise ValueError(f"the task asks for labels {unknown}, which this set does not have; its labels are {known}")
+    if task.policy:
+        labels = policies.apply(labels, known, task.policy)
     codes = np.full(labels.shape, MASKED, np.int8)
     codes[labels == schema.PRESENT] = 1
     codes[labels == schema.ABSENT] = 0
