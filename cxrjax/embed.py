@@ -1,11 +1,12 @@
-"""Embed PNG and JPEG pictures with a trained encoder.
+"""Embed PNG, JPEG and DICOM pictures with a trained encoder.
 
     python -m cxrjax.embed --checkpoint WORKDIR IMAGES… --output features.parquet [--step latest|best|N] [--allow-bad]
 
-IMAGES are files, or folders that are searched for .png, .jpg and .jpeg. The table has one row per picture: path,
-embedding (list of float32), height and width as stored, and steps: what was done to get one grey 8-bit picture, such as
-"colour to luma". Pictures that cannot be read are printed with the reason and written to features.unreadable.csv, and
-the exit status is 1 unless --allow-bad is given. The same command again goes on where the last one stopped.
+IMAGES are files, or folders that are searched for .png, .jpg, .jpeg, .dcm, .dicom and .img. The table has one row per
+picture: path, embedding (list of float32), height and width as stored, and steps: what was done to get one grey 8-bit
+picture, such as "colour to luma". Pictures that cannot be read are printed with the reason and written to
+features.unreadable.csv, and the exit status is 1 unless --allow-bad is given. The same command again goes on where the
+last one stopped.
 """
 
 import argparse
@@ -24,10 +25,9 @@ from tqdm import tqdm
 
 from cxrjax import parallel, trained
 from cxrjax.export import step_name
-from cxrjax.imaging import pixels
+from cxrjax.imaging import pixels, reader
 from cxrjax.input import views
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
 SCHEMA = pyarrow.schema(
     [
         ("path", pyarrow.string()),
@@ -96,15 +96,15 @@ def find(images: Sequence[str | Path]) -> list[Path]:
     found = []
     for given in map(Path, images):
         if given.is_dir():
-            found += sorted(path for path in given.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+            found += sorted(
+                path for path in given.rglob("*") if path.suffix.lower() in reader.SUFFIXES and path.is_file()
+            )
         elif given.exists():
             found.append(given)
         else:
             raise ValueError(f"There is no file or folder {given}.")
     if not found:
-        raise ValueError(
-            f"No {', '.join(SUFFIXES)} below {', '.join(map(str, images))}; DICOM is converted beforehand."
-        )
+        raise ValueError(f"No {', '.join(reader.SUFFIXES)} below {', '.join(map(str, images))}.")
     return list(dict.fromkeys(found))
 
 
@@ -122,7 +122,7 @@ def _read_ahead(paths: Sequence[Path], size: int, threads: int) -> Iterator[list
 
 def _read(path: Path) -> pixels.Picture | str:
     try:
-        return pixels.read(path)
+        return reader.read(path)
     except pixels.UnreadablePicture as error:
         return str(error)
 
@@ -177,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m cxrjax.embed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("images", nargs="+", help="PNG and JPEG files, or folders of them")
+    parser.add_argument("images", nargs="+", help="PNG, JPEG and DICOM files, or folders of them")
     parser.add_argument("--checkpoint", required=True, help="workdir, its checkpoints folder, or one step's folder")
     parser.add_argument("--output", required=True, help="Parquet file to write or to continue")
     parser.add_argument("--step", type=step_name, default="latest", help="latest (default), best, or a number")

@@ -7,7 +7,7 @@ import pytest
 
 from cxrjax import embed, methods
 from cxrjax.input import views
-from tests import runs
+from tests import dicom_files, runs
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,19 @@ def test_rows_are_the_features_of_the_fitted_pictures(run, pictures, tmp_path, c
         assert (table.height[path], table.width[path]) == image.shape
 
 
+def test_dicom_files_are_found_and_embedded_as_they_are_shown(run, tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
+    for suffix in ("dcm", "dicom"):
+        dicom_files.write(tmp_path / f"inverted.{suffix}", image, photometric="MONOCHROME1")
+    assert command(run, [tmp_path], tmp_path / "features.parquet") == 0
+    table = pandas.read_parquet(tmp_path / "features.parquet")
+    assert sorted(path.rsplit(".")[-1] for path in table.path) == ["dcm", "dicom"]
+    expected = methods.make(runs.config()).encode(run[1], {}, 255 - image[None, :, :, None])["pooled"][0]
+    for embedding, steps in zip(table.embedding, table.steps, strict=True):
+        np.testing.assert_allclose(embedding, expected, atol=1e-5)
+        assert list(steps) == ["inverted: MONOCHROME1"]
+
+
 def test_what_was_done_to_a_picture_is_in_its_row(run, tmp_path):
     picture = tmp_path / "colour.png"
     cv2.imwrite(str(picture), np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
@@ -72,8 +85,8 @@ def test_broken_pictures_are_told_and_the_rest_is_embedded(run, pictures, tmp_pa
 def test_second_call_only_reads_what_is_left(run, pictures, tmp_path, monkeypatch):
     output, read, (first, *others) = tmp_path / "features.parquet", [], sorted(pictures)
     assert command(run, [first], output) == 0
-    original = embed.pixels.read
-    monkeypatch.setattr(embed.pixels, "read", lambda path: read.append(str(path)) or original(path))
+    original = embed.reader.read
+    monkeypatch.setattr(embed.reader, "read", lambda path: read.append(str(path)) or original(path))
     assert command(run, [first, tmp_path / "pictures"], output) == 0
     assert sorted(read) == others
     assert sorted(pandas.read_parquet(output).path) == sorted(pictures)
@@ -82,14 +95,14 @@ def test_second_call_only_reads_what_is_left(run, pictures, tmp_path, monkeypatc
 def test_rows_survive_an_interruption(run, pictures, tmp_path, monkeypatch):
     output = tmp_path / "features.parquet"
     last = sorted(pictures)[-1]
-    original = embed.pixels.read
+    original = embed.reader.read
 
     def interrupted(path):
         if str(path) == last:
             raise KeyboardInterrupt
         return original(path)
 
-    monkeypatch.setattr(embed.pixels, "read", interrupted)
+    monkeypatch.setattr(embed.reader, "read", interrupted)
     monkeypatch.setattr(embed.parallel, "num_devices", lambda mesh: 1)
     monkeypatch.setattr(embed.parallel, "to_global", lambda batch, mesh: batch)
     with pytest.raises(KeyboardInterrupt):
@@ -109,7 +122,8 @@ def test_features_of_two_checkpoints_are_not_mixed(run, pictures, tmp_path, caps
 
 
 @pytest.mark.parametrize(
-    ("given", "sentence"), [("empty", "No .png, .jpg, .jpeg below"), ("absent", "no file or folder")]
+    ("given", "sentence"),
+    [("empty", "No .png, .jpg, .jpeg, .dcm, .dicom, .img below"), ("absent", "no file or folder")],
 )
 def test_no_picture_is_an_error(run, tmp_path, capsys, given, sentence):
     (tmp_path / "empty").mkdir()

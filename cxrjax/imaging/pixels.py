@@ -1,7 +1,8 @@
-"""PNG and JPEG files to one grey uint8 picture, with a record of every step that changed values or size.
+"""PNG and JPEG files to one grey picture, with a record of every step that changed values or size.
 
 Decoding is Pillow's, which refuses truncated files; OpenCV fills the missing rows of a truncated JPEG with grey and
 says nothing. OpenCV decodes only what Pillow would cut down to 8 bits: 16-bit PNG with colour or transparency.
+reader.py reads DICOM too, and is what converters and commands call.
 """
 
 import io
@@ -39,62 +40,126 @@ class UnreadablePicture(ValueError):
 class Picture(NamedTuple):
     """A grey picture and what was done to get it."""
 
-    pixels: np.ndarray  # h w uint8
-    format: str  # "png" or "jpeg", by content
+    pixels: np.ndarray  # h w uint8, or uint16 where 16 bits are asked for
+    format: str  # "png", "jpeg", "dicom" or "img", by content
     source_height: int
     source_width: int
     bits: int  # per channel, as stored
     steps: tuple[str, ...]  # every step beyond decoding 8-bit grey: "what" or "what: detail"
+    header: dict = {}  # view, sex and age of a DICOM file
 
 
-def read(source: str | Path | bytes, value_range: tuple[int, int] | None = None) -> Picture:
+def read(source: str | Path | bytes, value_range: tuple[int, int] | None = None, bits: int = 8) -> Picture:
     """Reads a PNG or JPEG file, recognised by its content, as one grey picture.
 
     source: path or the file's bytes.
-    value_range: for pictures deeper than 8 bits, the stored values that become 0 and 255. By default the 0.1 and 99.9
-        percentiles of the picture, so that 12 bits in a 16-bit file are not black and one bright marker does not
+    value_range: for pictures deeper than 8 bits, the stored values that become black and white. By default the 0.1 and
+        99.9 percentiles of the picture, so that 12 bits in a 16-bit file are not black and one bright marker does not
         darken the rest.
+    bits: 8 or 16, of the result; 8-bit values v become 257 v in 16 bits.
     Colour becomes luma (0.299 R + 0.587 G + 0.114 B); transparency is laid on black; EXIF rotation is applied.
-    Returns Picture with pixels h w uint8. Raises UnreadablePicture.
+    Returns Picture with pixels h w uint8 or uint16. Raises UnreadablePicture.
     """
-    name = "" if isinstance(source, bytes) else Path(source).name
-    data = source if isinstance(source, bytes) else _bytes(Path(source))
-    file_format = _format(data, name)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            opened = Image.open(io.BytesIO(data), formats=[file_format])
-            opened.load()
-    except UnidentifiedImageError:
-        raise UnreadablePicture(f"The {file_format.upper()} header is broken.") from None
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise UnreadablePicture(f"The {file_format.upper()} data are truncated or corrupt ({error}).") from None
+    data, _ = contents(source)
+    file_format = _format(data)
+    image = opened(data, file_format)
     steps: list[str] = []
-    array, bits = _array(opened, data, file_format, steps)
+    array, stored_bits = _array(image, data, file_format, steps)
     height, width = array.shape[:2]
-    if min(height, width) < SHORTEST_SIDE:
-        raise UnreadablePicture(f"The picture is only {width} x {height} px (width x height).")
-    if max(height, width) > LARGEST_ASPECT * min(height, width):
-        raise UnreadablePicture(f"The picture is a strip of {width} x {height} px (width x height), not a radiograph.")
+    refuse_shape(height, width)
     grey = _grey(array, steps)
     if grey.min() == grey.max():
         raise UnreadablePicture(f"The picture is constant: every pixel is {int(grey.flat[0])}.")
     if grey.dtype != np.uint8:
-        grey = _to_eight_bits(grey, value_range, steps)
-        if grey.min() == grey.max():
-            raise UnreadablePicture(f"No pixel is inside the value range {value_range}; the result would be constant.")
-    return Picture(grey, file_format, height, width, bits, tuple(steps))
+        grey = to_bits(grey, value_range, bits, steps)
+    elif bits == 16:
+        grey = grey.astype(np.uint16) * 257
+    return Picture(grey, file_format, height, width, stored_bits, tuple(steps))
+
+
+def contents(source: str | Path | bytes) -> tuple[bytes, str]:
+    """The bytes of a file and its name ("" for bytes); raises UnreadablePicture."""
+    if isinstance(source, bytes):
+        return source, ""
+    path = Path(source)
+    try:
+        return path.read_bytes(), path.name
+    except FileNotFoundError:
+        raise UnreadablePicture("The file does not exist.") from None
+    except IsADirectoryError:
+        raise UnreadablePicture("This is a folder, not a file.") from None
+    except OSError as error:
+        raise UnreadablePicture(f"The file cannot be read: {error.strerror or error}.") from None
+
+
+def opened(data: bytes, file_format: str) -> Image.Image:
+    """Decodes a whole "png", "jpeg" or "gif" file with Pillow; raises UnreadablePicture."""
+    if not _ends(data, file_format):
+        raise UnreadablePicture(
+            f"The {file_format.upper()} data are truncated or corrupt (their end marker is missing)."
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=[file_format])
+            image.load()
+            return image
+    except UnidentifiedImageError:
+        raise UnreadablePicture(f"The {file_format.upper()} header is broken.") from None
+    except Exception as error:  # Pillow raises many kinds on damaged data
+        raise UnreadablePicture(f"The {file_format.upper()} data are truncated or corrupt ({error}).") from None
+
+
+def refuse_shape(height: int, width: int) -> None:
+    """Raises UnreadablePicture where no radiograph has that many pixels a side."""
+    if min(height, width) < SHORTEST_SIDE:
+        raise UnreadablePicture(f"The picture is only {width} x {height} px (width x height).")
+    if max(height, width) > LARGEST_ASPECT * min(height, width):
+        raise UnreadablePicture(f"The picture is a strip of {width} x {height} px (width x height), not a radiograph.")
+
+
+def to_bits(grey: np.ndarray, value_range: tuple[int, int] | None, bits: int, steps: list[str]) -> np.ndarray:
+    """Scales h w uint16 so that value_range, or its own robust range, fills 8 or 16 bits; adds the step to `steps`.
+
+    Raises UnreadablePicture where that leaves a constant picture.
+    """
+    if value_range is None:
+        low, high = map(int, robust_range(np.bincount(grey.ravel(), minlength=2**16), np.arange(2**16)))
+        kind = "percentiles 0.1 and 99.9"
+    else:
+        low, high = value_range
+        kind = "declared"
+    full = 2**bits - 1
+    steps.append(f"more than 8 bits: values {low} to {high} ({kind}) became 0 to {full}")
+    # A table of the 65,536 values is ten times faster than floating-point pixels.
+    table = np.round(np.clip((np.arange(2**16) - low) * (full / (high - low)), 0, full))
+    scaled = table.astype(np.uint8 if bits == 8 else np.uint16)[grey]
+    if scaled.min() == scaled.max():
+        raise UnreadablePicture(f"No pixel is inside the value range {value_range}; the result would be constant.")
+    return scaled
+
+
+def robust_range(counts: np.ndarray, values: np.ndarray) -> tuple[float, float]:
+    """The 0.1 and 99.9 percentiles of a picture, or its extremes where those are equal.
+
+    counts: how often each of `values` occurs, both n; values in rising order.
+    """
+    below = np.cumsum(counts) / counts.sum()
+    low, high = (values[np.searchsorted(below, share)] for share in (0.001, 0.999))
+    if low == high:
+        low, high = values[counts > 0][[0, -1]]
+    return low, high
 
 
 def resize_short(pixels: np.ndarray, short_side: int) -> np.ndarray:
-    """Resizes h w uint8 so that the short side is exactly short_side px, aspect kept; smaller pictures are enlarged."""
+    """Resizes h w uint8 or uint16 to a short side of exactly short_side px, aspect kept; smaller ones are enlarged."""
     height, width = pixels.shape
     scale = short_side / min(height, width)
     return resize(pixels, max(short_side, round(height * scale)), max(short_side, round(width * scale)))
 
 
 def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resizes h w uint8 to height x width: area averaging to shrink, linear to enlarge."""
+    """Resizes h w uint8 or uint16 to height x width: area averaging to shrink, linear to enlarge."""
     if pixels.shape == (height, width):
         return pixels
     enlarges = height > pixels.shape[0] or width > pixels.shape[1]
@@ -102,27 +167,25 @@ def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def read_mask(source: str | Path | bytes) -> np.ndarray:
-    """Reads a mask picture as h w uint8, 0 outside and 255 inside.
+    """Reads a mask picture (PNG, JPEG or GIF) as h w uint8, 0 outside and 255 inside.
 
     Inside is every value above half of the largest one (0/255 and JPEG-blurred masks), or every value but 0 where the
     largest is below 16 (0/1 and numbered regions). A mask of zeros only is valid: nothing is marked.
     Raises UnreadablePicture.
     """
-    name = "" if isinstance(source, bytes) else Path(source).name
-    data = source if isinstance(source, bytes) else _bytes(Path(source))
-    file_format = _format(data, name)
+    data, _ = contents(source)
+    file_format = "gif" if data.startswith(b"GIF8") else _format(data)
     try:
-        opened = Image.open(io.BytesIO(data), formats=[file_format])
-        opened.load()
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise UnreadablePicture(f"The mask is truncated or corrupt ({error}).") from None
-    values = _grey(_array(opened, data, file_format, [])[0], []).astype(np.float32)
+        image = opened(data, file_format)
+    except UnreadablePicture as error:
+        raise UnreadablePicture(f"The mask cannot be read: {error}") from None
+    values = _grey(_array(image, data, file_format, [])[0], []).astype(np.float32)
     largest = values.max()
     return np.where(values > (largest / 2 if largest >= 16 else 0), 255, 0).astype(np.uint8)
 
 
 def encode(pixels: np.ndarray, image_format: str) -> bytes:
-    """Encodes h w uint8 as grey "png" or "jpeg" (quality 95)."""
+    """Encodes h w uint8 as grey "png" or "jpeg" (quality 95); "png" takes uint16 as well."""
     if image_format == "png":
         done, buffer = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 6])
     elif image_format == "jpeg":
@@ -134,57 +197,55 @@ def encode(pixels: np.ndarray, image_format: str) -> bytes:
     return buffer.tobytes()
 
 
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise UnreadablePicture("The file does not exist.") from None
-    except IsADirectoryError:
-        raise UnreadablePicture("This is a folder, not a file.") from None
-    except OSError as error:
-        raise UnreadablePicture(f"The file cannot be read: {error.strerror or error}.") from None
+def _ends(data: bytes, file_format: str) -> bool:
+    """Whether the file reaches its end marker: Pillow opens files that were cut just before it."""
+    if file_format == "png":
+        return b"IEND\xaeB`\x82" in data
+    if file_format == "gif":
+        return data.rstrip(b"\0").endswith(b";")
+    return data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda")  # end of image, after the last start of scan
 
 
-def _format(data: bytes, name: str) -> str:
+def _format(data: bytes) -> str:
     if not data:
         raise UnreadablePicture("The file is empty (0 bytes).")
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         return "png"
     if data.startswith(b"\xff\xd8\xff"):
         return "jpeg"
-    if data[128:132] == b"DICM" or name.lower().endswith((".dcm", ".dicom")):
-        raise UnreadablePicture("This is a DICOM file; only PNG and JPEG are read here: export it as 16-bit PNG first.")
+    if data[128:132] == b"DICM":
+        raise UnreadablePicture("This is a DICOM file, which only cxrjax.imaging.reader reads.")
     for start, what in _OTHER_FORMATS:
         if data.startswith(start):
-            raise UnreadablePicture(f"The file is {what}; only PNG and JPEG are read here.")
+            raise UnreadablePicture(f"The file is {what}; only PNG, JPEG and DICOM are read.")
     if data.lstrip()[:1] == b"<":
-        raise UnreadablePicture("The file is an HTML or XML page, perhaps from a failed download, not a PNG or JPEG.")
+        raise UnreadablePicture("The file is an HTML or XML page, perhaps from a failed download, not a picture.")
     if not data.strip(b"\0"):
         raise UnreadablePicture("The file holds zeros only, perhaps from an interrupted copy.")
-    raise UnreadablePicture(f"The file is neither PNG nor JPEG (it begins with bytes {data[:4].hex(' ')}).")
+    raise UnreadablePicture(f"The file is neither PNG, JPEG nor DICOM (it begins with bytes {data[:4].hex(' ')}).")
 
 
-def _array(opened: Image.Image, data: bytes, file_format: str, steps: list[str]) -> tuple[np.ndarray, int]:
+def _array(image: Image.Image, data: bytes, file_format: str, steps: list[str]) -> tuple[np.ndarray, int]:
     """h w or h w 3 array, uint8 or deeper, and the stored bits per channel."""
     bits = data[24] if file_format == "png" else 8
-    if bits == 16 and opened.mode not in ("I;16", "I;16B", "I"):
+    if bits == 16 and image.mode not in ("I;16", "I;16B", "I"):
         array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
         if array is None or array.dtype != np.uint16:
-            raise UnreadablePicture(f"This kind of 16-bit PNG (Pillow mode {opened.mode}) cannot be decoded.")
+            raise UnreadablePicture(f"This kind of 16-bit PNG (Pillow mode {image.mode}) cannot be decoded.")
         if array.ndim == 3 and array.shape[2] == 4:
             array = _on_black(array[..., 2::-1], array[..., 3], steps)
         elif array.ndim == 3:
             array = array[..., ::-1]
         return array, bits
-    if opened.getexif().get(0x0112, 1) != 1:
-        opened = ImageOps.exif_transpose(opened)
+    if image.getexif().get(0x0112, 1) != 1:
+        image = ImageOps.exif_transpose(image)
         steps.append("turned: as its EXIF orientation says")
-    if opened.mode in ("I;16", "I;16B", "I"):
-        return np.asarray(opened).astype(np.uint16), bits
-    if opened.mode in ("RGBA", "LA", "PA") or "transparency" in opened.info:
-        layers = np.asarray(opened.convert("RGBA"))
+    if image.mode in ("I;16", "I;16B", "I"):
+        return np.asarray(image).astype(np.uint16), bits
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        layers = np.asarray(image.convert("RGBA"))
         return _on_black(layers[..., :3], layers[..., 3], steps), bits
-    return np.asarray(opened.convert("L" if opened.mode in ("L", "1") else "RGB")), bits
+    return np.asarray(image.convert("L" if image.mode in ("L", "1") else "RGB")), bits
 
 
 def _on_black(colour: np.ndarray, alpha: np.ndarray, steps: list[str]) -> np.ndarray:
@@ -211,19 +272,3 @@ def _grey(array: np.ndarray, steps: list[str]) -> np.ndarray:
         steps.append(f"colour to luma: {max(100 * coloured, 0.1):.1f} % of the pixels are coloured")
     weights = np.array([0.299, 0.587, 0.114], np.float32)
     return np.round(array.astype(np.float32) @ weights).astype(array.dtype)
-
-
-def _to_eight_bits(grey: np.ndarray, value_range: tuple[int, int] | None, steps: list[str]) -> np.ndarray:
-    """Scales h w uint16 through a table of its 65,536 values, ten times faster than through floating point pixels."""
-    if value_range is None:
-        below = np.cumsum(np.bincount(grey.ravel(), minlength=2**16)) / grey.size
-        low, high = (int(np.searchsorted(below, share)) for share in (0.001, 0.999))
-        if low == high:
-            low, high = int(grey.min()), int(grey.max())
-        kind = "percentiles 0.1 and 99.9"
-    else:
-        low, high = value_range
-        kind = "declared"
-    steps.append(f"more than 8 bits: values {low} to {high} ({kind}) became 0 to 255")
-    scaled = (np.arange(2**16) - low) * (255 / (high - low))
-    return np.round(np.clip(scaled, 0, 255)).astype(np.uint8)[grey]

@@ -89,6 +89,19 @@ def test_sixteen_bits_fill_the_range_without_the_brightest_marker():
     assert "more than 8 bits: values" in picture.steps[0]
     assert picture.pixels[1:].min() <= 1 and picture.pixels[-1, -1] >= 254
     assert abs(int(picture.pixels[100, 100]) - 127) <= 2
+    fine = pixels.read(png(deep), bits=16)
+    low, high = np.sort(deep, axis=None)[[int(0.001 * deep.size), int(0.999 * deep.size)]]
+    expected = np.clip((deep.astype(float) - low) / (int(high) - int(low)), 0, 1) * 65535
+    assert fine.pixels.dtype == np.uint16 and np.abs(fine.pixels - expected).max() <= 65535 / (high - low) + 1
+    assert fine.steps[0].endswith("became 0 to 65535")
+
+
+def test_eight_bits_keep_their_grey_levels_in_sixteen():
+    picture = pixels.read(png(gradient()), bits=16)
+    assert picture.pixels.dtype == np.uint16
+    np.testing.assert_array_equal(picture.pixels, gradient().astype(int) * 257)
+    coded = pixels.read(pixels.encode(picture.pixels, "png"), value_range=(0, 65535), bits=16)
+    np.testing.assert_array_equal(coded.pixels, picture.pixels)
 
 
 def test_sixteen_bits_follow_a_declared_range():
@@ -116,11 +129,18 @@ def test_exif_rotation_is_applied():
 
 
 @pytest.mark.parametrize("encode", [png, jpeg, lambda a: saved(Image.fromarray(a), "JPEG", progressive=True)])
-@pytest.mark.parametrize("share", [0.5, 0.9])
-def test_truncated_files_are_refused(encode, share):
+@pytest.mark.parametrize("missing", [0.5, 0.1, 13, 4, 1])
+def test_truncated_files_are_refused(encode, missing):
     data = encode(np.random.default_rng(0).integers(0, 255, (200, 200), np.uint8))
     with pytest.raises(UnreadablePicture, match="truncated or corrupt"):
-        pixels.read(data[: int(len(data) * share)])
+        pixels.read(data[: -(missing if missing >= 1 else int(len(data) * missing))])
+
+
+@pytest.mark.parametrize("encode", [png, jpeg])
+def test_bytes_after_the_end_are_no_truncation(encode):
+    np.testing.assert_array_equal(
+        pixels.read(encode(gradient()) + b"\0\0rest").pixels, pixels.read(encode(gradient())).pixels
+    )
 
 
 def test_a_broken_png_checksum_is_refused():
@@ -134,11 +154,13 @@ def test_a_broken_png_checksum_is_refused():
     ("data", "sentence"),
     [
         (b"", r"empty \(0 bytes\)"),
-        (b"hello", "neither PNG nor JPEG .*68 65 6c 6c"),
+        (b"hello", "neither PNG, JPEG nor DICOM .*68 65 6c 6c"),
         (b"\n<!DOCTYPE html>", "HTML or XML page, perhaps from a failed download"),
         (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer.*git lfs pull"),
-        (b"\0" * 128 + b"DICM" + b"\0" * 20, "DICOM file; only PNG and JPEG"),
-        (b"II*\0" + b"\0" * 30, "TIFF picture; only PNG and JPEG"),
+        (b"\0" * 128 + b"DICM" + b"\0" * 20, "DICOM file, which only cxrjax.imaging.reader reads"),
+        (b"BM" + b"\0" * 30, "BMP picture; only PNG, JPEG and DICOM"),
+        (b"GIF89a" + b"\0" * 30, "GIF picture; only PNG, JPEG and DICOM"),
+        (b"II*\0" + b"\0" * 30, "TIFF picture; only PNG, JPEG and DICOM"),
         (b"\0" * 4096, "zeros only, perhaps from an interrupted copy"),
         (b"\x89PNG\r\n\x1a\n" + b"\0" * 30, "PNG (header is broken|data are truncated or corrupt)"),
         (png(np.full((40, 40), 7, np.uint8)), "constant: every pixel is 7"),
@@ -161,7 +183,7 @@ def test_missing_files_and_folders_get_a_sentence(tmp_path):
 def test_an_enormous_declared_size_is_refused():
     header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 0, 0, 0, 0)
     data = b"\x89PNG\r\n\x1a\n"
-    for chunk in (b"IHDR" + header, b"IDAT" + zlib.compress(bytes(100))):
+    for chunk in (b"IHDR" + header, b"IDAT" + zlib.compress(bytes(100)), b"IEND"):
         data += struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
     with pytest.raises(UnreadablePicture, match="truncated or corrupt .*decompression bomb"):
         pixels.read(data)
@@ -188,10 +210,22 @@ def test_masks_of_any_coding_become_0_and_255(inside):
     np.testing.assert_array_equal(read, np.where(mask, 255, 0))
 
 
+def test_gif_masks_are_read_and_gif_pictures_are_not():
+    mask = np.zeros((40, 48), np.uint8)
+    mask[10:20, 5:30] = 255
+    data = saved(Image.fromarray(mask), "GIF")
+    np.testing.assert_array_equal(pixels.read_mask(data), mask)
+    for missing in (1, 2, len(data) // 4):
+        with pytest.raises(UnreadablePicture, match="mask cannot be read: The GIF data are truncated"):
+            pixels.read_mask(data[:-missing])
+    with pytest.raises(UnreadablePicture, match="GIF picture"):
+        pixels.read(data)
+
+
 def test_an_empty_mask_is_a_mask_and_a_truncated_one_is_not():
     assert pixels.read_mask(png(np.zeros((40, 40), np.uint8))).max() == 0
     data = png(np.random.default_rng(0).integers(0, 2, (90, 90), np.uint8) * 255)
-    with pytest.raises(UnreadablePicture, match="mask is truncated or corrupt"):
+    with pytest.raises(UnreadablePicture, match="mask cannot be read: The PNG data are truncated"):
         pixels.read_mask(data[: len(data) // 2])
 
 

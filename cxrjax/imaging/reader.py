@@ -1,0 +1,56 @@
+"""Any radiograph file to one grey picture: PNG, JPEG and DICOM by their content, raw files of JSRT by their name."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from cxrjax.imaging import dicom, pixels
+from cxrjax.imaging.pixels import Picture, UnreadablePicture
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".img")
+JSRT_SIDE, JSRT_LARGEST = 2048, 4095
+
+
+def read(source: str | Path | bytes, value_range: tuple[int, int] | None = None, bits: int = 8) -> Picture:
+    """Reads a radiograph file of any kind, bones white.
+
+    source: path, or the file's bytes (not for JSRT's raw files, which nothing but their name tells).
+    value_range: for PNG and raw files deeper than 8 bits, the values that become black and white (by default: of a PNG
+        its robust range, of a raw file 0 to 4095). DICOM files carry their own.
+    bits: 8 or 16, of the result; 8-bit values v become 257 v in 16 bits.
+    Returns Picture; of a DICOM file its `header` has view, sex and age. Raises UnreadablePicture.
+    """
+    data, name = pixels.contents(source)
+    if dicom.is_dicom(data):
+        return _dicom(data, bits)
+    if name.lower().endswith(".img"):
+        return _jsrt(data, value_range, bits)
+    return pixels.read(data, value_range, bits)
+
+
+def _dicom(data: bytes, bits: int) -> Picture:
+    grey, record = dicom.read(data)
+    if bits == 8:
+        grey = cv2.convertScaleAbs(grey, alpha=1 / 257)
+    header = {"view": record.view, "sex": record.sex, "age": record.age}
+    return Picture(grey, "dicom", record.rows, record.columns, record.bits_stored, record.steps, header)
+
+
+def _jsrt(data: bytes, value_range: tuple[int, int] | None, bits: int) -> Picture:
+    """A raw picture of the JSRT database: 2048 x 2048 big-endian words of 12 bits, low where the film is dark."""
+    wanted = 2 * JSRT_SIDE**2
+    if len(data) != wanted:
+        raise UnreadablePicture(
+            f"The .IMG file has {len(data)} bytes; a picture of the JSRT database has {wanted} (2048 x 2048 x 2)."
+        )
+    words = np.frombuffer(data, ">u2").reshape(JSRT_SIDE, JSRT_SIDE).astype(np.uint16)
+    if words.max() > JSRT_LARGEST:
+        raise UnreadablePicture(
+            f"The .IMG file holds the value {words.max()}; a picture of the JSRT database has 12 bits, big-endian."
+        )
+    if words.min() == words.max():
+        raise UnreadablePicture(f"The picture is constant: every pixel is {words.flat[0]}.")
+    steps = ["inverted: raw JSRT files are low where bones are"]
+    grey = pixels.to_bits(JSRT_LARGEST - words, value_range or (0, JSRT_LARGEST), bits, steps)
+    return Picture(grey, "img", JSRT_SIDE, JSRT_SIDE, 12, tuple(steps))
