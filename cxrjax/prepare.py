@@ -2,11 +2,16 @@
 
     python -m cxrjax.prepare --list
     python -m cxrjax.prepare phantom
+    python -m cxrjax.prepare chestxray14 --raw DIR
+    python -m cxrjax.prepare rsna_pneumonia --raw DIR --short-side 1024 --format png --split mgca_detection
     python -m cxrjax.prepare folder --raw DIR --name clinic --table list.csv \\
         --map file='png/{ID}.png' patient=Patient labels=Diagnosis view=View --separator ';'
     python -m cxrjax.prepare folder --raw DIR --mapping configs/sets/tb_lung_masks.json
 
-Converted sets go to $CXRJAX_DATA (by default ~/.cache/cxrjax). Stopped conversions go on where they were.
+    python -m cxrjax.prepare --audit chestxray14 rsna_pneumonia
+
+Converted sets go to $CXRJAX_DATA (by default ~/.cache/cxrjax), each size of a set beside the others. Stopped
+conversions go on where they were. --audit prints which pictures and patients two converted sets share.
 """
 
 import argparse
@@ -14,10 +19,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cxrjax.datasets import schema
+from cxrjax.datasets import catalogue, schema
+from cxrjax.datasets.manifest import Manifest
 
-SETS = {
-    "folder": "any folder of PNG or JPEG pictures, with a CSV or Parquet table of patients, labels, views, splits ...",
+OWN = {
+    "folder": "any folder of PNG, JPEG or DICOM pictures, with a CSV or Parquet table of patients, labels, views ...",
     "phantom": "radiographs computed through a small 3-D anatomy, with findings, masks and reports; needs no raw data",
 }
 
@@ -26,14 +32,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns 0, 1 where bad files kept the set from being written, 2 for a mistake."""
     parser = _parser()
     given = parser.parse_args(arguments)
-    if given.list:
-        print(listing(given.data_dir or schema.data_dir()))
-        return 0
-    if given.set is None:
-        parser.print_help()
-        return 2
     try:
-        return _RUN[given.set](given)
+        if given.list:
+            print(listing(given.data_dir or schema.data_dir()))
+            return 0
+        if given.audit:
+            from cxrjax.datasets import overlap
+
+            print(overlap.audit(*given.audit, given.data_dir))
+            return 0
+        if given.set is None:
+            parser.print_help()
+            return 2
+        return _OWN[given.set](given) if given.set in _OWN else _official(given)
     except (ValueError, OSError) as error:
         if given.debug:
             raise
@@ -45,11 +56,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def listing(data_dir: Path) -> str:
-    """The sets that can be converted, and those in the data folder with their pictures per split."""
+    """The sets that can be converted and where to get them, and those in the data folder with pictures per split."""
     from cxrjax.input import source
 
-    lines = ["Known sets:", *(f"  {name:<10} {what}" for name, what in SETS.items()), f"Converted in {data_dir}:"]
+    lines = ["Sets that need no official download:", *(f"  {name:<10} {what}" for name, what in OWN.items())]
+    lines += ["", "Official sets (python -m cxrjax.prepare NAME --raw DIR):"]
+    for name, entry in catalogue.SETS.items():
+        lines += [f"  {name}: {entry.title}", f"      {entry.size}; needs: {entry.access}; licence: {entry.licence}"]
+        lines.append(f"      {entry.where}")
+        lines += [f"      --{option} {' | '.join(choices)}" for option, choices in entry.options.items()]
     names = source.converted(data_dir)
+    lines += ["", f"Converted in {data_dir}:"]
     for name in names:
         there = source.open_set(name, data_dir)
         sizes = ", ".join(
@@ -63,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     raw_text = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("python -m cxrjax.prepare", description=__doc__, formatter_class=raw_text)
     parser.add_argument("--list", action="store_true", help="name the known sets and those that are converted")
+    parser.add_argument("--audit", nargs=2, metavar=("A", "B"), help="pictures and patients that two sets share")
     shared = argparse.ArgumentParser(add_help=False)
     for one in (parser, shared):
         default = None if one is parser else argparse.SUPPRESS
@@ -70,28 +88,60 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument(
             "--debug", action="store_true", default=default or False, help="show the traceback of an error"
         )
-    sets = parser.add_subparsers(dest="set", metavar="SET", title="sets")
+    conversion = _conversion_options()
+    sets = parser.add_subparsers(dest="set", metavar="SET", title="sets", help="see --list")
 
-    folder = sets.add_parser("folder", parents=[shared], help=SETS["folder"], description=_folder_help())
+    folder = sets.add_parser("folder", parents=[shared, conversion], help=OWN["folder"], description=_folder_help())
     folder.formatter_class = raw_text
-    folder.add_argument("--raw", type=Path, required=True, metavar="DIR", help="folder that holds the pictures")
     folder.add_argument("--mapping", type=Path, metavar="JSON", help="file with the mapping; the options below win")
     folder.add_argument("--name", help="name of the converted set")
     folder.add_argument("--table", help="CSV, TSV or Parquet with one row per picture, in the raw folder or elsewhere")
     folder.add_argument("--map", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help="mapping keys")
     folder.add_argument("--separator", help="between the labels of one cell ['|']")
-    folder.add_argument("--short-side", type=int, default=256, metavar="PX", help="of the converted pictures [256]")
-    folder.add_argument("--format", choices=("jpeg", "png"), default="jpeg", help="of the converted pictures [jpeg]")
-    folder.add_argument("--workers", type=int, help="threads that decode and encode [one per core]")
-    folder.add_argument(
-        "--allow-bad", action="store_true", help="write the set without the files that are missing or bad"
-    )
-    folder.add_argument("--overwrite", action="store_true", help="replace a set of this name made from something else")
 
-    phantom = sets.add_parser("phantom", parents=[shared], help=SETS["phantom"], description=SETS["phantom"])
+    phantom = sets.add_parser("phantom", parents=[shared], help=OWN["phantom"], description=OWN["phantom"])
     phantom.add_argument("--studies", type=int, metavar="N", help="studies, each frontal and lateral")
     phantom.add_argument("--short-side", type=int, metavar="PX", help="of the pictures")
+
+    for name, entry in catalogue.SETS.items():
+        about = f"{entry.title}.\n\n{entry.size}; needs: {entry.access}\nlicence: {entry.licence}\nfrom: {entry.where}"
+        official = sets.add_parser(name, parents=[shared, conversion], description=about)
+        official.formatter_class = raw_text
+        for option, choices in entry.options.items():
+            official.add_argument(f"--{option}", choices=choices, default=choices[0], help=f"[{choices[0]}]")
     return parser
+
+
+def _conversion_options() -> argparse.ArgumentParser:
+    """What every conversion of pictures takes."""
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument("--raw", type=Path, required=True, metavar="DIR", help="folder that holds the pictures")
+    options.add_argument(
+        "--short-side", type=_side, default=256, metavar="PX", help="of the stored pictures, or original [256]"
+    )
+    options.add_argument("--format", choices=("jpeg", "png"), default="jpeg", help="of the stored pictures [jpeg]")
+    options.add_argument("--bits", type=int, choices=(8, 16), default=8, help="16 with --format png [8]")
+    options.add_argument(
+        "--vocab",
+        type=Path,
+        metavar="FILE",
+        help="BERT vocab.txt for the reports [trained on those of the train split]",
+    )
+    options.add_argument("--workers", type=int, help="threads that decode and encode [one per core]")
+    options.add_argument(
+        "--beam", metavar="OPTIONS", help="convert by Apache Beam with these comma-separated options of its pipeline"
+    )
+    options.add_argument(
+        "--allow-bad", action="store_true", help="write the set without the files that are missing or bad"
+    )
+    options.add_argument("--overwrite", action="store_true", help="replace a set of this name made from something else")
+    return options
+
+
+def _side(text: str) -> int | str:
+    if text == "original" or text.isdigit():
+        return text if text == "original" else int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is neither a number of pixels nor 'original'")
 
 
 def _folder_help() -> str:
@@ -105,7 +155,7 @@ def _folder_help() -> str:
     lines = [f"  {field:<43} {comment}".rstrip() for field, _, comment in keys]
     about = "\n".join(line.strip() for line in about.splitlines())
     return "\n".join(
-        [f"Converts {SETS['folder']}", "", "Mapping keys (JSON, or --map KEY=VALUE ...)", *lines, "", about]
+        [f"Converts {OWN['folder']}", "", "Mapping keys (JSON, or --map KEY=VALUE ...)", *lines, "", about]
     )
 
 
@@ -115,13 +165,26 @@ def _folder(given: argparse.Namespace) -> int:
     keys = mapping.from_arguments(given.map)
     named = {"name": given.name, "table": given.table, "separator": given.separator}
     keys |= {key: value for key, value in named.items() if value is not None}
-    made = folder.convert(
-        given.raw,
-        mapping.load(given.mapping, **keys),
+    return _convert(folder.manifest(given.raw, mapping.load(given.mapping, **keys)), given)
+
+
+def _official(given: argparse.Namespace) -> int:
+    options = {option: getattr(given, option) for option in catalogue.SETS[given.set].options}
+    return _convert(catalogue.manifest(given.set, given.raw, **options), given)
+
+
+def _convert(manifest: Manifest, given: argparse.Namespace) -> int:
+    from cxrjax.datasets.convert import convert_manifest
+
+    made = convert_manifest(
+        manifest,
         data_dir=given.data_dir,
         short_side=given.short_side,
         image_format=given.format,
+        bits=given.bits,
+        vocabulary=given.vocab,
         workers=given.workers,
+        beam=None if given.beam is None else given.beam.split(","),
         allow_bad=given.allow_bad,
         overwrite=given.overwrite,
     )
@@ -147,7 +210,7 @@ def _phantom(given: argparse.Namespace) -> int:
     return 0
 
 
-_RUN = {"folder": _folder, "phantom": _phantom}
+_OWN = {"folder": _folder, "phantom": _phantom}
 
 if __name__ == "__main__":
     raise SystemExit(main())

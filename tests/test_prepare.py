@@ -33,7 +33,7 @@ def test_a_folder_is_converted_from_arguments_and_listed(raw, capsys):
     out = capsys.readouterr().out
     assert "label Effusion" in out and "Converted set:" in out
     assert prepare.main(["--list"]) == 0
-    assert "clinic: train 2, test 1; 3 labels" in capsys.readouterr().out
+    assert "clinic/32: train 2, test 1; 3 labels" in capsys.readouterr().out
 
 
 def test_a_mapping_file_with_options_that_win(raw, tmp_path, capsys):
@@ -43,7 +43,7 @@ def test_a_mapping_file_with_options_that_win(raw, tmp_path, capsys):
     assert folder(raw, *file) == 2
     assert "no column 'Nobody'; its columns are: ID, Who, Dx, Part" in capsys.readouterr().err
     assert folder(raw, *file, "--name", "clinic", "--map", "patient=Who", "--format", "png") == 0
-    assert (tmp_path / "data" / "clinic" / "1.0.0" / "features.json").exists()
+    assert (tmp_path / "data" / "clinic" / "32-png" / "1.0.0" / "features.json").exists()
 
 
 def test_bad_files_end_with_1_unless_allowed(raw, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Any folder of PNG or JPEG pictures, with or without a table, as a converted set.
+"""Any folder of PNG, JPEG or DICOM pictures, with or without a table, as a converted set.
 
     convert(raw, {"name": "clinic", "table": "list.csv", "file": "png/{ID}.png", "patient": "Patient", "labels": "Dx"})
 
@@ -14,14 +14,14 @@ from typing import Any
 import pandas
 
 from cxrjax.datasets import manifest as manifests
-from cxrjax.datasets import schema
+from cxrjax.datasets import release, schema
 from cxrjax.datasets.convert import Conversion, convert_manifest
 from cxrjax.datasets.files import below as files_below
 from cxrjax.datasets.manifest import Box, Manifest, Problem, Row, listed
 from cxrjax.datasets.mapping import Mapping, MappingError, load
 from cxrjax.datasets.table import TABLE_SUFFIXES, column, pattern, read_table
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
 
 _SPLITS = {
     **dict.fromkeys(("train", "training", "trn", "tr"), "train"),
@@ -132,6 +132,10 @@ def _with_table(files: _Files, mapping: Mapping) -> Manifest:
     views = _views(frame, mapping, path)
     splits = _splits(frame, mapping, path)
     masks, mask_is_pattern = pattern(frame, mapping.mask, path) if mapping.mask else (blank, False)
+    sexes = column(frame, mapping.sex, path) if mapping.sex else blank
+    ages = column(frame, mapping.age, path) if mapping.age else blank
+    pictures_elsewhere, _ = pattern(frame, mapping.same_picture, path) if mapping.same_picture else (blank, False)
+    patients_elsewhere, _ = pattern(frame, mapping.same_patient, path) if mapping.same_patient else (blank, False)
     texts = {key: column(frame, name, path) if name else blank for key, name in _text_columns(mapping).items()}
     text_files, _ = pattern(frame, mapping.text_file, path) if mapping.text_file else (blank, False)
     if patients is None:
@@ -177,6 +181,10 @@ def _with_table(files: _Files, mapping: Mapping) -> Manifest:
                 findings=texts["findings"][index],
                 impression=texts["impression"][index],
                 text=text,
+                sex=release.sex(sexes[index]),
+                age=release.years(ages[index]),
+                same_picture=tuple(filter(None, [pictures_elsewhere[index]])),
+                same_patient=tuple(filter(None, [patients_elsewhere[index]])),
             )
         )
     names = {row.file.relative_to(files.raw).as_posix() for row in rows}
@@ -220,7 +228,7 @@ def _need_pictures(files: _Files) -> None:
     suffixes = Counter(Path(path).suffix.lower() or "no suffix" for path in files.paths)
     there = ", ".join(f"{count} x {suffix}" for suffix, count in suffixes.most_common(5))
     there = f"it holds {there}" if there else "it is empty"
-    raise MappingError(f"The raw folder {files.raw} has no PNG or JPEG picture; {there}.")
+    raise MappingError(f"The raw folder {files.raw} has no PNG, JPEG or DICOM picture; {there}.")
 
 
 def _description(mapping: Mapping) -> str:

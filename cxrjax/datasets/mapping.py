@@ -35,6 +35,10 @@ class Mapping(NamedTuple):
     label_columns: dict[str, str] = {}  # column -> label; cells 1, 0, -1 (uncertain) or blank
     label_names: tuple[str, ...] = ()  # fixes the names and their order; default: sorted names of the table
     blank_labels: str = "not_mentioned"  # what a blank cell says: "not_mentioned" or "absent"
+    sex: str | None = None  # F or female, M or male; anything else is unknown
+    age: str | None = None  # years, or as in DICOM ("057Y", "018M"); anything else is unknown
+    same_picture: str | None = None  # this picture in another set as "set:image_id", for the guard against leaks
+    same_patient: str | None = None  # this patient in another set as "set:patient_id"
     mask: str | None = None  # a mask picture per picture; blank: no mask
     findings: str | None = None  # section of the report
     impression: str | None = None  # section of the report

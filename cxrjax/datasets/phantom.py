@@ -17,8 +17,9 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
-from cxrjax.datasets import schema, writer
+from cxrjax.datasets import beside, schema, writer
 from cxrjax.datasets.findings import LABELS
+from cxrjax.datasets.manifest import Row
 from cxrjax.datasets.study import FEWEST_STUDIES, records, split_of
 
 NAME = "phantom"
@@ -87,12 +88,15 @@ def _write(folder: Path, name: str, settings: dict, progress: bool) -> None:
     of_split = {split: [] for split in schema.SPLITS}
     for index in range(studies):
         of_split[split_of(seed, index)].append(index)
+    rows: list[Row] = []
     with writer.progress_bar(studies, f"{name}: rendering", "study", progress) as bar:
 
-        def examples(indices: list[int]) -> Iterator[tuple[str, dict]]:
+        def examples(split: str, indices: list[int]) -> Iterator[tuple[str, dict]]:
             work = partial(records, seed, short_side=short_side)
             for study in _in_order(work, indices):
                 for record in study:
+                    ids = (record["image_id"], record["patient_id"], record["study_id"])
+                    rows.append(Row(Path(), *ids, split, text=record["report"]["text"]))
                     boxes = [{**box, "bbox": tfds.features.BBox(**box["bbox"])} for box in record["boxes"]]
                     yield record["image_id"], {**record, "boxes": boxes}
                 bar.update()
@@ -103,13 +107,14 @@ def _write(folder: Path, name: str, settings: dict, progress: bool) -> None:
             features=schema.features(
                 LABELS, image_format="jpeg", mask=True, boxes=True, report=True, finding_mask=True
             ),
-            examples={split: partial(examples, indices) for split, indices in of_split.items()},
+            examples={split: partial(examples, split, indices) for split, indices in of_split.items()},
             metadata={
                 "label_names": list(LABELS),
                 "description_of_source": "line integrals through a simulated 3-D chest",
                 **settings,
             },
             description=DESCRIPTION,
+            finish=partial(beside.write, name=name, rows=rows),
         )
     writer.tidy(folder, name)
 

@@ -8,6 +8,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -28,46 +29,71 @@ def features(
     label_names: Sequence[str],
     *,
     image_format: str = "png",
+    bits: int = 8,
     mask: bool = False,
     boxes: bool = False,
     report: bool = False,
     finding_mask: bool = False,
+    extra_masks: Sequence[str] = (),
 ) -> tfds.features.FeaturesDict:
     """Features of one record, which is one picture.
 
     label_names: the c names of the label axis; the same list goes into the builder's metadata.
-    image_format: "png" or "jpeg", how `image` is encoded; masks are always PNG.
+    image_format: "png" or "jpeg", how `image` is encoded; masks are always PNG. bits: 8, or 16 for PNG.
     mask: adds `mask` (0 or 255, same h w as the image) and `has_mask`. A picture without a mask stores an all-zero
         one and `has_mask` False, so every record has the same fields and shapes.
-    boxes: adds `boxes`, n of them: bbox relative (y0 x0 y1 x1) and a label text.
+    boxes: adds `boxes`, n of them: bbox relative (y0 x0 y1 x1), a label text, and the reader who drew it ("" for the
+        box to judge by).
     report: adds `report` with findings, impression and text; a part that is not there is "".
-    finding_mask: adds `finding_mask`, same h w as the image.
+    finding_mask: adds `finding_mask`, same h w as the image. extra_masks: adds `mask_<name>` for each.
+    Every record has sex ("F", "M" or ""), age (years, -1 unknown), fingerprint (imaging.fingerprint), and same_picture
+    and same_patient: its ids in other sets as "set:id", blank-separated.
     Raises ValueError for another image format or label names that repeat.
     """
     if image_format not in ("png", "jpeg"):
         raise ValueError(f"Image format {image_format!r} is not known; choose 'png' or 'jpeg'.")
+    if bits not in (8, 16) or (bits == 16 and image_format != "png"):
+        raise ValueError(f"{bits} bits as {image_format}: choose 8 bits, or 16 bits as png.")
     repeated = sorted({name for name in label_names if list(label_names).count(name) > 1})
     if repeated:
         raise ValueError(f"Label names must be unique, but these repeat: {', '.join(repeated)}.")
+    grey_png = {"shape": (None, None, 1), "dtype": np.uint8, "encoding_format": "png"}
+    depth = np.uint16 if bits == 16 else np.uint8
     record = {
-        "image": tfds.features.Image(shape=(None, None, 1), dtype=np.uint8, encoding_format=image_format),
+        "image": tfds.features.Image(shape=(None, None, 1), dtype=depth, encoding_format=image_format),
         "image_id": tfds.features.Text(),
         "patient_id": tfds.features.Text(),
         "study_id": tfds.features.Text(),
         "view": tfds.features.ClassLabel(names=list(VIEWS)),
         "labels": tfds.features.Tensor(shape=(len(label_names),), dtype=np.int8),
+        "sex": tfds.features.Text(),
+        "age": tfds.features.Scalar(dtype=np.int32),
+        "fingerprint": tfds.features.Text(),
+        "same_picture": tfds.features.Text(),
+        "same_patient": tfds.features.Text(),
     }
-    grey_png = {"shape": (None, None, 1), "dtype": np.uint8, "encoding_format": "png"}
     if mask:
         record["mask"] = tfds.features.Image(**grey_png)
         record["has_mask"] = tfds.features.Scalar(dtype=np.bool_)
     if finding_mask:
         record["finding_mask"] = tfds.features.Image(**grey_png)
+    for name in extra_masks:
+        record[f"mask_{name}"] = tfds.features.Image(**grey_png)
     if boxes:
-        record["boxes"] = tfds.features.Sequence({"bbox": tfds.features.BBoxFeature(), "label": tfds.features.Text()})
+        box = {"bbox": tfds.features.BBoxFeature(), "label": tfds.features.Text(), "reader": tfds.features.Text()}
+        record["boxes"] = tfds.features.Sequence(box)
     if report:
         record["report"] = {part: tfds.features.Text() for part in ("findings", "impression", "text")}
     return tfds.features.FeaturesDict(record)
+
+
+def complete(example: Mapping[str, Any]) -> dict[str, Any]:
+    """An example with what it does not say about its person, origin and the readers of its boxes filled in."""
+    unsaid = {"sex": "", "age": -1, "fingerprint": "", "same_picture": "", "same_patient": ""}
+    full = unsaid | dict(example)
+    if "boxes" in full:
+        full["boxes"] = [{"reader": ""} | box for box in full["boxes"]]
+    return full
 
 
 def assign_split(set_name: str, patient_id: str) -> str:
@@ -80,6 +106,16 @@ def assign_split(set_name: str, patient_id: str) -> str:
     if position < TEST_SHARE:
         return "test"
     return "val" if position < TEST_SHARE + VAL_SHARE else "train"
+
+
+def share_of_patients(set_name: str, patient_ids: Iterable[str], fraction: float, seed: int = 0) -> set[str]:
+    """A share of the patients, at least one; of the same seed a smaller share is contained in a larger one.
+
+    Depends on the names only: the same for every size of a set ("chestxray14/256"), machine and order.
+    """
+    salt = set_name.split("/")[0] + (f"|{seed}" if seed else "")
+    ordered = sorted(set(patient_ids), key=lambda patient: hashlib.sha256(f"{salt}|{patient}".encode()).digest())
+    return set(ordered[: max(1, round(fraction * len(ordered)))])
 
 
 def assert_patients_disjoint(patients: Mapping[str, Iterable[str]], set_name: str = "") -> None:

@@ -5,24 +5,11 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from cxrjax.datasets import writer
+from cxrjax.datasets.encode import Encoded
 
 COMMIT_SECONDS = 2.0
-
-
-class Encoded(NamedTuple):
-    """One picture, encoded at the set's size, with what its reader did."""
-
-    image: bytes
-    mask: bytes | None
-    height: int
-    width: int
-    source_height: int
-    source_width: int
-    steps: tuple[str, ...]
-    mask_problem: str  # why the picture has no mask although a file was named
 
 
 class Store:
@@ -36,7 +23,7 @@ class Store:
             self._connection.execute("PRAGMA locking_mode=EXCLUSIVE")
             self._connection.execute("BEGIN EXCLUSIVE")
             self._connection.execute(
-                "CREATE TABLE IF NOT EXISTS encoded (key TEXT PRIMARY KEY, image BLOB, mask BLOB, record TEXT)"
+                "CREATE TABLE IF NOT EXISTS encoded (key TEXT PRIMARY KEY, image BLOB, masks BLOB, record TEXT)"
             )
             self._connection.commit()
         except sqlite3.OperationalError as error:
@@ -45,13 +32,14 @@ class Store:
             raise self._output_error(error) from None
 
     def records(self) -> Iterator[tuple[str, Encoded]]:
-        """Every key with its record, the picture and mask themselves left empty."""
+        """Every key with its record, the picture and masks themselves left empty."""
         for key, record in self._connection.execute("SELECT key, record FROM encoded"):
-            yield key, _encoded(b"", None, record)
+            yield key, _encoded(b"", b"", record)
 
     def put(self, key: str, encoded: Encoded) -> None:
         """Stores a picture; it is safe on disk about two seconds later. Raises OutputError."""
-        row = (key, encoded.image, encoded.mask, json.dumps(encoded[2:]))
+        sizes = [None if mask is None else len(mask) for mask in encoded.masks]
+        row = (key, encoded.image, b"".join(filter(None, encoded.masks)), json.dumps((sizes, *encoded[2:])))
         try:
             self._connection.execute("REPLACE INTO encoded VALUES (?, ?, ?, ?)", row)
         except sqlite3.OperationalError as error:
@@ -69,7 +57,7 @@ class Store:
 
     def get(self, key: str) -> Encoded:
         """The picture of a key."""
-        query = "SELECT image, mask, record FROM encoded WHERE key = ?"
+        query = "SELECT image, masks, record FROM encoded WHERE key = ?"
         return _encoded(*self._connection.execute(query, (key,)).fetchone())
 
     def close(self) -> None:
@@ -84,6 +72,10 @@ class Store:
         return writer.output_error(self._data_dir, OSError(str(error)))
 
 
-def _encoded(image: bytes, mask: bytes | None, record: str) -> Encoded:
-    *sizes, steps, mask_problem = json.loads(record)
-    return Encoded(image, mask, *sizes, tuple(steps), mask_problem)
+def _encoded(image: bytes, masks: bytes, record: str) -> Encoded:
+    sizes, *rest, steps, mask_problems = json.loads(record)
+    cut, start = [], 0
+    for size in sizes:
+        cut.append(None if size is None else masks[start : start + size])
+        start += size or 0
+    return Encoded(image, tuple(cut), *rest, tuple(steps), tuple(mask_problems))

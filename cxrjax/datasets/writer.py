@@ -12,6 +12,8 @@ from typing import Any
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
+from cxrjax.datasets import schema
+
 VERSION = "1.0.0"
 UNFINISHED = ".converting"  # below the data folder: what is not finished, where no reader looks
 
@@ -21,7 +23,7 @@ class OutputError(OSError):
 
 
 def unfinished_directory(data_dir: Path, name: str) -> Path:
-    """Folder for the unfinished conversion of a set, made if it is not there; raises OutputError."""
+    """Folder for the unfinished conversion of a set ("name" or "name/config"), made if need be; raises OutputError."""
     directory = data_dir / UNFINISHED / name
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -34,7 +36,8 @@ def tidy(data_dir: Path, name: str) -> None:
     """Takes away what is left of the unfinished conversion of a set."""
     shutil.rmtree(data_dir / UNFINISHED / name, ignore_errors=True)
     with contextlib.suppress(OSError):  # another set is being converted
-        (data_dir / UNFINISHED).rmdir()
+        for folder in (data_dir / UNFINISHED / name).parents[: name.count("/") + 1]:
+            folder.rmdir()
 
 
 def cores() -> int:
@@ -61,31 +64,35 @@ def write(
     name: str,
     *,
     features: tfds.features.FeaturesDict,
-    examples: Mapping[str, Callable[[], Iterator[tuple[str, dict[str, Any]]]]],
+    examples: Mapping[str, Callable[[], Iterator[tuple[str, dict[str, Any]]]] | Any],
     metadata: Mapping[str, Any],
     description: str,
-    version: str = VERSION,
+    finish: Callable[[Path], None] = lambda directory: None,
+    download_config: tfds.download.DownloadConfig | None = None,
 ) -> Path:
     """Writes `<data_dir>/<name>/<version>/` and returns it; a set of that version that is there is replaced.
 
-    examples: split -> function that gives (unique key, example in the form of `features`) pairs.
+    name: "set" or "set/config". examples: split -> function that gives (unique key, example in the form of `features`)
+    pairs, or a Beam transform that gives complete ones; download_config: how TFDS runs Beam. finish: gets the set's
+    folder before readers see it, to add files.
     Readers see the old set or the new one, never a part: the set is written elsewhere and renamed. Raises OutputError.
     """
     unfinished = unfinished_directory(data_dir, name)
     scratch = unfinished / "set"
-    target = data_dir / name / version
+    target = data_dir / name / VERSION
     try:
         shutil.rmtree(scratch, ignore_errors=True)
-        builder = _builder(scratch, name, version, features, examples, metadata, description)
+        builder = _builder(scratch, name, features, examples, metadata, description)
         tfds.disable_progress_bar()
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces a download of unknown size
-            builder.download_and_prepare()
+            builder.download_and_prepare(download_config=download_config)
+        finish(scratch / name / VERSION)
         target.parent.mkdir(parents=True, exist_ok=True)
         replaced = unfinished / "replaced"
         shutil.rmtree(replaced, ignore_errors=True)
         if target.exists():
             os.replace(target, replaced)
-        os.replace(scratch / name / version, target)
+        os.replace(scratch / name / VERSION, target)
         shutil.rmtree(scratch, ignore_errors=True)
         shutil.rmtree(replaced, ignore_errors=True)
     except OSError as error:
@@ -95,16 +102,18 @@ def write(
 
 def _builder(
     data_dir: Path,
-    set_name: str,
-    version: str,
+    full_name: str,
     features: tfds.features.FeaturesDict,
-    examples: Mapping[str, Callable[[], Iterator]],
+    examples: Mapping[str, Callable[[], Iterator] | Any],
     metadata: Mapping[str, Any],
     description: str,
 ) -> tfds.core.DatasetBuilder:
+    set_name, _, config_name = full_name.partition("/")
+
     class ConvertedSet(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         name = set_name
-        VERSION = tfds.core.Version(version)
+        VERSION = tfds.core.Version(VERSION)
+        BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=config_name)] if config_name else []
         code_path = None  # its discovery imports importlib_resources, which TFDS does not declare
         pkg_dir_path = None
 
@@ -117,9 +126,12 @@ def _builder(
             )
 
         def _split_generators(self, dl_manager):
-            return {split: self._generate_examples(generate) for split, generate in examples.items()}
+            return {
+                split: self._generate_examples(made) if callable(made) else made for split, made in examples.items()
+            }
 
         def _generate_examples(self, generate):
-            yield from generate()
+            for key, example in generate():
+                yield key, schema.complete(example)
 
     return ConvertedSet(data_dir=data_dir, file_format="array_record")

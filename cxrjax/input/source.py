@@ -21,6 +21,13 @@ from cxrjax.datasets import schema
 from cxrjax.input import records
 
 INDEX_FIELDS = ("image_id", "patient_id", "study_id", "view", "labels")
+ORIGIN_FIELDS = (
+    "sex",
+    "age",
+    "fingerprint",
+    "same_picture",
+    "same_patient",
+)  # not in sets that are converted long since
 
 
 class SetNotFound(ValueError):
@@ -71,7 +78,8 @@ def open_set(name: str | os.PathLike, data_dir: str | os.PathLike | None = None)
 
 
 def index(converted_set: ConvertedSet, split: str) -> pd.DataFrame:
-    """One row per record of the split, in record order: image_id, patient_id, study_id, view (str), labels.
+    """One row per record of the split, in record order: image_id, patient_id, study_id, view (str), labels, and what
+    the set knows of ORIGIN_FIELDS.
 
     labels: int8 (c,) in each cell. Kept as index-<split>.parquet beside the set and made again when the set's files
     changed; where that folder cannot be written the records are read each time.
@@ -103,12 +111,13 @@ def source(
     exclude_image_ids: Collection[str] = (),
     exclude_patient_ids: Collection[str] = (),
     fraction: float = 1.0,
+    fraction_seed: int = 0,
 ) -> "Source":
     """Selects records of a split; the filters apply in the order of the arguments.
 
     views: projections to keep, of UNKNOWN, PA, AP, LATERAL. image_ids: the only pictures to keep.
-    fraction: share (0, 1] of the remaining patients, at least one; a smaller share is contained in a larger one, and
-        the choice depends on the set's name and the patient ids only.
+    fraction: share (0, 1] of the split's patients, as in the set's lists of fractions: a smaller share is contained in
+        a larger one, and the choice depends on the set's name, the patient ids and fraction_seed only.
     Raises ValueError for an unknown split or view, a fraction outside (0, 1], or a filter that leaves no picture.
     """
     unknown_views = sorted(set(views or ()) - set(schema.VIEWS))
@@ -143,8 +152,8 @@ def source(
         if excluded:
             keep(~table[column].iloc[kept].isin(set(excluded)).to_numpy(), f"exclude_{column}s ({len(excluded)} given)")
     if fraction < 1:
-        chosen = _share_of_patients(converted_set.name, table["patient_id"].iloc[kept], fraction)
-        kept = kept[table["patient_id"].iloc[kept].isin(chosen).to_numpy()]
+        chosen = schema.share_of_patients(converted_set.name, table["patient_id"], fraction, fraction_seed)
+        keep(table["patient_id"].iloc[kept].isin(chosen).to_numpy(), f"fraction={fraction}")
     return Source(converted_set, split, kept)
 
 
@@ -234,11 +243,6 @@ def _views_present(table: pd.DataFrame) -> str:
     return f"Its views: {', '.join(f'{view} {count}' for view, count in counts.items())}."
 
 
-def _share_of_patients(set_name: str, patient_ids: pd.Series, fraction: float) -> set[str]:
-    patients = sorted(set(patient_ids), key=lambda patient: hashlib.sha256(f"{set_name}|{patient}".encode()).digest())
-    return set(patients[: max(1, round(fraction * len(patients)))])
-
-
 def _open_records(converted_set: ConvertedSet, split: str) -> tuple[Sequence[bytes], Mapping[str, records.Reader]]:
     builder = tfds.builder_from_directory(str(converted_set.directory))
     stored = builder.as_data_source(split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
@@ -248,15 +252,21 @@ def _open_records(converted_set: ConvertedSet, split: str) -> tuple[Sequence[byt
 def _scan(converted_set: ConvertedSet, split: str) -> pd.DataFrame:
     stored, readers = _open_records(converted_set, split)
     examples = (records.Example(stored[position], readers, converted_set.name) for position in range(len(stored)))
-    rows = [[example[name] for name in INDEX_FIELDS] for example in examples]
-    return pd.DataFrame(rows, columns=list(INDEX_FIELDS))
+    fields = [*INDEX_FIELDS, *(name for name in ORIGIN_FIELDS if name in readers)]
+    rows = [[example[name] for name in fields] for example in examples]
+    return pd.DataFrame(rows, columns=fields)
 
 
 def _stamp(converted_set: ConvertedSet, split: str) -> bytes:
     """Names, sizes and times of a split's files: whatever rewrites the set changes it."""
     info = tfds.builder_from_directory(str(converted_set.directory)).info
     states = [(path.name, path.stat()) for path in map(Path, info.splits[split].filepaths)]
-    text = "\n".join(f"{name} {state.st_size} {state.st_mtime_ns}" for name, state in states)
+    text = "\n".join(
+        [
+            " ".join(INDEX_FIELDS + ORIGIN_FIELDS),
+            *(f"{name} {state.st_size} {state.st_mtime_ns}" for name, state in states),
+        ]
+    )
     return hashlib.sha256(text.encode()).hexdigest().encode()
 
 

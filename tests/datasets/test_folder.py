@@ -12,8 +12,9 @@ import pandas
 import pytest
 import tensorflow_datasets as tfds
 
-from cxrjax.datasets import convert, folder, schema, table, writer
+from cxrjax.datasets import convert, encode, folder, schema, table, writer
 from cxrjax.datasets.mapping import MappingError, load
+from cxrjax.input import source
 
 HEAD = ["File", "Dx", "View", "Patient ID", "Study", "Set", "Mask", "Note", "icu"]
 ROWS = [
@@ -266,10 +267,10 @@ def test_mistakes_in_the_raw_folder_get_a_sentence(run, raw, tmp_path):
     with pytest.raises(MappingError, match="is not a folder"):
         folder.manifest(raw / "list.csv", load(MAPPING))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(MappingError, match="has no PNG or JPEG picture; it is empty"):
+    with pytest.raises(MappingError, match="has no PNG, JPEG or DICOM picture; it is empty"):
         folder.manifest(tmp_path / "empty", load({"name": "empty"}))
-    (tmp_path / "empty" / "one.dcm").write_bytes(b"")
-    with pytest.raises(MappingError, match="it holds 1 x .dcm"):
+    (tmp_path / "empty" / "one.tif").write_bytes(b"")
+    with pytest.raises(MappingError, match="it holds 1 x .tif"):
         folder.manifest(tmp_path / "empty", load({"name": "empty"}))
 
 
@@ -309,8 +310,8 @@ def spoiled_files(raw):
 def test_bad_files_are_named_counted_and_keep_the_set_unwritten(run, raw, tmp_path):
     spoiled_files(raw)
     made, said = run()
-    assert made.directory is None and not list((tmp_path / "data").glob("clinic/1*"))
-    listing = pandas.read_csv(tmp_path / "data" / "clinic" / "problems.csv")
+    assert made.directory is None and not list((tmp_path / "data").glob("clinic/*/1*"))
+    listing = pandas.read_csv(tmp_path / "data" / "clinic" / "32-png" / "problems.csv")
     assert list(listing.columns) == ["file", "kind", "reason"]
     reasons = {(Path(file).name, kind): reason for file, kind, reason in listing.itertuples(index=False)}
     assert set(reasons) == {("gone.png", "missing"), ("a.png", "picture"), ("d.png", "mask")}
@@ -327,7 +328,7 @@ def test_bad_files_can_be_left_out(run, raw, tmp_path):
     records = read(made.directory)
     assert set(records) == {"p/b.png", "p/c.png", "p/d.png"}
     assert not records["p/d.png"][1]["has_mask"]
-    assert (tmp_path / "data" / "clinic" / "problems.csv").exists()
+    assert (tmp_path / "data" / "clinic" / "32-png" / "problems.csv").exists()
     _, said = run()
     assert "holds exactly this set already, without 3 bad files" in said
 
@@ -338,13 +339,13 @@ def test_a_corrected_folder_goes_on_where_it_was(run, raw, monkeypatch, tmp_path
     assert run()[0].directory is None
     (raw / "p/a.png").write_bytes(data)
     encoded = []
-    encode = convert.encode
-    monkeypatch.setattr(convert, "encode", lambda row, *rest: encoded.append(row.image_id) or encode(row, *rest))
+    whole = encode.encode
+    monkeypatch.setattr(encode, "encode", lambda row, *rest: encoded.append(row.image_id) or whole(row, *rest))
     made, said = run()
     assert encoded == ["p/a.png"]
     assert "3 of 4 pictures are encoded already" in said
     assert set(read(made.directory)) == {"p/a.png", "p/b.png", "p/c.png", "p/d.png"}
-    assert not (tmp_path / "data" / "clinic" / "problems.csv").exists()
+    assert not (tmp_path / "data" / "clinic" / "32-png" / "problems.csv").exists()
     assert not (tmp_path / "data" / writer.UNFINISHED).exists()
 
 
@@ -368,11 +369,11 @@ def test_a_killed_conversion_leaves_no_set_and_goes_on(run, raw, tmp_path, monke
     for moment, kept in (("encoding", 2), ("writing", 4)):
         command = [sys.executable, "-c", DIES, moment, str(raw), repr(MAPPING), str(data_dir)]
         assert subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True).returncode == 9
-        assert not list(data_dir.glob("clinic/1*"))
-        store = convert.Store(data_dir / writer.UNFINISHED / "clinic" / "encoded.sqlite", data_dir)
+        assert not list(data_dir.glob("clinic/*/1*"))
+        store = convert.Store(data_dir / writer.UNFINISHED / "clinic/32-png" / "encoded.sqlite", data_dir)
         assert len(dict(store.records())) == kept
         store.close()
-    monkeypatch.setattr(convert, "encode", None)  # nothing is left to encode
+    monkeypatch.setattr(encode, "encode", None)  # nothing is left to encode
     made, _ = run()
     assert len(read(made.directory)) == 4
     assert sorted(path.name for path in data_dir.iterdir()) == ["clinic"]
@@ -384,10 +385,68 @@ def test_a_converted_set_is_kept_unless_it_may_be_replaced(run, raw, tmp_path):
     again, said = run()
     assert again.directory == made.directory and again.counts == made.counts and "nothing to do" in said
     assert (made.directory / "metadata.json").stat().st_mtime_ns == before
+    other = MAPPING | {"label_values": {"Mass": "Nodule or mass"}}
     with pytest.raises(ValueError, match="made from other files, another mapping or other options.*--overwrite"):
-        run(short_side=24)
-    made, _ = run(short_side=24, overwrite=True)
-    assert read(made.directory)["p/a.png"][1]["image"].shape == (24, 32, 1)
+        run(other)
+    made, _ = run(other, overwrite=True)
+    assert "Nodule or mass" in tfds.builder_from_directory(str(made.directory)).info.metadata["label_names"]
+
+
+def test_each_form_of_a_set_lies_beside_the_others(run, raw, tmp_path):
+    deep = (np.arange(60 * 80).reshape(60, 80) * 10).astype(np.uint16)
+    cv2.imwrite(str(raw / "p/a.png"), deep)
+    forms = {
+        "32-png": {},
+        "24": {"short_side": 24, "image_format": "jpeg"},
+        "original-png16": {"short_side": "original", "bits": 16},
+    }
+    for config, options in forms.items():
+        made, _ = run(**options)
+        assert made.directory == tmp_path / "data" / "clinic" / config / "1.0.0"
+    assert source.converted(tmp_path / "data") == [f"clinic/{config}" for config in sorted(forms)]
+    with pytest.raises(ValueError, match="name one of clinic/24, clinic/32-png, clinic/original-png16"):
+        source.open_set("clinic", tmp_path / "data")
+    assert read(tmp_path / "data/clinic/24/1.0.0")["p/b.png"][1]["image"].shape == (24, 32, 1)
+    records = read(made.directory)
+    assert records["p/a.png"][1]["image"].dtype == np.uint16 and records["p/a.png"][1]["image"].shape == (60, 80, 1)
+    low, high = np.percentile(deep, (0.1, 99.9))
+    expected = np.clip((deep - low) / (high - low), 0, 1) * 65535
+    np.testing.assert_allclose(records["p/a.png"][1]["image"][..., 0], expected, atol=30)
+    np.testing.assert_array_equal(records["p/b.png"][1]["image"][..., 0], picture(1) * np.uint16(257))
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        ({"image_format": "jpeg", "bits": 16}, "16 bits as jpeg cannot be stored"),
+        ({"short_side": 4}, "short side of 4 px is too small"),
+    ],
+)
+def test_forms_that_cannot_be_stored(run, options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        run(**options)
+
+
+def test_lists_of_fractions_are_nested_and_what_reading_selects(tmp_path):
+    raw = tmp_path / "many"
+    raw.mkdir()
+    rows = []
+    for number in range(60):
+        cv2.imwrite(str(raw / f"{number}.png"), picture(number, 20, 20))
+        rows.append([f"{number}.png", str(number // 2), "train" if number < 50 else "test"])
+    write_table(raw / "list.csv", rows, ["File", "Who", "Part"])
+    keys = {"name": "many", "table": "list.csv", "file": "File", "patient": "Who", "split": "Part"}
+    made = folder.convert(raw, keys, data_dir=tmp_path / "data", short_side=16, progress=False, say=lambda _: None)
+    converted = source.open_set(made.directory)
+    lists = {path.name: path.read_text().split() for path in (made.directory / "fractions").iterdir()}
+    assert len(lists) == 9
+    for seed in range(3):
+        one, ten, all_ids = (set(lists[f"train-seed{seed}-{percent}percent.txt"]) for percent in (1, 10, 100))
+        assert one < ten < all_ids and len(one) == 2 and len(ten) == 4 and len(all_ids) == 50  # 25 patients, 2 each
+        for fraction, ids in ((0.01, one), (0.1, ten)):
+            table = source.source(converted, "train", fraction=fraction, fraction_seed=seed).table
+            assert set(table["image_id"]) == ids
+    assert lists["train-seed0-10percent.txt"] != lists["train-seed1-10percent.txt"]
 
 
 def test_a_moved_raw_folder_is_the_same_set(run, raw, tmp_path):
@@ -415,7 +474,7 @@ def test_a_data_folder_that_cannot_be_written_gets_a_sentence(run, tmp_path, mon
 
 
 def test_two_conversions_of_a_set_do_not_meet(run, raw, tmp_path):
-    unfinished = writer.unfinished_directory(tmp_path / "data", "clinic")
+    unfinished = writer.unfinished_directory(tmp_path / "data", "clinic/32-png")
     store = convert.Store(unfinished / "encoded.sqlite", tmp_path / "data")
     with pytest.raises(ValueError, match="Another conversion of this set is running"):
         run()
@@ -427,7 +486,7 @@ def test_steps_that_changed_pictures_are_listed(run, raw, tmp_path):
     cv2.imwrite(str(raw / "p/a.png"), picture(0).astype(np.uint16) * 16)
     cv2.imwrite(str(raw / "p/b.png"), picture(1, 20, 26))
     _, said = run()
-    notes = pandas.read_csv(tmp_path / "data" / "clinic" / "notes.csv")
+    notes = pandas.read_csv(tmp_path / "data" / "clinic" / "32-png" / "notes.csv")
     assert [Path(file).name for file in notes["file"]] == ["a.png", "b.png"]
     assert notes["note"].str.split(":").str[0].tolist() == ["more than 8 bits", "enlarged"]
     assert "'enlarged': 1" in said

@@ -16,9 +16,10 @@ def test_data_dir_follows_the_environment(monkeypatch, tmp_path):
 
 def test_features_hold_what_was_asked_for():
     plain = {"image", "image_id", "patient_id", "study_id", "view", "labels"}
+    plain |= {"sex", "age", "fingerprint", "same_picture", "same_patient"}
     assert set(schema.features(["a", "b"])) == plain
-    full = schema.features(["a"], mask=True, boxes=True, report=True, finding_mask=True)
-    assert set(full) == plain | {"mask", "has_mask", "boxes", "report", "finding_mask"}
+    full = schema.features(["a"], mask=True, boxes=True, report=True, finding_mask=True, extra_masks=("heart",))
+    assert set(full) == plain | {"mask", "has_mask", "boxes", "report", "finding_mask", "mask_heart"}
     assert full["labels"].shape == (1,)
     assert tuple(full["view"].names) == schema.VIEWS
 

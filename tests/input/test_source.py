@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cxrjax.datasets import schema
 from cxrjax.input import source
 
 
@@ -32,14 +33,17 @@ def test_examples_are_what_was_written(written, rich):
         np.testing.assert_array_equal(example["boxes"]["bbox"], boxes)
         assert example["boxes"]["label"] == [box["label"] for box in expected["boxes"]]
         assert example["set"] == "rich"
-        assert set(example) == {*expected, "set"} and len(example) == len(expected) + 1
+        assert set(example) == {*schema.complete(expected), "set"} and len(set(example)) == len(example)
+        assert (example["sex"], example["age"], example["same_picture"]) == ("", -1, "")
     assert seen == set(written.records["rich"]["train"])
 
 
 def test_a_field_that_the_set_does_not_have_is_named(written):
     example = source.source(source.open_set("plain", written.data_dir), "train")[0]
     assert "mask" not in example
-    with pytest.raises(KeyError, match="'plain' has no field 'mask'; its records have image, image_id"):
+    with pytest.raises(
+        KeyError, match="'plain' has no field 'mask'; its records have age, fingerprint, image, image_id"
+    ):
         example["mask"]
 
 

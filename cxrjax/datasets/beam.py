@@ -1,0 +1,122 @@
+"""A conversion spread over processes or machines by Apache Beam, for sets too large for one computer.
+
+Nothing is kept of a run that fails: Beam itself repeats what a worker lost. Every worker must see the raw folder and
+the data folder under the same paths (a shared file system).
+"""
+
+import json
+import shutil
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from cxrjax.datasets import beside, encode, record, writer
+from cxrjax.datasets.encode import Form
+from cxrjax.datasets.manifest import Manifest, Problem, Row
+from cxrjax.imaging.pixels import UnreadablePicture
+
+NOTE = "note"
+Notes = list[tuple[str, str]]
+
+
+class BadFiles(ValueError):
+    """Bad files keep a set from being written."""
+
+    def __init__(self, notes: Notes, problems: list[Problem]):
+        super().__init__(f"{len(problems)} bad files")
+        self.notes, self.problems = notes, problems
+
+
+def write(
+    manifest: Manifest,
+    form: Form,
+    data_dir: Path,
+    full_name: str,
+    metadata: dict[str, Any],
+    vocabulary: str | Path | None,
+    pipeline_options: Sequence[str],
+    allow_bad: bool,
+) -> tuple[Path, Notes, list[Problem]]:
+    """Writes the set of a manifest through Beam; returns its folder, (file, step) notes and the bad files.
+
+    pipeline_options: Beam's, such as "runner=DirectRunner". Raises BadFiles if there are some and they are not allowed,
+    ValueError where Beam is not installed, OutputError for the data folder.
+    """
+    try:
+        import apache_beam
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError:
+        raise ValueError("Apache Beam is not installed: pip install 'cxrjax[beam]'.") from None
+    said = writer.unfinished_directory(data_dir, full_name) / "said"
+    shutil.rmtree(said, ignore_errors=True)  # by a run that failed
+    said.mkdir()
+    fields = record.features(manifest, form)
+    rows_of = defaultdict(list)
+    for row in manifest.rows:
+        rows_of[row.split].append(row)
+
+    def transform(split: str):
+        convert = partial(_convert, form=form, manifest=manifest._replace(rows=(), problems=()), fields=tuple(fields))
+
+        def expand(pipeline):
+            parts = (
+                pipeline
+                | apache_beam.Create(rows_of[split])
+                | apache_beam.Reshuffle()
+                | apache_beam.FlatMap(convert).with_outputs("said", main="example")
+            )
+            lines = parts.said | apache_beam.Map(json.dumps)
+            _ = lines | apache_beam.io.WriteToText(str(said / split), file_name_suffix=".jsonl")
+            return parts.example
+
+        return apache_beam.ptransform_fn(expand)()
+
+    notes: Notes = []
+    problems = list(manifest.problems)
+
+    def finish(directory: Path) -> None:
+        for path in sorted(said.iterdir()):
+            for file, kind, text in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+                if kind == NOTE:
+                    notes.append((file, text))
+                else:
+                    problems.append(Problem(file, kind, text))
+        if problems and not allow_bad:
+            raise BadFiles(notes, problems)
+        bad = {problem.file for problem in problems if problem.kind == "picture"}
+        rows = [row for row in manifest.rows if str(row.file) not in bad]
+        beside.write(directory, name=manifest.name, rows=rows, vocabulary=vocabulary)
+
+    directory = writer.write(
+        data_dir,
+        full_name,
+        features=fields,
+        examples={split: transform(split) for split in rows_of},
+        metadata=metadata,
+        description=manifest.description,
+        finish=finish,
+        download_config=tfds.download.DownloadConfig(
+            beam_options=PipelineOptions([f"--{option.lstrip('-')}" for option in pipeline_options])
+        ),
+    )
+    return directory, notes, problems
+
+
+def _convert(row: Row, form: Form, manifest: Manifest, fields: Sequence[str]) -> Iterator:
+    """The (key, example) of a row, and as tagged outputs what there is to say of it as (file, kind, text)."""
+    from apache_beam.pvalue import TaggedOutput
+
+    file = str(row.file)
+    try:
+        encoded = encode.encode(row, form, manifest.value_range)
+    except UnreadablePicture as error:
+        yield TaggedOutput("said", (file, "picture", str(error)))
+        return
+    row, boxes, problems = record.place(row, encoded)
+    for line in [*problems, *((file, NOTE, step) for step in encoded.steps)]:
+        yield TaggedOutput("said", tuple(line))
+    yield row.image_id, record.example(row, encoded, boxes, manifest.extra_mask_names, fields)
