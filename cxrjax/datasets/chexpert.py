@@ -1,0 +1,128 @@
+"""CheXpert: frontal and lateral radiographs, 14 observations mined from reports, some of them uncertain.
+
+Source: Stanford ML Group, stanfordmlgroup.github.io/competitions/chexpert; Irvin et al., CheXpert, AAAI 2019.
+Layout: train.csv, valid.csv, train/ and valid/, at full size (CheXpert-v1.0) or small (CheXpert-v1.0-small), as the
+folder itself or in the folder given. Pictures are found by patient, study and name, so that the several folders of the
+full download may stay as they are.
+Ours: the official valid (expert labels, 200 patients), which papers report on, is "test"; "val" is 2.5 % of the
+patients of train.csv, about 5,000 pictures. Labels stay as they are, -1 (uncertain) and blank (not mentioned) included:
+what they count as is chosen when they are read (input.policies).
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pandas
+
+from cxrjax.datasets import release
+from cxrjax.datasets.manifest import Manifest, Problem, Row, listed
+from cxrjax.datasets.schema import PRESENT, UNCERTAIN
+from cxrjax.datasets.table import column
+
+LABELS = (
+    *("No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema"),
+    *("Consolidation", "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other"),
+    *("Fracture", "Support Devices"),
+)
+COMPETITION = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
+VAL_SHARE = 0.025
+PUBLISHED = {"pictures": 223648, "pictures in test": 234, "patients": 64740, "patients in test": 200}
+
+
+def manifest(raw: Path) -> Manifest:
+    """Reads the download; raises LayoutError for another folder, TableError for a table that cannot be read."""
+    download = release.Release("chexpert", raw)
+    roots = [path for path in download.paths if PurePosixPath(path).name == "train.csv"]
+    if len(roots) > 1:
+        raise release.LayoutError(f"{raw} holds {len(roots)} train.csv ({listed(roots)}); give one of their folders.")
+    train, valid = download.table("train.csv"), download.table("valid.csv")
+    pictures = {_tail(path): download.raw / path for path in download.paths if path.lower().endswith(".jpg")}
+    if not pictures:
+        raise release.LayoutError(f"{raw} has no .jpg file: unpack the pictures beside {train[1].name}.")
+    problems: list[Problem] = []
+    named: set[str] = set()
+    rows = []
+    for (frame, path), official in ((train, "train"), (valid, "test")):
+        cells = [column(frame, name, path) for name in ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *LABELS)]
+        for place, sex, age, projection, view, *observed in zip(*cells, strict=True):
+            tail = _tail(place)
+            named.add(tail)
+            codes = tuple(release.code(cell) for cell in observed)
+            if tail not in pictures:
+                problems.append(release.missing_picture(place))
+                continue
+            if None in codes or tail.count("/") != 2:
+                odd = f"the label {observed[codes.index(None)]!r}" if None in codes else f"the path {place!r}"
+                problems.append(Problem(place, "row", f"{path.name} has {odd}, which is not of CheXpert's form."))
+                continue
+            patient, study, _ = tail.split("/")
+            val = official == "train" and release.is_validation("chexpert", patient, VAL_SHARE)
+            rows.append(
+                Row(
+                    pictures[tail],
+                    f"{path.name.split('.')[0]}/{tail}",
+                    patient,
+                    f"{patient}/{study}",
+                    "val" if val else official,
+                    _view(projection, view),
+                    codes,
+                    sex=release.sex(sex),
+                    age=release.years(age) or -1,
+                )
+            )
+    remarks = release.completeness(len(named & set(pictures)), len(named))
+    unlisted = sorted(set(pictures) - named)
+    if unlisted:
+        remarks += (f"{len(unlisted)} pictures are in no table and were left out: {listed(unlisted)}.",)
+    return Manifest(
+        "chexpert",
+        LABELS,
+        tuple(rows),
+        "CheXpert (Stanford ML Group; Irvin et al., AAAI 2019). Frontal and lateral radiographs; labels of train and "
+        "val mined from reports, those of test (the official valid) by radiologists.",
+        tuple(problems),
+        remarks,
+        published=PUBLISHED,
+    )
+
+
+def five_by_200(
+    index: pandas.DataFrame, label_names: Sequence[str], seed: int = 0, per_class: int = 200
+) -> dict[str, tuple[str, ...]]:
+    """Draws CheXpert 5x200: for each competition class, frontals that are positive for it and for nothing else.
+
+    index: columns image_id, view and labels (c codes in each cell), as `input.source.index` gives. label_names: c.
+    Every other label must be absent or not mentioned; a picture with an uncertain one is not drawn, as in MGCA. The
+    draw depends on the seed and the image ids only; published papers each made their own. It is usually made from the
+    train part: keep what is drawn out of the training.
+    Returns class -> image ids. Raises ValueError where a class has fewer than per_class.
+    """
+    labels = np.stack(index["labels"].to_numpy())
+    frontal = (index["view"] != "LATERAL").to_numpy()
+    alone = (np.isin(labels, (PRESENT, UNCERTAIN)).sum(axis=1) == 1) & frontal
+    drawn, few = {}, []
+    for name in COMPETITION:
+        ids = index["image_id"][alone & (labels[:, list(label_names).index(name)] == PRESENT)]
+        if len(ids) < per_class:
+            few.append(f"{name} {len(ids)}")
+        ordered = sorted(ids, key=lambda image_id: hashlib.sha256(f"5x200|{seed}|{image_id}".encode()).digest())
+        drawn[name] = tuple(ordered[:per_class])
+    if few:
+        raise ValueError(
+            f"CheXpert 5x200 needs {per_class} frontals of each class that are positive for it alone, but there are "
+            f"too few of: {', '.join(few)}. Draw from the whole train part, or lower per_class."
+        )
+    return drawn
+
+
+def _tail(path: str) -> str:
+    """Patient, study and picture of a path: all that is the same in every download."""
+    return "/".join(PurePosixPath(path).parts[-3:])
+
+
+def _view(projection: str, view: str) -> str:
+    if projection.lower() == "lateral":
+        return "LATERAL"
+    return view if view in ("PA", "AP") else "UNKNOWN"  # a few frontals say LL or RL
