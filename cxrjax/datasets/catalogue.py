@@ -52,7 +52,8 @@ SETS = {
         "26,684 DICOM, 4 GB",
         "RSNA terms: research, education and other use with attribution",
         "Kaggle account",
-        "kaggle.com/c/rsna-pneumonia-detection-challenge (stage 2)",
+        "kaggle.com/c/rsna-pneumonia-detection-challenge (stage 2), and for the patients the table of the NIH names "
+        "from the challenge's page at rsna.org (pneumonia-challenge-dataset-mappings_2018.json)",
         {"split": ("patient", "mgca_classification", "mgca_detection")},
     ),
     "siim_acr": Entry(
@@ -60,7 +61,7 @@ SETS = {
         "12,047 DICOM, 2 GB",
         "competition terms, non-commercial research",
         "Kaggle account",
-        "kaggle.com/c/siim-acr-pneumothorax-segmentation (dicom-images-train and train-rle.csv)",
+        "kaggle.com/c/siim-acr-pneumothorax-segmentation (DICOM files, train-rle.csv or stage_2_train.csv)",
     ),
     "vindr_cxr": Entry(
         "VinDr-CXR / VinBigData, 28 labels (Kaggle 15), boxes of three readers and fused",
