@@ -1,0 +1,1 @@
+"""Radiology reports: sections and sentences (reports), WordPiece tokens (tokenizer)."""
