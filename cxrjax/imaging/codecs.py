@@ -22,6 +22,7 @@ from cxrjax.imaging.pixels import UnreadablePicture
 INSTALL = "pip install 'cxrjax[dicom]'"
 PLUGINS = ("pylibjpeg", "gdcm", "pyjpegls")  # by preference
 DECODE_SECONDS = 60
+DECODER = Path(__file__).with_name("decoder_process.py")
 
 IMPLICIT, EXPLICIT, DEFLATED = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99"
 BIG_ENDIAN = "1.2.840.10008.1.2.2"
@@ -67,7 +68,7 @@ def cells(syntax: str, data: bytes, representation: str, layout: Layout) -> np.n
         opened = pixels.opened(frame, "jpeg")
         if opened.mode != "L":
             raise UnreadablePicture(f"The JPEG frame has colour (Pillow mode {opened.mode}); the header says grey.")
-        return np.asarray(opened)
+        return _unsigned(np.asarray(opened), layout)
     return _decoded_apart(syntax, data, layout)
 
 
@@ -126,14 +127,14 @@ def _frame_size(frame: bytes) -> tuple[int, int]:
 
 
 def _options(layout: Layout) -> dict:
-    """The layout in the words of pydicom's decoders."""
+    """The layout in pydicom's words, with all bits as stored ones, because gdcm silently cuts off the others."""
     return {
         "rows": layout.rows,
         "columns": layout.columns,
         "samples_per_pixel": 1,
         "number_of_frames": 1,
         "bits_allocated": layout.bits_allocated,
-        "bits_stored": layout.bits_stored,
+        "bits_stored": layout.bits_allocated,
         "pixel_representation": int(layout.signed),
         "photometric_interpretation": layout.photometric,
         "pixel_keyword": "PixelData",
@@ -158,13 +159,20 @@ def _decoded_apart(syntax: str, data: bytes, layout: Layout) -> np.ndarray:
     except NotImplementedError:
         raise UnreadablePicture(f"Pixels in {name(syntax)} are not read here; convert the file first.") from None
     plugin = next((plugin for plugin in PLUGINS if plugin in available), None)
+    if syntax == JPEG_EXTENDED and plugin == "gdcm":
+        raise UnreadablePicture(
+            f"Pixels in {name(syntax)} with more than 8 bits need a decoder under the GPL, which is not installed: "
+            "pip install pylibjpeg-libjpeg."
+        )
     if plugin is None:
         raise UnreadablePicture(f"Pixels in {name(syntax)} need a decoder that is not installed: {INSTALL}.")
     answer = _ask(pickle.dumps((syntax, data, plugin, _options(layout))))
     if answer is None:
         raise UnreadablePicture(f"The {name(syntax)} data are corrupt: their decoder {plugin} crashed or hung.")
     if not answer.startswith(b"\x93NUMPY"):
-        raise UnreadablePicture(f"The {name(syntax)} data cannot be decoded ({answer.decode(errors='replace')}).")
+        raise UnreadablePicture(
+            f"The {name(syntax)} data cannot be decoded ({answer.decode(errors='replace').strip()})."
+        )
     return _unsigned(np.load(io.BytesIO(answer), allow_pickle=False), layout)
 
 
@@ -209,9 +217,8 @@ def _take() -> subprocess.Popen:
             break
         if owner == os.getpid() and process.poll() is None:
             return process
-    script = Path(__file__).with_name("decoder_process.py")
     return subprocess.Popen(
-        [sys.executable, "-P", str(script)],
+        [sys.executable, "-P", str(DECODER)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

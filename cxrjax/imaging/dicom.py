@@ -72,9 +72,9 @@ def read(source: str | Path | bytes) -> Radiograph:
     warnings: list[str] = []
     get = partial(header.value, dataset, warnings)
     _refuse_other_kinds(get)
+    pixel_data, representation = _pixel_data(dataset)
     layout, high_bit = _layout(get)
     syntax = _syntax(dataset, warnings)
-    pixel_data, representation = _pixel_data(dataset)
     cells = codecs.cells(syntax, pixel_data, representation, layout)
     codes = _codes(cells, layout, high_bit, syntax in codecs.WHOLE_CELLS, warnings)
     meaning = greyscale.meaning(get, codes, layout, warnings)
@@ -120,10 +120,18 @@ def _parsed(data: bytes) -> Any:
     if not elements:
         raise UnreadablePicture("The DICOM data are truncated or broken: no element can be read to its end.")
     for element in elements:
-        short = isinstance(element, pydicom.dataelem.RawDataElement) and element.length != 2**32 - 1
-        if short and len(element.value or b"") < element.length:
+        if isinstance(element, pydicom.dataelem.RawDataElement) and _is_cut(element, data):
             raise UnreadablePicture(f"The DICOM data are truncated: they end inside element {element.tag}.")
     return dataset
+
+
+def _is_cut(element: Any, data: bytes) -> bool:
+    """Whether the file ends before the element does, which pydicom does not mind."""
+    size = len(element.value or b"")
+    if element.length != 2**32 - 1:
+        return size < element.length
+    end = element.value_tell + size
+    return element.tag == 0x7FE00010 and data[end : end + 8] != b"\xfe\xff\xdd\xe0\0\0\0\0"
 
 
 def _refuse_inflation(data: bytes) -> None:
@@ -211,8 +219,8 @@ def _codes(
 ) -> np.ndarray:
     """The stored bits alone, h w, negative values as two's complement of that many bits.
 
-    whole_cells: whether the data hold the unused bits too, where overlays were once kept; compressed data without them
-        that need more bits contradict their header.
+    whole_cells: whether the data hold the unused bits too, where overlays were once kept. Compressed data without them
+        that need more bits contradict their header; their decoders extend the sign, or do not.
     """
     bits, signed_type = layout.bits_stored, np.dtype(f"i{cells.dtype.itemsize}")
     if whole_cells and (shift := high_bit + 1 - bits):
@@ -221,9 +229,9 @@ def _codes(
         return cells
     codes = cells & cells.dtype.type(2**bits - 1)
     sign = cells.dtype.type(2 ** (bits - 1) if layout.signed else 0)
-    above = (codes ^ sign) - sign != cells
-    if above.any():
-        if not whole_cells:
-            raise UnreadablePicture(f"Pixels need more than the {bits} bits that BitsStored declares.")
-        warnings.append(f"bits above the {bits} stored ones, set in {above.mean():.1%} of the pixels, are ignored")
+    other = (codes ^ sign) - sign != cells
+    if whole_cells and other.any():
+        warnings.append(f"bits above the {bits} stored ones, set in {other.mean():.1%} of the pixels, are ignored")
+    elif not whole_cells and (other & (codes != cells)).any():
+        raise UnreadablePicture(f"Pixels need more than the {bits} bits that BitsStored declares.")
     return codes
