@@ -76,7 +76,7 @@ SETS = {
         "mixed, of the sets that it gathers; CC BY-NC-SA and others",
         "Kaggle account",
         "kaggle.com/datasets/andyczhao/covidx-cxr2 (version 3), lists: github.com/lindawangg/COVID-Net (labels)",
-        {"variant": ("3A", "3B"), "val_percent": ("10", "20")},
+        {"variant": ("3A", "3B"), "val": ("10", "20")},
     ),
     "montgomery": Entry(
         "Montgomery County tuberculosis set with lung masks",
