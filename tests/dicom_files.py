@@ -120,3 +120,17 @@ def _compressed_by_gdcm(dataset: Dataset, path: Path, transfer_syntax: str) -> D
     if not (changed and writer.Write()):
         raise ValueError(f"gdcm cannot write {transfer_syntax} to {path}.")
     return dcmread(path)
+
+
+def noise(dtype: type, low: int, high: int, shape: tuple[int, int] = (40, 34)) -> np.ndarray:
+    """Random pixels low to high (included), each of the two at least once."""
+    values = np.random.default_rng(0).integers(low, high, shape, endpoint=True)
+    values[0, :2] = low, high
+    return values.astype(dtype)
+
+
+def robust(values: np.ndarray, counted: np.ndarray | None = None) -> np.ndarray:
+    """What a deep picture without a window becomes: 0.1 and 99.9 percentiles of the counted values to 0 and 65535."""
+    counted = values if counted is None else values[counted]
+    low, high = np.percentile(counted, [0.1, 99.9], method="inverted_cdf")
+    return np.round(np.clip((values - low) / (high - low), 0, 1) * 65535)
