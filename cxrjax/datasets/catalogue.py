@@ -44,7 +44,8 @@ SETS = {
         "377,110 JPEG, 570 GB (the DICOM original 4.7 TB)",
         "PhysioNet Credentialed Health Data License",
         "PhysioNet credentials and CITI training",
-        "physionet.org/content/mimic-cxr-jpg, reports: physionet.org/content/mimic-cxr (mimic-cxr-reports.zip)",
+        "physionet.org/content/mimic-cxr-jpg (files, and the metadata, split and label tables); the reports "
+        "(mimic-cxr-reports.zip, as it is) and the DICOM original are in physionet.org/content/mimic-cxr",
         {"labels": ("chexpert", "negbio")},
     ),
     "rsna_pneumonia": Entry(
@@ -112,15 +113,15 @@ SETS = {
         "160,868 16-bit PNG, 1 TB",
         "PADCHEST dataset research use agreement",
         "registration",
-        "bimcv.cipf.es/bimcv-projects/padchest",
+        "bimcv.cipf.es/bimcv-projects/padchest (0.zip ... 54.zip, unpacked, and the table PADCHEST_chest_x_ray_...csv)",
     ),
     "iu_xray": Entry(
         "Indiana University / Open-i reports with frontal and lateral pictures",
         "7,470 PNG, 14 GB, and 3,955 reports",
         "CC BY-NC-ND 4.0",
         "open",
-        "openi.nlm.nih.gov (NLMCXR_png, ecgen-radiology), Kaggle raddar/chest-xrays-indiana-university, "
-        "or R2Gen's iu_xray",
+        "openi.nlm.nih.gov (NLMCXR_png, ecgen-radiology; views: Kaggle's indiana_projections.csv, laid beside), "
+        "Kaggle raddar/chest-xrays-indiana-university, or R2Gen's iu_xray",
     ),
 }
 

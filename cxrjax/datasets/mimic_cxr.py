@@ -1,0 +1,157 @@
+"""MIMIC-CXR-JPG: frontal and lateral radiographs with 14 observations mined from reports, and the reports themselves.
+
+Source: Beth Israel Deaconess Medical Center, physionet.org/content/mimic-cxr-jpg (2.0.0 or 2.1.0) and, for the reports
+and the DICOM originals, physionet.org/content/mimic-cxr; Johnson et al., Scientific Data 2019 and arXiv 1901.07042.
+Layout: files/p10/p10000032/s50414267/<dicom_id>.jpg, or .dcm where no JPEG is there; mimic-cxr-2.0.0-metadata,
+-split and -chexpert or -negbio as .csv.gz or .csv; mimic-cxr-reports.zip as it is, or files/p10/.../s50414267.txt.
+The split is the official one, by patient. Labels and reports are of studies: all pictures of a study share them.
+Ours: LL (left lateral) is LATERAL; a blank ViewPosition or a rare one (AP AXIAL, SWIMMERS ...) is UNKNOWN.
+"""
+
+import re
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path, PurePosixPath
+
+from cxrjax.datasets import release
+from cxrjax.datasets.manifest import Manifest, Problem, Row, listed
+from cxrjax.datasets.schema import NOT_MENTIONED
+from cxrjax.datasets.table import column
+from cxrjax.text import reports
+
+LABELS = (
+    *("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Enlarged Cardiomediastinum", "Fracture"),
+    *("Lung Lesion", "Lung Opacity", "No Finding", "Pleural Effusion", "Pleural Other", "Pneumonia"),
+    *("Pneumothorax", "Support Devices"),
+)
+PUBLISHED = {
+    "pictures": 377110,
+    "pictures in train": 368960,
+    "pictures in val": 2991,
+    "pictures in test": 5159,
+    "patients": 65379,
+    "patients in train": 64586,
+    "patients in val": 500,
+    "patients in test": 293,
+    "studies": 227835,
+    "studies in train": 222758,
+    "studies in val": 1808,
+    "studies in test": 3269,
+}
+_SPLITS = {"train": "train", "validate": "val", "test": "test"}
+_VIEWS = {"PA": "PA", "AP": "AP", "LATERAL": "LATERAL", "LL": "LATERAL"}
+_UNLABELLED = (NOT_MENTIONED,) * len(LABELS)
+
+
+def manifest(raw: Path, labels: str = "chexpert") -> Manifest:
+    """Reads the download; labels: "chexpert" or "negbio", the tool that read the reports.
+
+    Raises LayoutError for another folder, TableError for a table that cannot be read.
+    """
+    download = release.Release("mimic_cxr", raw)
+    frame, path = download.table("mimic-cxr-*-metadata.csv")
+    cells = [column(frame, name, path) for name in ("dicom_id", "subject_id", "study_id", "ViewPosition")]
+    split_frame, split_path = download.table("mimic-cxr-*-split.csv")
+    splits = dict(zip(*(column(split_frame, name, split_path) for name in ("dicom_id", "split")), strict=True))
+    problems: list[Problem] = []
+    codes = _codes(download, labels, problems)
+    # Never both: the JPEG are equalised, so they look different from the DICOM originals.
+    suffixes = (".jpg",) if any(name.endswith(".jpg") for name in download.paths) else (".jpg", ".dcm")
+    files = {PurePosixPath(name).stem: file for name, file in download.files(*suffixes).items()}
+    rows = []
+    for dicom, patient, study, view in zip(*cells, strict=True):
+        split = splits.pop(dicom, "")
+        if split not in _SPLITS:
+            problems.append(Problem(dicom, "row", f"{split_path.name} gives it no split of {', '.join(_SPLITS)}."))
+        elif dicom not in files:
+            problems.append(release.missing_picture(f"files/p{patient[:2]}/p{patient}/s{study}/{dicom}{suffixes[-1]}"))
+        else:
+            view, labelled = _VIEWS.get(view, "UNKNOWN"), codes.get(study, _UNLABELLED)
+            rows.append(Row(files[dicom], dicom, patient, study, _SPLITS[split], view, labelled))
+    problems += [Problem(dicom, "row", f"{split_path.name} names it, but not {path.name}.") for dicom in splits]
+    remarks = [*release.completeness(sum(dicom in files for dicom in cells[0]), len(frame))]
+    unlisted = sorted(files.keys() - set(cells[0]))
+    if unlisted:
+        remarks.append(f"{len(unlisted)} pictures are not in {path.name} and were left out: {listed(unlisted)}.")
+    unknown = Counter(view or "none given" for view in cells[3] if view not in _VIEWS)
+    if unknown:
+        said = listed([f"{view} ({count})" for view, count in unknown.most_common()], 20)
+        remarks.append(f"{unknown.total()} pictures of the table have no known view: {said}.")
+    studies = dict.fromkeys(row.study_id for row in rows)
+    unlabelled = sum(study not in codes for study in studies)
+    if unlabelled:
+        remarks.append(f"{unlabelled} studies have no labels of {labels}: they mention nothing.")
+    texts = _reports(download, studies, problems)
+    if texts is None:
+        remarks.append(
+            "There are no reports, so the set is written without them. They are mimic-cxr-reports.zip of "
+            "physionet.org/content/mimic-cxr; lay it, as it is, into the folder of the download."
+        )
+    else:
+        rows = [row._replace(**texts.get(row.study_id, {})) for row in rows]
+    return Manifest(
+        "mimic_cxr",
+        LABELS,
+        tuple(rows),
+        "MIMIC-CXR-JPG (Beth Israel Deaconess Medical Center, physionet.org/content/mimic-cxr-jpg; Johnson et al., "
+        f"arXiv 1901.07042). Frontal and lateral radiographs; labels mined from the reports by {labels}.",
+        tuple(problems),
+        tuple(remarks),
+        has_report=texts is not None,
+        published=PUBLISHED,
+    )
+
+
+def _codes(download: release.Release, labels: str, problems: list[Problem]) -> dict[str, tuple[int, ...]]:
+    """Codes of every study that the labeller read."""
+    frame, path = download.table(f"mimic-cxr-*-{labels}.csv")
+    studies = column(frame, "study_id", path)
+    table = [column(frame, name, path) for name in LABELS]
+    codes = {}
+    for study, *cells in zip(studies, *table, strict=True):
+        read = tuple(map(release.code, cells))
+        if None in read:
+            problems.append(Problem(f"s{study}", "row", f"{path.name} has the label {cells[read.index(None)]!r}."))
+        else:
+            codes[study] = read
+    return codes
+
+
+def _reports(
+    download: release.Release, studies: Iterable[str], problems: list[Problem]
+) -> dict[str, dict[str, str]] | None:
+    """Reads findings, impression and text of the studies; None where the download has no reports at all."""
+    path = download.find("mimic-cxr-reports.zip")
+    if path is None:
+        members = [name for name in download.paths if re.search(r"(^|/)s\d+\.txt$", name)]
+        if not members:
+            return None
+        return _sections(members, lambda name: (download.raw / name).read_bytes(), studies, problems)
+    try:
+        archive = zipfile.ZipFile(path)
+    except zipfile.BadZipFile:
+        raise release.LayoutError(f"{path} is no whole zip archive: fetch it again, or take it away.") from None
+    with archive:
+        return _sections(archive.namelist(), archive.read, studies, problems)
+
+
+def _sections(
+    members: Iterable[str], read: Callable[[str], bytes], studies: Iterable[str], problems: list[Problem]
+) -> dict[str, dict[str, str]]:
+    places = {PurePosixPath(name).stem: name for name in members if name.endswith(".txt")}
+    found = {}
+    for study in studies:
+        place = places.get(f"s{study}")
+        if place is None:
+            problems.append(Problem(f"s{study}.txt", "report", "There is no such file among the reports."))
+            continue
+        try:
+            text = read(place).decode("utf-8", errors="replace").strip()
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+            problems.append(Problem(place, "report", f"It cannot be read: {error}."))
+            continue
+        report = reports.sections(text)
+        found[study] = {"findings": report.findings, "impression": report.impression, "text": text}
+    return found

@@ -1,0 +1,120 @@
+"""PadChest: radiographs in several projections with 174 findings and Spanish reports, 16 bits deep.
+
+Source: Hospital San Juan, Alicante, bimcv.cipf.es/bimcv-projects/padchest; Bustos et al., Medical Image Analysis 2020.
+Layout: 0/ ... 54/<ImageID>, or all pictures in one folder; PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv(.gz).
+The text is the report as published: Spanish, stemmed. MethodLabel says whether physicians or a network labelled it.
+Ours: the split, by patient; age is the year of the study less the year of birth; AP_horizontal is AP; pictures of ribs
+(COSTAL) and those marked EXCLUDE are left out. The labels "exclude" (nothing could be read from the report) and
+"unchanged" (since an earlier picture) are no findings: where one of them stands, or no label at all, the findings that
+are not named are not mentioned; else they are absent. Loaders disagree on the range of the 16 bits (65,535, or each
+picture's own): we take `pixels.read`'s percentiles, which change a full picture little and leave none dark.
+"""
+
+import ast
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from cxrjax.datasets import release, schema
+from cxrjax.datasets.manifest import Manifest, Problem, Row, listed
+from cxrjax.datasets.table import column
+
+PUBLISHED = {"pictures": 160868, "studies": 109931}
+_VIEWS = {"PA": "PA", "AP": "AP", "AP_HORIZONTAL": "AP", "L": "LATERAL"}
+_LEFT_OUT = ("COSTAL", "EXCLUDE")
+_NO_FINDINGS = {"exclude", "unchanged"}
+_COLUMNS = (
+    *("Projection", "PhotometricInterpretation_DICOM", "MethodLabel", "ImageID", "ImageDir", "StudyDate_DICOM"),
+    *("StudyID", "PatientID", "PatientBirth", "PatientSex_DICOM", "Report", "Labels"),
+)
+
+
+def manifest(raw: Path) -> Manifest:
+    """Reads the download; raises LayoutError for another folder, TableError for a table that cannot be read."""
+    download = release.Release("padchest", raw)
+    frame, path = download.table("PADCHEST_chest_x_ray_images_labels_160K*.csv")
+    files = download.files(".png")
+    table = list(zip(*(column(frame, name, path) for name in _COLUMNS), strict=True))
+    kept = [cells for cells in table if cells[0].upper() not in _LEFT_OUT]
+    label_names, codes = _codes({cells[-1] for cells in kept})
+    unknown = (schema.NOT_MENTIONED,) * len(label_names)
+    problems: list[Problem] = []
+    rows = []
+    for projection, _, _, name, folder, date, study, patient, birth, sex, text, labels in kept:
+        if labels not in codes:
+            problems.append(Problem(name, "row", f"Its Labels are no list of texts: {labels[:80]}"))
+        if not patient:
+            problems.append(Problem(name, "row", "The table has no PatientID for it."))
+        elif name not in files:
+            problems.append(release.missing_picture(f"{folder}/{name}"))
+        else:
+            rows.append(
+                Row(
+                    files[name],
+                    name,
+                    patient,
+                    study or name,
+                    schema.assign_split("padchest", patient),
+                    _VIEWS.get(projection.upper(), "UNKNOWN"),
+                    codes.get(labels, unknown),
+                    text=text,
+                    sex=release.sex(sex),
+                    age=_age(date, birth),
+                )
+            )
+    missing = sum(problem.kind == "missing" for problem in problems)
+    remarks = [*release.completeness(len(kept) - missing, len(kept))]
+    projections, photometrics, methods = (Counter(cells[place] for cells in table) for place in range(3))
+    for said, counts in (
+        ("Left out", {name: count for name, count in projections.items() if name.upper() in _LEFT_OUT}),
+        ("Labelled by", methods),
+        ("Without a known view", Counter(cells[0] for cells in kept if cells[0].upper() not in _VIEWS)),
+    ):
+        if counts:
+            named = [f"{name or 'none given'} ({count})" for name, count in counts.items()]
+            remarks.append(f"{said}, pictures of the table: {listed(named, 20)}.")
+    if photometrics["MONOCHROME1"]:
+        remarks.append(
+            f"{photometrics['MONOCHROME1']} pictures of the table were MONOCHROME1 in the hospital's files, where low "
+            "is bright. The release does not say whether it inverted them; they are stored as they are: look at some."
+        )
+    return Manifest(
+        "padchest",
+        label_names,
+        tuple(rows),
+        "PadChest (Hospital San Juan, Alicante, bimcv.cipf.es/bimcv-projects/padchest; Bustos et al., Medical Image "
+        "Analysis 2020). Frontal and lateral radiographs; findings of the Spanish reports, by physicians or a network.",
+        tuple(problems),
+        tuple(remarks),
+        has_report=True,
+        published=PUBLISHED,
+    )
+
+
+def _codes(cells: Iterable[str]) -> tuple[tuple[str, ...], dict[str, tuple[int, ...]]]:
+    """Label names, and the codes of every cell that can be read."""
+    named = {cell: _named(cell) for cell in cells}
+    names = tuple(sorted(set().union(*(found for found in named.values() if found)) - _NO_FINDINGS))
+    codes = {}
+    for cell, found in named.items():
+        if found is not None:
+            rest = schema.ABSENT if found and not found & _NO_FINDINGS else schema.NOT_MENTIONED
+            codes[cell] = tuple(schema.PRESENT if name in found else rest for name in names)
+    return names, codes
+
+
+def _named(cell: str) -> set[str] | None:
+    """The labels in a cell such as "['infiltrates', ' pneumonia', nan]"; None where it is no such list."""
+    try:
+        found = ast.literal_eval(re.sub(r"(?<![\w'])nan(?![\w'])", "''", cell) or "[]")
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        return None
+    return {" ".join(name.split()) for name in found} - {""}
+
+
+def _age(date: str, birth: str) -> int:
+    years = [re.match(r"(\d{4})", cell) for cell in (date, birth)]
+    return release.years(str(int(years[0][1]) - int(years[1][1]))) if all(years) else -1

@@ -1,0 +1,177 @@
+"""A small PadChest in the official layout: 16 bits, Spanish stems, labels as lists in text; and broken downloads."""
+
+import csv
+import gzip
+import io
+import zipfile
+
+import cv2
+import numpy as np
+import pytest
+
+from cxrjax.datasets import padchest, schema
+from cxrjax.datasets.release import LayoutError
+from cxrjax.datasets.table import TableError
+from cxrjax.input import source
+from tests import official
+
+TABLE = "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv"
+HEAD = (
+    ",ImageID,ImageDir,StudyDate_DICOM,StudyID,PatientID,PatientBirth,PatientSex_DICOM,ViewPosition_DICOM,Projection,"
+    "MethodProjection,Pediatric,Modality_DICOM,Manufacturer_DICOM,PhotometricInterpretation_DICOM,"
+    "PixelRepresentation_DICOM,PixelAspectRatio_DICOM,SpatialResolution_DICOM,BitsStored_DICOM,WindowCenter_DICOM,"
+    "WindowWidth_DICOM,Rows_DICOM,Columns_DICOM,XRayTubeCurrent_DICOM,Exposure_DICOM,ExposureInuAs_DICOM,ExposureTime,"
+    "RelativeXRayExposure_DICOM,ReportID,Report,MethodLabel,Labels,Localizations,LabelsLocalizationsBySentence,"
+    "labelCUIS,LocalizationsCUIS"
+).split(",")
+LABELS = ("COPD signs", "infiltrates", "normal", "pneumonia")
+ROWS = [
+    # image, folder, study, patient, born, sex, projection, method, labels
+    ("a_1.png", "0", "s1", "p1", "1993.0", "F", "PA", "Physician", "['infiltrates', ' pneumonia']"),
+    ("a_2.png", "0", "s1", "p1", "1993.0", "F", "L", "Physician", "['infiltrates', ' pneumonia']"),
+    ("b.png", "54", "s2", "p2", "1950", "M", "AP_horizontal", "RNN_model", "['normal']"),
+    ("c.png", "54", "s3", "p3", "", "O", "AP", "RNN_model", "['COPD signs', 'unchanged', nan]"),
+    ("d.png", "7", "s4", "p4", "2016.0", "None", "UNK", "RNN_model", ""),
+    ("e.png", "7", "s5", "p5", "1950.0", "F", "PA", "RNN_model", "['exclude']"),
+    ("f.png", "7", "s6", "p5", "1950.0", "F", "COSTAL", "RNN_model", "['fracture']"),
+    ("g.png", "7", "s7", "p5", "1950.0", "F", "EXCLUDE", "RNN_model", "['exclude']"),
+]
+REPORT = "dibuj invent . no hay nad que ver ."
+
+
+def write_table(raw, rows=ROWS, head=HEAD, name=f"{TABLE}.gz"):
+    text = io.StringIO()
+    writer = csv.DictWriter(text, head, restval="")
+    writer.writeheader()
+    for number, (image, folder, study, patient, born, sex, projection, method, labels) in enumerate(rows):
+        cells = {
+            **{"": number, "ImageID": image, "ImageDir": folder, "StudyDate_DICOM": 20150622, "StudyID": study},
+            **{"PatientID": patient, "PatientBirth": born, "PatientSex_DICOM": sex, "Projection": projection},
+            **{"PhotometricInterpretation_DICOM": "MONOCHROME1" if image == "b.png" else "MONOCHROME2"},
+            **{
+                "MethodLabel": method,
+                "Labels": labels,
+                "Report": REPORT,
+                "LabelsLocalizationsBySentence": "['loc', 1]",
+            },
+        }
+        known = {name.lower(): name for name in head}
+        writer.writerow({known[name.lower()]: cell for name, cell in cells.items()})
+    data = text.getvalue().encode()
+    (raw / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+
+
+@pytest.fixture
+def raw(tmp_path):
+    raw = tmp_path / "raw"
+    for pixels, (image, folder, *_) in zip(official.pictures(len(ROWS)), ROWS, strict=True):
+        (raw / folder).mkdir(parents=True, exist_ok=True)
+        scale = 16 if image == "a_1.png" else 257  # 12 bits in 16, and all 16
+        cv2.imwrite(str(raw / folder / image), pixels.astype(np.uint16) * scale)
+    write_table(raw)
+    return raw
+
+
+def codes(rest, *present):
+    return [schema.PRESENT if name in present else rest for name in LABELS]
+
+
+def test_every_field_comes_back(raw, tmp_path):
+    made = official.convert(padchest.manifest(raw), tmp_path)
+    assert not made.conversion.problems and set(made.records) == {
+        "a_1.png",
+        "a_2.png",
+        "b.png",
+        "c.png",
+        "d.png",
+        "e.png",
+    }
+    assert source.open_set(made.conversion.directory).label_names == LABELS
+    examples = {name.removesuffix(".png"): example for name, (_, example) in made.records.items()}
+    for image, _, study, patient, *_ in ROWS[:6]:
+        split, example = made.records[image]
+        assert split == schema.assign_split("padchest", patient)
+        assert (example["patient_id"], example["study_id"]) == (patient, study)
+        assert example["report"] == {"findings": "", "impression": "", "text": REPORT}
+    views = {"a_1": "PA", "a_2": "LATERAL", "b": "AP", "c": "AP", "d": "UNKNOWN", "e": "PA"}
+    assert {name: example["view"] for name, example in examples.items()} == views
+    people = {"a_1": ("F", 22), "a_2": ("F", 22), "b": ("M", 65), "c": ("", -1), "d": ("", -1), "e": ("F", 65)}
+    assert {name: (example["sex"], example["age"]) for name, example in examples.items()} == people
+    absent, unsaid = schema.ABSENT, schema.NOT_MENTIONED
+    assert {name: list(example["labels"]) for name, example in examples.items()} == {
+        "a_1": codes(absent, "infiltrates", "pneumonia"),
+        "a_2": codes(absent, "infiltrates", "pneumonia"),
+        "b": codes(absent, "normal"),
+        "c": codes(unsaid, "COPD signs"),
+        "d": codes(unsaid),
+        "e": codes(unsaid),
+    }
+    assert "Left out, pictures of the table: COSTAL (1), EXCLUDE (1)." in made.said
+    assert "Labelled by, pictures of the table: Physician (2), RNN_model (6)." in made.said
+    assert "Without a known view, pictures of the table: UNK (1)." in made.said
+    assert "1 pictures of the table were MONOCHROME1" in made.said and "160868" in made.conversion.counts
+
+
+def test_pictures_of_twelve_and_of_sixteen_bits_are_equally_bright(raw, tmp_path):
+    made = official.convert(padchest.manifest(raw), tmp_path)
+    expected = cv2.resize(official.pictures(1)[0], (32, 32), interpolation=cv2.INTER_AREA).astype(float)
+    dark = official.pixels(made.records["a_1.png"][1]).astype(float)
+    full = official.pixels(made.records["a_2.png"][1]).astype(float)
+    assert np.corrcoef(dark.ravel(), expected.ravel())[0, 1] > 0.99
+    assert abs(dark.mean() - full.mean()) < 20 and dark.max() > 200
+
+
+def test_a_plain_table_with_other_capitals_and_order_beside_one_folder_of_pictures_is_the_same(raw):
+    expected = padchest.manifest(raw)
+    for picture in raw.rglob("*/*.png"):
+        picture.rename(raw / picture.name)
+    (raw / f"{TABLE}.gz").unlink()
+    write_table(raw, head=[name.upper() for name in HEAD[::-1]], name=TABLE)
+    made = padchest.manifest(raw)
+    assert [row._replace(file=None) for row in made.rows] == [row._replace(file=None) for row in expected.rows]
+    assert made.label_names == expected.label_names and not made.problems
+
+
+def test_broken_rows_and_pictures_are_named(raw, tmp_path):
+    (raw / "54" / "c.png").unlink()
+    (raw / "7" / "g.png").unlink()
+    (raw / "54" / "b.png").write_bytes((raw / "54" / "b.png").read_bytes()[:900])
+    rows = [list(row) for row in ROWS]
+    rows[4][3] = ""
+    rows[5][8] = "['half a list"
+    rows.append(["h.png", "3", "s8", "p8", "1950", "M", "PA", "Physician", "{'mass': 1}"])
+    write_table(raw, rows)
+    made = official.convert(padchest.manifest(raw), tmp_path, allow_bad=True)
+    found = {(problem.file.removeprefix(f"{raw}/"), problem.kind) for problem in made.conversion.problems}
+    assert found == {
+        ("54/c.png", "missing"),
+        ("54/b.png", "picture"),
+        ("d.png", "row"),
+        ("e.png", "row"),
+        ("h.png", "row"),
+        ("3/h.png", "missing"),
+    }
+    assert "2 of the 7 pictures that the tables name are missing" in made.said
+    assert set(made.records) == {"a_1.png", "a_2.png", "e.png"}
+    assert set(made.records["e.png"][1]["labels"]) == {schema.NOT_MENTIONED}
+
+
+def test_other_folders_are_refused(raw, tmp_path):
+    (raw / f"{TABLE}.gz").rename(raw / "labels.csv.gz")
+    with pytest.raises(LayoutError, match=r"has no PADCHEST.*csv .*tables there: labels.csv.gz.*bimcv.cipf.es"):
+        padchest.manifest(raw)
+    write_table(raw, head=[name for name in HEAD if name != "Projection"] + ["View"], rows=[])
+    with pytest.raises(TableError, match="has no rows"):
+        padchest.manifest(raw)
+    (raw / f"{TABLE}.gz").write_bytes(gzip.compress(b",ImageID,Labels\n0,a_1.png,[]\n"))
+    with pytest.raises(TableError, match="has no column 'Projection'"):
+        padchest.manifest(raw)
+    with pytest.raises(LayoutError, match="is a file, not a folder"):
+        padchest.manifest(raw / f"{TABLE}.gz")
+    packed = tmp_path / "packed"
+    packed.mkdir()
+    write_table(packed)
+    with zipfile.ZipFile(packed / "0.zip", "w") as archive:
+        archive.write(raw / "0" / "a_1.png", "a_1.png")
+    with pytest.raises(LayoutError, match="has no .png file; .*unpack 0.zip first"):
+        padchest.manifest(packed)
