@@ -33,7 +33,7 @@ def read_table(path: Path) -> pandas.DataFrame:
         else:
             frame = _read_csv(path)
     except (OSError, EOFError, ValueError, csv.Error) as error:
-        raise TableError(f"The table {path} cannot be read: {error}") from None
+        raise TableError(f"The table {path} cannot be read: {str(error).rstrip('.')}.") from None
     frame.columns = [str(name).strip() for name in frame.columns]
     if frame.empty:
         raise TableError(f"The table {path} has no rows.")
