@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from cxrjax.datasets import release as releases
 from cxrjax.datasets import schema
-from cxrjax.datasets.manifest import Box, Manifest, Problem, Row
+from cxrjax.datasets.manifest import Box, Manifest, Problem, Row, listed
 from cxrjax.datasets.release import Release, completeness, missing_picture
 
 NAME = "jsrt"
@@ -46,7 +46,7 @@ def manifest(raw: Path) -> Manifest:
     }
     with_masks = any(folders.values())
     problems: list[Problem] = []
-    clinical = _clinical(release, problems)
+    clinical = _clinical(release)
     rows = []
     for stem in STEMS:
         if stem not in files:
@@ -69,6 +69,9 @@ def manifest(raw: Path) -> Manifest:
     remarks = completeness(len(rows), len(STEMS))
     if not with_masks:
         remarks += ("There are no SCR masks (scratch/fold1/masks/left lung ...): the set is converted without.",)
+    unplaced = [stem for stem, told in clinical.items() if stem.startswith("JPCLN") and not told.boxes]
+    if unplaced:
+        remarks += (f"CLNDAT_EN.txt gives {len(unplaced)} nodules no size and place: {listed(unplaced)}.",)
     if not clinical:
         remarks += ("There is no CLNDAT_EN.txt or CNNDAT_EN.txt: sex, age and nodule boxes stay blank.",)
     return Manifest(
@@ -86,26 +89,23 @@ def manifest(raw: Path) -> Manifest:
     )
 
 
-def _clinical(release: Release, problems: list[Problem]) -> dict[str, Clinical]:
+def _clinical(release: Release) -> dict[str, Clinical]:
     """What the clinical tables say, by stem. Copies differ in line ends, some have none: records begin at a name."""
     told: dict[str, Clinical] = {}
     for table in ("CLNDAT_EN.txt", "CNNDAT_EN.txt"):
         path = release.find(table)
         text = path.read_text(encoding="utf-8", errors="replace") if path else ""
         for stem, record in re.findall(r"(JPC[LN]N\d{3})\.IMG\s+(.*?)(?=JPC[LN]N\d{3}|\Z)", text, re.DOTALL):
-            words = record.split()
-            nodule = words if stem.startswith("JPCLN") else []
-            age, sex = (words[2:4] if nodule else words[0:2]) if len(words) >= 2 + 4 * bool(nodule) else ("", "")
-            told[stem] = Clinical(releases.sex(sex), releases.years(age), _box(stem, nodule, problems))
+            words = [*record.split(), "", "", "", ""]
+            has_nodule = stem.startswith("JPCLN")
+            age, sex = words[2:4] if has_nodule else words[:2]
+            told[stem] = Clinical(releases.sex(sex), releases.years(age), _box(words) if has_nodule else ())
     return told
 
 
-def _box(stem: str, nodule: list[str], problems: list[Problem]) -> tuple[Box, ...]:
-    if not nodule:
-        return ()
+def _box(words: list[str]) -> tuple[Box, ...]:
     try:
-        size, x, y = float(nodule[1]) / MILLIMETRES_PER_PIXEL, float(nodule[4]), float(nodule[5])
-    except (ValueError, IndexError):
-        problems.append(Problem(stem, "box", f"CLNDAT_EN.txt gives no size and place: {' '.join(nodule[:6])!r}."))
+        size, x, y = float(words[1]) / MILLIMETRES_PER_PIXEL, float(words[4]), float(words[5])
+    except (ValueError, IndexError):  # some cells are "?"
         return ()
     return (Box("Nodule", x - size / 2, y - size / 2, size, size),)
