@@ -155,6 +155,14 @@ def test_kaggle_is_the_same_under_its_own_names(kaggle, open_i, tmp_path):
     assert len(converted.records) == 5 and "7466" in converted.conversion.counts
 
 
+def test_views_of_names_without_the_usual_form_are_not_mixed_up(kaggle):
+    write_pictures(kaggle / "images", ["scan_a.png", "scan_b.png"])
+    with open(kaggle / "indiana_projections.csv", "a") as file:
+        file.write("11,scan_a.png,Frontal\n11,scan_b.png,Lateral\n")
+    found = {row.image_id: row.view for row in iu_xray.manifest(kaggle).rows}
+    assert (found["scan_a"], found["scan_b"]) == ("PA", "LATERAL") and len(found) == 7
+
+
 def test_kaggle_pictures_get_official_names_where_they_can_be_looked_up(kaggle):
     write_xml(kaggle / "ecgen-radiology")
     made = iu_xray.manifest(kaggle)
