@@ -6,6 +6,7 @@ rescaling, padding set aside, VOI LUT or window, scaling, inversion.
 
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 
 from cxrjax.imaging import codecs, header, pixels
@@ -47,7 +48,7 @@ class _Mapping(NamedTuple):
 def meaning(get: header.Get, codes: np.ndarray, layout: codecs.Layout, warnings: list[str]) -> Meaning:
     """Builds the table for h w stored codes; adds to `warnings`. Raises UnreadablePicture for constant pictures."""
     bits = layout.bits_stored
-    counts = np.bincount(codes.ravel(), minlength=2**bits)
+    counts = cv2.calcHist([codes], [0], None, [2**bits], [0, 2**bits]).ravel().astype(np.float64)
     stored = np.arange(2**bits)
     if layout.signed:
         stored = np.where(stored >= 2 ** (bits - 1), stored - 2**bits, stored)
