@@ -1,7 +1,8 @@
-"""Crops and flips of one grey picture on the host, with OpenCV: encoded bytes -> uint8 h w -> uint8 px px."""
+"""Crops, flips and small rotations of one grey picture on the host: encoded bytes -> uint8 h w -> uint8 v px px 1."""
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -20,7 +21,8 @@ def decode(encoded: bytes, bits: int = 8) -> np.ndarray:
     """Decodes PNG or JPEG bytes to uint8 h w, or to uint16 for bits=16, in the orientation in which they are stored.
 
     A set stored with 16 bits gives its upper eight by default, so that methods see the same grey values of every set;
-    a method that windows its pictures asks for 16 (pictures stored with 8 bits then become 257 v). Raises Undecodable for bytes that are not a whole picture.
+    a method that windows its pictures asks for 16 (pictures stored with 8 bits then become 257 v).
+    Raises Undecodable for bytes that are not a whole picture.
     """
     # OpenCV before version 5 fills the missing part of a cut JPEG with grey and says nothing.
     cut = not encoded or (encoded[:2] == b"\xff\xd8" and encoded.rfind(b"\xff\xd9") < 0)
@@ -65,17 +67,76 @@ def fit(image: np.ndarray, px: int, nearest: bool = False) -> np.ndarray:
     return center_crop(resize_short(image, px, nearest), px)
 
 
+class Crop(NamedTuple):
+    """One random view of a picture: a window of it, turned, resized to px px, and perhaps mirrored.
+
+    scale, ratio: of the window, as `random_resized_crop` takes them. rotation_degrees: the greatest angle, either way.
+    flip: probability of the mirror image; 0 unless asked for, since it moves the heart to the other side.
+    """
+
+    px: int
+    scale: tuple[float, float] = (0.2, 1.0)
+    ratio: tuple[float, float] = RATIO
+    flip: float = 0.0
+    rotation_degrees: float = 0.0
+
+
+def crops(image: np.ndarray, rng: np.random.Generator, *specs: Crop) -> np.ndarray:
+    """Several independent views of one decoded picture h w: uint8 v px px 1, in the order of the specs.
+
+    One call per size: `crops(image, rng, *2 * [large])` and `crops(image, rng, *6 * [small])` decode the picture once.
+    Raises ValueError for no spec, for specs of several sizes, and as `random_resized_crop` does.
+    """
+    if len({spec.px for spec in specs}) != 1:
+        raise ValueError(
+            f"crops of {[spec.px for spec in specs]} px cannot be stacked: give at least one, all of one size, and "
+            "call once for every size"
+        )
+    return np.stack([crop(image, rng, spec) for spec in specs])[..., None]
+
+
+def crop(image: np.ndarray, rng: np.random.Generator, spec: Crop) -> np.ndarray:
+    """One random view of h w: px px. What the spec leaves out draws nothing from rng."""
+    cut = random_resized_crop(image, rng, spec.px, spec.scale, spec.ratio, spec.rotation_degrees)
+    return hflip(cut, rng, spec.flip) if spec.flip else cut
+
+
 def random_resized_crop(
-    image: np.ndarray, rng: np.random.Generator, px: int, scale: tuple[float, float], ratio: tuple[float, float] = RATIO
+    image: np.ndarray,
+    rng: np.random.Generator,
+    px: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float] = RATIO,
+    rotation_degrees: float = 0.0,
 ) -> np.ndarray:
     """Cuts a random window out of h w and resizes it to px px.
 
     scale: least and greatest share of the picture's area. ratio: least and greatest width / height, drawn
     log-uniformly. After ten draws that do not fit, the largest middle window within `ratio` is taken.
-    Source: Szegedy et al. 2015, as in torchvision's RandomResizedCrop.
+    rotation_degrees: the window is turned about its middle by an angle from ± this, drawn uniformly.
+    Raises ValueError for a scale that is not a range in (0, 1].
+    Source: Szegedy et al. 2015, as in torchvision's RandomResizedCrop; turning the window is our choice, see `_turned`.
     """
+    if not 0 < scale[0] <= scale[1] <= 1:
+        raise ValueError(f"scale is the least and greatest share of the picture's area, in (0, 1]; got {tuple(scale)}")
     top, left, height, width = _random_window(*image.shape[:2], rng, scale, ratio)
+    if rotation_degrees:
+        degrees = rng.uniform(-rotation_degrees, rotation_degrees)
+        return resize(_turned(image, top, left, height, width, degrees), px, px)
     return resize(image[top : top + height, left : left + width], px, px)
+
+
+def _turned(image: np.ndarray, top: int, left: int, height: int, width: int, degrees: float) -> np.ndarray:
+    """The content of a window after turning the picture counter-clockwise about the window's middle; bilinear.
+
+    The corners come from the picture around the window, and from its mirror image only beyond its edge: a black wedge
+    would tell the angle, which views of one picture must not share, and shift the picture's own mean.
+    """
+    middle = (left + (width - 1) / 2, top + (height - 1) / 2)
+    matrix = cv2.getRotationMatrix2D(middle, degrees, 1.0)
+    matrix[:, 2] -= (left, top)
+    # At the scale of the source, so that `resize` can then average over the area.
+    return cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
 
 
 def _random_window(
@@ -99,9 +160,9 @@ def _random_window(
     return (full_height - height) // 2, (full_width - width) // 2, height, width
 
 
-def hflip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Mirrors h w left to right with probability one half."""
-    return cv2.flip(image, 1) if rng.random() < 0.5 else image
+def hflip(image: np.ndarray, rng: np.random.Generator, probability: float = 0.5) -> np.ndarray:
+    """Mirrors h w left to right with this probability."""
+    return cv2.flip(image, 1) if rng.random() < probability else image
 
 
 def transform(kind: str, px: int) -> Callable[[np.ndarray, np.random.Generator], np.ndarray]:
@@ -110,21 +171,16 @@ def transform(kind: str, px: int) -> Callable[[np.ndarray, np.random.Generator],
     kind: "none" (`fit`, no draw), "mild" (crop of 50-100 % of the area), "crop_flip" (crop of 20-100 % and mirror).
     Raises ValueError naming the kinds for another one.
     """
-    if kind not in _TRANSFORMS:
-        raise ValueError(f"Transform {kind!r} is not known; choose one of {', '.join(map(repr, _TRANSFORMS))}.")
-    return partial(_TRANSFORMS[kind], px=px)
+    if kind == "none":
+        return partial(_none, px=px)
+    if kind not in _CROPS:
+        known = ", ".join(map(repr, ("none", *_CROPS)))
+        raise ValueError(f"Transform {kind!r} is not known; choose one of {known}.")
+    return partial(crop, spec=Crop(px, **_CROPS[kind]))
 
 
 def _none(image: np.ndarray, rng: np.random.Generator, px: int) -> np.ndarray:
     return fit(image, px)
 
 
-def _mild(image: np.ndarray, rng: np.random.Generator, px: int) -> np.ndarray:
-    return random_resized_crop(image, rng, px, scale=(0.5, 1.0))
-
-
-def _crop_flip(image: np.ndarray, rng: np.random.Generator, px: int) -> np.ndarray:
-    return hflip(random_resized_crop(image, rng, px, scale=(0.2, 1.0)), rng)
-
-
-_TRANSFORMS = {"none": _none, "mild": _mild, "crop_flip": _crop_flip}
+_CROPS = {"mild": {"scale": (0.5, 1.0)}, "crop_flip": {"scale": (0.2, 1.0), "flip": 0.5}}

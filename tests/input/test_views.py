@@ -114,6 +114,67 @@ def test_hflip_mirrors_half_of_the_time():
     assert np.array_equal(views.hflip(image, np.random.default_rng(2)), image[:, ::-1])  # draws 0.26
 
 
+def test_turned_window_matches_pillow_and_takes_its_corners_from_around_it():
+    image = picture(120, 160)
+    top, left, height, width = 30, 50, 48, 64
+    middle = (left + width / 2, top + height / 2)  # Pillow counts from the pixels' edges
+    for degrees in (-12.0, 7.5, 90.0):
+        whole = Image.fromarray(image).rotate(degrees, Image.Resampling.BILINEAR, center=middle)
+        expected = np.asarray(whole)[top : top + height, left : left + width].astype(int)
+        found = views._turned(image, top, left, height, width, degrees)
+        assert np.abs(found - expected).max() <= 2  # OpenCV before 5 interpolates in steps of 1/32 px
+
+
+def test_turned_picture_is_mirrored_at_its_edge_and_never_black():
+    ramp = across(80, 80) + np.uint8(100)
+    found = views._turned(ramp, 0, 0, 80, 80, 10.0)
+    assert found.min() >= 100
+    np.testing.assert_array_equal(views._turned(ramp, 0, 0, 80, 80, 0.0), ramp)
+
+
+def test_angles_are_uniform_both_ways():
+    ramp = across(120, 120)
+    rng = np.random.default_rng(0)
+    spec = views.Crop(60, scale=(0.25, 0.25), ratio=(1, 1), rotation_degrees=10)
+    angles = []
+    for _ in range(400):
+        down, right = np.gradient(views.crop(ramp, rng, spec).astype(float))
+        angles.append(np.degrees(np.arctan2(down[5:-5, 5:-5].mean(), right[5:-5, 5:-5].mean())))
+    assert -10.5 < min(angles) < -9 and 9 < max(angles) < 10.5
+    assert abs(np.mean(angles)) < 1 and np.std(angles) == pytest.approx(10 / 3**0.5, rel=0.08)
+
+
+def test_crops_are_independent_views_in_the_order_of_their_specs():
+    image = picture(120, 160)
+    whole = views.Crop(32, scale=(1, 1), ratio=(4 / 3, 4 / 3))
+    mirrored, small = whole._replace(flip=1.0), whole._replace(scale=(0.1, 0.2))
+    found = views.crops(image, np.random.default_rng(0), whole, mirrored, small, small)
+    assert found.shape == (4, 32, 32, 1) and found.dtype == np.uint8
+    np.testing.assert_array_equal(found[0, ..., 0], cv2.resize(image, (32, 32), interpolation=cv2.INTER_AREA))
+    np.testing.assert_array_equal(found[1], found[0, :, ::-1])
+    assert not np.array_equal(found[2], found[3])
+    rng = np.random.default_rng(0)
+    again = np.concatenate([views.crops(image, rng, whole, mirrored), views.crops(image, rng, small, small)])
+    np.testing.assert_array_equal(found, again)
+
+
+def test_crops_keep_the_heart_on_its_side_unless_asked():
+    rng = np.random.default_rng(0)
+    spec = views.Crop(16, rotation_degrees=8)
+    assert all(cut[0, 0, 0] < cut[0, -1, 0] for cut in views.crops(across(120, 120), rng, *100 * [spec]))
+
+
+def test_crops_of_several_sizes_and_shares_above_one_are_refused():
+    rng = np.random.default_rng(0)
+    with pytest.raises(ValueError, match=r"crops of \[32, 16\] px cannot be stacked.*once for every size"):
+        views.crops(picture(40, 40), rng, views.Crop(32), views.Crop(16))
+    with pytest.raises(ValueError, match=r"crops of \[\] px"):
+        views.crops(picture(40, 40), rng)
+    for scale in ((20, 100), (0.0, 1.0), (0.8, 0.2)):
+        with pytest.raises(ValueError, match=r"share of the picture's area, in \(0, 1\]; got"):
+            views.crops(picture(40, 40), rng, views.Crop(16, scale=scale))
+
+
 @pytest.mark.parametrize(("kind", "mirrors"), [("mild", False), ("crop_flip", True)])
 def test_random_kinds_differ_in_mirroring_and_area(kind, mirrors):
     change = pickle.loads(pickle.dumps(views.transform(kind, 32)))
