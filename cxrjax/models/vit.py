@@ -1,7 +1,7 @@
 """Vision Transformer that can run on any subset of a picture's tokens.
 
 Dosovitskiy et al., ICLR 2021, in the form that MAE and MoCo v3 train: pre-norm blocks, exact GELU, LayerNorm ε = 1e-6,
-Xavier-uniform linears, one [CLS] token without a position. Three things are arranged for pre-training:
+Xavier-uniform linears by default, one [CLS] token without a position. Three things are arranged for pre-training:
 
 * `ids_keep` picks tokens per picture and per view; positions belong to the token, and only kept patches are embedded.
 * Block parameters are stacked on a leading layer axis and scanned. Keeping only the outputs of linear layers for the
@@ -40,18 +40,25 @@ VARIANTS = {
 
 LAYER_NORM_EPS = 1e-6
 
+XAVIER = nn.initializers.xavier_uniform()
+# trunc_normal_(std=0.02) of PyTorch code cuts at ±2, which is 100 deviations: a plain normal distribution.
+NORMAL = nn.initializers.normal(0.02)
+# What PyTorch gives a convolution that nobody initialises: U(±1/√fan_in).
+TORCH_CONV = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
 REMAT = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
 
 
 class Linear(nn.Module):
-    """Dense layer with Xavier-uniform kernel (in, out); `columns` computes a slice of the outputs only."""
+    """Dense layer with kernel (in, out) and a bias from 0; `columns` computes a slice of the outputs only."""
 
     features: int
     dtype: jnp.dtype = jnp.float32
+    kernel_init: Callable = XAVIER
 
     @nn.compact
     def __call__(self, x: jax.Array, columns: slice = slice(None)) -> jax.Array:
-        kernel = self.param("kernel", nn.initializers.xavier_uniform(), (x.shape[-1], self.features))
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         # One product of rows (b·n) d: with b and n apart XLA's CPU backward pass is slower.
         rows = x.astype(self.dtype).reshape(-1, x.shape[-1])
@@ -64,30 +71,35 @@ class Attention(nn.Module):
 
     heads: int
     dtype: jnp.dtype = jnp.float32
+    kernel_init: Callable = XAVIER
 
     @nn.compact
     def __call__(self, x: jax.Array, queries: int | None = None) -> jax.Array:
         d = x.shape[-1]
-        qkv = Linear(3 * d, self.dtype, name="qkv")
+        qkv = Linear(3 * d, self.dtype, self.kernel_init, name="qkv")
         if queries is None:
             q, k, v = jnp.split(qkv(x), 3, axis=-1)
         else:
             q = qkv(x[:, :queries], slice(0, d))
             k, v = jnp.split(qkv(x, slice(d, 3 * d)), 2, axis=-1)
-        return Linear(d, self.dtype, name="out")(attend(q, k, v, self.heads))
+        return Linear(d, self.dtype, self.kernel_init, name="out")(attend(q, k, v, self.heads))
 
 
 class Mlp(nn.Module):
     """Linear → exact GELU → Linear, hidden width 4·d."""
 
     dtype: jnp.dtype = jnp.float32
+    kernel_init: Callable = XAVIER
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        hidden = Linear(4 * x.shape[-1], self.dtype, name="fc1")(x)
-        # As PyTorch computes it; nn.gelu(approximate=False) takes erfc, which is slower on CPU.
-        active = hidden * (0.5 + 0.5 * jax.lax.erf(hidden * 0.5**0.5))
-        return Linear(x.shape[-1], self.dtype, name="fc2")(active)
+        hidden = Linear(4 * x.shape[-1], self.dtype, self.kernel_init, name="fc1")(x)
+        return Linear(x.shape[-1], self.dtype, self.kernel_init, name="fc2")(gelu(hidden))
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """Exact GELU as PyTorch computes it; nn.gelu(approximate=False) takes erfc, which is slower on CPU."""
+    return x * (0.5 + 0.5 * jax.lax.erf(x * 0.5**0.5))
 
 
 class Block(nn.Module):
@@ -95,6 +107,7 @@ class Block(nn.Module):
 
     heads: int
     dtype: jnp.dtype = jnp.float32
+    kernel_init: Callable = XAVIER
 
     @nn.compact
     def __call__(self, x: jax.Array, keep: jax.Array | None = None, queries: int | None = None) -> jax.Array:
@@ -106,9 +119,9 @@ class Block(nn.Module):
         def norm(name):
             return nn.LayerNorm(epsilon=LAYER_NORM_EPS, dtype=self.dtype, name=name)
 
-        y = Attention(self.heads, self.dtype, name="attention")(norm("norm1")(x), queries)
+        y = Attention(self.heads, self.dtype, self.kernel_init, name="attention")(norm("norm1")(x), queries)
         x = x[:, :queries] + branch(y, 0)
-        return x + branch(Mlp(self.dtype, name="mlp")(norm("norm2")(x)), 1)
+        return x + branch(Mlp(self.dtype, self.kernel_init, name="mlp")(norm("norm2")(x)), 1)
 
 
 class ViT(nn.Module):
@@ -116,7 +129,8 @@ class ViT(nn.Module):
 
     variant: key of VARIANTS. positions: "sincos" (fixed, MAE) or "learned". drop_path: rate of the last block, linear
     over depth. dtype: of the computation; parameters are float32. remat: what a block recomputes in the backward pass:
-    "none" nothing, "dots" all but its linear layers, "full" everything.
+    "none" nothing, "dots" all but its linear layers, "full" everything. initialisation: of the linear layers, "xavier"
+    (MAE), or "normal": N(0, 0.02²) and a uniform patch embedding, as DINO's and GMML's code have it.
     """
 
     variant: str = "B"
@@ -128,6 +142,7 @@ class ViT(nn.Module):
     dtype: jnp.dtype = jnp.float32
     remat: str = "dots"
     unroll: bool = False
+    initialisation: str = "xavier"
 
     @property
     def size(self) -> Size:
@@ -142,22 +157,29 @@ class ViT(nn.Module):
         embed: str = "kept",
         cls_only: bool = False,
         intermediates: bool = False,
+        drop_cls: bool = False,
         key: jax.Array | None = None,
     ) -> dict[str, jax.Array]:
         """Encodes whole pictures, or the kept tokens of each view of each picture.
 
         images: b h w c float. ids_keep: b n or b v n, token numbers in raster order. embed: "kept" embeds only those
         patches, "all" embeds every patch and then gathers (same numbers, the cost that MAE-type code has).
-        key: turns stochastic depth on.
+        drop_cls: runs the patches without [CLS], as encoders that never had one. key: turns stochastic depth on.
 
-        Returns float32 arrays, after the final LayerNorm: "cls" b d (b v d with views); unless cls_only, "patches"
-        b n d (b v n d); with intermediates, "blocks" l b 1+n d, the output of every block before the LayerNorm.
+        Returns float32 arrays, after the final LayerNorm: "cls" b d (b v d with views) unless drop_cls; "patches"
+        b n d (b v n d) unless cls_only; with intermediates, "blocks" l b 1+n d (l b n d with drop_cls), the output of
+        every block before the LayerNorm.
         """
         width, depth, heads = self.size
         grid = (images.shape[1] // self.patch_px, images.shape[2] // self.patch_px)
         if (grid[0] * self.patch_px, grid[1] * self.patch_px) != images.shape[1:3]:
             raise ValueError(f"pictures of {images.shape[1:3]} px do not divide into patches of {self.patch_px} px")
-        patch_embed = Linear(width, self.dtype, name="patch_embed")
+        if cls_only and drop_cls:
+            raise ValueError("cls_only asks for [CLS] alone and drop_cls for everything but it: give one of them")
+        if self.initialisation not in ("xavier", "normal"):
+            raise ValueError(f"initialisation must be 'xavier' or 'normal', got {self.initialisation!r}")
+        embed_init, kernel_init = (TORCH_CONV, NORMAL) if self.initialisation == "normal" else (XAVIER, XAVIER)
+        patch_embed = Linear(width, self.dtype, embed_init, name="patch_embed")
         position = self._positions(grid, width)  # n d
 
         x = rearrange(images, "b (p i) (q j) c -> b (p q) (i j c)", i=self.patch_px, j=self.patch_px)
@@ -174,9 +196,10 @@ class ViT(nn.Module):
             # Pictures stay the slow axis, so that a sharded batch keeps its shards: no data moves between devices.
             x = rearrange(x, "b v n d -> (b v) n d")
         cls = self.param("cls", nn.initializers.normal(0.02), (width,)).astype(self.dtype)
-        x = jnp.concatenate([repeat(cls, "d -> b 1 d", b=x.shape[0]), x], axis=1)
+        if not drop_cls:
+            x = jnp.concatenate([repeat(cls, "d -> b 1 d", b=x.shape[0]), x], axis=1)
 
-        block = Block(heads, self.dtype, parent=None)
+        block = Block(heads, self.dtype, kernel_init, parent=None)
         blocks = self.param("blocks", _init_stacked(block, depth, width))
         keep = None if key is None or not self.drop_path else _stochastic_depth(key, self.drop_path, depth, len(x))
         x, outputs = self._run(block, blocks, x, keep, cls_only, intermediates)
@@ -184,9 +207,9 @@ class ViT(nn.Module):
         if views:
             x = rearrange(x, "(b v) n d -> b v n d", v=views)
 
-        out = {"cls": x[..., 0, :]}
+        out = {} if drop_cls else {"cls": x[..., 0, :]}
         if not cls_only:
-            out["patches"] = x[..., 1:, :]
+            out["patches"] = x if drop_cls else x[..., 1:, :]
         if intermediates:
             out["blocks"] = outputs
         return out

@@ -59,6 +59,25 @@ def test_trainable_parameter_count_of_vit_b():
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == 85_647_360
 
 
+def test_initialisations(images):
+    """Deviations of xavier: √(2/(in + out)); of normal: 0.02, and 1/√(3·64) for the patch embedding."""
+    for kind, qkv, embedding in (("xavier", (2 / 256) ** 0.5, (2 / 128) ** 0.5), ("normal", 0.02, 192**-0.5)):
+        params = VIT.clone(initialisation=kind).init(jax.random.key(0), images)["params"]
+        assert float(params["blocks"]["attention"]["qkv"]["kernel"].std()) == pytest.approx(qkv, rel=0.03)
+        assert float(params["patch_embed"]["kernel"].std()) == pytest.approx(embedding, rel=0.05)
+    with pytest.raises(ValueError, match="'xavier' or 'normal', got 'zeros'"):
+        VIT.clone(initialisation="zeros").init(jax.random.key(0), images)
+
+
+def test_dropping_cls_leaves_the_patches_to_themselves(params, images):
+    """No output for [CLS], other patches than with it, and none that depend on its value."""
+    out = apply(params, images, drop_cls=True, intermediates=True)
+    assert set(out) == {"patches", "blocks"} and out["blocks"].shape == (2, 3, 16, 64)
+    assert np.abs(out["patches"] - apply(params, images)["patches"]).max() > 1e-3
+    moved = {"params": params["params"] | {"cls": params["params"]["cls"] + 1}}
+    np.testing.assert_array_equal(apply(moved, images, drop_cls=True)["patches"], out["patches"])
+
+
 def test_positions_belong_to_the_token(params, images):
     """T4: with a zero patch embedding, and blocks that pass their input on, token t is row ids[t] of the table."""
     silent = jax.tree.map(jnp.zeros_like, params)
