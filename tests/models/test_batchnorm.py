@@ -1,0 +1,111 @@
+"""BatchNorm against torch.nn's, and the same on one device as on eight (T10 and T19 of MLVICX's specification)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cxrjax import parallel
+from cxrjax.models.batchnorm import BatchNorm
+
+
+def data(*shape, seed=0):
+    """Features of different means and deviations."""
+    x = np.random.default_rng(seed).standard_normal(shape, np.float32)
+    return x * np.linspace(0.2, 3, shape[-1], dtype=np.float32) + np.linspace(-2, 5, shape[-1], dtype=np.float32)
+
+
+def variables_of(features, affine):
+    rng = np.random.default_rng(7)
+    params = {"scale": rng.normal(1, 0.5, features), "bias": rng.normal(0, 0.5, features)} if affine else {}
+    stats = {"mean": np.zeros(features), "var": np.ones(features)}
+    return jax.tree.map(np.float32, {"params": params, "batch_stats": stats})
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("shape", [(6, 5), (4, 3, 2, 5)])
+def test_value_gradient_and_two_updates_are_torchs(shape, affine):
+    torch = pytest.importorskip("torch")
+    variables = variables_of(5, affine)
+    theirs = (torch.nn.BatchNorm1d if len(shape) == 2 else torch.nn.BatchNorm2d)(5, affine=affine).double().train()
+    if affine:
+        theirs.weight.data = torch.tensor(variables["params"]["scale"]).double()
+        theirs.bias.data = torch.tensor(variables["params"]["bias"]).double()
+    norm, weight = BatchNorm(affine=affine), data(*shape, seed=9)
+
+    def loss(x, params, stats):
+        y, updates = norm.apply({"params": params, "batch_stats": stats}, x, train=True, mutable=["batch_stats"])
+        return jnp.sum(jnp.sin(y) * weight), (y, updates["batch_stats"])
+
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
+    stats = variables["batch_stats"]
+    for seed in (1, 2):
+        x = data(*shape, seed=seed)
+        (of_x, of_params), (y, stats) = gradient(x, variables["params"], stats)
+        x_torch = torch.tensor(np.moveaxis(x, -1, 1)).double().requires_grad_()
+        theirs.zero_grad()
+        y_torch = theirs(x_torch)
+        (torch.sin(y_torch) * torch.tensor(np.moveaxis(weight, -1, 1))).sum().backward()
+        np.testing.assert_allclose(y, np.moveaxis(y_torch.detach().numpy(), 1, -1), atol=2e-6)
+        np.testing.assert_allclose(of_x, np.moveaxis(x_torch.grad.numpy(), 1, -1), rtol=1e-5, atol=2e-5)
+        if affine:
+            np.testing.assert_allclose(of_params["scale"], theirs.weight.grad, rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(of_params["bias"], theirs.bias.grad, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(stats["mean"], theirs.running_mean, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(stats["var"], theirs.running_var, rtol=2e-6)
+
+    y = norm.apply({"params": variables["params"], "batch_stats": stats}, x, train=False)
+    with torch.inference_mode():
+        y_torch = theirs.eval()(x_torch).numpy()
+    np.testing.assert_allclose(y, np.moveaxis(y_torch, 1, -1), atol=2e-6)
+
+
+def test_statistics_are_of_all_devices_together():
+    """Value, gradient and running statistics over a mesh of eight; the statistics of one shard would be others."""
+    x, variables, norm = data(16, 3, 5), variables_of(5, True), BatchNorm()
+
+    def loss(params, x):
+        given = {"params": params, "batch_stats": variables["batch_stats"]}
+        y, updates = norm.apply(given, x, train=True, mutable=["batch_stats"])
+        return jnp.sum(y**3), (y, updates)
+
+    results = []
+    for devices in (1, 8):
+        placed = parallel.to_global(x, parallel.make_mesh({"data": devices}))
+        gradient, (y, updates) = jax.jit(jax.grad(loss, has_aux=True))(variables["params"], placed)
+        results.append(jax.device_get((gradient, y, updates)))
+        assert len(placed.sharding.device_set) == devices
+    jax.tree.map(lambda one, eight: np.testing.assert_allclose(eight, one, rtol=1e-5, atol=1e-5), *results)
+
+    _, (of_shard, updates) = loss(variables["params"], x[:2])
+    assert np.abs(of_shard - results[0][1][:2]).max() > 0.1
+    assert np.abs(updates["batch_stats"]["mean"] - results[0][2]["batch_stats"]["mean"]).max() > 0.01
+
+
+def test_large_means_and_bfloat16_keep_their_digits():
+    """E[x²] − E[x]² in float32 gives a variance of 0 or 4 here; a sum in bfloat16 stops growing at 256."""
+    x = np.float32(1e4) + data(4096, 2)
+    y, updates = BatchNorm(affine=False).apply(variables_of(2, False), x, train=True, mutable=["batch_stats"])
+    np.testing.assert_allclose(np.std(y, axis=0), 1, rtol=1e-3)
+    np.testing.assert_allclose(updates["batch_stats"]["var"], 0.9 + 0.1 * x.astype(np.float64).var(0), rtol=1e-3)
+
+    x = jnp.asarray(data(4096, 2), jnp.bfloat16)
+    half = BatchNorm(affine=False, dtype=jnp.bfloat16)
+    y, updates = half.apply(variables_of(2, False), x, train=True, mutable=["batch_stats"])
+    assert y.dtype == jnp.bfloat16 and updates["batch_stats"]["mean"].dtype == jnp.float32
+    np.testing.assert_allclose(updates["batch_stats"]["mean"], 0.1 * np.asarray(x, np.float64).mean(0), rtol=1e-5)
+
+
+def test_initialising_leaves_the_running_statistics_alone():
+    variables = BatchNorm().init(jax.random.key(0), data(1, 5), train=True)
+    np.testing.assert_array_equal(variables["batch_stats"]["mean"], 0)
+    np.testing.assert_array_equal(variables["batch_stats"]["var"], 1)
+    assert set(variables["params"]) == {"scale", "bias"} and "params" not in BatchNorm(affine=False).init(
+        {}, data(2, 5), True
+    )
+
+
+def test_one_value_per_feature_is_refused_in_training_only():
+    with pytest.raises(ValueError, match=r"shape \(1, 5\) in training: one value per feature"):
+        BatchNorm().apply(variables_of(5, True), data(1, 5), train=True, mutable=["batch_stats"])
+    BatchNorm().apply(variables_of(5, True), data(1, 5), train=False)
