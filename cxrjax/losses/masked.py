@@ -1,0 +1,50 @@
+"""Reconstruction losses that look at the hidden part of a picture only, on global arrays.
+
+Sums run over the whole batch before the division: Σ / Σ, so that a picture with much hidden counts for more than one
+with little, and the value does not depend on the number of devices.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def l1(prediction: jax.Array, target: jax.Array, mask: jax.Array, groups: int = 1) -> jax.Array:
+    """Mean absolute error over what is masked: Σ m·|x̂ − x| / Σ m; 0 where nothing is masked.
+
+    prediction, target: b … c. mask: b … 1, bool or numbers; the same for every channel.
+    groups: the mean of the quotients of `groups` consecutive slices of the batch, which is what code that averages
+    over devices does; b must be a multiple.
+    Source: GMML (Atito et al., arXiv 2205.14986), released code, which has one group per GPU.
+    """
+    error = jnp.abs(prediction.astype(jnp.float32) - target.astype(jnp.float32))
+    hidden = jnp.broadcast_to(mask, error.shape).astype(jnp.float32)
+    return _quotient(_rows(error * hidden), _rows(hidden), groups)
+
+
+def patch_mse(prediction: jax.Array, pixels: jax.Array, mask: jax.Array, normalise: bool = True) -> jax.Array:
+    """Mean over the masked patches of the mean squared error within a patch; 0 where nothing is masked.
+
+    prediction, pixels: b n (P·P·c), the values of each patch. mask: b n, bool or numbers.
+    normalise: the target is each patch less its mean, over √(variance + 1e-6), the variance with n − 1.
+    Source: MAE (He et al., CVPR 2022), section 3 and released code.
+    """
+    target = pixels.astype(jnp.float32)
+    if normalise:
+        centred = target - target.mean(axis=-1, keepdims=True)
+        target = centred * jax.lax.rsqrt(target.var(axis=-1, keepdims=True, ddof=1) + 1e-6)
+    hidden = mask.astype(jnp.float32)
+    error = jnp.mean((prediction.astype(jnp.float32) - target) ** 2, axis=-1)
+    return _quotient(_rows(error * hidden), _rows(hidden), 1)
+
+
+def _rows(x: jax.Array) -> jax.Array:
+    return x.sum(axis=tuple(range(1, x.ndim)))
+
+
+def _quotient(numerator: jax.Array, denominator: jax.Array, groups: int) -> jax.Array:
+    """b, b → Σ / Σ within each of the groups, and their mean."""
+    if len(numerator) % groups:
+        raise ValueError(f"a batch of {len(numerator)} cannot be cut into {groups} groups of equal size")
+    total, hidden = (x.reshape(groups, -1).sum(axis=1) for x in (numerator, denominator))
+    # An empty sum is 0 over 1; a sum of weights below 1 is still divided by itself.
+    return jnp.mean(total / jnp.where(hidden > 0, hidden, 1))
