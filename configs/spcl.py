@@ -13,7 +13,7 @@ Cost per picture, ViT-B/16 at 224 px, multiply–accumulates forward: 17.3 G (ρ
 """
 
 from cxrjax import config as shared
-from cxrjax.evals import tasks
+from cxrjax import recipes
 
 WORDS = ("chestxray14", "five_sets", "lowflop", "ocl_faithful", "smoke")
 
@@ -22,16 +22,7 @@ def get_config(arg: str = ""):
     words = shared.words(arg, WORDS)
     config = shared.pretrain()
     config.method = "spcl"
-    config.model = {
-        "variant": "mini",
-        "image_px": 64,
-        "patch_px": 8,
-        "channels": 1,
-        "positions": "sincos",  # or learned
-        "dtype": "float32",  # of the computation; bfloat16 on accelerators
-        "remat": "dots",  # or none (fastest where memory allows), full (smallest)
-        "unroll": False,
-    }
+    config.model = recipes.vit()
     config.partition = {
         "keep_ratio": 1.0,  # share of the tokens that either part sees
         "split_ratio": 0.5,
@@ -56,18 +47,14 @@ def get_config(arg: str = ""):
     config.duration.total_steps = 600
     config.optim.lr = 1e-3
     config.optim.warmup_steps = 60
-    config.evals.phantom_probe = {
-        "judge": "probe",
-        "set": "phantom",
-        "task": {"kind": "multilabel"},
-        "views": "PA,AP",
-        "every_steps": 300,
-    }
+    recipes.phantom_probe(config)
 
     if "chestxray14" in words:
         recipe(config)
     if "five_sets" in words:
-        five_sets(config)
+        recipes.five_sets(config)
+        config.partition.keep_ratio = 0.25
+        config.views.transform = "mild"
     if "lowflop" in words:
         config.partition.keep_ratio = 0.2
     if "ocl_faithful" in words:
@@ -80,48 +67,14 @@ def get_config(arg: str = ""):
             config.loss.groups = 4
             config.optim.base_lr = 5e-5
     if "smoke" in words:
-        smoke(config)
+        recipes.smoke(config)
+        config.loss.groups = 1
     return config
 
 
 def recipe(config):
+    recipes.chestxray14(config)
     config.model.update({"variant": "B", "image_px": 224, "patch_px": 16, "dtype": "bfloat16"})
-    config.data.sets = "chestxray14"
     config.batch_size = 2048
     config.duration.update({"total_steps": None, "total_epochs": 200.0})
     config.optim.update({"lr": None, "base_lr": 1.5e-4, "warmup_steps": None, "warmup_epochs": 10.0})
-    config.log_every_steps = 50
-    config.evals = {
-        "chestxray14_probe": {
-            "judge": "probe",
-            "set": "chestxray14",
-            "task": {"kind": "multilabel"},
-            "views": "PA,AP",
-            "every_steps": 5000,
-        }
-    }
-
-
-def five_sets(config):
-    config.data.sets = "chestxray14_subset,tb_lung_masks,pediatric_pneumonia,covid_chestxray,hannover_covid"
-    config.model.update({"variant": "mini", "image_px": 128, "patch_px": 16})
-    config.partition.keep_ratio = 0.25
-    config.views.transform = "mild"
-    config.batch_size = 256
-    config.duration.update({"total_steps": None, "total_epochs": 150.0})
-    config.optim.update({"warmup_steps": None, "warmup_epochs": 10.0})
-    config.evals = {name: {**entry, "every_steps": 300} for name, entry in tasks.five_sets()}
-
-
-def smoke(config):
-    config.model.update({"variant": "test", "image_px": 32, "patch_px": 4, "dtype": "float32"})
-    config.batch_size = 16
-    config.loss.groups = 1
-    config.duration.update({"total_steps": 6, "total_epochs": None})
-    config.optim.update({"lr": 1e-3, "base_lr": None, "warmup_steps": 2, "warmup_epochs": None})
-    config.log_every_steps = 2
-    if config.data.sets == "phantom":
-        config.data.sets = "phantom_smoke"
-    for entry in config.evals.values():
-        entry.update({"every_steps": 6, "bootstrap": 50})
-        entry.set = entry.set.replace("phantom", "phantom_smoke")

@@ -1,0 +1,81 @@
+"""What the configs of all methods share: the keys of the encoders, where a method trains, and how it is judged.
+
+    vit(variant, image_px, patch_px)  config.model of a ViT; the defaults are what a laptop CPU trains in minutes
+    resnet(variant, image_px)         config.model of a ResNet
+    phantom_probe(config)             a linear probe on the phantom, every 300 steps: what a config's default ends with
+    chestxray14(config)               trains and probes on ChestX-ray14
+    five_sets(config)                 the five small public sets of configs/sets, a model for a CPU, 150 epochs
+    smoke(config)                     seconds: shrinks model, batch, duration, warm-up and evals of any config
+
+A config sets its own keys first, then calls these, then sets what is its method's own: batch and optimizer of a recipe,
+heads and crops of its smoke run.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from cxrjax.evals import tasks
+
+
+def vit(variant: str = "mini", image_px: int = 64, patch_px: int = 8) -> dict[str, Any]:
+    return {
+        "variant": variant,
+        "image_px": image_px,
+        "patch_px": patch_px,
+        "channels": 1,
+        "positions": "sincos",  # or learned
+        "dtype": "float32",  # of the computation; bfloat16 on accelerators
+        "remat": "dots",  # or none (fastest where memory allows), full (smallest)
+        "unroll": False,
+    }
+
+
+def resnet(variant: str = "resnet50", image_px: int = 224) -> dict[str, Any]:
+    return {"variant": variant, "image_px": image_px, "channels": 1, "dtype": "float32"}
+
+
+def phantom_probe(config: ConfigDict) -> None:
+    config.evals.phantom_probe = _probe("phantom", every_steps=300)
+
+
+def chestxray14(config: ConfigDict) -> None:
+    """The config sets model, batch, duration and optimizer."""
+    config.data.sets = "chestxray14"
+    config.log_every_steps = 50
+    config.evals = {"chestxray14_probe": _probe("chestxray14", every_steps=5000)}
+
+
+def five_sets(config: ConfigDict) -> None:
+    """Leaves learning rate and views as they are; a ResNet becomes a ResNet-18."""
+    config.data.sets = "chestxray14_subset,tb_lung_masks,pediatric_pneumonia,covid_chestxray,hannover_covid"
+    _shrink(config.model, {"variant": "mini", "image_px": 128, "patch_px": 16}, "resnet18")
+    config.batch_size = 256
+    config.duration.update({"total_steps": None, "total_epochs": 150.0})
+    config.optim.update({"warmup_steps": None, "warmup_epochs": 10.0})
+    config.evals = {name: {**entry, "every_steps": 300} for name, entry in tasks.five_sets()}
+
+
+def smoke(config: ConfigDict) -> None:
+    """Six steps of 16 pictures at 32 px, on the small phantom set where the phantom was the set."""
+    _shrink(config.model, {"variant": "test", "image_px": 32, "patch_px": 4, "dtype": "float32"}, "resnet_test")
+    config.batch_size = 16
+    config.duration.update({"total_steps": 6, "total_epochs": None})
+    config.optim.update({"lr": 1e-3, "base_lr": None, "warmup_steps": 2, "warmup_epochs": None})
+    config.log_every_steps = 2
+    if config.data.sets == "phantom":
+        config.data.sets = "phantom_smoke"
+    for entry in config.evals.values():
+        entry.update({"every_steps": 6, "bootstrap": 50})
+        entry.set = entry.set.replace("phantom", "phantom_smoke")
+
+
+def _shrink(model: ConfigDict, of_a_vit: dict, of_a_resnet: str) -> None:
+    if model.variant.startswith("resnet"):
+        of_a_vit = {key: value for key, value in of_a_vit.items() if key != "patch_px"} | {"variant": of_a_resnet}
+    model.update(of_a_vit)
+
+
+def _probe(name: str, every_steps: int) -> dict[str, Any]:
+    task = {"kind": "multilabel"}
+    return {"judge": "probe", "set": name, "task": task, "views": "PA,AP", "every_steps": every_steps}
