@@ -9,6 +9,12 @@ MODES = ("fixed", "per_image")
 GREY_LEVEL = 1 / 255
 
 
+def grey(images: jax.Array) -> jax.Array:
+    """Pixels as stored to grey values in [0, 1]: any shape, uint8, uint16 or float in [0, 1] → float32."""
+    whole = jnp.issubdtype(images.dtype, jnp.integer)
+    return images.astype(jnp.float32) / (jnp.iinfo(images.dtype).max if whole else 1)
+
+
 def standardise(images: jax.Array, mean: float = MEAN, std: float = STD, mode: str = "fixed") -> jax.Array:
     """Scales grey values to zero mean and unit variance, for use under jit.
 
@@ -19,8 +25,7 @@ def standardise(images: jax.Array, mean: float = MEAN, std: float = STD, mode: s
     """
     if mode not in MODES:
         raise ValueError(f"Standardisation mode {mode!r} is not known; choose one of {', '.join(map(repr, MODES))}.")
-    whole = jnp.issubdtype(images.dtype, jnp.integer)
-    values = images.astype(jnp.float32) / (jnp.iinfo(images.dtype).max if whole else 1)
+    values = grey(images)
     if mode == "fixed":
         return (values - mean) / std
     pixels = (-3, -2, -1)
