@@ -4,7 +4,8 @@ Rules are lists of (regex, value) read from the top: the first regex found (`re.
 gives its value, and a list that leaves a parameter without a value is refused (the manner of big_vision's optax.py).
 
 Transformer blocks are stacked: a leaf whose path holds "blocks/" has its layers on the leading axis. What is said per
-layer (layer decay, "no decay on 1-D parameters", the trust ratio of LARS) is therefore done per slice of that axis.
+layer (layer decay, "no decay on 1-D parameters", the trust ratio of LARS, clip_per_tensor) is therefore done per slice
+of that axis.
 """
 
 import re
@@ -20,16 +21,22 @@ KEYS = {
     "lr": "peak learning rate as it is",
     "base_lr": "peak learning rate for a batch of 256, scaled linearly with the batch",
     "lr_end": "learning rate at the last step (0)",
+    "lr_end_ratio": "the same as a share of the peak",
     "schedule": "cosine | linear | constant, after the warm-up",
     "warmup_steps": "linear warm-up from 0, in steps",
     "warmup_epochs": "the same in epochs",
     "warmup_examples": "the same in examples",
+    "warmup_includes_peak": "the last warm-up step has the peak already, not the step after it (False)",
+    "cosine_period": "rest (steps after the warm-up) | total (all steps, so that it stops short of lr_end)",
     "wd": "weight decay (0)",
+    "wd_end": "weight decay at the last step, reached along a cosine (wd)",
     "betas": "adamw: (0.9, 0.999)",
     "eps": "adamw: 1e-8",
     "momentum": "lars, sgd: 0.9",
     "trust_coefficient": "lars: 0.001",
+    "lr_in_momentum": "lars: whether the momentum adds up steps, learning rate included, or scaled gradients (True)",
     "grad_clip": "largest global norm of the gradient",
+    "clip_per_tensor": "largest norm of the gradient of each parameter by itself",
     "layer_decay": "each layer's learning rate is this times the next one's",
     "lr_mults": "[(regex, factor)] on the learning rate",
     "wd_mults": "[(regex, factor)] on the weight decay",
@@ -43,21 +50,22 @@ _EMBEDDING = re.compile(r"^(cls|mask_token|pos_embed|patch_embed)(/|$)")
 def make(
     config: Mapping, abstract_params: Any, total_steps: int, batch_size: int, steps_per_epoch: float
 ) -> tuple[optax.GradientTransformation, Callable]:
-    """The optax transformation, and `report(step) -> {"lr": …}` for the log.
+    """The optax transformation, and `report(step) -> {"lr": …, "wd": …}` for the log.
 
     config: the keys of KEYS, None or an empty list meaning "not given". abstract_params: a tree of things with a shape.
     batch_size is global; steps_per_epoch = training examples / batch_size, not rounded.
-    Raises ValueError for an unknown key, a rule that fits no parameter, parameters no rule covers, and learning rates
-    or warm-ups given twice or not at all.
+    Raises ValueError for an unknown key, a rule that fits no parameter, parameters no rule covers, learning rates or
+    warm-ups given twice or not at all, and two ways of clipping.
     """
     config = {key: value for key, value in dict(config).items() if value is not None and value != () and value != []}
     unknown = sorted(set(config) - set(KEYS))
     if unknown:
         raise ValueError(f"unknown optimizer keys {unknown}; there are {sorted(KEYS)}")
     schedule = _schedule(config, total_steps, batch_size, steps_per_epoch * batch_size)
-    transformation = _transformation(config, abstract_params, schedule)
-    if config.get("grad_clip") is not None:
-        transformation = optax.chain(optax.clip_by_global_norm(config["grad_clip"]), transformation)
+    decay = _decay_schedule(config, total_steps)
+    transformation = _transformation(config, abstract_params, schedule, decay)
+    if "grad_clip" in config or "clip_per_tensor" in config:
+        transformation = optax.chain(_clip(config), transformation)
     if config.get("frozen"):
         frozen = _rules("frozen", [(regex, True) for regex in config["frozen"]] + [("", False)], abstract_params)
         labels = jax.tree.map(lambda is_frozen: "frozen" if is_frozen else "trained", frozen)
@@ -65,7 +73,7 @@ def make(
             raise ValueError(f"frozen {list(config['frozen'])} freezes every parameter: nothing is left to train")
         # A partition keeps no moments for what is frozen, and leaves it out of the norm that grad_clip looks at.
         transformation = optax.partition({"trained": transformation, "frozen": optax.set_to_zero()}, labels)
-    return transformation, lambda step: {"lr": schedule(step)}
+    return transformation, lambda step: {"lr": schedule(step), "wd": decay(step)}
 
 
 def duration(config: Mapping, name: str, batch_size: int, examples_per_epoch: float, default: int | None = None) -> int:
@@ -99,49 +107,89 @@ def ema(old: Any, new: Any, momentum: float | jax.Array) -> Any:
     return optax.incremental_update(new, old, 1 - momentum)
 
 
+def cosine_ramp(step: int | jax.Array, total: int, start: float, end: float) -> jax.Array:
+    """From `start` at step 0 to `end` at step `total` and after, along half a cosine: EMA momenta, weight decay.
+
+    With end = 1 it is BYOL's momentum, 1 − (1 − start)·(cos(π·step/total) + 1)/2 (Grill et al. 2020, section 3.2).
+    """
+    return end + (start - end) * optax.cosine_decay_schedule(1.0, total)(step)
+
+
 def _schedule(config: dict, total_steps: int, batch_size: int, examples_per_epoch: float) -> optax.Schedule:
     if ("lr" in config) == ("base_lr" in config):
         given = {key: config[key] for key in ("lr", "base_lr") if key in config} or "neither"
         raise ValueError(f"{given} given: give exactly one of lr (as it is) and base_lr (times batch / 256)")
     peak = config["lr"] if "lr" in config else config["base_lr"] * batch_size / 256
-    end = config.get("lr_end", 0.0)
+    if config.get("lr_end") and "lr_end_ratio" in config:
+        raise ValueError(
+            f"lr_end = {config['lr_end']} and lr_end_ratio = {config['lr_end_ratio']} given: give one of them"
+        )
+    end = config["lr_end_ratio"] * peak if "lr_end_ratio" in config else config.get("lr_end", 0.0)
     warmup = duration(config, "warmup", batch_size, examples_per_epoch, default=0)
     if warmup >= total_steps:
         raise ValueError(
             f"a warm-up of {warmup} steps leaves nothing of {total_steps} steps in all; shorten the warm-up"
         )
+    left_out = _choose("cosine_period", config.get("cosine_period", "rest"), {"rest": warmup, "total": 0})
     shapes = {
-        "cosine": lambda: optax.cosine_decay_schedule(peak, total_steps - warmup, end / peak),
+        "cosine": lambda: optax.cosine_decay_schedule(peak, total_steps - left_out, end / peak),
         "linear": lambda: optax.linear_schedule(peak, end, total_steps - warmup),
         "constant": lambda: optax.constant_schedule(peak),
     }
     rest = _choose("schedule", config.get("schedule", "cosine"), shapes)()
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), rest], [warmup]) if warmup else rest
+    if not warmup:
+        return rest
+    # A warm-up of one step is at 0 either way; optax warns of a ramp over no steps.
+    rise = max(warmup - 1, 1) if config.get("warmup_includes_peak", False) else warmup
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, rise), rest], [warmup])
 
 
-def _transformation(config: dict, params: Any, schedule: optax.Schedule) -> optax.GradientTransformation:
+def _decay_schedule(config: dict, total_steps: int) -> optax.Schedule:
+    start = config.get("wd", 0.0)
+    if "wd_end" not in config:
+        return optax.constant_schedule(start)
+    return lambda step: cosine_ramp(step, total_steps, start, config["wd_end"])
+
+
+def _clip(config: dict) -> optax.GradientTransformation:
+    if "grad_clip" in config and "clip_per_tensor" in config:
+        raise ValueError(
+            f"grad_clip = {config['grad_clip']} (one norm of the whole gradient) and clip_per_tensor = "
+            f"{config['clip_per_tensor']} (a norm for each parameter) given: give one of them"
+        )
+    if "clip_per_tensor" in config:
+        return _per_tensor(optax.clip_by_global_norm(config["clip_per_tensor"]))
+    return optax.clip_by_global_norm(config["grad_clip"])
+
+
+def _transformation(
+    config: dict, params: Any, schedule: optax.Schedule, decay_schedule: optax.Schedule
+) -> optax.GradientTransformation:
     decayed = _map(_is_decayed, params)
     wd_mults = _rules("wd_mults", config["wd_mults"], params) if "wd_mults" in config else jax.tree.map(float, decayed)
     b1, b2 = config.get("betas", (0.9, 0.999))
-    momentum = config.get("momentum", 0.9)
-    decay = _decay(config.get("wd", 0.0), wd_mults)
+    momentum = optax.trace(config.get("momentum", 0.9))
+    decay = _decay(decay_schedule if "wd_end" in config else config.get("wd", 0.0), wd_mults)
     rate = optax.chain(_lr_multipliers(config, params), optax.scale_by_learning_rate(schedule))
-    trust = optax.masked(_trust_ratio(config.get("trust_coefficient", 0.001)), decayed)
+    trust = optax.scale_by_trust_ratio(trust_coefficient=config.get("trust_coefficient", 0.001))
+    trust = optax.masked(_per_tensor(trust), decayed)
+    last = (rate, momentum) if config.get("lr_in_momentum", True) else (momentum, rate)
     chains = {
         "adamw": lambda: optax.chain(optax.scale_by_adam(b1, b2, config.get("eps", 1e-8)), decay, rate),
-        "sgd": lambda: optax.chain(decay, optax.trace(momentum), rate),
-        "lars": lambda: optax.chain(decay, trust, rate, optax.trace(momentum)),
+        "sgd": lambda: optax.chain(decay, momentum, rate),
+        "lars": lambda: optax.chain(decay, trust, *last),
     }
     return _choose("name", config.get("name", "adamw"), chains)()
 
 
-def _decay(wd: float, multipliers: Any) -> optax.GradientTransformation:
-    """optax takes one number and a mask, so each distinct multiplier gets its own."""
+def _decay(wd: float | optax.Schedule, multipliers: Any) -> optax.GradientTransformation:
+    """optax takes one number or schedule and a mask, so each distinct multiplier gets its own."""
     transformations = [optax.identity()]
     for value in sorted(set(jax.tree.leaves(multipliers))):
         mask = jax.tree.map(lambda multiplier, value=value: multiplier == value, multipliers)
-        if wd * value:
-            transformations.append(optax.add_decayed_weights(wd * value, mask))
+        strength = (lambda step, value=value: value * wd(step)) if callable(wd) else wd * value
+        if value and strength:
+            transformations.append(optax.add_decayed_weights(strength, mask))
     return optax.chain(*transformations)
 
 
@@ -184,8 +232,8 @@ def layer_multipliers(params: Any, layer_decay: float) -> Any:
     return _map(multiplier, params)
 
 
-def _trust_ratio(coefficient: float) -> optax.GradientTransformation:
-    inner = optax.scale_by_trust_ratio(trust_coefficient=coefficient)
+def _per_tensor(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Applies a transformation that keeps no state to every parameter by itself, layer by layer where stacked."""
 
     def scale(keys, update, param):
         def one(update, param):

@@ -104,6 +104,43 @@ def test_lars_against_hand_written_steps_with_a_trust_ratio_per_layer(params, gr
         np.testing.assert_allclose(found[path], expected, rtol=1e-5, atol=1e-6, err_msg=path)
 
 
+def test_lars_by_hand():
+    """|p| = 2, |g| = 4, no decay, lr 0.1: 0.1 · 0.001 · 2/4 · g; 1-D plain; factor 1 where either norm is zero."""
+    start = {
+        "matrix": jnp.ones((2, 2)),
+        "bias": jnp.ones(4),
+        "zero": jnp.zeros((2, 2)),
+        "still": jnp.ones((2, 2)),
+    }
+    grads = {
+        "matrix": jnp.full((2, 2), 2.0),
+        "bias": jnp.full(4, 2.0),
+        "zero": jnp.full((2, 2), 2.0),
+        "still": jnp.zeros((2, 2)),
+    }
+    found, _ = run(dict(name="lars", lr=0.1, schedule="constant", wd=0.0), start, grads)
+    np.testing.assert_allclose(found["matrix"], 1 - 0.1 * 0.001 * 2 / 4 * 2, rtol=1e-7)
+    np.testing.assert_allclose(found["bias"], 1 - 0.1 * 2, rtol=1e-6)
+    np.testing.assert_allclose(found["zero"], -0.1 * 2, rtol=1e-6)
+    np.testing.assert_array_equal(found["still"], 1)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_lars_momentum_with_the_learning_rate_inside_or_outside(inside):
+    """They differ as soon as the learning rate changes: here 1, 0.5 and 0 under a linear schedule."""
+    start, grads = {"bias": jnp.zeros(3)}, {"bias": jnp.array([1.0, -2.0, 0.5])}
+    config = dict(name="lars", lr=1.0, schedule="linear", momentum=0.9, lr_in_momentum=inside)
+    transformation, report = make(config, start, total_steps=2)
+    assert [float(report(step)["lr"]) for step in range(3)] == [1, 0.5, 0]
+    state, value, velocity = transformation.init(start), np.zeros(3), 0.0
+    for rate in (1.0, 0.5, 0.0):
+        updates, state = transformation.update(grads, state, start)
+        start = optax.apply_updates(start, updates)
+        velocity = 0.9 * velocity + (rate if inside else 1) * np.asarray(grads["bias"])
+        value = value - (1 if inside else rate) * velocity
+        np.testing.assert_allclose(start["bias"], value, rtol=1e-6)
+
+
 def test_layer_decay_per_layer(params, grads):
     base = dict(name="sgd", lr=1.0, schedule="constant", momentum=0.0)
     plain, _ = run(base, params, grads)
@@ -155,7 +192,8 @@ def test_rules_set_rates_and_decay(params, grads):
 
 @pytest.mark.parametrize("name", ["adamw", "lars", "sgd"])
 def test_frozen_keep_their_value_and_cost_no_memory(params, grads, name):
-    config = dict(name=name, lr=0.1, wd=0.1, schedule="constant", frozen=["encoder/"], layer_decay=0.5, grad_clip=1.0)
+    config = dict(name=name, lr=0.1, wd=0.1, schedule="constant", frozen=["encoder/"], layer_decay=0.5)
+    config |= dict(wd_end=0.2, clip_per_tensor=1.0) if name == "adamw" else dict(grad_clip=1.0)
     found, state = run(config, params, grads, steps=2)
     for path, start in flat(params).items():
         assert np.array_equal(found[path], start) == path.startswith("encoder/"), path
@@ -180,6 +218,55 @@ def test_grad_clip_is_the_global_norm(params, grads):
     assert np.abs(unclipped["head/kernel"] - flat(params)["head/kernel"]).max() > np.abs(change["head/kernel"]).max()
 
 
+def test_clip_per_tensor_clips_every_parameter_and_every_layer_by_itself():
+    """Norms 6 and 1, at most 3: 3 and 1, where a global clip gives 2.96 and 0.49. Alone and as layers of a block."""
+    start = {"large": jnp.zeros((2, 2)), "small": jnp.zeros(1), "blocks": {"w": jnp.zeros((3, 2, 2))}}
+    grads = {
+        "large": jnp.full((2, 2), 3.0),
+        "small": jnp.ones(1),
+        "blocks": {"w": jnp.array([3.0, 0.5, 0.0])[:, None, None] * jnp.ones((3, 2, 2))},
+    }
+    config = dict(name="sgd", lr=1.0, schedule="constant", momentum=0.0)
+    found, _ = run(config | dict(clip_per_tensor=3.0), start, grads)
+    np.testing.assert_allclose(found["large"], -1.5, rtol=1e-6)
+    np.testing.assert_allclose(found["small"], -1.0, rtol=1e-6)
+    np.testing.assert_allclose(found["blocks/w"][:, 0, 0], [-1.5, -0.5, 0], rtol=1e-6)
+    both = {name: start[name] for name in ("large", "small")}, {name: grads[name] for name in ("large", "small")}
+    found, _ = run(config | dict(grad_clip=3.0), *both)
+    norms = [np.linalg.norm(found[name]) for name in ("large", "small")]
+    assert norms == pytest.approx([2.96, 0.49], abs=0.005)
+
+
+def test_weight_decay_follows_its_cosine_and_its_rules(params, grads):
+    """wd 0.04 → 0.4 over 4 steps against a NumPy loop; reported step by step; what has no decay gets none."""
+    config = dict(name="sgd", lr=0.1, schedule="constant", momentum=0.0, wd=0.04, wd_end=0.4)
+    rules = [("bias|norm|cls|pos_embed|logit_scale", 0.0), ("head", 0.5), (".*", 1.0)]
+    for extra, half in ((dict(), 1.0), (dict(wd_mults=rules), 0.5)):
+        transformation, report = make(config | extra, params, total_steps=4)
+        state, now = transformation.init(params), params
+        expected = flat(params)
+        for step in range(5):
+            wd = 0.4 + (0.04 - 0.4) * (1 + np.cos(np.pi * min(step, 4) / 4)) / 2
+            assert float(report(step)["wd"]) == pytest.approx(wd, rel=1e-5)
+            updates, state = jax.jit(transformation.update)(grads, state, now)
+            now = optax.apply_updates(now, updates)
+            for path, value in expected.items():
+                strength = wd * (path in DECAYED) * (half if "head" in path else 1.0)
+                expected[path] = value - 0.1 * (flat(grads)[path] + strength * value)
+        for path, value in expected.items():
+            np.testing.assert_allclose(flat(now)[path], value, rtol=1e-5, atol=1e-6, err_msg=path)
+    assert make(dict(lr=1.0, wd=0.3), params)[1](7)["wd"] == 0.3 and make(dict(lr=1.0), params)[1](7)["wd"] == 0
+
+
+def test_cosine_ramp_goes_from_start_to_end_and_stays():
+    """BYOL's momentum 0.996 → 1, under jit and out of it."""
+    for step, expected in ((0, 0.996), (25, 1 - 0.004 * (np.cos(np.pi / 4) + 1) / 2), (50, 0.998), (100, 1), (140, 1)):
+        assert float(optim.cosine_ramp(step, 100, 0.996, 1.0)) == pytest.approx(expected, abs=1e-7)
+        assert float(jax.jit(lambda s: optim.cosine_ramp(s, 100, 0.996, 1.0))(step)) == pytest.approx(
+            expected, abs=1e-7
+        )
+
+
 def test_schedule_warms_up_from_zero_then_follows_the_cosine(params):
     config = dict(base_lr=0.1, lr_end=0.01, warmup_epochs=0.8)
     _, report = make(config, params, total_steps=24, batch_size=512, steps_per_epoch=5)
@@ -189,6 +276,29 @@ def test_schedule_warms_up_from_zero_then_follows_the_cosine(params):
     for step in (9, 14, 24):
         expected = 0.01 + 0.19 * (1 + np.cos(np.pi * (step - 4) / 20)) / 2
         assert float(report(step)["lr"]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_warm_up_that_includes_its_peak(params):
+    """The released code of GMML and DINO: 0 first, the peak at the last warm-up step and at the one after it."""
+    config = dict(base_lr=5e-4, lr_end=1e-6, warmup_steps=5, warmup_includes_peak=True)
+    _, report = make(config, params, total_steps=20, batch_size=512)
+    rates = [float(report(step)["lr"]) for step in range(21)]
+    assert rates[:6] == pytest.approx([0, 2.5e-4, 5e-4, 7.5e-4, 1e-3, 1e-3])
+    assert rates[6] < 1e-3 and rates[20] == pytest.approx(1e-6)
+    for steps, expected in ((1, [0, 1, 1 - np.sin(np.pi / 38) ** 2]), (2, [0, 1, 1])):
+        _, report = make(dict(lr=1.0, warmup_steps=steps, warmup_includes_peak=True), params, total_steps=20)
+        assert [float(report(step)["lr"]) for step in range(3)] == pytest.approx(expected)
+
+
+def test_cosine_over_all_steps_stops_short_of_its_end(params):
+    """MLVICX: 2 warm-up epochs of 300, 0.2 at a batch of 256, 0.05 at 64; its period ends at 1.11e-3 of the peak."""
+    for batch_size, peak in ((256, 0.2), (64, 0.05)):
+        for period, share in (("rest", 1.0e-3), ("total", 1.0e-3 + 0.999 * np.sin(np.pi * 2 / 300 / 2) ** 2)):
+            config = dict(base_lr=0.2, lr_end_ratio=0.001, lr_end=0.0, warmup_epochs=2, cosine_period=period)
+            _, report = make(config, params, total_steps=3000, batch_size=batch_size, steps_per_epoch=10)
+            assert float(report(0)["lr"]) == 0 and float(report(20)["lr"]) == pytest.approx(peak)
+            assert float(report(3000)["lr"]) == pytest.approx(share * peak, rel=2e-3)
+    assert share == pytest.approx(1.11e-3, rel=2e-3)
 
 
 def test_other_schedules(params):
@@ -212,6 +322,9 @@ def test_other_schedules(params):
         (dict(lr=1.0, wd_mults=[("encodr", 1.0), (".*", 1.0)]), r"\['encodr'\] fits no parameter; there are encoder/"),
         (dict(lr=1.0, frozen=["hed"]), r"frozen: \['hed'\] fits no parameter"),
         (dict(lr=1.0, frozen=["."]), "freezes every parameter"),
+        (dict(lr=1.0, grad_clip=1.0, clip_per_tensor=3.0), "clip_per_tensor = 3.0 .* give one of them"),
+        (dict(lr=1.0, lr_end=1e-6, lr_end_ratio=0.1), "lr_end_ratio = 0.1 given: give one of them"),
+        (dict(lr=1.0, cosine_period="all"), r"cosine_period 'all' is not known; there are \['rest', 'total'\]"),
     ],
 )
 def test_messages(params, config, message):
