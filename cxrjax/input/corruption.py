@@ -32,7 +32,8 @@ class Corruption(NamedTuple):
         the upper and left borders are hardly ever hidden; "uniform" lets them start outside, so that every pixel is
         as likely (ours).
     self_donor: donors may be the picture itself (as released), which then is hidden but unchanged.
-    groups: donors come from the same of this many consecutive slices of the batch.
+    groups: donors come from the same of this many consecutive slices of the batch; with one slice per device, no
+        pictures travel between devices.
     """
 
     kinds: str = "noise"
