@@ -6,6 +6,15 @@ import jax.numpy as jnp
 from cxrjax.losses.contrastive import normalise, pairwise
 
 
+def embedding(u: jax.Array, v: jax.Array | None = None) -> dict[str, jax.Array]:
+    """What a method reports of its vectors: u M d, and v M d of the same pictures' other view where there is one.
+
+    Returns feature_std, effective_rank and uniformity of u, and with v also alignment and retrieval_top1.
+    """
+    found = {"feature_std": feature_std(u), "effective_rank": effective_rank(u), "uniformity": uniformity(u)}
+    return found if v is None else found | {"alignment": alignment(u, v), "retrieval_top1": retrieval_top1(u, v)}
+
+
 def feature_std(x: jax.Array) -> jax.Array:
     """Mean over d of the batch deviation of unit-length rows, times √d: 1 when spread out, 0 when collapsed."""
     x = normalise(jax.lax.stop_gradient(x))
@@ -28,3 +37,26 @@ def retrieval_top1(u: jax.Array, v: jax.Array) -> jax.Array:
     """Share of rows u_i whose most similar row of v is v_i (chance: 1/M)."""
     u, v = (normalise(jax.lax.stop_gradient(x)) for x in (u, v))
     return jnp.mean(jnp.argmax(pairwise(u, v), axis=1) == jnp.arange(len(u)))
+
+
+def alignment(u: jax.Array, v: jax.Array) -> jax.Array:
+    """Mean ‖û_i − v̂_i‖² of unit rows: 0 when both views agree (a collapse does too), 2 when unrelated, at most 4.
+
+    Source: Wang & Isola, ICML 2020 (2005.10242), section 4.1 with α = 2.
+    """
+    u, v = (normalise(jax.lax.stop_gradient(x)) for x in (u, v))
+    return jnp.mean(jnp.sum((u - v) ** 2, axis=-1))
+
+
+def uniformity(u: jax.Array) -> jax.Array:
+    """log of the mean of exp(−2‖û_i − û_j‖²) over i ≠ j: 0 when collapsed, near −4 when spread over a wide sphere.
+
+    Written as exp(4(s − 1)) of the cosines s, which lies in [e⁻⁸, 1] and costs one product of the rows. A single row
+    gives 0. Source: Wang & Isola, ICML 2020 (2005.10242), section 4.1 with t = 2.
+    """
+    rows = len(u)
+    if rows == 1:
+        return jnp.zeros(())
+    u = normalise(jax.lax.stop_gradient(u))
+    potential = jnp.where(jnp.eye(rows, dtype=bool), 0, jnp.exp(4 * (pairwise(u, u) - 1)))
+    return jnp.log(jnp.sum(potential) / (rows * (rows - 1)))

@@ -30,3 +30,37 @@ def test_retrieval():
     assert float(monitors.retrieval_top1(u, 3 * u)) == 1
     assert float(monitors.retrieval_top1(u, jnp.roll(u, 1, axis=0))) == 0
     assert float(monitors.retrieval_top1(u, u.at[:5].set(jnp.roll(u[:5], 1, axis=0)))) == 0.5
+
+
+def test_alignment_and_uniformity_against_plain_loops():
+    rng = np.random.default_rng(0)
+    u, v = 3 * rng.normal(size=(2, 9, 4))
+    a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (u, v))
+    near = np.mean([np.sum((a[i] - b[i]) ** 2) for i in range(9)])
+    pairs = [np.exp(-2 * np.sum((a[i] - a[j]) ** 2)) for i in range(9) for j in range(9) if i != j]
+    assert float(monitors.alignment(u, v)) == pytest.approx(near, rel=1e-5)
+    assert float(monitors.uniformity(u)) == pytest.approx(np.log(np.mean(pairs)), rel=1e-5)
+
+
+def test_alignment_and_uniformity_at_their_extremes():
+    spread = jax.random.normal(jax.random.key(0), (256, 512))
+    assert float(monitors.uniformity(spread)) == pytest.approx(-4, abs=0.05)
+    assert float(monitors.uniformity(jnp.ones((64, 16)))) == pytest.approx(0, abs=1e-5)
+    opposite = jnp.array([[2.0, 0.0], [-1.0, 0.0]])
+    assert float(monitors.uniformity(opposite)) == pytest.approx(-8, abs=1e-5)
+    assert float(monitors.alignment(opposite, opposite[::-1])) == pytest.approx(4, abs=1e-5)
+    assert float(monitors.alignment(spread, 5 * spread)) == pytest.approx(0, abs=1e-5)
+    assert float(monitors.uniformity(spread[:1])) == 0
+
+
+def test_embedding_reports_finite_numbers_and_passes_no_gradient():
+    def total(u, v):
+        return sum(monitors.embedding(u, v).values())
+
+    u, v = jax.random.normal(jax.random.key(3), (2, 12, 6))
+    assert list(monitors.embedding(u)) == ["feature_std", "effective_rank", "uniformity"]
+    assert list(monitors.embedding(u, v))[3:] == ["alignment", "retrieval_top1"]
+    for gradient in jax.grad(total, (0, 1))(u, v):
+        np.testing.assert_array_equal(gradient, 0)
+    for x in (jnp.zeros((4, 6)), jnp.ones((4, 6)), u[:1], u.astype(jnp.bfloat16)):
+        assert all(np.isfinite(value) for value in monitors.embedding(x, x).values())
