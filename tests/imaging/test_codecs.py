@@ -1,7 +1,11 @@
 """Stored values of every transfer syntax that can be written here, and decoders that are missing, crash or hang."""
 
 import io
+import os
+import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pydicom
@@ -162,7 +166,34 @@ def test_a_decoder_that_crashes_or_hangs_costs_one_picture_and_no_process(tmp_pa
         patched.setattr(codecs, "_idle", [])
         patched.setattr(codecs, "DECODER", tmp_path / "decoder.py")
         patched.setattr(codecs, "DECODE_SECONDS", 0.5)
+        start = time.monotonic()
         with pytest.raises(UnreadablePicture, match="decoder gdcm crashed or hung"):
             dicom.read(path)
+        assert time.monotonic() - start < 30
         assert codecs._idle == []
     np.testing.assert_array_equal(dicom.read(path).pixels, array.astype(int) * 257)
+
+
+def test_decoder_processes_are_used_again_but_no_dead_or_foreign_one(tmp_path, monkeypatch):
+    array = noise(np.uint8, 0, 255)
+    path = dicom_files.write(tmp_path / "a.dcm", array, transfer_syntax="jpeg_lossless")
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    monkeypatch.setattr(codecs, "_idle", [(os.getpid(), dead), (0, None)])
+    np.testing.assert_array_equal(dicom.read(path).pixels, array.astype(int) * 257)
+    first = list(codecs._idle)
+    np.testing.assert_array_equal(dicom.read(path).pixels, array.astype(int) * 257)
+    assert codecs._idle == first and len(first) == 1 and first[0][1] is not dead
+    codecs._end(first[0][1])
+
+
+def test_threads_get_their_own_pictures(tmp_path):
+    arrays = [noise(np.uint8, 0, 255) // divisor for divisor in range(1, 9)]
+    paths = [
+        dicom_files.write(tmp_path / f"{index}.dcm", array, transfer_syntax="jpeg2000_lossless")
+        for index, array in enumerate(arrays)
+    ]
+    with ThreadPoolExecutor(4) as pool:
+        pictures = list(pool.map(dicom.read, paths * 5))
+    for array, picture in zip(arrays * 5, pictures, strict=True):
+        np.testing.assert_array_equal(picture.pixels, array.astype(int) * 257)

@@ -22,7 +22,7 @@ def read(tmp_path, array, **options):
 
 def lut(values, first, bits=16, explanation=None):
     item = Dataset()
-    item.LUTDescriptor = [len(values) % 65536, first, bits]
+    item.add_new("LUTDescriptor", "SS" if first < 0 else "US", [len(values) % 65536, first, bits])
     item.LUTData = np.asarray(values, "<u2").tobytes()
     item["LUTData"].VR = "OW"
     if explanation:
@@ -101,6 +101,7 @@ def test_the_whole_range_as_window_leaves_8_bits_as_they_are(tmp_path):
         (9000, 100, "almost no contrast"),
         (-5, 10, "almost no contrast"),
         (2000, 1e7, "almost no contrast"),
+        (2000, 4, "almost no contrast"),
         (2000, 1, "width is too small"),
         (2000, 0, "width is too small"),
         (2000, -400, "width is too small"),
@@ -153,7 +154,8 @@ def test_modality_lut_comes_before_the_window(tmp_path):
 
 
 @pytest.mark.parametrize("syntax", ["implicit", "explicit"])
-def test_voi_lut_is_taken_before_a_window(tmp_path, syntax):
+@pytest.mark.parametrize("first", [-700, 65536 - 700])
+def test_voi_lut_is_taken_before_a_window(tmp_path, syntax, first):
     array = noise(np.int16, -1000, 1000)
     table = np.arange(1500) ** 2 // 40
     picture, record = read(
@@ -161,7 +163,7 @@ def test_voi_lut_is_taken_before_a_window(tmp_path, syntax):
         array,
         transfer_syntax=syntax,
         bits_stored=12,
-        VOILUTSequence=[lut(table, -700, explanation="NORMAL"), lut(table[::-1], 0)],
+        VOILUTSequence=[lut(table, first, explanation="NORMAL"), lut(table[::-1], 0)],
         WindowCenter=0,
         WindowWidth=500,
     )
@@ -231,3 +233,6 @@ def test_constant_pictures_are_refused(tmp_path):
     flat = lut(np.full(256, 9), 0)
     with pytest.raises(UnreadablePicture, match="constant after the modality LUT"):
         read(tmp_path, noise(np.uint8, 0, 255), ModalityLUTSequence=[flat])
+    nearly = lut([0, 1] * 100 + [65535] * 56, 0)
+    with pytest.raises(UnreadablePicture, match="differ by less than one of 256 grey levels"):
+        read(tmp_path, noise(np.uint8, 0, 199), ModalityLUTSequence=[nearly])
