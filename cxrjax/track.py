@@ -23,6 +23,14 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tqdm import tqdm
 
 _SECONDS_BETWEEN_LINES = 10
+# What the progress line shows of the newest records, by the end of the name: a collapse is seen before the run is over.
+_SHOWN = {
+    "train/loss": "loss",
+    "train/report/feature_std": "std",
+    "train/report/effective_rank": "rank",
+    "/knn_auroc": "knn",
+    "/auroc": "probe",
+}
 
 
 class NonFinite(FloatingPointError):
@@ -43,6 +51,7 @@ class Tracker:
         self._window: tuple[int, float] | None = None  # step and time of the record before
         self._began: tuple[int, float] | None = None  # of the first record: what came before was mostly compiling
         self._printed = -math.inf
+        self._latest: dict[str, float] = {}  # of what the progress line shows
         self._writes = jax.process_index() == 0
         self._bar = None
         if self._writes:
@@ -126,7 +135,8 @@ class Tracker:
             finite = {name: value if math.isfinite(value) else None for name, value in timed.items()}
             self._append(json.dumps({"step": step, **finite}))
             self._show(step, [summary_pb2.Summary.Value(tag=k, simple_value=v) for k, v in timed.items()])
-            self._progress(step, values.get("train/loss"), rate, when)
+            self._latest |= {name: value for name, value in values.items() if name.endswith(tuple(_SHOWN))}
+            self._progress(step, "train/loss" in values, rate, when)
         if check:
             _check(step, values)
 
@@ -152,21 +162,29 @@ class Tracker:
         summary = summary_pb2.Summary(value=values)
         self._tensorboard.add_event(event_pb2.Event(step=step, wall_time=time.time(), summary=summary))
 
-    def _progress(self, step: int, loss: float | None, rate: float | None, when: float) -> None:
-        said = [f"loss {loss:.4g}"] if loss is not None else []
-        said += [f"{rate:.4g} images/s"] if rate else []
+    def _progress(self, step: int, trained: bool, rate: float | None, when: float) -> None:
+        said = _words(self._latest) + ([f"{rate:.4g} images/s"] if rate else [])
         if self._bar is not None:
             self._bar.set_postfix_str(", ".join(said), refresh=False)
             self._bar.update(step - self._bar.n)
             return
         now = time.monotonic()
-        if loss is None or (now - self._printed < _SECONDS_BETWEEN_LINES and step < self.total_steps):
+        if not trained or (now - self._printed < _SECONDS_BETWEEN_LINES and step < self.total_steps):
             return
         self._printed = now
         steps, seconds = step - self._began[0], when - self._began[1]
         left = round((self.total_steps - step) * seconds / steps) if steps else None
         said += [f"ETA {datetime.timedelta(seconds=left)}"] if left else []
         print(f"step {step}/{self.total_steps} ({step / self.total_steps:.0%})  {'  '.join(said)}", flush=True)
+
+
+def _words(latest: Mapping[str, float]) -> list[str]:
+    """["loss 2.5", "knn 0.71/0.64"]: what several sets were judged stands side by side, by name."""
+    found = []
+    for end, word in _SHOWN.items():
+        numbers = [f"{latest[name]:.4g}" for name in sorted(latest) if name.endswith(end)]
+        found += [f"{word} {'/'.join(numbers)}"] if numbers else []
+    return found
 
 
 def _fetch(scalars: Mapping[str, Any]) -> dict[str, float]:
