@@ -1,8 +1,12 @@
-"""Projection heads on a view vector."""
+"""Projection and prediction heads on a view vector."""
+
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from cxrjax.models.batchnorm import BatchNorm
 
 
 class ProjectionHead(nn.Module):
@@ -28,3 +32,72 @@ class ProjectionHead(nn.Module):
             raise ValueError(f"head kind must be 'linear' or 'mlp', got {self.kind!r}")
         x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(dense(self.hidden, True, "fc1")(x))
         return dense(self.out, False, "fc2")(nn.gelu(x, approximate=False))
+
+
+class MLP(nn.Module):
+    """Linear → norm → activation → … → Linear (→ norm): projector and predictor of the image methods, b d → b out.
+
+    sizes: outputs of the linear layers. norm: "batch", "layer" or "none", after every linear layer but the last.
+    last_norm: after the last one as well, without scale and bias unless last_affine. bias, last_bias: of the linear
+    layers before the last, and of the last. activation: "relu" or "gelu" (exact); there is none at the end.
+    initial: "torch", the default of torch.nn.Linear, kernel and bias from U(±1/√d), which the released PyTorch code of
+    these methods keeps; or "normal", deviation 0.02 and no bias, as DINO's. dtype: of the computation; the result is
+    float32. With norm="batch" the running statistics are the collection "batch_stats".
+
+    As the authors' code has them:
+        BYOL           MLP((4096, 256), last_bias=False)
+        MoCo v3        MLP((4096, 4096, 256), last_norm=True, last_affine=False, bias=False, last_bias=False)
+        VICReg         MLP((8192, 8192, 8192), last_bias=False)
+        Barlow Twins   MLP((8192, 8192, 8192), bias=False, last_bias=False)
+        MLVICX         MLP((4096, 4096, 4096), last_norm=True)
+        DINO           MLP((2048, 2048, 256), norm="none", activation="gelu", initial="normal"), then its prototypes
+    """
+
+    sizes: Sequence[int]
+    norm: str = "batch"
+    last_norm: bool = False
+    last_affine: bool = True
+    bias: bool = True
+    last_bias: bool = True
+    activation: str = "relu"
+    initial: str = "torch"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """train: what a BatchNorm normalises by, see there.
+
+        Raises ValueError for a word that is not one of the above, and for a last norm together with norm="none".
+        """
+        if self.norm not in ("batch", "layer", "none") or (self.last_norm and self.norm == "none"):
+            raise ValueError(
+                f"norm must be 'batch', 'layer' or 'none' (the last without last_norm), got {self.norm!r} "
+                f"with last_norm={self.last_norm}"
+            )
+        if self.activation not in ("relu", "gelu") or self.initial not in ("torch", "normal"):
+            raise ValueError(
+                f"activation must be 'relu' or 'gelu' and initial 'torch' or 'normal', got {self.activation!r} and "
+                f"{self.initial!r}"
+            )
+        for i, features in enumerate(self.sizes, 1):
+            last = i == len(self.sizes)
+            x = self._linear(x, features, self.last_bias if last else self.bias, f"fc{i}")
+            if self.norm != "none" and (self.last_norm or not last):
+                x = self._norm(x, train, self.last_affine or not last, jnp.float32 if last else self.dtype, f"norm{i}")
+            if not last:
+                x = nn.relu(x) if self.activation == "relu" else nn.gelu(x, approximate=False)
+        return x.astype(jnp.float32)
+
+    def _linear(self, x: jax.Array, features: int, bias: bool, name: str) -> jax.Array:
+        if self.initial == "torch":
+            bound = x.shape[-1] ** -0.5
+            kernel_init = bias_init = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
+        else:
+            kernel_init, bias_init = nn.initializers.normal(0.02), nn.initializers.zeros
+        dense = nn.Dense(features, bias, self.dtype, kernel_init=kernel_init, bias_init=bias_init, name=name)
+        return dense(x)
+
+    def _norm(self, x: jax.Array, train: bool, affine: bool, dtype: jnp.dtype, name: str) -> jax.Array:
+        if self.norm == "batch":
+            return BatchNorm(affine, dtype=dtype, name=name)(x, train)
+        return nn.LayerNorm(epsilon=1e-5, use_bias=affine, use_scale=affine, dtype=dtype, name=name)(x)
