@@ -6,8 +6,10 @@ import optax
 import pytest
 
 from cxrjax import methods, parallel
+from cxrjax.imaging import pixels
 from cxrjax.train import TrainState, make_step
 from tests import runs
+from tests.methods.conftest import smooth_pictures
 
 METHODS = methods.available()
 
@@ -15,6 +17,16 @@ METHODS = methods.available()
 @pytest.fixture(params=METHODS)
 def method(request):
     return methods.make(runs.config(request.param))
+
+
+@pytest.fixture
+def batch(method):
+    """What the method's own views make of sixteen smooth pictures."""
+    rng, rows = np.random.default_rng(0), []
+    for i, picture in enumerate(smooth_pictures(16, 48)[:, 0, :, :, 0]):
+        names = {"set": "smooth", "image_id": f"{i}", "patient_id": f"{i}", "study_id": f"{i}"}
+        rows.append(method.views({"image": pixels.encode(picture, "png"), **names}, rng))
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def test_contract(method, batch):
