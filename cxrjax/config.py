@@ -3,7 +3,8 @@
 import difflib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from ml_collections import ConfigDict, config_dict
 
@@ -39,6 +40,8 @@ def pretrain() -> ConfigDict:
                 "split": "train",
                 "views": "PA,AP",  # "" takes every view
                 "fraction": 1.0,  # of the patients
+                "exclude_overlap": True,  # leaves out patients who are in val or test of another set that is judged
+                "judged_on": "",  # sets to be judged later, beside those of evals
             },
             "init_from": "",  # folder of a Hugging Face ViT, or a workdir of ours
             "optim": {
@@ -97,9 +100,34 @@ def from_json(text: str) -> ConfigDict:
     return ConfigDict(json.loads(text))
 
 
+def judged(config: ConfigDict) -> tuple[str, ...]:
+    """The sets of evals and data.judged_on whose held-out patients are kept out of training, as `open_set` takes them.
+
+    None where data.exclude_overlap is off or, in older configs, absent. The only set that is trained on is judged on
+    splits of its own.
+    """
+    if not config.data.get("exclude_overlap", False):
+        return ()
+    evaluated = (place(entry) for entry in config.evals.values() if entry.get("set"))
+    trained_on = set(names(config.data.sets))
+    return tuple(sorted(name for name in {*names(config.data.judged_on), *evaluated} if trained_on != {name}))
+
+
+def place(entry: Mapping) -> str:
+    """The set of an evaluation entry, as `open_set` takes it: its name, or a path if the entry has a data_dir."""
+    return str(Path(entry.get("data_dir") or "") / entry["set"])
+
+
 def determining(config: ConfigDict) -> dict:
-    """The part of a config that the numbers of a run depend on, as plain JSON values."""
-    return json.loads(json.dumps({key: value for key, value in config.to_dict().items() if key not in _FREE}))
+    """The part of a config that the numbers of a run depend on, as plain JSON values.
+
+    Evaluations are not in it, but the other sets that they judge on are, in data.judged_on: these decide what is left
+    out of training.
+    """
+    found = {key: value for key, value in config.to_dict().items() if key not in _FREE}
+    if "judged_on" in found.get("data", {}):
+        found["data"] = found["data"] | {"judged_on": ", ".join(judged(config))}
+    return json.loads(json.dumps(found))
 
 
 def digest(config: ConfigDict) -> str:

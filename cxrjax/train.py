@@ -1,6 +1,7 @@
 """The trainer: one jitted step over a mesh, and the loop around it. Knows no method and no data set by name."""
 
 import contextlib
+import json
 import math
 import signal
 import threading
@@ -16,9 +17,11 @@ import optax
 from einops import rearrange
 
 from cxrjax import checkpoint, methods, optim, parallel, rng
-from cxrjax.config import determining, names
+from cxrjax.config import determining, judged, names
+from cxrjax.datasets import overlap
 from cxrjax.evals import run as evals
 from cxrjax.evals.encoders import from_method
+from cxrjax.evals.features import source_digest
 from cxrjax.input import pipeline, source
 from cxrjax.interop.initial import initialise
 from cxrjax.methods import Method
@@ -71,6 +74,7 @@ class Run(NamedTuple):
     init: Callable  # () -> TrainState on the mesh
     abstract: TrainState  # shapes and shardings
     report: Callable  # step -> {"lr": …}
+    remarks: tuple[str, ...]  # what was left out of training
 
 
 def build(config) -> Run:
@@ -78,11 +82,7 @@ def build(config) -> Run:
     mesh = parallel.make_mesh(config.mesh)
     parallel.check_batch(config.batch_size, mesh)
     method = methods.make(config)
-    views = names(config.data.views) or None
-    sources = [
-        source.source(source.open_set(name), config.data.split, views=views, fraction=config.data.fraction)
-        for name in names(config.data.sets)
-    ]
+    sources, remarks = _sources(config)
     examples = sum(len(s) for s in sources)
     total_steps = optim.duration(config.duration, "total", config.batch_size, examples)
     batches = pipeline.dataset(
@@ -111,7 +111,25 @@ def build(config) -> Run:
         out_shardings=(layout, parallel.replicated(mesh)),
         donate_argnums=0,
     )
-    return Run(method, mesh, sources, batches, total_steps, step, jax.jit(init, out_shardings=layout), abstract, report)
+    init = jax.jit(init, out_shardings=layout)
+    return Run(method, mesh, sources, batches, total_steps, step, init, abstract, report, remarks)
+
+
+def _sources(config) -> tuple[list[source.Source], tuple[str, ...]]:
+    """What the run trains on, without the patients of other sets that it is judged on, and sentences about these."""
+
+    def chosen(name, without=()):
+        return source.source(
+            source.open_set(name),
+            config.data.split,
+            views=names(config.data.views) or None,
+            exclude_patient_ids=without,
+            fraction=config.data.fraction,
+        )
+
+    sets = names(config.data.sets)
+    left_out = overlap.exclusions([chosen(name) for name in sets], judged(config))
+    return [chosen(*pair) for pair in zip(sets, left_out.patient_ids, strict=True)], left_out.sentences
 
 
 def fit(config, workdir: Path) -> TrainState:
@@ -121,7 +139,8 @@ def fit(config, workdir: Path) -> TrainState:
     term, when a logged or saved step holds NaN or infinity; SystemExit(143) once the state is safe after a SIGTERM.
     """
     run = build(config)
-    _print_setting(config, run, workdir)
+    if jax.process_index() == 0:
+        _print_setting(config, run, workdir)
     best = config.checkpoint.best_metric or None
     with (
         _sigterm() as terminated,
@@ -130,6 +149,7 @@ def fit(config, workdir: Path) -> TrainState:
         ) as saved,
     ):
         start = saved.latest_step() or 0
+        _check_pictures(workdir, run.sources, start)
         if start:
             train_state = saved.restore(start, run.abstract)
             print(f"resuming from step {start} of {run.total_steps}", flush=True)
@@ -193,13 +213,34 @@ def views_sheet(images: np.ndarray, most: int = 8) -> np.ndarray:
     return rearrange(images[:most], "b v h w 1 -> (v h) (b w)")
 
 
+def _check_pictures(workdir, sources, start):
+    """Notes in pictures.json what a run trains on; raises ValueError where a resumed one would train on other pictures.
+
+    The settings alone do not tell: sets can be converted again, and so share other pictures with what is judged.
+    """
+    file = workdir / "pictures.json"
+    now = {f"{s.converted_set.name}/{s.split}": {"pictures": len(s), "digest": source_digest(s)} for s in sources}
+    before = json.loads(file.read_text()) if start and file.exists() else now
+    changed = [name for name in now.keys() | before.keys() if now.get(name) != before.get(name)]
+    if changed:
+        counts = ", ".join(f"{name} with {part['pictures']:,} pictures" for name, part in sorted(before.items()))
+        raise ValueError(
+            f"{workdir} holds a run on {counts}, but {', '.join(sorted(changed))} would now give other pictures: sets "
+            "were converted again, or what is left out for those it is judged on changed. Choose another --workdir, or "
+            "put the sets back to resume it"
+        )
+    if not start and jax.process_index() == 0:
+        file.write_text(json.dumps(now, indent=2) + "\n")
+
+
 def _print_setting(config, run, workdir):
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(run.abstract.params))
     sets = ", ".join(f"{s.converted_set.name}/{s.split} ({len(s)})" for s in run.sources)
     print(
         f"{config.method}: {parameters / 1e6:.2f} M parameters, {parallel.num_devices(run.mesh)} device(s)\n"
         f"pictures: {sets}\n"
-        f"{run.total_steps} steps of {config.batch_size}; workdir {workdir}",
+        + "".join(f"{sentence}\n" for sentence in run.remarks)
+        + f"{run.total_steps} steps of {config.batch_size}; workdir {workdir}",
         flush=True,
     )
 

@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 
 from cxrjax import checkpoint, train
+from cxrjax import config as shared
+from cxrjax.input import source, views
 from cxrjax.track import NonFinite
-from tests import runs
+from tests import radiographs, runs
 
 STEPS = 40
 
@@ -128,6 +130,7 @@ def test_a_run_leaves_its_records(tmp_path, capsys):
     sheet = cv2.imread(str(tmp_path / "views.png"), cv2.IMREAD_GRAYSCALE)
     assert sheet.shape == (32, 8 * 32) and sheet.std() > 10
     assert (tmp_path / "evals" / "phantom_probe" / "6" / "results.json").exists()
+    assert json.loads((tmp_path / "pictures.json").read_text())["phantom_smoke/train"]["pictures"] > 30
     assert "2 device(s)" in capsys.readouterr().out
 
 
@@ -154,3 +157,72 @@ def test_best_checkpoint_is_kept(tmp_path):
 def test_batch_must_divide_over_the_devices(tmp_path):
     with pytest.raises(ValueError, match="multiple of 8; use 16 or 24"):
         train.build(runs.config(batch_size=20, mesh__data=8))
+
+
+@pytest.fixture
+def copied(tmp_path, phantom_dir, monkeypatch):
+    """Data folder with "phantom_smoke" and "elsewhere", which has copies of two of its train patients in val and test
+    and of a third one in train. Returns the two."""
+    data_dir = tmp_path / "data"
+    shutil.copytree(source.open_set("phantom_smoke", phantom_dir).directory.parent, data_dir / "phantom_smoke")
+    monkeypatch.setenv("CXRJAX_DATA", str(data_dir))
+    convert_copies(data_dir, ("val", "test", "train"))
+    patients = source.source(source.open_set("phantom_smoke"), "train", views=("PA", "AP")).table["patient_id"]
+    return list(dict.fromkeys(patients))[:2]
+
+
+def convert_copies(data_dir, splits):
+    frontal = source.source(source.open_set("phantom_smoke"), "train", views=("PA", "AP"))
+    patients = list(dict.fromkeys(frontal.table["patient_id"]))
+    rows = []
+    for patient, split in zip(patients, splits, strict=False):
+        number = frontal.table["patient_id"].tolist().index(patient)
+        picture = views.decode(frontal[number]["image"])
+        rows.append((f"copy {len(rows)}", f"someone {len(rows)}", split, radiographs.jpeg(picture, 80)))
+    shutil.rmtree(data_dir / "elsewhere", ignore_errors=True)
+    shutil.rmtree(data_dir / "raw", ignore_errors=True)
+    radiographs.write(data_dir, "elsewhere", rows, short_side=64)
+
+
+def test_what_the_run_is_judged_on_is_left_out_of_training(copied):
+    def trained_on(**changes):
+        run = train.build(runs.config(**changes))
+        return set(run.sources[0].table["patient_id"]), run.remarks
+
+    everyone, remarks = trained_on()
+    assert set(copied) < everyone and remarks == ()
+    left, remarks = trained_on(data__judged_on="elsewhere")
+    assert left == everyone - set(copied)
+    assert "left out of training" in remarks[0] and "of 2 patients (0 by id, 2 by look" in remarks[0]
+    judge = {"set": "elsewhere", "task": {"kind": "multilabel"}}
+    assert trained_on(evals={"probe": judge}) == (left, remarks)
+    assert trained_on(data__judged_on="elsewhere", data__exclude_overlap=False) == (everyone, ())
+
+
+def test_judged_sets_determine_a_run_but_its_own_splits_do_not():
+    def digest(**changes):
+        return shared.digest(runs.config(**changes))
+
+    elsewhere = {"probe": {"set": "elsewhere"}}
+    assert digest(evals={}) == digest() == digest(evals={"probe": {"set": "phantom_smoke", "judge": "knn"}})
+    assert digest(evals=elsewhere) == digest(data__judged_on="elsewhere") != digest()
+    assert digest(evals=elsewhere, data__exclude_overlap=False) == digest(data__exclude_overlap=False)
+    changed = shared.differences(runs.config(), runs.config(evals=elsewhere))
+    assert changed == ["data.judged_on:  → elsewhere"]
+
+
+def test_a_resumed_run_keeps_its_pictures(tmp_path, copied, capsys):
+    config = runs.config(data__judged_on="elsewhere")
+    run = train.build(config)
+    train._print_setting(config, run, tmp_path)
+    assert "phantom_smoke: left out of training" in capsys.readouterr().out
+    train._check_pictures(tmp_path, run.sources, 0)
+    train._check_pictures(tmp_path, train.build(config).sources, 2)
+    convert_copies(tmp_path / "data", ("val", "test", "test"))
+    changed = train.build(config).sources
+    assert len(changed[0]) < len(run.sources[0])
+    with pytest.raises(
+        ValueError, match=f"a run on phantom_smoke/train with {len(run.sources[0])} pictures, but .*other"
+    ):
+        train._check_pictures(tmp_path, changed, 2)
+    train._check_pictures(tmp_path, changed, 0)

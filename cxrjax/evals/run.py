@@ -18,7 +18,8 @@ import jax
 from ml_collections import ConfigDict
 
 from cxrjax import methods, trained
-from cxrjax.config import determining, names
+from cxrjax.config import determining, judged, names
+from cxrjax.datasets import overlap
 from cxrjax.evals import encoders, metrics
 from cxrjax.evals.base import Encoder, Result, digest, make_task
 from cxrjax.evals.features import features, source_digest
@@ -63,14 +64,23 @@ def defaults() -> ConfigDict:
     )
 
 
-def evaluate(encoder: Encoder, entry: Mapping[str, Any], workdir: str | os.PathLike, seed: int = 0) -> Result:
+def evaluate(
+    encoder: Encoder,
+    entry: Mapping[str, Any],
+    workdir: str | os.PathLike,
+    seed: int = 0,
+    trained_with: ConfigDict | None = None,
+) -> Result:
     """Judges an encoder as the entry says (keys: `defaults`), writes results.json and predictions.parquet, returns all.
 
+    trained_with: the config of the encoder's training, to note what it has seen there of the set's val and test.
     Raises EvaluationError with the entry's name, the encoder and its step, whatever went wrong.
     """
     try:
         entry = complete(entry)
         result, inputs = _judge(encoder, entry, Path(workdir), seed)
+        if trained_with is not None:
+            result = result._replace(notes=[*result.notes, *_leaks(trained_with, entry)])
         if jax.process_index() == 0:
             _write(Path(workdir) / "evals" / entry["name"] / str(encoder.step), encoder, entry, seed, result, inputs)
     except Exception as error:
@@ -108,18 +118,19 @@ def standalone(config: ConfigDict, workdir: Path | None = None) -> dict[str, dic
     results = {}
     for key, entry in config.evals.items():
         entry = complete({**entry.to_dict(), "name": entry.get("name") or key})
-        judged = [] if found is None else [_of_checkpoint(found)]
-        judged += [encoders.pixels() if name == "pixels" else _untrained(found, config.seed) for name in wanted]
+        subjects = [] if found is None else [_of_checkpoint(found)]
+        subjects += [encoders.pixels() if name == "pixels" else _untrained(found, config.seed) for name in wanted]
         results[key] = {}
-        for number, encoder in enumerate(judged):
+        for number, encoder in enumerate(subjects):
             as_reference = found is None or number > 0
             named = {**entry, "name": f"{entry['name']}-{encoder.name}"} if as_reference else entry
-            result = results[key][encoder.name] = evaluate(encoder, named, workdir, config.seed)
+            trained_with = None if as_reference else found.config
+            result = results[key][encoder.name] = evaluate(encoder, named, workdir, config.seed, trained_with)
             print(f"{entry['name']}: {encoder.name}, {summary(result)}", flush=True)
             for note in result.notes:
                 print(f"  note: {note}")
             if number and found is not None:
-                _compare(workdir, entry, judged[0], results[key][judged[0].name], encoder, result, config.seed)
+                _compare(workdir, entry, subjects[0], results[key][subjects[0].name], encoder, result, config.seed)
     return results
 
 
@@ -162,6 +173,14 @@ def _judge(encoder: Encoder, entry: dict[str, Any], workdir: Path, seed: int) ->
         return probe(**tables, task=task, label_names=converted.label_names, **options, **shared), inputs
     options = {"neighbours": entry["neighbours"], "temperature": entry["temperature"]}
     return knn(**tables, task=task, label_names=converted.label_names, **options, **shared), inputs
+
+
+def _leaks(config: ConfigDict, entry: dict[str, Any]) -> list[str]:
+    """Sentences on what a trained encoder has seen of a set's val and test, unless it was left out of its training."""
+    converted = open_set(entry["set"], entry["data_dir"] or None)
+    if any(overlap.base(converted.name) in Path(name).parts for name in judged(config)):
+        return []
+    return overlap.notes(names(config.data.sets), config.data.split, converted)
 
 
 def _of_checkpoint(found: trained.Trained) -> Encoder:

@@ -7,11 +7,14 @@ import pandas
 import pytest
 from ml_collections import ConfigDict
 
+from cxrjax import config as shared
 from cxrjax.evals import encoders, run
 from cxrjax.evals.base import Encoder, digest
 from cxrjax.evals.features import features
 from cxrjax.input import source as sources
+from cxrjax.input import views
 from cxrjax.methods.base import Method
+from tests import radiographs
 
 TASK = {"kind": "binary", "positive": "Effusion,Consolidation,Edema,Mass", "negative": "No Finding", "name": "finding"}
 
@@ -47,8 +50,6 @@ def test_features_are_those_of_each_picture_alone_on_one_compilation(frontal):
     # 12 is rounded up to 16, a multiple of the 8 devices, which does not divide the number of pictures.
     table = features(encoder, frontal, 12)
     assert len(frontal) % 16 and table.features.shape == (len(frontal), 8) and len(calls) == 1
-    from cxrjax.input import views
-
     for number in (0, len(frontal) - 1):
         picture = views.fit(views.decode(frontal[number]["image"]), 16)
         np.testing.assert_allclose(
@@ -143,10 +144,13 @@ def test_digest_sees_values_shapes_types_and_names():
 
 
 def test_a_checkpoint_is_compared_with_random_and_pixels(phantom_dir, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CXRJAX_DATA", str(tmp_path))  # without the set that is trained on
     method, _ = blank()
     method = method._replace(views=lambda example, rng: {"image": np.zeros((1, 16, 16, 1), np.uint8)})
     params, state = method.init(jax.random.key(3), None)
-    loaded = run.trained.Trained(ConfigDict({"method": "blank"}), method, params, state, 9, "d", tmp_path)
+    trained_with = shared.pretrain()
+    trained_with.method = "blank"
+    loaded = run.trained.Trained(trained_with, method, params, state, 9, "d", tmp_path)
     monkeypatch.setattr(run.trained, "load", lambda directory, step: loaded)
     config = ConfigDict({"checkpoint": "DIR", "step": "latest", "seed": 0, "references": "random,pixels"})
     config.evals = {"findings": entry(phantom_dir, views="PA,AP")}
@@ -157,3 +161,23 @@ def test_a_checkpoint_is_compared_with_random_and_pixels(phantom_dir, tmp_path, 
     assert versus["auroc"]["value"] == pytest.approx(gain)
     assert (tmp_path / "evals" / "findings-random" / "0" / "results.json").is_file()
     assert "blank minus random: auroc" in capsys.readouterr().out
+
+
+def test_results_note_what_the_training_has_seen_of_the_test_pictures(phantom_dir, tmp_path, monkeypatch):
+    tested = sources.source(sources.open_set("phantom", phantom_dir), "test", views=("PA", "AP"))
+    rows = [(f"copy {n}", f"someone {n}", "train", views.decode(tested[n]["image"])) for n in range(4)]
+    radiographs.write(tmp_path, "clinic", rows, short_side=64)
+    monkeypatch.setenv("CXRJAX_DATA", str(tmp_path))
+
+    def notes(exclude_overlap=True, **changes):
+        config = shared.pretrain()
+        config.data.update({"sets": "clinic", "exclude_overlap": exclude_overlap} | changes)
+        result = run.evaluate(encoders.pixels(8), entry(phantom_dir), tmp_path, trained_with=config)
+        path = tmp_path / "evals" / "phantom-finding-probe" / "0" / "results.json"
+        assert json.loads(path.read_text())["notes"] == result.notes
+        return [note for note in result.notes if "trained on" in note]
+
+    (note,) = notes()
+    assert note == notes(exclude_overlap=False, judged_on="phantom")[0]
+    assert "clinic/64-png with what is in val or test of phantom, 4 pictures of 4 patients (0 by id, 4 by look" in note
+    assert notes(judged_on="phantom") == []

@@ -10,25 +10,7 @@ import pytest
 
 from cxrjax.imaging import fingerprint as fingerprints
 from cxrjax.imaging.fingerprint import THRESHOLD, distance, fingerprint, pairs
-
-
-def jpeg(picture, quality):
-    return cv2.imdecode(cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], cv2.IMREAD_GRAYSCALE)
-
-
-def short_side(picture, px):
-    scale = px / min(picture.shape)
-    mode = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-    return cv2.resize(picture, None, fx=scale, fy=scale, interpolation=mode)
-
-
-def gamma(picture, exponent):
-    return np.uint8(255 * (picture / 255) ** exponent + 0.5)
-
-
-def linear(picture, contrast, brightness):
-    return np.uint8(np.clip((picture.astype(float) - 128) * contrast + 128 + brightness, 0, 255))
-
+from tests.radiographs import gamma, jpeg, linear, radiograph, short_side
 
 COPIES = {
     "JPEG 30": lambda p: jpeg(p, 30),
@@ -45,17 +27,6 @@ COPIES = {
     "negative": lambda p: 255 - p,
     "2 % cut off": lambda p: p[len(p) // 100 : -len(p) // 100, p.shape[1] // 100 : -p.shape[1] // 100],
 }
-
-
-def radiograph(seed, height=288, width=320):
-    """The same body and lungs in every picture, with a texture of its own at every scale, as h w uint8."""
-    body = np.full((height, width), 170, np.float32)
-    for side in (0.3, 0.7):
-        cv2.ellipse(body, (round(side * width), height // 2), (width // 7, height // 3), 0, 0, 360, 60, -1)
-    rng = np.random.default_rng(seed)
-    for cells in (4, 8, 16, 32, 64):
-        body += cv2.resize(rng.normal(0, 40 / cells**0.5, (cells, cells)), (width, height))
-    return np.uint8(np.clip(body, 0, 255))
 
 
 @pytest.fixture(scope="module")
