@@ -4,6 +4,8 @@ Every argument is the whole batch: under jit over a mesh the sums run over all d
 and without a gather in sight. Similarities and log-sum-exps are float32 at full matmul precision.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -41,11 +43,8 @@ def info_nce(
     Returns the scalar −1/(2M) Σ_i [log softmax_j(a_ij)_i + log softmax_j(a_ji)_i], a = similarity / temperature.
     """
     if groups > 1:
-        if exclude is not None:
-            raise ValueError("exclude and groups > 1 cannot be combined: excluded pairs are pairs of the whole batch")
-        split = (rearrange(x, "(g m) d -> g m d", g=groups) for x in (u, v))
-        local = jax.vmap(lambda a, b: info_nce(a, b, temperature=temperature, similarity=similarity, kappa=kappa))
-        return local(*split).mean()
+        local = partial(info_nce, temperature=temperature, similarity=similarity, kappa=kappa)
+        return _in_groups(local, u, v, exclude, groups)
     u, v = normalise(u), normalise(v)
     logits = _similarity(pairwise(u, v), similarity, kappa) / temperature
     # Not jnp.diag(logits): taking a diagonal of a sharded matrix doubles the all-gathers.
@@ -65,11 +64,15 @@ def nt_xent(
     similarity: str = "cosine",
     kappa: float = 0.0,
     exclude: jax.Array | None = None,
+    groups: int = 1,
 ) -> jax.Array:
     """NT-Xent, Chen et al. (SimCLR), ICML 2020, eq. 1: 2M−2 negatives, those of the own view included.
 
     Arguments as in `info_nce`. Returns the mean over all 2M anchors.
     """
+    if groups > 1:
+        local = partial(nt_xent, temperature=temperature, similarity=similarity, kappa=kappa)
+        return _in_groups(local, u, v, exclude, groups)
     u, v = normalise(u), normalise(v)
     diagonal = _diagonal(len(u))
     dropped = diagonal if exclude is None else diagonal | exclude
@@ -85,10 +88,27 @@ def nt_xent(
     return (of_u.mean() + of_v.mean()) / 2
 
 
+def ctr(queries: jax.Array, keys: jax.Array, *, temperature: float) -> jax.Array:
+    """One direction of MoCo v3's loss, Chen, Xie, He, ICCV 2021, eq. 1 and algorithm 1: 2τ · InfoNCE of q_i among k_j.
+
+    queries, keys: M d, any length (rows are normalised here); M−1 negatives. No gradient reaches the keys.
+    """
+    q, k = normalise(queries), normalise(jax.lax.stop_gradient(keys))
+    positive = jnp.sum(q * k, axis=-1) / temperature
+    return 2 * temperature * (jax.nn.logsumexp(pairwise(q, k) / temperature, axis=1) - positive).mean()
+
+
 @jax.named_scope("pairwise")
 def pairwise(u: jax.Array, v: jax.Array) -> jax.Array:
     """Inner products of all rows, float32 at full precision: u M d, v M d → M M. Cost counts leave this scope out."""
     return jnp.matmul(u.astype(jnp.float32), v.astype(jnp.float32).T, precision=jax.lax.Precision.HIGHEST)
+
+
+def _in_groups(loss, u, v, exclude, groups):
+    if exclude is not None:
+        raise ValueError("exclude and groups > 1 cannot be combined: excluded pairs are pairs of the whole batch")
+    split = (rearrange(x, "(g m) d -> g m d", g=groups) for x in (u, v))
+    return jax.vmap(loss)(*split).mean()
 
 
 def _similarity(s, kind, kappa):

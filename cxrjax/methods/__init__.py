@@ -17,13 +17,19 @@ def available() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "base")
 
 
-def make(config) -> Method:
-    """Builds the method that config.method names; raises ValueError listing what exists."""
+def make(config, total_steps: int | None = None) -> Method:
+    """Builds the method that config.method names; raises ValueError listing what exists.
+
+    total_steps: of the run, where the trainer worked them out: some methods change over the whole run (`base.ramp`).
+    """
     names = available()
     if config.method not in names:
         near = difflib.get_close_matches(config.method, names, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"there is no method {config.method!r}; available: {', '.join(names)}.{hint}")
+    if total_steps is not None:
+        config = config.copy_and_resolve_references()
+        config.duration = {"total_steps": total_steps}
     return importlib.import_module(f"cxrjax.methods.{config.method}").make(config)
 
 

@@ -3,6 +3,10 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+
+from cxrjax import optim
+
 
 class Method(NamedTuple):
     """A record of pure functions; losses are written on global arrays and name no device.
@@ -31,3 +35,24 @@ class Aux(NamedTuple):
     state: Any
     terms: dict
     report: dict
+
+
+def ramp(config, start: float, end: float = 1.0) -> Callable:
+    """step -> a number that goes from `start` to `end` along half a cosine over the whole run: momenta of targets.
+
+    The run's steps are config.duration.total_steps; `methods.make(config, total_steps)` puts them there for durations
+    in epochs or examples, which only the trainer can convert. A method made without them encodes as ever, and asking
+    for the number raises ValueError.
+    """
+
+    def value(step: int | jax.Array) -> jax.Array:
+        total = config.duration.get("total_steps")
+        if total is None:
+            raise ValueError(
+                f"the method {config.method!r} changes from {start} to {end} over the whole run, but its duration is "
+                f"{dict(config.duration)} and total_steps is not known here; make it with methods.make(config, "
+                "total_steps) as the trainer does, or set config.duration.total_steps"
+            )
+        return optim.cosine_ramp(step, total, start, end)
+
+    return value

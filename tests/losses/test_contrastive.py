@@ -194,3 +194,42 @@ def test_groups_are_separate_batches(pair):
 def test_unknown_similarity_is_named(pair):
     with pytest.raises(ValueError, match="'cosine' or 'tsp', got 'dot'"):
         contrastive.info_nce(*pair, temperature=1, similarity="dot")
+
+
+def loop_ctr(q, k, temperature):
+    """MoCo v3's algorithm 1, one direction, in float64 NumPy."""
+    q, k = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (np.float64(q), np.float64(k)))
+    total = 0.0
+    for i in range(len(q)):
+        logits = [q[i] @ k[j] / temperature for j in range(len(k))]
+        total -= logits[i] - np.log(np.sum(np.exp(logits)))
+    return 2 * temperature * total / len(q)
+
+
+def test_ctr_against_the_loop(pair):
+    """Only queries learn, and only rows are normalised into probabilities (the transposed loss differs)."""
+    q, k = pair
+    value, (to_q, to_k) = jax.value_and_grad(lambda q, k: contrastive.ctr(q, k, temperature=0.2), argnums=(0, 1))(q, k)
+    assert float(value) == pytest.approx(loop_ctr(q, k, 0.2), abs=1e-5)
+    np.testing.assert_allclose(to_q, numeric_gradient(lambda x: loop_ctr(x, k, 0.2), q), atol=1e-4)
+    assert not np.any(to_k)
+    assert abs(float(contrastive.ctr(k, q, temperature=0.2)) - float(value)) > 1e-2
+
+
+def test_ctr_values():
+    """2τ·ln M when collapsed; 2τ·ln(1 + (M−1)e^(−1/τ)) for orthonormal perfect pairs."""
+    assert float(contrastive.ctr(jnp.ones((4, 3)), jnp.ones((4, 3)), temperature=0.2)) == pytest.approx(
+        0.4 * np.log(4), abs=1e-6
+    )
+    expected = 2 * np.log(1 + 3 * np.exp(-1))
+    assert float(contrastive.ctr(jnp.eye(4), jnp.eye(4), temperature=1.0)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_nt_xent_groups_are_separate_batches(pair):
+    u, v = (jax.random.normal(jax.random.key(i), (8, 3)) for i in (3, 4))
+    halves = [contrastive.nt_xent(u[i : i + 4], v[i : i + 4], temperature=0.2) for i in (0, 4)]
+    assert float(contrastive.nt_xent(u, v, temperature=0.2, groups=2)) == pytest.approx(
+        float(sum(halves)) / 2, abs=1e-6
+    )
+    with pytest.raises(ValueError, match="exclude and groups > 1 cannot be combined"):
+        contrastive.nt_xent(u, v, temperature=0.2, groups=2, exclude=jnp.eye(8, dtype=bool))

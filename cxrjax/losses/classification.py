@@ -1,0 +1,44 @@
+"""Cross-entropies where some answers are not known, on global arrays. A picture or label without an answer counts for
+nothing: every loss is a mean over the known ones, and 0 where there are none.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def binary(
+    logits: jax.Array, codes: jax.Array, *, positive_weights: jax.Array | None = None, smoothing: float = 0.0
+) -> jax.Array:
+    """Mean binary cross-entropy over all known labels of all pictures: each label is a question of its own.
+
+    logits: b c. codes: b c, 1 present, 0 absent, below 0 not known. positive_weights: c factors on the loss of present
+    labels, as `pos_weight` of PyTorch's BCEWithLogitsLoss. smoothing: targets are 1 − s/2 and s/2 in place of 1 and 0.
+    """
+    logits, known = logits.astype(jnp.float32), codes >= 0
+    target = (1 - smoothing) * (codes == 1) + smoothing / 2
+    weight = 1.0 if positive_weights is None else positive_weights
+    loss = weight * target * jax.nn.softplus(-logits) + (1 - target) * jax.nn.softplus(logits)
+    return _mean(loss, known)
+
+
+def multiclass(
+    logits: jax.Array, codes: jax.Array, *, class_weights: jax.Array | None = None, smoothing: float = 0.0
+) -> jax.Array:
+    """Mean softmax cross-entropy over the pictures that have exactly one of the classes; the others do not count.
+
+    logits: b c. codes: b c, 1 for the picture's class and not 1 for the others. class_weights: c; a picture counts as
+    often as its class weighs, as in PyTorch's CrossEntropyLoss. smoothing: share of the target that all c get evenly.
+    """
+    present = codes == 1
+    target = (1 - smoothing) * present + smoothing / codes.shape[-1]
+    loss = -jnp.sum(target * jax.nn.log_softmax(logits.astype(jnp.float32)), axis=-1)
+    weight = present.sum(axis=-1) == 1
+    if class_weights is not None:
+        weight = weight * (present @ class_weights)
+    return _mean(loss, weight)
+
+
+def _mean(loss: jax.Array, weight: jax.Array) -> jax.Array:
+    """Weighted mean, 0 where no weight is above 0."""
+    total = weight.sum()
+    return jnp.sum(loss * weight) / jnp.where(total > 0, total, 1)

@@ -1,0 +1,41 @@
+"""Losses of online and target networks: hand values, plain loops, and no gradient into targets."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from cxrjax.losses import distill
+
+
+@pytest.mark.parametrize(
+    ("degrees", "expected"),
+    [((0, 0), 0), ((0, 60), 1), ((0, 90), 2), ((30, 210), 4), ((10, -10), 2 - 2 * np.cos(np.pi / 9))],
+)
+def test_byol_by_hand(degrees, expected):
+    """2 − 2·cos of the angle, whatever the lengths."""
+    q, z = (np.asarray([[np.cos(a), np.sin(a)]]) for a in np.deg2rad(degrees))
+    for scale in (1, 0.01, 100):
+        assert float(distill.byol(jnp.asarray(scale * q), jnp.asarray(5 * z))) == pytest.approx(expected, abs=1e-6)
+
+
+def test_byol_is_the_squared_distance_of_unit_vectors():
+    """Eq. 2 in PyTorch, value and gradient; the target gets none."""
+    keys = jax.random.split(jax.random.key(0))
+    q, z = (jax.random.normal(key, (5, 3)) for key in keys)
+    value, (to_q, to_z) = jax.value_and_grad(distill.byol, argnums=(0, 1))(q, z)
+    ours = torch.tensor(np.asarray(q), requires_grad=True)
+    theirs = torch.tensor(np.asarray(z))
+    difference = ours / ours.norm(dim=1, keepdim=True) - theirs / theirs.norm(dim=1, keepdim=True)
+    expected = (difference**2).sum(dim=1).mean()
+    expected.backward()
+    assert float(value) == pytest.approx(expected.item(), rel=1e-6)
+    np.testing.assert_allclose(to_q, ours.grad, atol=1e-7)
+    assert not np.any(to_z)
+
+
+def test_byol_compares_half_precision_in_float32():
+    q = jnp.asarray([[1.0, 1e-3]], jnp.bfloat16)
+    loss = distill.byol(q, jnp.asarray([[1.0, 0.0]], jnp.bfloat16))
+    assert loss.dtype == jnp.float32 and float(loss) == pytest.approx(1e-6, rel=0.02)
