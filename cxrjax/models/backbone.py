@@ -1,0 +1,103 @@
+"""One face for the encoders that an image method can train: Vision Transformers and ResNets."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from cxrjax.models import resnet, vit
+from cxrjax.models.resnet import ResNet
+from cxrjax.models.vit import ViT
+
+_MODULE_OWN = {"parent", "name"}
+_FIELDS = {module: {f.name for f in dataclasses.fields(module)} - _MODULE_OWN for module in (ViT, ResNet)}
+
+
+class Backbone(NamedTuple):
+    """An encoder as pure functions.
+
+    init: key → (params, state). params are exactly those of the Linen module, so that what a method keeps at
+      params["encoder"] can be exported and started from; state are its running statistics, to be kept at
+      state["batch_stats"]["encoder"]: the tree {"bn1": {"mean", "var"}, …} of a ResNet, {} of a ViT.
+    apply: (params, state, images b h w c float, *, train, key=None) → ({"pooled": b d, "patches": b p q d}, state), the
+      features float32. train: a ResNet normalises by the batch and returns moved statistics; a ViT drops paths, drawn
+      from `key`, where the config's drop_path is above 0. Pictures of one channel are repeated over `channels`.
+    width: d. image_px: side of the pictures that the config names; apply takes other sizes as well.
+    """
+
+    init: Callable
+    apply: Callable
+    width: int
+    image_px: int
+
+
+def make(model: Mapping[str, Any]) -> Backbone:
+    """The encoder of config.model.
+
+    model: `variant` decides between vit.VARIANTS and resnet.VARIANTS; image_px; pool, of a ViT: "cls" (default) or
+    "mean" over the patch tokens; and any field of ViT or ResNet by its name, dtype as a word. Fields that only the
+    other of the two has are left aside, so that one config serves both: a ResNet has no patch_px. The last map of a
+    ResNet is its "patches", and their mean its "pooled".
+    Raises ValueError for an unknown variant, pool or key, and lists what exists.
+    """
+    options = dict(model)
+    unknown = sorted(set(options) - _FIELDS[ViT] - _FIELDS[ResNet] - {"pool"})
+    if unknown:
+        known = sorted(_FIELDS[ViT] | _FIELDS[ResNet] | {"pool"})
+        raise ValueError(f"unknown keys {unknown} in the model's config; there are {known}")
+    families = {ViT: vit.VARIANTS, ResNet: resnet.VARIANTS}
+    family = next((module for module, variants in families.items() if options.get("variant") in variants), None)
+    if family is None:
+        raise ValueError(
+            f"there is no encoder {options.get('variant')!r}; ViTs: {', '.join(vit.VARIANTS)}; "
+            f"ResNets: {', '.join(resnet.VARIANTS)}"
+        )
+    fields = {name: value for name, value in options.items() if name in _FIELDS[family]}
+    fields["dtype"] = jnp.dtype(options.get("dtype", "float32"))
+    if family is ViT:
+        return _vit(ViT(**fields), options.get("pool", "cls"))
+    return _resnet(ResNet(**fields), options.get("image_px", 224))
+
+
+def _vit(module: ViT, pool: str) -> Backbone:
+    if pool not in ("cls", "mean"):
+        raise ValueError(f"pool must be 'cls' or 'mean', got {pool!r}")
+
+    def init(key):
+        return module.init(key, _blank(module.image_px, module.channels))["params"], {}
+
+    def apply(params, state, images, *, train, key=None):
+        if train and module.drop_path and key is None:
+            raise ValueError(f"drop_path={module.drop_path} draws what it drops: give apply a key in training")
+        images = _repeat(images, module.channels)
+        out = module.apply({"params": params}, images, key=key if train else None)
+        p, q = (side // module.patch_px for side in images.shape[1:3])
+        pooled = out["cls"] if pool == "cls" else out["patches"].mean(axis=1)
+        return {"pooled": pooled, "patches": out["patches"].reshape(len(images), p, q, -1)}, state
+
+    return Backbone(init, apply, module.size.width, module.image_px)
+
+
+def _resnet(module: ResNet, image_px: int) -> Backbone:
+    def init(key):
+        variables = module.init(key, _blank(image_px, module.channels), train=False)
+        return variables["params"], variables["batch_stats"]
+
+    def apply(params, state, images, *, train, key=None):
+        images, variables = _repeat(images, module.channels), {"params": params, "batch_stats": state}
+        out, updated = module.apply(variables, images, train, mutable=["batch_stats"])
+        features = {"pooled": out["pooled"], "patches": out["taps"][-1].astype(jnp.float32)}
+        return features, updated["batch_stats"] if train else state
+
+    return Backbone(init, apply, module.size.widths[-1], image_px)
+
+
+def _blank(px: int, channels: int) -> jax.Array:
+    return jnp.zeros((1, px, px, channels))
+
+
+def _repeat(images: jax.Array, channels: int) -> jax.Array:
+    """Grey pictures for an encoder of several channels; others as they are."""
+    return jnp.broadcast_to(images, (*images.shape[:3], channels)) if images.shape[-1] == 1 else images

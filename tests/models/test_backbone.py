@@ -1,0 +1,135 @@
+"""Both kinds of encoder behind one face: what they return, keep and refuse."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from cxrjax.models import backbone, resnet, vit
+from cxrjax.models.resnet import ResNet
+from cxrjax.models.vit import ViT
+
+VIT = {"variant": "test", "image_px": 32, "patch_px": 8, "channels": 1, "positions": "sincos", "dtype": "float32"}
+RESNET = {"variant": "resnet_test", "image_px": 32, "channels": 1, "dtype": "float32"}
+IMAGES = np.random.default_rng(0).standard_normal((4, 32, 32, 1), np.float32)
+
+
+def noisy(tree, seed=0):
+    """Positive noise on every leaf, so that nothing is hidden by a zero."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: leaf + 0.1 * rng.random(leaf.shape, np.float32), tree)
+
+
+@pytest.fixture(scope="module")
+def encoders():
+    """name → (Backbone, params, state)"""
+    found = {}
+    for name, model in (("vit", VIT), ("resnet", RESNET)):
+        encoder = backbone.make(ConfigDict(model))
+        params, state = jax.jit(encoder.init)(jax.random.key(0))
+        found[name] = (encoder, noisy(params), noisy(state))
+    return found
+
+
+def apply(encoder, params, state, images, train=False, key=None):
+    return jax.jit(lambda p, s, x, k: encoder.apply(p, s, x, train=train, key=k))(params, state, images, key)
+
+
+@pytest.mark.parametrize(("name", "grid", "width"), [("vit", 4, 64), ("resnet", 1, 128)])
+def test_shapes_types_and_width(encoders, name, grid, width):
+    encoder, params, state = encoders[name]
+    for train in (False, True):
+        out, new = jax.eval_shape(lambda t=train: encoder.apply(params, state, IMAGES, train=t))
+        assert out["pooled"].shape == (4, width) and out["patches"].shape == (4, grid, grid, width)
+        assert {leaf.dtype for leaf in jax.tree.leaves(out)} == {jnp.dtype("float32")}
+        assert jax.tree.map(np.shape, new) == jax.tree.map(np.shape, state)
+    assert (encoder.width, encoder.image_px) == (width, 32)
+    assert (encoder.init, encoder.apply) == encoder[:2]
+
+
+def test_parameters_are_those_of_the_modules_for_the_same_key(encoders):
+    key = jax.random.key(3)
+    ours, state = jax.jit(encoders["vit"][0].init)(key)
+    module = ViT("test", patch_px=8, image_px=32)
+    jax.tree.map(np.testing.assert_array_equal, ours, jax.jit(module.init)(key, IMAGES[:1])["params"])
+    assert state == {}
+    ours, state = jax.jit(encoders["resnet"][0].init)(key)
+    theirs = jax.jit(lambda key: ResNet("resnet_test").init(key, IMAGES[:1], False))(key)
+    jax.tree.map(np.testing.assert_array_equal, {"params": ours, "batch_stats": state}, theirs)
+
+
+def test_vit_features_are_its_tokens_in_raster_order(encoders):
+    _, params, _ = encoders["vit"]
+    out = jax.jit(ViT("test", patch_px=8, image_px=32).apply)({"params": params}, IMAGES)
+    for pool, pooled in (("cls", out["cls"]), ("mean", out["patches"].mean(axis=1))):
+        features, _ = apply(backbone.make({**VIT, "pool": pool}), params, {}, IMAGES)
+        np.testing.assert_allclose(features["pooled"], pooled, atol=1e-6)
+    for p, q in ((0, 3), (2, 1)):
+        np.testing.assert_allclose(features["patches"][:, p, q], out["patches"][:, 4 * p + q], atol=1e-6)
+    wide, _ = apply(encoders["vit"][0], params, {}, np.zeros((1, 16, 40, 1), np.float32))
+    assert wide["patches"].shape == (1, 2, 5, 64)
+
+
+def test_resnet_uses_running_statistics_only_when_it_does_not_train(encoders):
+    encoder, params, state = encoders["resnet"]
+    variables = {"params": params, "batch_stats": state}
+    for train in (False, True):
+        module = ResNet("resnet_test")
+        expected, moved = jax.jit(lambda v, x, t=train, m=module: m.apply(v, x, t, mutable=["batch_stats"]))(
+            variables, IMAGES
+        )
+        features, new = apply(encoder, params, state, IMAGES, train)
+        np.testing.assert_allclose(features["pooled"], expected["pooled"], atol=1e-5)
+        np.testing.assert_allclose(features["patches"], expected["taps"][-1], atol=1e-5)
+        np.testing.assert_allclose(features["pooled"], features["patches"].mean((1, 2)), atol=1e-5)
+        jax.tree.map(np.testing.assert_allclose, new, moved["batch_stats"])
+        changed = [np.any(a != b) for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(state), strict=True)]
+        assert all(changed) if train else not any(changed)
+
+
+def test_paths_are_dropped_by_the_key_and_in_training_only(encoders):
+    _, params, _ = encoders["vit"]
+    encoder = backbone.make({**VIT, "drop_path": 0.5})
+    key = jax.random.key(5)
+    kept, _ = apply(encoder, params, {}, IMAGES, False, key)
+    np.testing.assert_allclose(kept["pooled"], apply(encoders["vit"][0], params, {}, IMAGES)[0]["pooled"], atol=1e-6)
+    dropped, _ = apply(encoder, params, {}, IMAGES, True, key)
+    assert np.abs(dropped["pooled"] - kept["pooled"]).max() > 1e-3
+    with pytest.raises(ValueError, match="drop_path=0.5 draws what it drops: give apply a key"):
+        encoder.apply(params, {}, IMAGES, train=True)
+
+
+@pytest.mark.parametrize("model", [VIT, RESNET])
+def test_grey_pictures_are_repeated_over_the_channels(model):
+    encoder = backbone.make({**model, "channels": 3})
+    params, state = jax.jit(encoder.init)(jax.random.key(0))
+    grey, _ = apply(encoder, params, state, IMAGES)
+    repeated, _ = apply(encoder, params, state, np.repeat(IMAGES, 3, axis=-1))
+    np.testing.assert_array_equal(grey["pooled"], repeated["pooled"])
+    assert np.abs(grey["pooled"]).max() > 0
+
+
+def test_one_config_serves_both_families():
+    """A ViT's config becomes a ResNet's by its variant alone, as --config.model.variant=resnet18 does."""
+    model = {**VIT, "remat": "dots", "unroll": False, "pool": "mean", "dtype": "bfloat16"}
+    assert backbone.make({**model, "variant": "resnet18"}).width == 512
+    assert backbone.make({**model, "variant": "resnet50"}).width == 2048
+    assert backbone.make({**model, "zero_init_residual": True}).width == 64
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"variant": "resnet19"}, "no encoder 'resnet19'; ViTs: test, .*B, L.*; ResNets: resnet_test, resnet18"),
+        ({"patch": 8}, r"unknown keys \['patch'\] .*'patch_px'"),
+        ({"pool": "max"}, "pool must be 'cls' or 'mean', got 'max'"),
+    ],
+)
+def test_mistakes_are_explained(change, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        backbone.make({**VIT, **change})
+
+
+def test_no_variant_is_both():
+    assert not set(vit.VARIANTS) & set(resnet.VARIANTS)
