@@ -1,6 +1,7 @@
 """Projection and prediction heads on a view vector."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -101,3 +102,15 @@ class MLP(nn.Module):
         if self.norm == "batch":
             return BatchNorm(affine, dtype=dtype, name=name)(x, train)
         return nn.LayerNorm(epsilon=1e-5, use_bias=affine, use_scale=affine, dtype=dtype, name=name)(x)
+
+
+def start(module: MLP, key: jax.Array, width: int) -> tuple[Any, Any]:
+    """Parameters and running statistics ({} without BatchNorm) of an MLP on vectors b d of d = width."""
+    variables = module.init(key, jnp.zeros((1, width)), False)
+    return variables["params"], variables.get("batch_stats", {})
+
+
+def run(module: MLP, params: Any, state: Any, x: jax.Array, *, train: bool) -> tuple[jax.Array, Any]:
+    """b d → (b out, running statistics): an MLP as a `backbone.Backbone` runs. train=False leaves the statistics."""
+    y, updated = module.apply({"params": params, "batch_stats": state}, x, train, mutable=["batch_stats"])
+    return y, updated.get("batch_stats", {}) if train else state
