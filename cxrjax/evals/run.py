@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from cxrjax import methods, trained
@@ -25,7 +26,7 @@ from cxrjax.evals.base import Encoder, Result, digest, make_task
 from cxrjax.evals.features import features, source_digest
 from cxrjax.evals.knn import NEIGHBOURS, knn
 from cxrjax.evals.probe import STRENGTHS, probe
-from cxrjax.input.source import open_set, source
+from cxrjax.input.source import Source, open_set, source
 
 JUDGES = ("probe", "knn")
 LIBRARIES = ("cxrjax", "jax", "jaxlib", "flax", "numpy", "scipy", "pandas", "opencv-python-headless")
@@ -40,8 +41,9 @@ def defaults() -> ConfigDict:
 
     task: kind "binary" with `positive` and `negative` label names, "multilabel" or "multiclass" with `labels`, and a
     `name` for the logs; lists of names may be comma-separated. views: projections to keep (empty: all). fraction: share
-    of the train patients to fit on. bootstrap: resamples of the test patients. every_steps is for the trainer. An empty
-    name is made from the others.
+    of the train patients to fit on. limit: most pictures of each split, the same random ones every time (0: all), for a
+    quick look along training. bootstrap: resamples of the test patients. every_steps is for the trainer. An empty name
+    is made from the others.
     """
     return ConfigDict(
         {
@@ -52,6 +54,7 @@ def defaults() -> ConfigDict:
             "data_dir": "",
             "views": (),
             "fraction": 1.0,
+            "limit": 0,
             "batch_size": 64,
             "bootstrap": 1000,
             "cache_gib": 8.0,
@@ -158,21 +161,31 @@ def complete(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def _judge(encoder: Encoder, entry: dict[str, Any], workdir: Path, seed: int) -> tuple[Result, dict[str, str]]:
     converted = open_set(entry["set"], entry["data_dir"] or None)
-    tables, inputs = {}, {}
+    tables, inputs, notes = {}, {}, []
     views = names(entry["views"]) if isinstance(entry["views"], str) else tuple(entry["views"])
     for split in ("train", "val", "test"):
         fraction = entry["fraction"] if split == "train" else 1.0
         chosen = source(converted, split, views=views or None, fraction=fraction)
+        if 0 < entry["limit"] < len(chosen):
+            notes.append(f"{split}: a random {entry['limit']:,} of {len(chosen):,} pictures, as the limit says")
+            chosen = _some(chosen, entry["limit"])
         inputs[split] = source_digest(chosen)
-        limit = entry["cache_gib"] * 2**30
-        tables[split] = features(encoder, chosen, entry["batch_size"], workdir / "evals" / "features", limit)
+        cache_bytes = entry["cache_gib"] * 2**30
+        tables[split] = features(encoder, chosen, entry["batch_size"], workdir / "evals" / "features", cache_bytes)
     shared = {"resamples": entry["bootstrap"], "seed": seed}
     task = make_task(entry["task"])
     if entry["judge"] == "probe":
         options = {"solver": entry["solver"], "strengths": entry["strengths"]}
-        return probe(**tables, task=task, label_names=converted.label_names, **options, **shared), inputs
-    options = {"neighbours": entry["neighbours"], "temperature": entry["temperature"]}
-    return knn(**tables, task=task, label_names=converted.label_names, **options, **shared), inputs
+        result = probe(**tables, task=task, label_names=converted.label_names, **options, **shared)
+    else:
+        options = {"neighbours": entry["neighbours"], "temperature": entry["temperature"]}
+        result = knn(**tables, task=task, label_names=converted.label_names, **options, **shared)
+    return result._replace(notes=notes + result.notes), inputs
+
+
+def _some(chosen: Source, count: int) -> Source:
+    drawn = np.random.default_rng(0).permutation(len(chosen))[:count]
+    return Source(chosen.converted_set, chosen.split, chosen.positions[np.sort(drawn)])
 
 
 def _leaks(config: ConfigDict, entry: dict[str, Any]) -> list[str]:
