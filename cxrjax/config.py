@@ -40,6 +40,7 @@ def pretrain() -> ConfigDict:
                 "split": "train",
                 "views": "PA,AP",  # "" takes every view
                 "fraction": 1.0,  # of the patients
+                "fraction_seed": 0,  # which of the set's nested lists
                 "exclude_overlap": True,  # leaves out patients who are in val or test of another set that is judged
                 "judged_on": "",  # sets to be judged later, beside those of evals
             },
@@ -49,13 +50,19 @@ def pretrain() -> ConfigDict:
                 "base_lr": number(),
                 "lr": number(),
                 "lr_end": 0.0,
+                "lr_end_ratio": number(),  # lr_end as a share of the highest rate
                 "schedule": "cosine",
+                "cosine_period": "rest",  # of the steps after the warm-up, or total
                 "warmup_steps": integer(),
                 "warmup_epochs": number(),
+                "warmup_includes_peak": False,
                 "wd": 0.05,
+                "wd_end": number(),  # a cosine from wd
                 "betas": (0.9, 0.95),
                 "momentum": 0.9,
-                "grad_clip": number(),
+                "lr_in_momentum": True,  # of LARS: False scales by the rate after the momentum
+                "grad_clip": number(),  # of the norm of all gradients
+                "clip_per_tensor": number(),
                 "layer_decay": number(),
                 "lr_mults": (),
                 "wd_mults": (),

@@ -81,10 +81,10 @@ def build(config) -> Run:
     """Reads the config, opens the sets and traces the initialisation; nothing is trained or written."""
     mesh = parallel.make_mesh(config.mesh)
     parallel.check_batch(config.batch_size, mesh)
-    method = methods.make(config)
     sources, remarks = _sources(config)
     examples = sum(len(s) for s in sources)
     total_steps = optim.duration(config.duration, "total", config.batch_size, examples)
+    method = methods.make(config, total_steps)
     batches = pipeline.dataset(
         sources,
         config.data.weights or None,
@@ -125,6 +125,7 @@ def _sources(config) -> tuple[list[source.Source], tuple[str, ...]]:
             views=names(config.data.views) or None,
             exclude_patient_ids=without,
             fraction=config.data.fraction,
+            fraction_seed=config.data.get("fraction_seed", 0),
         )
 
     sets = names(config.data.sets)

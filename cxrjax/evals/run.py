@@ -41,7 +41,7 @@ def defaults() -> ConfigDict:
 
     task: kind "binary" with `positive` and `negative` label names, "multilabel" or "multiclass" with `labels`, and a
     `name` for the logs; lists of names may be comma-separated. views: projections to keep (empty: all). fraction: share
-    of the train patients to fit on. limit: most pictures of each split, the same random ones every time (0: all), for a
+    of the train patients to fit on, fraction_seed: which of the set's nested lists. limit: most pictures of each split, the same random ones every time (0: all), for a
     quick look along training. bootstrap: resamples of the test patients. every_steps is for the trainer. An empty name
     is made from the others.
     """
@@ -54,6 +54,7 @@ def defaults() -> ConfigDict:
             "data_dir": "",
             "views": (),
             "fraction": 1.0,
+            "fraction_seed": 0,
             "limit": 0,
             "batch_size": 64,
             "bootstrap": 1000,
@@ -164,8 +165,8 @@ def _judge(encoder: Encoder, entry: dict[str, Any], workdir: Path, seed: int) ->
     tables, inputs, notes = {}, {}, []
     views = names(entry["views"]) if isinstance(entry["views"], str) else tuple(entry["views"])
     for split in ("train", "val", "test"):
-        fraction = entry["fraction"] if split == "train" else 1.0
-        chosen = source(converted, split, views=views or None, fraction=fraction)
+        share = {"fraction": entry["fraction"], "fraction_seed": entry["fraction_seed"]} if split == "train" else {}
+        chosen = source(converted, split, views=views or None, **share)
         if 0 < entry["limit"] < len(chosen):
             notes.append(f"{split}: a random {entry['limit']:,} of {len(chosen):,} pictures, as the limit says")
             chosen = _some(chosen, entry["limit"])
