@@ -1,5 +1,6 @@
 """Projection and prediction heads on a view vector."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -91,8 +92,7 @@ class MLP(nn.Module):
 
     def _linear(self, x: jax.Array, features: int, bias: bool, name: str) -> jax.Array:
         if self.initial == "torch":
-            bound = x.shape[-1] ** -0.5
-            kernel_init = bias_init = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
+            kernel_init = bias_init = _uniform(x.shape[-1] ** -0.5)
         else:
             kernel_init, bias_init = nn.initializers.normal(0.02), nn.initializers.zeros
         dense = nn.Dense(features, bias, self.dtype, kernel_init=kernel_init, bias_init=bias_init, name=name)
@@ -114,3 +114,12 @@ def run(module: MLP, params: Any, state: Any, x: jax.Array, *, train: bool) -> t
     """b d → (b out, running statistics): an MLP as a `backbone.Backbone` runs. train=False leaves the statistics."""
     y, updated = module.apply({"params": params, "batch_stats": state}, x, train, mutable=["batch_stats"])
     return y, updated.get("batch_stats", {}) if train else state
+
+
+def _uniform(bound: float) -> nn.initializers.Initializer:
+    """Drawn flat, which are the same numbers: XLA takes half as long to compile that."""
+
+    def init(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, (math.prod(shape),), dtype, -bound, bound).reshape(shape)
+
+    return init
