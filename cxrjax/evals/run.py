@@ -41,9 +41,9 @@ def defaults() -> ConfigDict:
 
     task: kind "binary" with `positive` and `negative` label names, "multilabel" or "multiclass" with `labels`, and a
     `name` for the logs; lists of names may be comma-separated. views: projections to keep (empty: all). fraction: share
-    of the train patients to fit on, fraction_seed: which of the set's nested lists. limit: most pictures of each split, the same random ones every time (0: all), for a
-    quick look along training. bootstrap: resamples of the test patients. every_steps is for the trainer. An empty name
-    is made from the others.
+    of the train patients to fit on, fraction_seed: which of the set's nested lists. limit: most pictures of each split,
+    the same random ones every time (0: all), for a quick look along training. bootstrap: resamples of the test
+    patients. every_steps is for the trainer. An empty name is made from the others.
     """
     return ConfigDict(
         {
