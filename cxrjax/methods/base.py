@@ -56,3 +56,12 @@ def ramp(config, start: float, end: float = 1.0) -> Callable:
         return optim.cosine_ramp(step, total, start, end)
 
     return value
+
+
+def encoder_params(params: Any, state: Any) -> Any:
+    """All parameters of the encoder: the learned ones, and those that the method keeps as they started.
+
+    params: of the method, or of a copy of its network such as `state["target"]`. What never learns is not in
+    params["encoder"] but in state["frozen"]["encoder"], under the same names.
+    """
+    return {**params["encoder"], **state.get("frozen", {}).get("encoder", {})}

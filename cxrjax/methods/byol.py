@@ -1,0 +1,100 @@
+"""BYOL: Bootstrap Your Own Latent. Grill et al., NeurIPS 2020, arXiv 2006.07733.
+
+    v = t(x), v' = t'(x),  t ~ T, t' ~ T'                            two views of every picture; T and T' differ
+    y = f_θ(v), z = g_θ(y), q_θ(z)        online: encoder, projector, predictor
+    y' = f_ξ(v'), z' = g_ξ(y')            target: no predictor, no gradient
+    L = ‖q̄_θ(z) − z̄'‖² = 2 − 2·cos(q_θ(z), z')                       eq. 2, mean over pictures; bars are unit length
+    loss = L + L̃                                                     L̃ with v' to the online, v to the target network
+    θ ← optimizer(θ, ∇_θ loss),  ξ ← τ ξ + (1 − τ) θ                 eq. 3 and 1, in this order
+    τ = 1 − (1 − τ_base)·(cos(π k/K) + 1)/2                          step k of K
+
+symbol  here                   meaning                           default
+τ_base  momentum               momentum of the target at step 0  0.996; 0.99 for 300 epochs
+g q     projector, predictor   hidden width, output width        4096, 256; BatchNorm and ReLU between, none at the end
+θ ξ     params, state target   of f and g (θ of q as well)       ξ starts as θ
+
+The paper states all of the above, T and T' (table 6), statistics over all devices, LARS with 0.2 · M/256, decay 1.5e-6
+(neither for biases and BatchNorm), 10 epochs of warm-up. As in the authors' code each network sees one view after the
+other: a BatchNorm normalises each view by itself, and the running statistics move with v, then with v'. The target
+network normalises by its batch too; its running statistics, which nothing reads, are not kept.
+
+The authors' code starts ξ from other random numbers than θ (`target_start = "independent"`), gives both heads a bias
+before their BatchNorm, where it does nothing, and adds a classifier's loss for monitoring. Our choice: grey jitter
+without hue and saturation, PyTorch's initialisation and BatchNorm. Evaluated, as in the paper, is the online encoder.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from cxrjax import monitors, optim, rng
+from cxrjax.input import device, views
+from cxrjax.input.augment import Augment, augment
+from cxrjax.losses import distill
+from cxrjax.methods.base import Aux, Method, ramp
+from cxrjax.models import backbone, heads
+
+
+def make(config) -> Method:
+    """config: model, projector, predictor, momentum, views, augment, standardise; see configs/byol.py for every key."""
+    encoder, dtype = backbone.make(config.model), jnp.dtype(config.model.dtype)
+    projector, predictor = (
+        heads.MLP((head.hidden, head.out), bias=False, last_bias=False, dtype=dtype)
+        for head in (config.projector, config.predictor)
+    )
+    momentum = ramp(config, config.momentum)
+    crop, settings = views.Crop(config.model.image_px, **config.views), Augment(**config.augment)
+    if config.predictor.out != config.projector.out:
+        raise ValueError(
+            f"the predictor predicts what the projector gives: predictor.out = {config.predictor.out} must be "
+            f"projector.out = {config.projector.out}"
+        )
+    if config.target_start not in ("copy", "independent"):
+        raise ValueError(f"target_start must be 'copy' or 'independent', got {config.target_start!r}")
+
+    def loss(params, state, batch, key, step):
+        images = augment(rng.fold(key, "augment"), batch["image"], settings)
+        images = device.standardise(images, **config.standardise)  # b v h w 1
+        stats, z, q, target = state["batch_stats"], [], [], []
+        for v in range(2):
+            online, stats = project(params, stats, images[:, v], rng.fold(key, "online", v))
+            prediction, moved = heads.run(predictor, params["predictor"], stats["predictor"], online, train=True)
+            stats = {**stats, "predictor": moved}
+            z, q = [*z, online], [*q, prediction]
+            target.append(project(state["target"], stats, images[:, v], rng.fold(key, "target", v))[0])
+        terms = {"regression": distill.byol(q[0], target[1]), "regression_swapped": distill.byol(q[1], target[0])}
+        report = monitors.embedding(*z) | {"momentum": momentum(step)}
+        return sum(terms.values()), Aux({**state, "batch_stats": stats}, terms, report)
+
+    def project(params, stats, images, key):
+        """z = g(f(images)) of either network, b d, and the running statistics after it."""
+        y, moved = encoder.apply(params["encoder"], stats["encoder"], images, train=True, key=key)
+        z, moved_head = heads.run(projector, params["projector"], stats["projector"], y["pooled"], train=True)
+        return z, {**stats, "encoder": moved, "projector": moved_head}
+
+    def init(key, batch):
+        params, stats = start(key)
+        params["predictor"], stats["predictor"] = heads.start(
+            predictor, rng.fold(key, "predictor"), config.projector.out
+        )
+        independent = start(rng.fold(key, "target"))[0] if config.target_start == "independent" else None
+        target = independent or jax.tree.map(jnp.copy, {name: params[name] for name in ("encoder", "projector")})
+        return params, {"batch_stats": stats, "target": target}
+
+    def start(key):
+        params, stats = {}, {}
+        params["encoder"], stats["encoder"] = encoder.init(rng.fold(key, "encoder"))
+        params["projector"], stats["projector"] = heads.start(projector, rng.fold(key, "projector"), encoder.width)
+        return params, stats
+
+    def make_views(example, rng):
+        return {"image": views.crops(views.decode(example["image"]), rng, crop, crop)}
+
+    def after(params, state, step):
+        online = {name: params[name] for name in state["target"]}
+        return {**state, "target": optim.ema(state["target"], online, momentum(step))}
+
+    def encode(params, state, images):
+        images = device.standardise(images, **config.standardise)
+        return encoder.apply(params["encoder"], state["batch_stats"]["encoder"], images, train=False)[0]
+
+    return Method(make_views, init, loss, after, encode, config.model.image_px)
