@@ -1,0 +1,121 @@
+"""Supervised training on the labels of the sets: what self-supervision should spare, and the form of fine-tuning.
+
+    s = W f(x) + c                                        encoder and linear head on one random view of every picture
+    multilabel:  loss = −mean over known labels of [w_l t_l log σ(s_l) + (1 − t_l) log(1 − σ(s_l))]
+    multiclass:  loss = −Σ_x w_x Σ_l t_l log softmax(s)_l / Σ_x w_x,  w_x = w of its class; x has one of the classes
+
+symbol  here            meaning                                                      default
+t       labels, policy  1 present, 0 absent; with smoothing ε, 1 − ε plus an even    ε = 0
+        loss.smoothing  share of ε (multiclass), or 1 − ε/2 and ε/2 (multilabel)
+w       loss.weights    of the present labels, or of the classes                     1
+
+Labels are named in the config, since every set has its own: what a set does not label is not known there and counts for
+nothing. What an uncertain or unmentioned label counts as is a published policy (cxrjax/input/policies.py); with policy
+"" it is not known either. CheXNet (Rajpurkar et al., 1711.05225) is the multilabel form, on DenseNet-121 and with
+weights that balance both answers. All else, stochastic depth as model.drop_path among it, is our choice.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from cxrjax import monitors, rng
+from cxrjax.config import names
+from cxrjax.datasets.schema import UNCERTAIN
+from cxrjax.input import device, policies, source, views
+from cxrjax.input.augment import Augment, augment
+from cxrjax.losses import classification
+from cxrjax.methods.base import Aux, Method
+from cxrjax.models import backbone
+
+KINDS = ("multilabel", "multiclass")
+
+
+def make(config) -> Method:
+    """config: model, task, labels, policy, loss, views, augment, standardise; see configs/supervised.py for all keys."""
+    encoder, labels = backbone.make(config.model), names(config.labels)
+    check(config, labels)
+    head = nn.Dense(len(labels), kernel_init=nn.initializers.normal(0.01))
+    weights = jnp.asarray(config.loss.weights or np.ones(len(labels)), jnp.float32)
+    crop, settings = views.Crop(config.model.image_px, **config.views), Augment(**config.augment)
+
+    def loss(params, state, batch, key, step):
+        images = augment(rng.fold(key, "augment"), batch["image"], settings)
+        images = device.standardise(images[:, 0], **config.standardise)  # b h w 1
+        drop = rng.fold(key, "drop_path")
+        y, moved = encoder.apply(params["encoder"], state["batch_stats"]["encoder"], images, train=True, key=drop)
+        logits, smoothing = head.apply({"params": params["head"]}, y["pooled"]), config.loss.smoothing
+        if config.task == "multilabel":
+            value = classification.binary(logits, batch["labels"], positive_weights=weights, smoothing=smoothing)
+        else:
+            value = classification.multiclass(logits, batch["labels"], class_weights=weights, smoothing=smoothing)
+        report = monitors.embedding(y["pooled"]) | {"known_labels": jnp.mean(batch["labels"] >= 0)}
+        return value, Aux({"batch_stats": {"encoder": moved}}, {"cross_entropy": value}, report)
+
+    def init(key, batch):
+        params, stats = {}, {}
+        params["encoder"], stats["encoder"] = encoder.init(rng.fold(key, "encoder"))
+        params["head"] = head.init(rng.fold(key, "head"), jnp.zeros((1, encoder.width)))["params"]
+        return params, {"batch_stats": stats}
+
+    @cache
+    def label_names():
+        """By set, of all that are trained on; opened when the first picture comes, so that encoding needs no set."""
+        opened = [source.open_set(name) for name in names(config.data.sets)]
+        return of_sets({converted.name: converted.label_names for converted in opened}, labels)
+
+    def make_views(example, rng):
+        image = views.crops(views.decode(example["image"]), rng, crop)
+        # A picture of no set has no labels: `blank_batch` makes one.
+        known = label_names()[example["set"]] if example["set"] else ()
+        codes = example["labels"] if example["set"] else np.zeros(0, np.int8)
+        return {"image": image, "labels": answers(codes, known, labels, config.policy)}
+
+    def encode(params, state, images):
+        images = device.standardise(images, **config.standardise)
+        y, _ = encoder.apply(params["encoder"], state["batch_stats"]["encoder"], images, train=False)
+        return y | {"logits": head.apply({"params": params["head"]}, y["pooled"])}
+
+    return Method(make_views, init, loss, lambda params, state, step: state, encode, config.model.image_px)
+
+
+def answers(codes: np.ndarray, known: Sequence[str], wanted: Sequence[str], policy: str) -> np.ndarray:
+    """The wanted labels of one picture: int8 c, 1 present, 0 absent, −1 not known.
+
+    codes: int8 k in the schema's codes, of the k labels `known` to its set. policy: a name of `policies.POLICIES`, or
+    "" for none.
+    """
+    if policy:
+        codes = policies.apply(codes, known, policy)
+    of_label = dict(zip(known, codes, strict=True))
+    return np.array([max(of_label.get(name, UNCERTAIN), UNCERTAIN) for name in wanted], np.int8)
+
+
+def of_sets(label_names: dict[str, Sequence[str]], wanted: Sequence[str]) -> dict[str, Sequence[str]]:
+    """label_names by set, once checked: every wanted label is in a set, and every set has one. Raises ValueError."""
+    nowhere = [name for name in wanted if not any(name in known for known in label_names.values())]
+    useless = [name for name, known in label_names.items() if not set(wanted) & set(known)]
+    if nowhere or useless:
+        lists = "; ".join(f"{name}: {', '.join(known)}" for name, known in label_names.items())
+        said = f"labels {nowhere} are in none of the sets" if nowhere else f"sets {useless} have none of the labels"
+        raise ValueError(f"{said} that the config names ({', '.join(wanted)}). The sets' labels are {lists}")
+    return label_names
+
+
+def check(config, labels: Sequence[str]) -> None:
+    """Raises ValueError for a task, labels, policy or weights that say nothing or contradict each other."""
+    if config.task not in KINDS:
+        raise ValueError(f"task must be one of {', '.join(map(repr, KINDS))}, got {config.task!r}")
+    fewest = 1 if config.task == "multilabel" else 2
+    if len(labels) < fewest or len(set(labels)) < len(labels):
+        raise ValueError(
+            f"labels = {config.labels!r} names {len(labels)} labels; a {config.task} task needs at least {fewest}, "
+            "each once, separated by commas and named as in the sets"
+        )
+    if config.policy:
+        policies.check(config.policy)
+    if len(config.loss.weights) not in (0, len(labels)):
+        raise ValueError(f"loss.weights has {len(config.loss.weights)} numbers for {len(labels)} labels; () is all 1")
