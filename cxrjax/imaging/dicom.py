@@ -49,9 +49,9 @@ class Record(NamedTuple):
 
 
 class Radiograph(NamedTuple):
-    """A picture on the full 16-bit scale and how it came about."""
+    """A picture on the full 16-bit scale, or the 8-bit one where that was asked for, and how it came about."""
 
-    pixels: np.ndarray  # h w uint16, bones white
+    pixels: np.ndarray  # h w uint16 or uint8, bones white
     record: Record
 
 
@@ -60,10 +60,10 @@ def is_dicom(data: bytes) -> bool:
     return data[128:132] == b"DICM" or (data[:2] in (b"\x02\0", b"\x08\0") and data[3:4] == b"\0")
 
 
-def read(source: str | Path | bytes) -> Radiograph:
+def read(source: str | Path | bytes, bits: int = 16) -> Radiograph:
     """Reads a single-frame grey DICOM radiograph as the header says it is to be shown, bones white.
 
-    source: path or the file's bytes.
+    source: path or the file's bytes. bits: 16 or 8, of the result.
     Without a usable window, pictures of up to 8 bits are scaled by their declared depth (v becomes 257 v) and deeper
     ones by the 0.1 and 99.9 percentiles of their pixels; padding is left out of that and becomes black.
     Raises UnreadablePicture for everything else, with the reason.
@@ -103,8 +103,8 @@ def read(source: str | Path | bytes) -> Radiograph:
     )
     # OpenCV looks up 256 entries three times faster than NumPy, and not more than those in all its versions.
     by_opencv = codes.dtype == np.uint8 and len(meaning.table) == 256
-    shown = cv2.LUT(codes, meaning.table) if by_opencv else meaning.table[codes]
-    return Radiograph(shown, record)
+    table = meaning.table if bits == 16 else np.round(meaning.table / 257).astype(np.uint8)
+    return Radiograph(cv2.LUT(codes, table) if by_opencv else np.take(table, codes), record)
 
 
 def _parsed(data: bytes) -> Any:

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from cxrjax.imaging import dicom, pixels
@@ -30,9 +29,7 @@ def read(source: str | Path | bytes, value_range: tuple[int, int] | None = None,
 
 
 def _dicom(data: bytes, bits: int) -> Picture:
-    grey, record = dicom.read(data)
-    if bits == 8:
-        grey = cv2.convertScaleAbs(grey, alpha=1 / 257)
+    grey, record = dicom.read(data, bits)
     header = {"view": record.view, "sex": record.sex, "age": record.age}
     return Picture(grey, "dicom", record.rows, record.columns, record.bits_stored, record.steps, header)
 
