@@ -13,15 +13,8 @@ Layouts (D width, P patch, C channels, L layers)
 transformers 5 renames these in memory but reads and writes the names above. Our [CLS] has no position: theirs is added
 to `cls` when read, and row 0 is zero in what is written and read.
 
-Channels and normalisation. Both sides scale a picture to x = pixel / 255. We feed z = (x - m) / s, a Hugging Face
-processor feeds z_c = (x_c - m_c) / s_c. With x_c = x on a grey picture and x = s z + m, its patch embedding is
-
-    y = bias + sum_c sum_ij W_c[ij] (x[ij] - m_c) / s_c
-      = [bias + sum_c (m - m_c) / s_c * sum_ij W_c[ij]]  +  sum_ij [sum_c s / s_c * W_c[ij]] z[ij]
-
-so the first bracket is our bias and the second our one-channel kernel: exact, for every grey picture. The other way,
-a one-channel kernel k becomes (t, t, k - 2 t) with t = k / 3 rounded to float32 and m_c = m, s_c = s: equal thirds
-whose sum is k to the last bit, so that export followed by import returns the same parameters.
+Channels and normalisation are those of channels.py; its constant goes into the bias of the patch embedding, so reading
+is exact for every grey picture.
 """
 
 from collections.abc import Mapping
@@ -30,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from cxrjax.interop.channels import fold, spread
 from cxrjax.interop.huggingface import Pretrained, read
 from cxrjax.models import posemb
 
@@ -92,7 +86,7 @@ def to_huggingface(
     weights = {
         "embeddings.cls_token": flat["cls"].reshape(1, 1, width),
         "embeddings.position_embeddings": _positions_of(flat, position_table, grid)[None],
-        "embeddings.patch_embeddings.projection.weight": _spread(kernel) if channels > own_channels else kernel,
+        "embeddings.patch_embeddings.projection.weight": spread(kernel) if channels > own_channels else kernel,
         "embeddings.patch_embeddings.projection.bias": flat["patch_embed/bias"],
         "layernorm.weight": flat["norm/scale"],
         "layernorm.bias": flat["norm/bias"],
@@ -189,7 +183,9 @@ def from_huggingface(
     mlp_width = config["intermediate_size"]
     projection = "embeddings.patch_embeddings.projection."
     kernel = take(f"{projection}weight", width, config.get("num_channels", 3), patch_px, patch_px)
-    kernel, bias = _fold(kernel, take(f"{projection}bias", width), pretrained, mean, std, channels)
+    kernel, constant = fold(kernel, pretrained.mean, pretrained.std, mean, std, channels)
+    kernel = kernel.transpose(2, 3, 1, 0).reshape(-1, width).astype(np.float32)
+    bias = (take(f"{projection}bias", width) + constant).astype(np.float32)
     grid = _grid(config["image_size"], patch_px)
     positions = take("embeddings.position_embeddings", 1, 1 + grid * grid, width)[0]
     cls = take("embeddings.cls_token", 1, 1, width).reshape(width) + positions[0]
@@ -270,33 +266,6 @@ def load_into(
             f"{'; '.join(differences[:20])}. Choose the variant and picture size of the pre-trained model."
         )
     return found
-
-
-def _spread(kernel: np.ndarray) -> np.ndarray:
-    """One-channel kernel d 1 p p to d 3 p p whose channels sum to it exactly (module docstring)."""
-    third = (kernel / np.float32(3)).astype(np.float32)
-    return np.concatenate([third, third, kernel - 2 * third], axis=1)
-
-
-def _fold(
-    kernel: np.ndarray, bias: np.ndarray, pretrained: Pretrained, mean: float, std: float, channels: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Kernel d c p p and bias d under their normalisation to our kernel (p*p*channels, d) and bias under ours."""
-    width, given, patch_px, _ = kernel.shape
-    if channels not in (1, given):
-        raise ValueError(
-            f"The pre-trained model takes {given} channel(s) and our encoder {channels}; a model is read with its own "
-            "number of channels or folded to 1."
-        )
-    their_mean, their_std = np.asarray(pretrained.mean, np.float64), np.asarray(pretrained.std, np.float64)
-    # float64, so that what was exported comes back bit for bit.
-    wide = kernel.astype(np.float64)
-    bias = bias + np.einsum("dcij,c->d", wide, (mean - their_mean) / their_std)
-    wide = wide * (std / their_std)[None, :, None, None]
-    if channels == 1:
-        wide = wide.sum(axis=1, keepdims=True)
-    rows = wide.transpose(2, 3, 1, 0).reshape(patch_px * patch_px * channels, width)
-    return rows.astype(np.float32), bias.astype(np.float32)
 
 
 def _positions_of(flat: Mapping[str, np.ndarray], position_table: Any, grid: int) -> np.ndarray:
