@@ -35,7 +35,7 @@ KINDS = ("multilabel", "multiclass")
 
 
 def make(config) -> Method:
-    """config: model, task, labels, policy, loss, views, augment, standardise; see configs/supervised.py for all keys."""
+    """config: model, task, labels, policy, loss, views, augment, standardise: every key is in configs/supervised.py."""
     encoder, labels = backbone.make(config.model), names(config.labels)
     check(config, labels)
     head = nn.Dense(len(labels), kernel_init=nn.initializers.normal(0.01))
