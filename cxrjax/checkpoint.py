@@ -207,6 +207,11 @@ def load_params(directory: str | os.PathLike, step: int | str, abstract: Any) ->
     return _load(find(directory, step), abstract, partial=True)
 
 
+def names(directory: str | os.PathLike, step: int | str = "latest") -> list[str]:
+    """Paths "params/encoder/cls" of the arrays that one step holds; directory and step as in `find`."""
+    return sorted(_shapes(ocp.checkpointables_metadata(find(directory, step)).metadata[_ITEM]))
+
+
 def read_meta(directory: str | os.PathLike, step: int | str = "latest") -> dict:
     """The `meta` that was given to `save`, with "step"; directory and step as in `find`."""
     return _record(find(directory, step))["custom_metadata"]["meta"]

@@ -23,7 +23,7 @@ def config(name="spcl", words="smoke", **changes):
 
 
 def write(workdir, settings, step=6, seed=0):
-    """Writes config.json and one checkpoint of noisy parameters into `workdir`; returns the parameters."""
+    """Writes config.json and one checkpoint of noisy parameters and state into `workdir`; returns the parameters."""
     method = methods.make(settings)
     px = method.image_px
     batch = {"image": np.zeros((1, 1, px, px, 1), np.uint8), "patient": np.zeros(1, np.int32)}
@@ -31,10 +31,10 @@ def write(workdir, settings, step=6, seed=0):
     rng = np.random.default_rng(seed)
 
     def noise(path, leaf):
-        value = np.float32(path[-1].key == "scale") + 0.1 * rng.standard_normal(leaf.shape, np.float32)
-        return jax.numpy.asarray(value)
+        value = np.float32(path[-1].key in ("scale", "var")) + 0.1 * rng.standard_normal(leaf.shape, np.float32)
+        return jax.numpy.asarray(value, leaf.dtype)
 
-    params = jax.tree.map_with_path(noise, params)
+    params, state = (jax.tree.map_with_path(noise, tree) for tree in (params, state))
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / "config.json").write_text(shared.to_json(settings))
     with checkpoint.open(workdir / "checkpoints") as saved:

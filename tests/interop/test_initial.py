@@ -1,4 +1,4 @@
-"""A run that starts from an encoder starts from exactly that encoder, in its momentum copy too."""
+"""A run that starts from an encoder starts from exactly that encoder, in its momentum copy and statistics too."""
 
 from typing import Any, NamedTuple
 
@@ -6,9 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from cxrjax import methods, parallel
-from cxrjax.interop import huggingface, torch_vit
+from cxrjax import methods, parallel, trained
+from cxrjax.interop import huggingface, torch_resnet, torch_vit
 from cxrjax.interop.initial import initialise
+from cxrjax.methods.base import encoder_params
 from cxrjax.models import posemb
 from tests import runs
 
@@ -21,8 +22,8 @@ class TrainState(NamedTuple):
 def fresh(settings):
     """Train state of a new run that keeps a momentum encoder, and its shapes on eight devices."""
     images = np.zeros((1, 1, 32, 32, 1), np.uint8)
-    params, _ = methods.make(settings).init(jax.random.key(1), {"image": images})
-    train_state = TrainState(params, {"momentum": params, "queue": np.ones((4, 2))})
+    params, state = jax.jit(methods.make(settings).init)(jax.random.key(1), {"image": images})
+    train_state = TrainState(params, {**state, "momentum": params, "queue": np.ones((4, 2))})
     return train_state, parallel.abstract(jax.eval_shape(lambda: train_state), parallel.make_mesh())
 
 
@@ -48,6 +49,37 @@ def test_start_from_a_hugging_face_folder(tmp_path):
     assert_starts_from(initialise(settings, *fresh(settings)), learned)
     with pytest.raises(ValueError, match="needs standardise.mode='fixed'"):
         initialise(runs.config(init_from=settings.init_from, standardise__mode="per_image"), *fresh(settings))
+
+
+def test_resnets_start_with_their_running_statistics(tmp_path):
+    """From a run, and from what an export of it would be; the projector starts anew."""
+    resnet = {"name": "simclr", "model__variant": "resnet_test"}
+    runs.write(tmp_path / "run", runs.config(**resnet))
+    learned = trained.load(tmp_path / "run")
+    encoder, statistics = learned.params["encoder"], learned.state["batch_stats"]["encoder"]
+    exported = torch_resnet.to_huggingface(encoder, statistics, variant="resnet_test", image_px=32)
+    huggingface.write(tmp_path / "folder", *exported, 0.4978, 0.2449)
+    start = fresh(runs.config(**resnet))
+    for folder in ("run", "folder"):
+        train_state = initialise(runs.config(**resnet, init_from=str(tmp_path / folder)), *start)
+        assert_starts_from(train_state, encoder)
+        jax.tree.map(np.testing.assert_array_equal, train_state.state["batch_stats"]["encoder"], statistics)
+        jax.tree.map(np.testing.assert_array_equal, train_state.params["projector"], start[0].params["projector"])
+    with pytest.raises(ValueError, match="of type 'resnet'; expected vit"):
+        initialise(runs.config(init_from=str(tmp_path / "folder")), *fresh(runs.config()))
+
+
+@pytest.mark.parametrize(("source", "target"), [("moco_v3", "simclr"), ("simclr", "moco_v3"), ("moco_v3", "moco_v3")])
+def test_what_one_method_freezes_the_other_learns(tmp_path, source, target):
+    """MoCo v3 keeps the patch embedding outside of what it learns; both layouts hold the same encoder."""
+    runs.write(tmp_path / "run", runs.config(source))
+    learned = trained.load(tmp_path / "run")
+    settings = runs.config(target, init_from=str(tmp_path / "run"))
+    started = initialise(settings, *fresh(settings))
+    wanted, found = (encoder_params(tree.params, tree.state) for tree in (learned, started))
+    assert set(found) == set(wanted) > {"patch_embed"}
+    assert ("patch_embed" in started.params["encoder"]) == (target == "simclr")
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
 
 def test_nothing_changes_without_init_from():
