@@ -71,8 +71,12 @@ def test_one_device_is_eight(method, batch):
     (one, scalars_one), (eight, scalars_eight) = results
     for name, value in scalars_one.items():
         np.testing.assert_allclose(scalars_eight[name], value, rtol=2e-5, atol=1e-6, err_msg=name)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one.params, eight.params)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one.state, eight.state)
+
+    def same(a, b, before):
+        # Losses of several tens make updates far above 1, of which float32 keeps five digits.
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 + 2e-5 * np.abs(a - before).max())
+
+    jax.tree.map(same, (one.params, one.state), (eight.params, eight.state), jax.device_get((params, state)))
 
 
 def test_unknown_method_lists_what_exists():
