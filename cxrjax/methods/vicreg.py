@@ -1,0 +1,71 @@
+"""VICReg: Variance-Invariance-Covariance Regularization. Bardes, Ponce, LeCun, ICLR 2022, arXiv 2105.04906.
+
+    Y = f(t(X)),  Y′ = f(t′(X))          one encoder f, two random views t, t′ of every picture of the batch
+    Z = h(Y),     Z′ = h(Y′)             expander h, M d
+    loss = λ s(Z, Z′) + μ/2 [v(Z) + v(Z′)] + ν [c(Z) + c(Z′)]
+    s(Z, Z′) = (1/Md) Σ (Z − Z′)²
+    v(Z) = (1/d) Σ_j max(0, 1 − √(Var(Z_j) + 10⁻⁴))
+    c(Z) = (1/d) Σ_{i≠j} Cov(Z_i, Z_j)²                                     statistics over all devices' M pictures
+
+symbol   here                  meaning                                     default
+λ μ ν    loss.sim, std, cov    weights                                     25, 25, 1
+h        expander.sizes        Linear–BatchNorm–ReLU, the last one Linear  8192, 8192, 8192
+M d      batch_size, sizes[-1] pictures, dimensions                        2048, 8192
+
+The weights, h, BatchNorm over all devices, the views and LARS's settings are those of the authors' code and ResNet-50;
+so are the ½ and the mean over d in s, which the paper's equations lack. 25, 25, 1 are in balance for that M and d: c
+cannot fall below d/(M−1) − 1 at unit variance, so a smaller batch wants a smaller d. Hue, saturation and the turn to
+grey do nothing to a radiograph. ViTs, and what configs/vicreg.py sets without `chestxray14`, are our choice.
+`loss.groups` takes the statistics of slices of the batch, which is what code without a gather over devices does.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from cxrjax import monitors
+from cxrjax.input import device, views
+from cxrjax.input.augment import Augment, augment
+from cxrjax.losses import redundancy
+from cxrjax.methods.base import Aux, Method
+from cxrjax.models import backbone
+from cxrjax.models.heads import MLP
+
+
+def make(config) -> Method:
+    """config: model, expander, loss, views, augment, standardise; see configs/vicreg.py for every key."""
+    encoder = backbone.make(config.model)
+    expander = MLP(tuple(config.expander.sizes), last_bias=False, dtype=jnp.dtype(config.model.dtype))
+    crop = views.Crop(encoder.image_px, **config.views)
+    changes = Augment(**config.augment)
+
+    def loss(params, state, batch, key, step):
+        images = device.standardise(augment(key, batch["image"], changes), **config.standardise)  # b v h w 1
+        stats, (z, z_prime) = jax.lax.scan(partial(embed, params), state["batch_stats"], jnp.moveaxis(images, 1, 0))
+        terms = redundancy.vicreg(z, z_prime, **config.loss)
+        report = monitors.embedding(z, z_prime) | {"embedding_std": redundancy.deviation(z).mean()}
+        return sum(terms.values()), Aux({"batch_stats": stats}, terms, report)
+
+    def embed(params, stats, images):
+        """Z of one view, normalised by its own statistics, and running statistics moved on from those of the last."""
+        features, encoder_stats = encoder.apply(params["encoder"], stats["encoder"], images, train=True)
+        variables = {"params": params["projector"], "batch_stats": stats["projector"]}
+        z, updated = expander.apply(variables, features["pooled"], True, mutable=["batch_stats"])
+        return {"encoder": encoder_stats, "projector": updated["batch_stats"]}, z
+
+    def init(key, batch):
+        key_encoder, key_expander = jax.random.split(key)
+        params, stats = encoder.init(key_encoder)
+        head = expander.init(key_expander, jnp.zeros((1, encoder.width)), False)
+        stats = {"encoder": stats, "projector": head["batch_stats"]}
+        return {"encoder": params, "projector": head["params"]}, {"batch_stats": stats}
+
+    def make_views(example, rng):
+        return {"image": views.crops(views.decode(example["image"]), rng, crop, crop)}
+
+    def encode(params, state, images):
+        images = device.standardise(images, **config.standardise)
+        return encoder.apply(params["encoder"], state["batch_stats"]["encoder"], images, train=False)[0]
+
+    return Method(make_views, init, loss, lambda params, state, step: state, encode, encoder.image_px)
