@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from cxrjax import methods, optim
 from cxrjax.imaging import pixels
+from cxrjax.input import pipeline
 from cxrjax.losses import masked
 from cxrjax.methods import spcxr
 from cxrjax.models.decoders import PixelHead
@@ -287,6 +288,23 @@ def test_contrast_is_sits():
         lambda new, old, online: np.testing.assert_allclose(new, 0.996 * old + 0.004 * online, atol=1e-6),
         *(after, state["target"], {name: params[name] for name in after}),
     )
+
+
+def test_hosts_together_draw_what_one_draws():
+    """4: the blocks and crops of a batch do not depend on the number of hosts; views and steps differ."""
+    method = methods.make(runs.config("spcxr"))
+    names = {"set": "", "patient_id": "", "study_id": ""}
+    pictures = enumerate(smooth_pictures(8, 48)[:, 0, :, :, 0])
+    examples = [{"image": pixels.encode(picture, "png"), "image_id": f"{i}", **names} for i, picture in pictures]
+
+    def host(index, count):
+        return pipeline.dataset([examples], None, method.views, 8, 0, index, count)
+
+    whole, halves = host(0, 1)[1], [host(index, 2)[1] for index in (0, 1)]
+    for name, rows in whole.items():
+        np.testing.assert_array_equal(rows, np.concatenate([half[name] for half in halves]))
+        assert (rows[:, 0] != rows[:, 1]).any(axis=(1, 2, 3)).all()
+    assert (whole["fill"] != host(0, 1)[2]["fill"]).any(axis=(1, 2, 3, 4)).all()
 
 
 def test_unknown_words_are_explained():
