@@ -3,12 +3,14 @@
     python -m cxrjax.export --checkpoint WORKDIR --output FOLDER [--step latest|best|N] [--overwrite]
 
 The folder holds config.json, model.safetensors, preprocessor_config.json and README.md (the model card), and loads with
-`transformers.ViTModel.from_pretrained(FOLDER, add_pooling_layer=False)`. Where torch and transformers are installed,
-the features of both sides are compared before anything is put in place; nothing is written if they differ.
+`transformers.ViTModel.from_pretrained(FOLDER, add_pooling_layer=False)`, or if the encoder is a ResNet with
+`transformers.ResNetModel.from_pretrained(FOLDER)`. Where torch and transformers are installed, the features of both
+sides are compared before anything is put in place; nothing is written if they differ.
 """
 
 import argparse
 import importlib.util
+import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -19,8 +21,9 @@ import jax
 import numpy as np
 
 from cxrjax import model_card, trained
-from cxrjax.interop import huggingface, torch_vit
-from cxrjax.models import posemb, vit
+from cxrjax.interop import huggingface, torch_resnet, torch_vit
+from cxrjax.methods.base import encoder_params
+from cxrjax.models import posemb, resnet, vit
 
 TOLERANCE = 1e-4
 CARD = "README.md"
@@ -41,7 +44,8 @@ def export(
 
     checkpoint, step: as in `trained.load`. overwrite: replaces the four files in a folder that is not empty.
     Returns the measured parity, or None where torch or transformers is not installed.
-    Raises ValueError: the encoder is not a ViT, `output` is not empty, or features differ by more than 1e-4.
+    Raises ValueError: the encoder is neither a ViT nor a ResNet, `output` is not empty, or features differ by more than
+    1e-4, counted in the largest feature where that is above 1 (a ResNet's have no fixed scale).
     """
     output = Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())) and not overwrite:
@@ -54,11 +58,12 @@ def export(
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as folder:
         huggingface.write(folder, weights, config, standardise.mean, standardise.std)
         parity = compare(model, folder) if can_compare() else None
-        if parity is not None and not parity.difference <= TOLERANCE:
+        allowed = TOLERANCE * max(1.0, parity.largest) if parity else None
+        if parity is not None and not parity.difference <= allowed:
             raise ValueError(
-                f"PyTorch's features differ from ours by up to {parity.difference:.3g}, more than {TOLERANCE:g}; "
+                f"PyTorch's features differ from ours by up to {parity.difference:.3g}, more than {allowed:.3g}; "
                 f"nothing was written. The method {model.config.method!r} may encode with other parameters than "
-                "params['encoder'], or after other preprocessing."
+                "params['encoder'], with more than a plain ViT or ResNet, or after other preprocessing."
             )
         (Path(folder) / CARD).write_text(model_card.text(model, config, parity))
         output.mkdir(exist_ok=True)
@@ -70,18 +75,23 @@ def export(
 def encoder_weights(model: trained.Trained) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Weights by Hugging Face name and the content of config.json, for the encoder of a trained model."""
     architecture, standardise = model.config.model, model.config.standardise
-    if architecture.get("variant") not in vit.VARIANTS or "encoder" not in model.params:
+    variant = architecture.get("variant")
+    if (variant not in vit.VARIANTS and variant not in resnet.VARIANTS) or "encoder" not in model.params:
         raise ValueError(
-            f"The method {model.config.method!r} has no ViT at params['encoder']; only ViT encoders can be exported."
+            f"The method {model.config.method!r} has no ViT or ResNet at params['encoder']; only these can be exported."
         )
     if standardise.mode != "fixed":
         raise ValueError(
             f"The encoder was trained with standardise.mode={standardise.mode!r}, which a Hugging Face processor "
             "cannot do; only 'fixed' can be exported."
         )
-    size, grid = vit.VARIANTS[architecture.variant], architecture.image_px // architecture.patch_px
+    params = encoder_params(model.params, model.state)
+    if variant in resnet.VARIANTS:
+        statistics = model.state["batch_stats"]["encoder"]
+        return torch_resnet.to_huggingface(params, statistics, variant=variant, image_px=architecture.image_px)
+    size, grid = vit.VARIANTS[variant], architecture.image_px // architecture.patch_px
     return torch_vit.to_huggingface(
-        model.params["encoder"],
+        params,
         heads=size.heads,
         patch_px=architecture.patch_px,
         image_px=architecture.image_px,
@@ -100,22 +110,33 @@ def compare(model: trained.Trained, folder: str | Path) -> Parity:
 
     The pictures are computed: noise, two ramps, discs and black, with the size that the encoder was trained on.
     """
-    import torch
-    from PIL import Image
-    from transformers import AutoImageProcessor, ViTModel
-
     images = _pictures(model.method.image_px)
     with jax.default_matmul_precision("highest"):
         ours = jax.jit(model.method.encode)(model.params, model.state, images[..., None])
-    processor = AutoImageProcessor.from_pretrained(folder)
-    theirs = ViTModel.from_pretrained(folder, add_pooling_layer=False).eval()
+    pooled, patches = _their_features(folder, images, model_card.pooling(model.config))
+    differences = [np.abs(ours["pooled"] - pooled).max(), np.abs(ours["patches"] - patches).max()]
+    largest = max(np.abs(pooled).max(), np.abs(patches).max())
+    return Parity(float(np.max(differences)), float(largest), len(images))
+
+
+def _their_features(folder: str | Path, images: np.ndarray, pool: str) -> tuple[np.ndarray, np.ndarray]:
+    """Pooled b d and patches b p q d of grey pictures b h w, as a user of PyTorch computes them."""
+    import torch
+    import transformers
+    from PIL import Image
+
+    processor = transformers.AutoImageProcessor.from_pretrained(folder)
+    config = json.loads((Path(folder) / huggingface.CONFIG).read_text())
     with torch.inference_mode():
         inputs = processor([Image.fromarray(image) for image in images], return_tensors="pt")
-        hidden = theirs(**inputs).last_hidden_state.numpy()
-    pooled = hidden[:, 0] if model.config.get("pool", "cls") == "cls" else hidden[:, 1:].mean(axis=1)
-    patches = np.asarray(ours["patches"]).reshape(len(images), -1, hidden.shape[-1])
-    differences = [np.abs(ours["pooled"] - pooled).max(), np.abs(patches - hidden[:, 1:]).max()]
-    return Parity(float(np.max(differences)), float(np.abs(hidden).max()), len(images))
+        if config["model_type"] == "resnet":
+            out = transformers.ResNetModel.from_pretrained(folder).eval()(**inputs)
+            return out.pooler_output.flatten(1).numpy(), out.last_hidden_state.permute(0, 2, 3, 1).numpy()
+        model = transformers.ViTModel.from_pretrained(folder, add_pooling_layer=False).eval()
+        tokens = model(**inputs).last_hidden_state.numpy()
+    side = config["image_size"] // config["patch_size"]
+    pooled = tokens[:, 0] if pool == "cls" else tokens[:, 1:].mean(axis=1)
+    return pooled, tokens[:, 1:].reshape(len(images), side, side, -1)
 
 
 def _pictures(px: int) -> np.ndarray:
@@ -158,7 +179,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"Largest difference between our features and PyTorch's: {parity.difference:.2e} "
             f"({parity.pictures} computed pictures; largest feature {parity.largest:.2f})."
         )
-    print(f"Written: {arguments.output}. Load it with ViTModel.from_pretrained(folder, add_pooling_layer=False).")
+    config = json.loads((Path(arguments.output) / huggingface.CONFIG).read_text())
+    print(f"Written: {arguments.output}. Load it with {model_card.loading(config)}.")
     return 0
 
 

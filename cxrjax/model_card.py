@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from cxrjax import config as shared
 from cxrjax.trained import Trained
 
@@ -19,8 +21,7 @@ tags:
 
 # {title}
 
-A chest X-ray encoder (ViT, {layers} layers, width {width}, {heads} heads, patches of {patch} px, pictures of {px} px),
-pre-trained with cxrjax for {step} steps.
+A chest X-ray encoder ({architecture}, pictures of {px} px), pre-trained with cxrjax for {step} steps.
 
 - Method: {method}
 - Pre-training pictures: {data}
@@ -31,18 +32,14 @@ pre-trained with cxrjax for {step} steps.
 ```python
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, ViTModel
+from transformers import AutoImageProcessor, {loader}
 
 folder = "."  # this folder
 processor = AutoImageProcessor.from_pretrained(folder)
-model = ViTModel.from_pretrained(folder, add_pooling_layer=False).eval()
+model = {loading}.eval()
 with torch.inference_mode():
-    tokens = model(**processor(Image.open("picture.png"), return_tensors="pt")).last_hidden_state
-features = {features}
-patches = tokens[:, 1:]  # {grid} x {grid} patches in raster order
-```
-
-`add_pooling_layer=False` matters: the pooling layer of `ViTModel` was not trained, and would be random.
+    out = model(**processor(Image.open("picture.png"), return_tensors="pt"))
+{use}
 
 ## Preprocessing
 
@@ -50,8 +47,8 @@ patches = tokens[:, 1:]  # {grid} x {grid} patches in raster order
 2. Resize the short side to {px} px, aspect kept; crop the {px} x {px} px in the middle.
 3. Divide by 255, subtract {mean}, divide by {std}; the same picture on all three channels.
 
-The encoder was trained on one channel; its patch embedding is spread over three so that a replicated grey picture gives
-the same features. Pictures in colour, or with different channels, mean nothing to it. cxrjax shrinks by area averaging,
+The encoder saw grey pictures; its {first_layer} has three channels so that a replicated grey picture gives the same
+features. Pictures in colour, or with different channels, mean nothing to it. cxrjax shrinks by area averaging,
 the processor by an antialiased bilinear filter: features of larger pictures differ slightly for that reason alone.
 
 ## Agreement with the original
@@ -84,6 +81,19 @@ Not stated. Whoever publishes these weights states one that the terms of the pre
 ```
 """
 
+_VIT_USE = """tokens = out.last_hidden_state
+features = {features}
+patches = tokens[:, 1:]  # {grid} x {grid} patches in raster order
+```
+
+`add_pooling_layer=False` matters: the pooling layer of `ViTModel` was not trained, and would be random."""
+
+_RESNET_USE = """features = out.pooler_output.flatten(1)
+patches = out.last_hidden_state  # batch, channels, rows, columns of the last map
+```
+
+There is no classifier; `eval()` matters, since BatchNorm must use the statistics of the pre-training pictures."""
+
 _PHANTOM = "\nThe phantoms are computed pictures: nothing learned from or measured on them is clinical.\n"
 
 
@@ -94,22 +104,17 @@ def text(model: Trained, config: dict[str, Any], parity: Any) -> str:
     """
     settings = model.config
     doc = importlib.import_module(f"cxrjax.methods.{settings.method}").__doc__ or settings.method
-    pool = settings.get("pool", "cls")
+    describe = _resnet if config["model_type"] == "resnet" else _vit
     sets = shared.names(settings.data.sets)
     views = settings.data.views or "all"
     return _CARD.format(
-        title=f"{settings.method}, ViT-{settings.model.variant}/{settings.model.patch_px}, {', '.join(sets)}",
-        layers=config["num_hidden_layers"],
-        width=config["hidden_size"],
-        heads=config["num_attention_heads"],
-        patch=config["patch_size"],
+        **describe(settings, config),
+        loader=config["architectures"][0],
+        loading=loading(config),
         px=config["image_size"],
-        grid=config["image_size"] // config["patch_size"],
         step=model.step,
         method=doc.strip().splitlines()[0],
         data=f"{', '.join(sets)} ({settings.data.split} split, views {views}, {100 * settings.data.fraction:g} %)",
-        pool="the final [CLS] token" if pool == "cls" else "the mean of the final patch tokens",
-        features="tokens[:, 0]" if pool == "cls" else "tokens[:, 1:].mean(dim=1)",
         mean=settings.standardise.mean,
         std=settings.standardise.std,
         parity=_parity(parity),
@@ -118,6 +123,47 @@ def text(model: Trained, config: dict[str, Any], parity: Any) -> str:
         module=settings.method,
         settings=shared.to_json(settings),
     )
+
+
+def loading(config: dict[str, Any]) -> str:
+    """The expression that loads an exported folder, from the content of its config.json."""
+    options = "" if config["model_type"] == "resnet" else ", add_pooling_layer=False"
+    return f"{config['architectures'][0]}.from_pretrained(folder{options})"
+
+
+def pooling(settings: ConfigDict) -> str:
+    """What a ViT's picture vector is, "cls" or "mean": methods keep it at config.pool or at config.model.pool."""
+    return settings.get("pool") or settings.model.get("pool", "cls")
+
+
+def _vit(settings: ConfigDict, config: dict[str, Any]) -> dict[str, str]:
+    layers, heads, patch = (config[key] for key in ("num_hidden_layers", "num_attention_heads", "patch_size"))
+    pooled, features = {
+        "cls": ("the final [CLS] token", "tokens[:, 0]"),
+        "mean": ("the mean of the final patch tokens", "tokens[:, 1:].mean(dim=1)"),
+    }[pooling(settings)]
+    return {
+        "title": _title(settings, f"ViT-{settings.model.variant}/{patch}"),
+        "architecture": f"ViT, {layers} layers, width {config['hidden_size']}, {heads} heads, patches of {patch} px",
+        "pool": pooled,
+        "use": _VIT_USE.format(features=features, grid=config["image_size"] // patch),
+        "first_layer": "patch embedding",
+    }
+
+
+def _resnet(settings: ConfigDict, config: dict[str, Any]) -> dict[str, str]:
+    blocks = "-".join(map(str, config["depths"]))
+    return {
+        "title": _title(settings, settings.model.variant),
+        "architecture": f"ResNet, {config['layer_type']} blocks {blocks}, width {config['hidden_sizes'][-1]}",
+        "pool": "the mean of the last map",
+        "use": _RESNET_USE,
+        "first_layer": "first convolution",
+    }
+
+
+def _title(settings: ConfigDict, encoder: str) -> str:
+    return f"{settings.method}, {encoder}, {', '.join(shared.names(settings.data.sets))}"
 
 
 def _parity(parity: Any) -> str:

@@ -2,10 +2,12 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
-from cxrjax import export, methods
+from cxrjax import export, methods, trained
+from cxrjax.interop import torch_resnet
 from tests import runs
 
 
@@ -48,6 +50,63 @@ def test_other_poolings_and_positions_are_compared_too(tmp_path, changes):
     runs.write(tmp_path / "run", runs.config(**changes))
     assert export.export(tmp_path / "run", tmp_path / "model").difference < 2e-5
     assert "tokens[:, 1:].mean(dim=1)" in (tmp_path / "model" / "README.md").read_text()
+
+
+def test_resnets_load_in_one_line(tmp_path, capsys):
+    """Running statistics travel with the weights; no array is left to chance by the loader."""
+    transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
+    runs.write(tmp_path / "run", runs.config("simclr", model__variant="resnet_test"))
+    assert export.main(["--checkpoint", str(tmp_path / "run"), "--output", str(tmp_path / "model")]) == 0
+    assert "Load it with ResNetModel.from_pretrained(folder)." in capsys.readouterr().out
+    card = (tmp_path / "model" / "README.md").read_text()
+    for part in (
+        "simclr, resnet_test, phantom_smoke",
+        "(ResNet, basic blocks 1-1-1-1, width 128",
+        "its first convolution",
+    ):
+        assert part in card
+
+    run = trained.load(tmp_path / "run")
+    images = np.random.default_rng(3).integers(0, 256, (2, 32, 32, 1), dtype=np.uint8)
+    ours = run.method.encode(run.params, run.state, images)
+    model, report = transformers.ResNetModel.from_pretrained(tmp_path / "model", output_loading_info=True)
+    assert not any(report.values())
+    x = torch.from_numpy(np.repeat((images / 255 - 0.4978) / 0.2449, 3, axis=-1).transpose(0, 3, 1, 2)).float()
+    with torch.inference_mode():
+        theirs = model.eval()(x)
+    np.testing.assert_allclose(ours["pooled"], theirs.pooler_output.flatten(1), atol=2e-5)
+    np.testing.assert_allclose(ours["patches"], theirs.last_hidden_state.permute(0, 2, 3, 1), atol=2e-5)
+
+
+def test_what_a_method_keeps_frozen_is_exported_too(tmp_path):
+    pytest.importorskip("transformers")
+    runs.write(tmp_path / "run", runs.config("moco_v3"))
+    assert export.export(tmp_path / "run", tmp_path / "model").difference < 2e-5
+
+
+def test_running_statistics_are_part_of_the_comparison(tmp_path, monkeypatch):
+    """An export that forgot them, as if none had ever been gathered, is refused."""
+    pytest.importorskip("transformers")
+    runs.write(tmp_path / "run", runs.config("simclr", model__variant="resnet_test"))
+    write = torch_resnet.to_huggingface
+
+    def forgetful(params, batch_stats, **options):
+        fresh = jax.tree.map_with_path(lambda path, leaf: 0 * leaf + (path[-1].key == "var"), batch_stats)
+        return write(params, fresh, **options)
+
+    monkeypatch.setattr(torch_resnet, "to_huggingface", forgetful)
+    with pytest.raises(ValueError, match="features differ from ours by up to .* nothing was written"):
+        export.export(tmp_path / "run", tmp_path / "model")
+
+
+def test_tolerance_is_relative_to_large_features_only(workdir, tmp_path, monkeypatch):
+    """A ResNet's features have no scale: 1e-3 is rounding beside 100, and a mistake beside 1."""
+    monkeypatch.setattr(export, "can_compare", lambda: True)
+    monkeypatch.setattr(export, "compare", lambda model, folder: export.Parity(1e-3, 1.0, 5))
+    with pytest.raises(ValueError, match="by up to 0.001, more than 0.0001;"):
+        export.export(workdir, tmp_path / "model")
+    monkeypatch.setattr(export, "compare", lambda model, folder: export.Parity(1e-3, 100.0, 5))
+    assert export.export(workdir, tmp_path / "model").difference == 1e-3
 
 
 def test_nothing_is_written_when_features_differ(workdir, tmp_path, monkeypatch, capsys):
