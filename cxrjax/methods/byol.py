@@ -54,13 +54,18 @@ def make(config) -> Method:
     def loss(params, state, batch, key, step):
         images = augment(rng.fold(key, "augment"), batch["image"], settings)
         images = device.standardise(images, **config.standardise)  # b v h w 1
-        stats, z, q, target = state["batch_stats"], [], [], []
-        for v in range(2):
-            online, stats = project(params, stats, images[:, v], rng.fold(key, "online", v))
-            prediction, moved = heads.run(predictor, params["predictor"], stats["predictor"], online, train=True)
-            stats = {**stats, "predictor": moved}
-            z, q = [*z, online], [*q, prediction]
-            target.append(project(state["target"], stats, images[:, v], rng.fold(key, "target", v))[0])
+
+        def see(stats, view):
+            """One view through both networks; statistics in and moved on, z, q and target z', b d."""
+            v, images = view
+            z, stats = project(params, stats, images, rng.fold(key, "online", v))
+            q, moved = heads.run(predictor, params["predictor"], stats["predictor"], z, train=True)
+            target, _ = project(state["target"], stats, images, rng.fold(key, "target", v))
+            return {**stats, "predictor": moved}, (z, q, target)
+
+        # A loop over the views, so that the networks are compiled once.
+        in_turn = jnp.arange(2), jnp.moveaxis(images, 1, 0)
+        stats, (z, q, target) = jax.lax.scan(see, state["batch_stats"], in_turn)  # v b d
         terms = {"regression": distill.byol(q[0], target[1]), "regression_swapped": distill.byol(q[1], target[0])}
         report = monitors.embedding(*z) | {"momentum": momentum(step)}
         return sum(terms.values()), Aux({**state, "batch_stats": stats}, terms, report)

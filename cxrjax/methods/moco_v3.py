@@ -54,18 +54,23 @@ def make(config) -> Method:
     def loss(params, state, batch, key, step):
         images = augment(rng.fold(key, "augment"), batch["image"], settings)
         images = device.standardise(images, **config.standardise)  # b v h w 1
-        stats, queries, keys = state["batch_stats"], [], []
-        for v in range(2):
-            z, stats = project(params, state, stats, images[:, v], rng.fold(key, "query", v))
+
+        def see(stats, view):
+            """One view through both networks; statistics in and moved on, q and k, b d."""
+            v, images = view
+            z, stats = project(params, state, stats, images, rng.fold(key, "queries", v))
             q, moved = heads.run(predictor, params["predictor"], stats["predictor"], z, train=True)
-            stats = {**stats, "predictor": moved}
-            queries.append(q)
-            keys.append(project(state["target"], state, stats, images[:, v], rng.fold(key, "key", v))[0])
+            k, _ = project(state["target"], state, stats, images, rng.fold(key, "keys", v))
+            return {**stats, "predictor": moved}, (q, k)
+
+        # A loop over the views, so that the networks are compiled once.
+        in_turn = jnp.arange(2), jnp.moveaxis(images, 1, 0)
+        stats, (q, k) = jax.lax.scan(see, state["batch_stats"], in_turn)  # v b d
         terms = {
-            "contrast": contrastive.ctr(queries[0], keys[1], temperature=config.temperature),
-            "contrast_swapped": contrastive.ctr(queries[1], keys[0], temperature=config.temperature),
+            "contrast": contrastive.ctr(q[0], k[1], temperature=config.temperature),
+            "contrast_swapped": contrastive.ctr(q[1], k[0], temperature=config.temperature),
         }
-        report = monitors.embedding(queries[0], keys[1]) | {"momentum": momentum(step)}
+        report = monitors.embedding(q[0], k[1]) | {"momentum": momentum(step)}
         return sum(terms.values()), Aux({**state, "batch_stats": stats}, terms, report)
 
     def project(params, state, stats, images, key):
