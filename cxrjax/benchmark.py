@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 
 from cxrjax import command, flops, methods, parallel, train
 from cxrjax.input import throughput
+from cxrjax.methods.mae import kept_patches
 from cxrjax.methods.spcl import partition_sizes
 
 
@@ -100,7 +101,15 @@ def _spcl(config) -> flops.Cost:
     return flops.spcl(encoder, k_a, k_b, heads[head.kind], embedded, config.cls_shortcut)
 
 
-CLOSED_FORMS = {"spcl": _spcl}
+def _mae(config) -> flops.Cost:
+    model, decoder = config.model, config.decoder
+    encoder = flops.encoder(model.variant, model.image_px, model.patch_px, model.channels)
+    kept = kept_patches(encoder.n, config.masking.ratio)
+    embedded = {"kept": kept, "all": encoder.n}[config.masking.embed]
+    return flops.mae(encoder, kept, decoder.width, decoder.depth, embedded)
+
+
+CLOSED_FORMS = {"spcl": _spcl, "mae": _mae}
 
 
 def _costs(config, counted: Cost) -> list[Row]:

@@ -171,12 +171,15 @@ def moco_v3(encoder: Encoder, hidden: int = 4096, out: int = 256) -> Cost:
     return Cost(trained + momentum, 3 * trained - 2 * encoder.embed(encoder.n) + momentum)
 
 
-def mae(encoder: Encoder, kept: int, decoder_width: int = 512, decoder_depth: int = 8) -> Cost:
-    """MAE: `kept` tokens through the encoder (all are embedded first), all through the decoder."""
+def mae(
+    encoder: Encoder, kept: int, decoder_width: int = 512, decoder_depth: int = 8, embedded: int | None = None
+) -> Cost:
+    """MAE: `kept` tokens through the encoder, all through the decoder. embedded: patches that are (default all n)."""
     n, d = encoder.n, encoder.width
-    forward = encoder.embed(n) + blocks(kept + 1, d, encoder.depth) + (kept + 1) * d * decoder_width
+    n_embedded = n if embedded is None else embedded
+    forward = encoder.embed(n_embedded) + blocks(kept + 1, d, encoder.depth) + (kept + 1) * d * decoder_width
     forward += blocks(n + 1, decoder_width, decoder_depth) + (n + 1) * decoder_width * encoder.patch
-    return Cost(forward, 3 * forward - encoder.embed(n))
+    return Cost(forward, 3 * forward - encoder.embed(n_embedded))
 
 
 def table(variants: tuple[str, ...] = ("S", "B", "L")) -> str:

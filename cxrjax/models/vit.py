@@ -200,7 +200,7 @@ class ViT(nn.Module):
             x = jnp.concatenate([repeat(cls, "d -> b 1 d", b=x.shape[0]), x], axis=1)
 
         block = Block(heads, self.dtype, kernel_init, parent=None)
-        blocks = self.param("blocks", _init_stacked(block, depth, width))
+        blocks = self.param("blocks", init_stacked(block, depth, width))
         keep = None if key is None or not self.drop_path else _stochastic_depth(key, self.drop_path, depth, len(x))
         x, outputs = self._run(block, blocks, x, keep, cls_only, intermediates)
         x = nn.LayerNorm(epsilon=LAYER_NORM_EPS, dtype=jnp.float32, name="norm")(x)
@@ -248,7 +248,7 @@ def _gather(tokens: jax.Array, ids: jax.Array) -> jax.Array:
     return jax.vmap(lambda t, i: t[i])(tokens, ids)
 
 
-def _init_stacked(block: Block, depth: int, width: int) -> Callable:
+def init_stacked(block: Block, depth: int, width: int) -> Callable:
     """Initialiser of `depth` blocks stacked on a leading axis, each from its own key."""
 
     def init(key):
