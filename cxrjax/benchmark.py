@@ -86,7 +86,7 @@ def cost(config: ConfigDict, params: Any, state: Any, batch: Any) -> Cost:
 
 
 def closed_form(config: ConfigDict) -> flops.Cost | None:
-    """The formula of flops.py at the config's sizes, or None for a method that has none."""
+    """The formula of flops.py at the config's sizes, or None for a method or options that have none."""
     return CLOSED_FORMS[config.method](config) if config.method in CLOSED_FORMS else None
 
 
@@ -109,7 +109,13 @@ def _mae(config) -> flops.Cost:
     return flops.mae(encoder, kept, decoder.width, decoder.depth, embedded)
 
 
-CLOSED_FORMS = {"spcl": _spcl, "mae": _mae}
+def _spcxr(config) -> flops.Cost | None:
+    model = config.model
+    encoder = flops.encoder(model.variant, model.image_px, model.patch_px, model.channels)
+    return None if config.contrast.weight else flops.spcxr(encoder)
+
+
+CLOSED_FORMS = {"spcl": _spcl, "mae": _mae, "spcxr": _spcxr}
 
 
 def _costs(config, counted: Cost) -> list[Row]:

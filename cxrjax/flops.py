@@ -182,6 +182,13 @@ def mae(
     return Cost(forward, 3 * forward - encoder.embed(n_embedded))
 
 
+def spcxr(encoder: Encoder) -> Cost:
+    """SPCXR without SiT's term: two views of all tokens, and GMML's head on the patches of each."""
+    head = encoder.n * (3 * encoder.width**2 + encoder.width * encoder.patch)
+    forward = 2 * (encoder.whole() + head)
+    return Cost(forward, 3 * forward - 2 * encoder.embed(encoder.n))
+
+
 def table(variants: tuple[str, ...] = ("S", "B", "L")) -> str:
     """GMAC per picture of the pre-training forward, Markdown: 224 px, patches of 16 px, three channels."""
     rows = {
@@ -191,6 +198,7 @@ def table(variants: tuple[str, ...] = ("S", "B", "L")) -> str:
         "S-PCL, ρ = 0.2": lambda e: spcl(e, 19, 19).forward,
         "SimCLR, head d-d-128": lambda e: simclr(e).forward,
         "MoCo v3": lambda e: moco_v3(e).forward,
+        "SPCXR": lambda e: spcxr(e).forward,
         "MAE, 75 % masked, 8-block decoder": lambda e: mae(e, 49).forward,
         "MAE, 75 % masked, 2-block decoder": lambda e: mae(e, 49, decoder_depth=2).forward,
         "MAE, 90 % masked, 8-block decoder": lambda e: mae(e, 19).forward,

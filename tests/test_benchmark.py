@@ -34,6 +34,21 @@ def test_traced_cost_is_the_closed_form_whatever_is_recomputed(changes):
     assert config.model.remat == changes.get("model__remat", "dots")
 
 
+def test_spcxr_costs_two_encoders_and_two_heads():
+    """At ViT-S/16: 9.33 GMAC forward; and as traced at the size of the smoke run."""
+    config = runs.config("spcxr", "chestxray14")
+    assert benchmark.closed_form(config).forward == 2 * (4_559_963_136 + 196 * (3 * 384**2 + 384 * 256))
+    config = runs.config("spcxr")
+    method = methods.make(config)
+    batch = {name: jax.ShapeDtypeStruct((4, *x.shape[1:]), x.dtype) for name, x in methods.blank_batch(method).items()}
+    params, state = jax.eval_shape(method.init, jax.random.key(0), batch)
+    found = benchmark.cost(config, params, state, batch)
+    assert (found.forward, found.train) == benchmark.closed_form(config)
+    assert found.executed > found.train
+    config.contrast.weight = 1.0
+    assert benchmark.closed_form(config) is None
+
+
 def test_full_recomputation_executes_more_than_linear_layers_kept():
     executed = {}
     for remat in ("none", "dots", "full"):
