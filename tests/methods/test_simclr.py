@@ -7,6 +7,7 @@ import torch
 
 from cxrjax import methods
 from cxrjax.imaging import pixels
+from cxrjax.input.augment import Augment
 from cxrjax.methods import simclr
 from cxrjax.models import heads
 from tests import runs
@@ -89,14 +90,23 @@ def test_views_are_two_different_crops(name):
     assert (first[0] != first[1]).any() and (first != other).any()
 
 
+WIDE = {"projector__hidden": 512, "projector__out": 128, "predictor__hidden": 512}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["simclr", "byol", "moco_v3"])
-def test_learns_to_find_the_other_view(name):
-    """Both views of 64 pictures differ by crops and jitter; the other view is found among 64, with spread vectors."""
-    method = methods.make(runs.config(name, batch_size=64, duration__total_steps=150))
-    rng = np.random.default_rng(0)
+@pytest.mark.parametrize(
+    ("name", "changes"), [("simclr", {}), ("byol", WIDE | {"predictor__out": 128}), ("moco_v3", WIDE)]
+)
+def test_learns_to_find_the_other_view(name, changes):
+    """Two crops of each of 64 smooth pictures of equal mean and contrast: found among 64, by vectors that stay spread.
+
+    BYOL needs its wide heads: with 64 for 512 it comes to lie in one direction.
+    """
+    config = runs.config(name, views__scale=(0.6, 1.0), views__flip=0.0, duration__total_steps=60, **changes)
+    config.augment = Augment(jitter=0.8, brightness=0.2, contrast=0.2)._asdict()
+    method, rng = methods.make(config), np.random.default_rng(0)
     examples = [{"image": pixels.encode(p, "png")} for p in oracles.pictures(64, 1, 48)[:, 0, :, :, 0]]
     batch = {"image": np.stack([method.views(example, rng)["image"] for example in examples])}
-    _, _, reports = oracles.learn(method, batch, 150)
+    _, _, reports = oracles.learn(method, batch, 60)
     assert np.mean([r["retrieval_top1"] for r in reports[-5:]]) > 0.5
-    assert reports[-1]["feature_std"] > 0.5
+    assert reports[-1]["feature_std"] > 0.7 and reports[-1]["effective_rank"] > 3
