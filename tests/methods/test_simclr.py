@@ -90,6 +90,17 @@ def test_views_are_two_different_crops(name):
     assert (first[0] != first[1]).any() and (first != other).any()
 
 
+@pytest.mark.parametrize("name", ["simclr", "byol", "moco_v3", "supervised"])
+def test_drops_paths_where_asked(name):
+    """The encoder refuses to train with stochastic depth where a method gives it no key."""
+    config = runs.config(name)
+    config.model.drop_path = 0.1
+    method = methods.make(config)
+    batch = {name: np.repeat(value, 2, axis=0) for name, value in methods.blank_batch(method).items()}
+    params, state = jax.eval_shape(method.init, jax.random.key(0), batch)
+    assert jax.eval_shape(method.loss, params, state, batch, jax.random.key(0), 0)[0].shape == ()
+
+
 WIDE = {"projector__hidden": 512, "projector__out": 128, "predictor__hidden": 512}
 
 
