@@ -6,7 +6,7 @@
     loss = 1/(2M) Σ_k [ℓ(2k−1, 2k) + ℓ(2k, 2k−1)]                       algorithm 1  M pictures over all devices
 
 symbol  here            meaning                              default
-τ       temperature     temperature                          0.1, the paper's best for its largest batches
+τ       temperature     temperature                          0.1, the best of table 5
 g       projector       layers, hidden width, output width   2, d (the encoder's), 128; v2 (2006.10029) has 3 layers
 M       batch_size      pictures; every anchor has 2M − 2 negatives
 

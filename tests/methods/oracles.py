@@ -1,5 +1,6 @@
 """What the tests of the two-view methods share: noisy parameters, their heads in plain PyTorch, one compiled step."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -50,7 +51,7 @@ class Case(NamedTuple):
     method: methods.Method
     params: dict
     state: dict
-    step: callable  # batch -> (loss, aux), (gradient by params, gradient by state), features
+    step: Callable  # batch -> (loss, aux), (gradient by params, gradient by state), features
     batch: dict
 
 
