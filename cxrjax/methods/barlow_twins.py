@@ -18,47 +18,43 @@ Hue, saturation and the turn to grey do nothing to a radiograph. ViTs, and what 
 `chestxray14`, are our choice. `loss.groups` takes the statistics of slices of the batch, as unsynchronised code does.
 """
 
-from functools import partial
-
-import jax
 import jax.numpy as jnp
 
-from cxrjax import monitors
+from cxrjax import monitors, rng
 from cxrjax.input import device, views
 from cxrjax.input.augment import Augment, augment
 from cxrjax.losses import redundancy
 from cxrjax.methods.base import Aux, Method
-from cxrjax.models import backbone
-from cxrjax.models.heads import MLP
+from cxrjax.models import backbone, heads
 
 
 def make(config) -> Method:
     """config: model, projector, loss, views, augment, standardise; see configs/barlow_twins.py for every key."""
     encoder = backbone.make(config.model)
     dtype = jnp.dtype(config.model.dtype)
-    projector = MLP(tuple(config.projector.sizes), bias=False, last_bias=False, dtype=dtype)
-    crop = views.Crop(encoder.image_px, **config.views)
-    changes = Augment(**config.augment)
+    projector = heads.MLP(tuple(config.projector.sizes), bias=False, last_bias=False, dtype=dtype)
+    crop, settings = views.Crop(config.model.image_px, **config.views), Augment(**config.augment)
 
     def loss(params, state, batch, key, step):
-        images = device.standardise(augment(key, batch["image"], changes), **config.standardise)  # b v h w 1
-        stats, (z_a, z_b) = jax.lax.scan(partial(embed, params), state["batch_stats"], jnp.moveaxis(images, 1, 0))
+        images = augment(rng.fold(key, "augment"), batch["image"], settings)
+        images = device.standardise(images, **config.standardise)  # b v h w 1
+        stats = state["batch_stats"]
+        z_a, stats = embed(params, stats, images[:, 0], rng.fold(key, "drop_path", 0))
+        z_b, stats = embed(params, stats, images[:, 1], rng.fold(key, "drop_path", 1))
         terms = redundancy.barlow(z_a, z_b, **config.loss)
         return sum(terms.values()), Aux({"batch_stats": stats}, terms, monitors.embedding(z_a, z_b))
 
-    def embed(params, stats, images):
+    def embed(params, stats, images, key):
         """Z of one view, normalised by its own statistics, and running statistics moved on from those of the last."""
-        features, encoder_stats = encoder.apply(params["encoder"], stats["encoder"], images, train=True)
-        variables = {"params": params["projector"], "batch_stats": stats["projector"]}
-        z, updated = projector.apply(variables, features["pooled"], True, mutable=["batch_stats"])
-        return {"encoder": encoder_stats, "projector": updated["batch_stats"]}, z
+        y, moved = encoder.apply(params["encoder"], stats["encoder"], images, train=True, key=key)
+        z, moved_head = heads.run(projector, params["projector"], stats["projector"], y["pooled"], train=True)
+        return z, {"encoder": moved, "projector": moved_head}
 
     def init(key, batch):
-        key_encoder, key_projector = jax.random.split(key)
-        params, stats = encoder.init(key_encoder)
-        head = projector.init(key_projector, jnp.zeros((1, encoder.width)), False)
-        stats = {"encoder": stats, "projector": head["batch_stats"]}
-        return {"encoder": params, "projector": head["params"]}, {"batch_stats": stats}
+        params, stats = {}, {}
+        params["encoder"], stats["encoder"] = encoder.init(rng.fold(key, "encoder"))
+        params["projector"], stats["projector"] = heads.start(projector, rng.fold(key, "projector"), encoder.width)
+        return params, {"batch_stats": stats}
 
     def make_views(example, rng):
         return {"image": views.crops(views.decode(example["image"]), rng, crop, crop)}
@@ -67,4 +63,4 @@ def make(config) -> Method:
         images = device.standardise(images, **config.standardise)
         return encoder.apply(params["encoder"], state["batch_stats"]["encoder"], images, train=False)[0]
 
-    return Method(make_views, init, loss, lambda params, state, step: state, encode, encoder.image_px)
+    return Method(make_views, init, loss, lambda params, state, step: state, encode, config.model.image_px)

@@ -29,24 +29,30 @@ VICReg's floor of 3, but at 4096 dimensions and M = 64 or 256 pictures it is 64 
 to about 0.37 or 0.59 (reported as std_*): expected, and no fault of a run. A weight of 0 leaves out its head.
 """
 
-from functools import partial
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
-from cxrjax import monitors
+from cxrjax import monitors, rng
 from cxrjax.config import names
 from cxrjax.input import device, views
 from cxrjax.input.augment import Augment, augment
 from cxrjax.losses import redundancy
 from cxrjax.methods.base import Aux, Method
-from cxrjax.models import resnet
+from cxrjax.models import heads, resnet
 from cxrjax.models.gates import ContextGate
-from cxrjax.models.heads import MLP
 from cxrjax.models.multilevel import LevelFusion
 
 LEVELS = ("1", "2", "3", "4", "5")
 BALANCED_FLOOR = 3.0  # of VICReg's own 8192 dimensions and 2048 pictures
+
+
+class Branch(NamedTuple):
+    """An embedding with a loss: its weight, its head, and the length of the vectors that the head takes."""
+
+    weight: float
+    head: heads.MLP
+    width: int
 
 
 def make(config) -> Method:
@@ -56,28 +62,24 @@ def make(config) -> Method:
     widths = dict(zip(LEVELS, trunk.size.widths, strict=True))
     gate = ContextGate(config.gates.reduction, dtype) if config.gates.use else None
     levels = _levels(config.levels.use)
-    fusion = LevelFusion(
-        tuple(f"level{level}" for level in levels),
-        config.levels.features,
-        config.levels.side,
-        config.levels.grid,
-        config.levels.fused,
-        dtype,
-    )
-    weights, heads, inputs = _heads(config, levels, widths, dtype)
-    fused = "levels" in heads
-    crop = views.Crop(config.model.image_px, **config.views)
-    changes = Augment(**config.augment)
+    options = {name: config.levels[name] for name in ("features", "side", "grid", "fused")}
+    fusion = LevelFusion(tuple(f"level{level}" for level in levels), **options, dtype=dtype)
+    branches = _branches(config, levels, widths, dtype)
+    fused = "levels" in branches
+    crop, settings = views.Crop(config.model.image_px, **config.views), Augment(**config.augment)
 
     def loss(params, state, batch, key, step):
-        images = device.standardise(augment(key, batch["image"], changes), **config.standardise)  # b v h w 1
-        everything = params | {name: state[name] for name in ("level_proj",) if name in state}
-        stats, pairs = jax.lax.scan(partial(embed, everything), state["batch_stats"], jnp.moveaxis(images, 1, 0))
-        terms, report = {}, monitors.embedding(*pairs[next(iter(heads))])
-        for name, weight in weights.items():
-            for term, value in vicreg(*pairs[name]).items():
-                terms[f"{name}_{term}"] = weight * value
-            report[f"std_{name}"] = redundancy.deviation(pairs[name][0]).mean()
+        images = augment(rng.fold(key, "augment"), batch["image"], settings)
+        images = device.standardise(images, **config.standardise)  # b v h w 1
+        everything, stats = params | state.get("frozen", {}), state["batch_stats"]
+        one, stats = embed(everything, stats, images[:, 0])
+        two, stats = embed(everything, stats, images[:, 1])
+        terms, first = {}, next(iter(branches))
+        report = monitors.embedding(one[first], two[first])
+        for name, branch in branches.items():
+            for term, value in vicreg(one[name], two[name]).items():
+                terms[f"{name}_{term}"] = branch.weight * value
+            report[f"std_{name}"] = redundancy.deviation(one[name]).mean()
         return sum(terms.values()), Aux(state | {"batch_stats": stats}, terms, report)
 
     def vicreg(u, v):
@@ -91,24 +93,23 @@ def make(config) -> Method:
         return redundancy.vicreg(u, v, **options)
 
     def embed(params, stats, images):
-        """One view: running statistics moved on from those of the view before it, and its embeddings by head."""
-        out, encoder_stats = run(params, stats["encoder"], images, True, gate)
+        """The embeddings of one view by branch, and running statistics moved on from those of the view before it."""
+        out, moved = run(params, stats["encoder"], images, gate, train=True)
         maps = [out["taps"][int(level) - 1] for level in levels]
         vectors = {"global": out["pooled"]}
         if fused:
             vectors["levels"] = fusion.apply({"params": params["level_proj"]}, maps)
         else:
             means = (x.astype(jnp.float32).mean((1, 2)) for x in maps)
-            vectors |= {f"level{level}": x for level, x in zip(levels, means, strict=True)}
-        embeddings, head_stats = {}, {}
-        for name, head in heads.items():
-            variables = {"params": params["projector"][name], "batch_stats": stats["projector"][name]}
-            embeddings[name], updated = head.apply(variables, vectors[name], True, mutable=["batch_stats"])
-            head_stats[name] = updated["batch_stats"]
-        return {"encoder": encoder_stats, "projector": head_stats}, embeddings
+            vectors |= {f"level{level}": mean for level, mean in zip(levels, means, strict=True)}
+        embeddings, stats = {}, {"encoder": moved, "projector": dict(stats["projector"])}
+        for name, branch in branches.items():
+            head, moved = params["projector"][name], stats["projector"][name]
+            embeddings[name], stats["projector"][name] = heads.run(branch.head, head, moved, vectors[name], train=True)
+        return embeddings, stats
 
-    def run(params, stats, images, train, gate):
-        """The trunk's output, each stage through its gate, and its statistics."""
+    def run(params, stats, images, gate, *, train):
+        """The trunk's output with every stage through its gate, and its running statistics."""
 
         def passed(level, x):
             return gate.apply({"params": params["gates"][f"level{level + 1}"]}, x)
@@ -119,30 +120,28 @@ def make(config) -> Method:
         return out, updated["batch_stats"]
 
     def init(key, batch):
-        keys = iter(jax.random.split(key, 2 + len(LEVELS) + len(heads)))
         px = config.model.image_px
-        encoder = trunk.init(next(keys), jnp.zeros((1, px, px, trunk.channels)), False)
-        params = {"encoder": encoder["params"], "projector": {}}
-        stats = {"encoder": encoder["batch_stats"], "projector": {}}
-        for name, head in heads.items():
-            variables = head.init(next(keys), jnp.zeros((1, inputs[name])), False)
-            params["projector"][name], stats["projector"][name] = variables["params"], variables["batch_stats"]
+        encoder = trunk.init(rng.fold(key, "encoder"), jnp.zeros((1, px, px, trunk.channels)), False)
+        params, stats = {"encoder": encoder["params"]}, {"encoder": encoder["batch_stats"]}
+        starts = {name: heads.start(b.head, rng.fold(key, name), b.width) for name, b in branches.items()}
+        params["projector"], stats["projector"] = ({name: s[i] for name, s in starts.items()} for i in range(2))
         state = {"batch_stats": stats}
+        maps = {level: jnp.zeros((1, 1, 1, width)) for level, width in widths.items()}
         if gate:
-            maps = {level: jnp.zeros((1, 1, 1, width)) for level, width in widths.items()}
-            params["gates"] = {f"level{level}": gate.init(next(keys), x)["params"] for level, x in maps.items()}
+            keys = {level: rng.fold(key, f"gate{level}") for level in LEVELS}
+            params["gates"] = {f"level{level}": gate.init(keys[level], maps[level])["params"] for level in LEVELS}
         if fused:
-            maps = [jnp.zeros((1, 1, 1, widths[level])) for level in levels]
-            owner = params if config.train_level_proj else state
-            owner["level_proj"] = fusion.init(next(keys), maps)["params"]
+            level_proj = fusion.init(rng.fold(key, "level_proj"), [maps[level] for level in levels])["params"]
+            owner = params if config.train_level_proj else state.setdefault("frozen", {})
+            owner["level_proj"] = level_proj
         return params, state
 
     def make_views(example, rng):
         return {"image": views.crops(views.decode(example["image"]), rng, crop, crop)}
 
     def encode(params, state, images):
-        images = device.standardise(images, **config.standardise)
-        out, _ = run(params, state["batch_stats"]["encoder"], images, False, None if config.strip_gates else gate)
+        images, stats = device.standardise(images, **config.standardise), state["batch_stats"]["encoder"]
+        out, _ = run(params, stats, images, None if config.strip_gates else gate, train=False)
         return {"pooled": out["pooled"], "patches": out["taps"][-1].astype(jnp.float32)}
 
     return Method(make_views, init, loss, lambda params, state, step: state, encode, config.model.image_px)
@@ -165,24 +164,19 @@ def _levels(text: str) -> tuple[str, ...]:
     return levels
 
 
-def _heads(config, levels, widths, dtype) -> tuple[dict[str, float], dict[str, MLP], dict[str, int]]:
-    """Weight, head and length of the input of every embedding that has a loss."""
+def _branches(config, levels, widths, dtype) -> dict[str, Branch]:
+    def branch(weight, sizes, width):
+        head = heads.MLP(tuple(sizes), last_norm=config.final_bn, last_bias=config.final_bn, dtype=dtype)
+        return Branch(weight, head, width)
 
-    def head(sizes):
-        return MLP(tuple(sizes), last_norm=config.final_bn, last_bias=config.final_bn, dtype=dtype)
-
-    weights, heads, inputs = {}, {}, {}
+    found, of_levels = {}, config.loss["lambda"]
     if config.loss["global"]:
-        weights["global"], inputs["global"] = config.loss["global"], widths[LEVELS[-1]]
-        heads["global"] = head(config.heads.sizes)
-    if config.loss["lambda"] and config.per_level:
+        found["global"] = branch(config.loss["global"], config.heads.sizes, widths[LEVELS[-1]])
+    if of_levels and config.per_level:
         for level in levels:
-            name = f"level{level}"
-            weights[name], inputs[name] = config.loss["lambda"] / len(levels), widths[level]
-            heads[name] = head(config.heads.per_level_sizes)
-    elif config.loss["lambda"]:
-        weights["levels"], inputs["levels"] = config.loss["lambda"], config.levels.features * config.levels.grid**2
-        heads["levels"] = head(config.heads.sizes)
-    if not heads:
+            found[f"level{level}"] = branch(of_levels / len(levels), config.heads.per_level_sizes, widths[level])
+    elif of_levels:
+        found["levels"] = branch(of_levels, config.heads.sizes, config.levels.features * config.levels.grid**2)
+    if not found:
         raise ValueError("loss.global and loss.lambda are both 0: nothing is left to train")
-    return weights, heads, inputs
+    return found

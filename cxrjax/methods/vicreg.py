@@ -19,47 +19,43 @@ grey do nothing to a radiograph. ViTs, and what configs/vicreg.py sets without `
 `loss.groups` takes the statistics of slices of the batch, which is what code without a gather over devices does.
 """
 
-from functools import partial
-
-import jax
 import jax.numpy as jnp
 
-from cxrjax import monitors
+from cxrjax import monitors, rng
 from cxrjax.input import device, views
 from cxrjax.input.augment import Augment, augment
 from cxrjax.losses import redundancy
 from cxrjax.methods.base import Aux, Method
-from cxrjax.models import backbone
-from cxrjax.models.heads import MLP
+from cxrjax.models import backbone, heads
 
 
 def make(config) -> Method:
     """config: model, expander, loss, views, augment, standardise; see configs/vicreg.py for every key."""
     encoder = backbone.make(config.model)
-    expander = MLP(tuple(config.expander.sizes), last_bias=False, dtype=jnp.dtype(config.model.dtype))
-    crop = views.Crop(encoder.image_px, **config.views)
-    changes = Augment(**config.augment)
+    expander = heads.MLP(tuple(config.expander.sizes), last_bias=False, dtype=jnp.dtype(config.model.dtype))
+    crop, settings = views.Crop(config.model.image_px, **config.views), Augment(**config.augment)
 
     def loss(params, state, batch, key, step):
-        images = device.standardise(augment(key, batch["image"], changes), **config.standardise)  # b v h w 1
-        stats, (z, z_prime) = jax.lax.scan(partial(embed, params), state["batch_stats"], jnp.moveaxis(images, 1, 0))
+        images = augment(rng.fold(key, "augment"), batch["image"], settings)
+        images = device.standardise(images, **config.standardise)  # b v h w 1
+        stats = state["batch_stats"]
+        z, stats = embed(params, stats, images[:, 0], rng.fold(key, "drop_path", 0))
+        z_prime, stats = embed(params, stats, images[:, 1], rng.fold(key, "drop_path", 1))
         terms = redundancy.vicreg(z, z_prime, **config.loss)
         report = monitors.embedding(z, z_prime) | {"embedding_std": redundancy.deviation(z).mean()}
         return sum(terms.values()), Aux({"batch_stats": stats}, terms, report)
 
-    def embed(params, stats, images):
+    def embed(params, stats, images, key):
         """Z of one view, normalised by its own statistics, and running statistics moved on from those of the last."""
-        features, encoder_stats = encoder.apply(params["encoder"], stats["encoder"], images, train=True)
-        variables = {"params": params["projector"], "batch_stats": stats["projector"]}
-        z, updated = expander.apply(variables, features["pooled"], True, mutable=["batch_stats"])
-        return {"encoder": encoder_stats, "projector": updated["batch_stats"]}, z
+        y, moved = encoder.apply(params["encoder"], stats["encoder"], images, train=True, key=key)
+        z, moved_head = heads.run(expander, params["projector"], stats["projector"], y["pooled"], train=True)
+        return z, {"encoder": moved, "projector": moved_head}
 
     def init(key, batch):
-        key_encoder, key_expander = jax.random.split(key)
-        params, stats = encoder.init(key_encoder)
-        head = expander.init(key_expander, jnp.zeros((1, encoder.width)), False)
-        stats = {"encoder": stats, "projector": head["batch_stats"]}
-        return {"encoder": params, "projector": head["params"]}, {"batch_stats": stats}
+        params, stats = {}, {}
+        params["encoder"], stats["encoder"] = encoder.init(rng.fold(key, "encoder"))
+        params["projector"], stats["projector"] = heads.start(expander, rng.fold(key, "projector"), encoder.width)
+        return params, {"batch_stats": stats}
 
     def make_views(example, rng):
         return {"image": views.crops(views.decode(example["image"]), rng, crop, crop)}
@@ -68,4 +64,4 @@ def make(config) -> Method:
         images = device.standardise(images, **config.standardise)
         return encoder.apply(params["encoder"], state["batch_stats"]["encoder"], images, train=False)[0]
 
-    return Method(make_views, init, loss, lambda params, state, step: state, encode, encoder.image_px)
+    return Method(make_views, init, loss, lambda params, state, step: state, encode, config.model.image_px)

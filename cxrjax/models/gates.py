@@ -4,8 +4,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-# PyTorch's default for Linear and Conv layers, U(±1/√fan_in).
-_KERNEL_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+from cxrjax.models.heads import uniform
+
+SIDE = 7  # of the spatial gate's convolution
 
 
 class ContextGate(nn.Module):
@@ -15,8 +16,9 @@ class ContextGate(nn.Module):
         y = a ⊙ x
         s = σ(conv₇ₓ₇[mean_c y; max_c y]), no bias;  returns s ⊙ y
 
-    Parameters: 2·c²/reduction + 98. Source: CBAM (Woo et al., ECCV 2018, section 3) with the BatchNorm of its spatial
-    gate left out and a reduction of 2, as the "context bottleneck" of MLVICX's released code.
+    Parameters: 2·c²/reduction + 98, initialised as PyTorch does. Source: CBAM (Woo et al., ECCV 2018, section 3)
+    without the BatchNorm of its spatial gate and with a reduction of 2, as the "context bottleneck" of MLVICX's
+    released code.
     """
 
     reduction: int = 2
@@ -26,12 +28,14 @@ class ContextGate(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         c = x.shape[-1]
 
-        def dense(features, name):
-            return nn.Dense(features, use_bias=False, kernel_init=_KERNEL_INIT, dtype=self.dtype, name=name)
+        def dense(x, features, name):
+            init = uniform(x.shape[-1] ** -0.5)
+            return nn.Dense(features, use_bias=False, kernel_init=init, dtype=self.dtype, name=name)(x)
 
         pooled = jnp.stack([x.mean((1, 2)), x.max((1, 2))], axis=1)  # b 2 c
-        context = dense(c, "channel2")(nn.relu(dense(c // self.reduction, "channel1")(pooled))).sum(axis=1)
+        context = dense(nn.relu(dense(pooled, c // self.reduction, "channel1")), c, "channel2").sum(axis=1)
         y = nn.sigmoid(context)[:, None, None] * x
         pooled = jnp.stack([y.mean(-1), y.max(-1)], axis=-1)  # b h w 2
-        spatial = nn.Conv(1, (7, 7), use_bias=False, kernel_init=_KERNEL_INIT, dtype=self.dtype, name="spatial")(pooled)
-        return nn.sigmoid(spatial) * y
+        init = uniform((SIDE * SIDE * 2) ** -0.5)
+        convolution = nn.Conv(1, (SIDE, SIDE), use_bias=False, kernel_init=init, dtype=self.dtype, name="spatial")
+        return nn.sigmoid(convolution(pooled)) * y

@@ -92,7 +92,7 @@ class MLP(nn.Module):
 
     def _linear(self, x: jax.Array, features: int, bias: bool, name: str) -> jax.Array:
         if self.initial == "torch":
-            kernel_init = bias_init = _uniform(x.shape[-1] ** -0.5)
+            kernel_init = bias_init = uniform(x.shape[-1] ** -0.5)
         else:
             kernel_init, bias_init = nn.initializers.normal(0.02), nn.initializers.zeros
         dense = nn.Dense(features, bias, self.dtype, kernel_init=kernel_init, bias_init=bias_init, name=name)
@@ -116,8 +116,11 @@ def run(module: MLP, params: Any, state: Any, x: jax.Array, *, train: bool) -> t
     return y, updated.get("batch_stats", {}) if train else state
 
 
-def _uniform(bound: float) -> nn.initializers.Initializer:
-    """Drawn flat, which are the same numbers: XLA takes half as long to compile that."""
+def uniform(bound: float) -> nn.initializers.Initializer:
+    """U(±bound): what PyTorch gives kernels and biases of linear layers and convolutions, with 1/√fan_in.
+
+    Drawn flat, which are the same numbers: XLA takes half as long to compile that.
+    """
 
     def init(key, shape, dtype=jnp.float32):
         return jax.random.uniform(key, (math.prod(shape),), dtype, -bound, bound).reshape(shape)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+from cxrjax.models.heads import uniform
 
 
 class LevelFusion(nn.Module):
@@ -53,14 +53,10 @@ class _Projection(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        c = x.shape[-1]
-        kernel = self.param("kernel", _INIT, (c, self.features))
-        bias = self.param("bias", _bias_init(c), (self.features,))
+        init = uniform(x.shape[-1] ** -0.5)
+        kernel = self.param("kernel", init, (x.shape[-1], self.features))
+        bias = self.param("bias", init, (self.features,))
         return x @ kernel.astype(self.dtype) + bias.astype(self.dtype)
-
-
-def _bias_init(fan_in):
-    return lambda key, shape: jax.random.uniform(key, shape, minval=-1, maxval=1) * fan_in**-0.5
 
 
 def resize_matrix(size: int, side: int) -> np.ndarray:

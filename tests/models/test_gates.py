@@ -40,20 +40,17 @@ def test_closed_and_open_gates():
 
 
 def torch_gate(params, x):
-    """The equations of the docstring with torch's own layers, b c h w."""
+    """The equations of the docstring with torch's own layers, b c h w; params are tensors in our tree."""
     import torch
     from torch.nn import functional as F
 
-    def weight(name):
-        return torch.from_numpy(np.array(params[name]["kernel"]))
-
     def mlp(pooled):
-        return F.relu(pooled @ weight("channel1")) @ weight("channel2")
+        return F.relu(pooled @ params["channel1"]["kernel"]) @ params["channel2"]["kernel"]
 
     a = torch.sigmoid(mlp(F.adaptive_avg_pool2d(x, 1).flatten(1)) + mlp(F.adaptive_max_pool2d(x, 1).flatten(1)))
     y = a[:, :, None, None] * x
     pooled = torch.cat([y.mean(1, keepdim=True), y.amax(1, keepdim=True)], dim=1)
-    return torch.sigmoid(F.conv2d(pooled, weight("spatial").permute(3, 2, 0, 1), padding=3)) * y
+    return torch.sigmoid(F.conv2d(pooled, params["spatial"]["kernel"].permute(3, 2, 0, 1), padding=3)) * y
 
 
 def test_gate_against_torch():
@@ -69,7 +66,7 @@ def test_gate_against_torch():
 
     value, pullback = jax.vjp(jax.jit(lambda x: gate.apply(params, x)), x)
     leaf = torch.from_numpy(x.transpose(0, 3, 1, 2).copy()).requires_grad_()
-    expected = torch_gate(params["params"], leaf)
+    expected = torch_gate(jax.tree.map(lambda x: torch.from_numpy(np.array(x)), params["params"]), leaf)
     expected.backward(torch.from_numpy(cotangent.transpose(0, 3, 1, 2).copy()))
     np.testing.assert_allclose(value, expected.detach().numpy().transpose(0, 2, 3, 1), atol=1e-6)
     np.testing.assert_allclose(pullback(cotangent)[0], leaf.grad.numpy().transpose(0, 2, 3, 1), atol=1e-5)
