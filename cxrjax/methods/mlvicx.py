@@ -19,7 +19,8 @@ multi-level embedding and not a loss per level, sizes, views, LARS; there λ is 
 What the release does by accident is a switch, and `release` in configs/mlvicx.py sets them all:
 
     train_level_proj=False   W_l are made after the optimizer took its parameters, so they stay as they start
-    strip_gates=True         evaluation runs the trunk without the gates that it was trained with
+    strip_gates=True         evaluation runs the trunk without the gates that it was trained with, and so can be
+                             exported: PyTorch's plain ResNet has none
     cosine_period="total"    (optim) the learning rate's cosine does not end at the last step
 
 Ours, for ablation: final_bn=False (VICReg's head; with BatchNorm last the variance term acts through its scale only),

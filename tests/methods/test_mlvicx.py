@@ -286,6 +286,16 @@ def test_learning_rate_of_the_recipe(batch, peak):
     assert ends["chestxray14,release"] == pytest.approx(1e-3 + (1 - 1e-3) * 0.5 * (1 - np.cos(np.pi / 150)), rel=1e-3)
 
 
+def test_half_precision_stays_inside_the_network():
+    """Losses, running statistics and features are float32 whatever the computation is in."""
+    method = make(model__dtype="bfloat16", model__channels=3)
+    params, state = jax.eval_shape(method.init, jax.random.key(0), None)
+    batch = {"image": jax.ShapeDtypeStruct((8, 2, 32, 32, 1), np.uint8)}
+    results = jax.eval_shape(method.loss, params, state, batch, jax.random.key(0), 0)
+    features = jax.eval_shape(lambda p, s, b: method.encode(p, s, b["image"][:, 0]), params, state, batch)
+    assert {leaf.dtype for leaf in jax.tree.leaves((params, results, features))} == {np.dtype(np.float32)}
+
+
 def test_mistakes_are_explained():
     for changes, message in (
         ({"model__variant": "mini"}, "taps the stages of a ResNet: resnet_test.*got 'mini'"),
