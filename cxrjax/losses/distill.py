@@ -16,3 +16,55 @@ def byol(predictions: jax.Array, targets: jax.Array) -> jax.Array:
     """
     target = normalise(jax.lax.stop_gradient(targets))
     return jnp.square(normalise(predictions) - target).sum(axis=-1).mean()
+
+
+def dino(students: jax.Array, targets: jax.Array, temperature: float) -> jax.Array:
+    """Mean over pictures and pairs (t, v) of different crops of −Σ_k P_t log softmax(s_v / τ), float32.
+
+    students: b v k logits, of which the first crops are those that the teacher saw too. targets: b t k, as `centred`
+    and `sinkhorn` give them; t·(v − 1) pairs. Source: DINO (Caron et al., ICCV 2021), eq. 2 and 3, the mean over pairs
+    as in algorithm 1. As the loop that it is:
+
+        mean(cross_entropy(targets[:, t], students[:, v]) for t in range(T) for v in range(V) if v != t)
+
+    Raises ValueError unless there are more students' crops than one and at least as many as targets.
+    """
+    (b, v), t = students.shape[:2], targets.shape[1]
+    if v < max(t, 2):
+        raise ValueError(
+            f"{v} crops of the student for {t} of the teacher: it needs those of the teacher, and 2 or more"
+        )
+    log_p = jax.nn.log_softmax(students.astype(jnp.float32) / temperature)
+    targets = jax.lax.stop_gradient(targets.astype(jnp.float32))
+    own = jnp.pad(targets, ((0, 0), (0, v - t), (0, 0)))
+    others = targets.sum(axis=1, keepdims=True) - own  # b v k: all that a crop learns, but what it is itself
+    return -jnp.sum(others * log_p) / (b * t * (v - 1))
+
+
+def centred(logits: jax.Array, centre: jax.Array, temperature: float | jax.Array) -> jax.Array:
+    """The teacher's probabilities softmax((g − c) / τ), float32, without gradient. logits: … k. centre: k.
+
+    Source: DINO, section 3.1 and algorithm 1; the section's text adds c, which names the same with the other sign.
+    """
+    return jax.lax.stop_gradient(jax.nn.softmax((logits.astype(jnp.float32) - centre) / temperature))
+
+
+def sinkhorn(logits: jax.Array, temperature: float | jax.Array, iterations: int = 3) -> jax.Array:
+    """The teacher's probabilities exp(g / τ), spread over the prototypes by Sinkhorn–Knopp; float32, without gradient.
+
+    logits: … k, every axis but the last over pictures and crops of the whole batch. Each iteration gives every
+    prototype the same share of the rows, then every row the sum 1, so that the rows sum to 1 in the end. In logarithms,
+    where no temperature overflows. Source: SwAV (Caron et al., NeurIPS 2020), which takes each crop by itself; for both
+    crops at once DINOv2 (Oquab et al., 2304.07193), released code.
+    """
+    log_q = jax.lax.stop_gradient(logits).astype(jnp.float32) / temperature
+    rows = tuple(range(log_q.ndim - 1))
+    for _ in range(iterations):
+        log_q = log_q - jax.nn.logsumexp(log_q, axis=rows, keepdims=True)
+        log_q = jax.nn.log_softmax(log_q)
+    return jnp.exp(log_q)
+
+
+def entropy(probabilities: jax.Array) -> jax.Array:
+    """−Σ_k p log p of … k, without gradient: 0 when one takes all, log k when all are equal."""
+    return jax.scipy.special.entr(jax.lax.stop_gradient(probabilities)).sum(axis=-1)

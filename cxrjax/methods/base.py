@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
+import jax.numpy as jnp
 
 from cxrjax import optim
 
@@ -44,18 +44,16 @@ def ramp(config, start: float, end: float = 1.0) -> Callable:
     in epochs or examples, which only the trainer can convert. A method made without them encodes as ever, and asking
     for the number raises ValueError.
     """
+    what = f"from {start} to {end} "
+    return lambda step: optim.cosine_ramp(step, _total_steps(config, what), start, end)
 
-    def value(step: int | jax.Array) -> jax.Array:
-        total = config.duration.get("total_steps")
-        if total is None:
-            raise ValueError(
-                f"the method {config.method!r} changes from {start} to {end} over the whole run, but its duration is "
-                f"{dict(config.duration)} and total_steps is not known here; make it with methods.make(config, "
-                "total_steps) as the trainer does, or set config.duration.total_steps"
-            )
-        return optim.cosine_ramp(step, total, start, end)
 
-    return value
+def progress(config) -> Callable:
+    """step -> the share of the run that is over, 0 to 1: for what papers say in epochs of a run of theirs.
+
+    The run's steps are known as for `ramp`, which see.
+    """
+    return lambda step: jnp.minimum(step / _total_steps(config), 1.0)
 
 
 def encoder_params(params: Any, state: Any) -> Any:
@@ -65,3 +63,14 @@ def encoder_params(params: Any, state: Any) -> Any:
     params["encoder"] but in state["frozen"]["encoder"], under the same names.
     """
     return {**params["encoder"], **state.get("frozen", {}).get("encoder", {})}
+
+
+def _total_steps(config, what: str = "") -> int:
+    total = config.duration.get("total_steps")
+    if total is None:
+        raise ValueError(
+            f"the method {config.method!r} changes {what}over the whole run, but its duration is "
+            f"{dict(config.duration)} and total_steps is not known here; make it with methods.make(config, "
+            "total_steps) as the trainer does, or set config.duration.total_steps"
+        )
+    return total

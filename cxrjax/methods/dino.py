@@ -1,0 +1,134 @@
+"""DINO: self-distillation with no labels. Caron et al., ICCV 2021, arXiv 2104.14294.
+
+    V = {x₁ᵍ, x₂ᵍ, local crops},  the teacher sees x₁ᵍ and x₂ᵍ, the student all of V
+    g = h(f(x)),  h(y) = W̄ᵀ z/‖z‖,  z = MLP(y)               y: [CLS]; the K columns of W̄ have length 1
+    P_s = softmax(g_s / τ_s),  P_t = softmax((g_t − c) / τ_t)                          eq. 1; no gradient to P_t
+    loss = mean over x ∈ {x₁ᵍ, x₂ᵍ}, x' ∈ V, x' ≠ x of H(P_t(x), P_s(x'))              eq. 3, H(a, b) = −a log b
+    c ← m c + (1 − m) · mean of g_t over both crops of all pictures                    eq. 4; for the next step
+    θ_s ← optimizer,  θ_t ← λ θ_t + (1 − λ) θ_s,  λ = 1 − (1 − λ₀)·(cos(π k/T) + 1)/2  step k of T
+
+symbol  here                      meaning                                         default
+K       prototypes                length of g                                     65536
+τ_s     loss.temperature          temperature of the student                      0.1
+τ_t     loss.teacher_temperature  of the teacher, linear from teacher_temperature_start over the first
+                                  loss.warmup_share of the run                    0.07 from 0.04 over 30 of 300 epochs
+m       loss.centre_momentum      momentum of the centre c                        0.9
+λ₀      momentum                  momentum of the teacher at step 0               0.996
+MLP     projector                 layers, hidden, output width; GELU, no norm     3, 2048, 256
+
+The paper states this, but eq. 3 is a sum (algorithm 1 a mean); two global views at 224 px and local ones at 96 px,
+changed as BYOL's; learned positions, resized bicubically for local crops; AdamW of 5e-4 · B/256, 10 epochs of warm-up,
+decay 0.04 to 0.4 along a cosine. Instead of c, `loss.assignment = "sinkhorn"` balances the prototypes over the batch as
+SwAV and DINOv2 do.
+
+From the authors' code: areas of the crops, 8 local ones, stochastic depth of 0.1 for the student, gradients clipped to
+3 in every tensor, prototypes that stay as they start for the first epoch (`freeze_share` of the run), columns of length
+1 (its norm_last_layer; off in its best ViT-S). It raises τ_t once an epoch; we do at every step. Its optimizer skips
+frozen prototypes; here they get a gradient of 0, so that decay shortens columns, whose length is nothing, and Adam's
+first steps afterwards are larger, at most 6.6 times. Unlike ours, its decay covers [CLS] and positions.
+
+Crops of one size go through a network together, which matters for a ResNet's BatchNorm alone; the teacher normalises by
+its batch too, and keeps the running statistics. Our choice: grey jitter without hue and saturation, patch embedding
+without bias at the start. Evaluated, as in the paper, is the teacher.
+"""
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+from cxrjax import monitors, optim, rng
+from cxrjax.input import device, views
+from cxrjax.input.augment import Augment, augment
+from cxrjax.losses import distill
+from cxrjax.methods.base import Aux, Method, progress, ramp
+from cxrjax.models import backbone, heads
+from cxrjax.models.prototypes import Prototypes
+
+
+def make(config) -> Method:
+    """config: model, projector, prototypes, freeze_share, momentum, loss, views, local_views, augment, augment_local,
+    standardise; see configs/dino.py for every key."""
+    dtype, head, local = jnp.dtype(config.model.dtype), config.projector, config.local_views
+    student, teacher = backbone.make(config.model), backbone.make({**config.model, "drop_path": 0.0})
+    sizes = (*[head.hidden] * (head.layers - 1), head.out)
+    projector = heads.MLP(sizes, norm="none", activation="gelu", initial="normal", dtype=dtype)
+    prototypes = Prototypes(config.prototypes, dtype)
+    momentum, done = ramp(config, config.momentum), progress(config)
+    crops = {"image": 2 * [views.Crop(config.model.image_px, **config.views)]}
+    settings = {"image": Augment(**config.augment)}
+    if local.count:
+        crops["local"] = local.count * [crops["image"][0]._replace(px=local.px, scale=local.scale)]
+        settings["local"] = Augment(**config.augment_local)
+    if config.loss.assignment not in ("centre", "sinkhorn"):
+        raise ValueError(f"loss.assignment must be 'centre' or 'sinkhorn', got {config.loss.assignment!r}")
+
+    def loss(params, state, batch, key, step):
+        images = {
+            name: device.standardise(augment(rng.fold(key, name), batch[name], changes), **config.standardise)
+            for name, changes in settings.items()
+        }  # each b v h w 1
+        target, stats = state["target"], state["batch_stats"]["encoder"]
+        held = {**params, "prototypes": hold(params["prototypes"], step)}
+        logits, _, _ = see(student, held, stats, images, rng.fold(key, "drop_path"))  # b v k
+        of_teacher, pooled, stats = see(teacher, target, stats, {"image": images["image"]}, key)  # b 2 k, b 2 d
+        targets, state = assign(of_teacher, state, temperature(step))
+        value = distill.dino(logits, targets, config.loss.temperature)
+        report = monitors.embedding(*rearrange(pooled, "b v d -> v b d")) | {
+            "target_entropy": distill.entropy(targets).mean(),
+            "mean_target_entropy": distill.entropy(targets.mean(axis=(0, 1))),
+            "teacher_temperature": temperature(step),
+            "momentum": momentum(step),
+        }
+        # What the student could still learn of these targets; near 0 together with an entropy of 0 or log K: collapsed.
+        report["divergence"] = value - report["target_entropy"]
+        return value, Aux({**state, "batch_stats": {"encoder": stats}}, {"distillation": value}, report)
+
+    def see(network, params, stats, images, key):
+        """Logits b v k and vectors y b v d of the crops, those of one size after those of another; statistics."""
+        pooled = []
+        for name, of_one_size in images.items():
+            flat = rearrange(of_one_size, "b v h w c -> (b v) h w c")
+            y, stats = network.apply(params["encoder"], stats, flat, train=True, key=rng.fold(key, name))
+            pooled.append(rearrange(y["pooled"], "(b v) d -> b v d", b=len(of_one_size)))
+        pooled = jnp.concatenate(pooled, axis=1)
+        z, _ = heads.run(projector, params["projector"], {}, pooled, train=True)
+        return prototypes.apply({"params": params["prototypes"]}, z), pooled, stats
+
+    def hold(learned, step):
+        frozen = done(step) < config.freeze_share
+        return jax.tree.map(lambda leaf: jnp.where(frozen, jax.lax.stop_gradient(leaf), leaf), learned)
+
+    def temperature(step):
+        start, end, share = (
+            config.loss[k] for k in ("teacher_temperature_start", "teacher_temperature", "warmup_share")
+        )
+        return start + (end - start) * (jnp.minimum(done(step) / share, 1.0) if share else 1.0)
+
+    def assign(logits, state, temperature):
+        """P_t of both crops, b 2 k, by the centre of the steps before; and the state with the centre of the next."""
+        if config.loss.assignment == "sinkhorn":
+            return distill.sinkhorn(logits, temperature, config.loss.iterations), state
+        moved = optim.ema(state["centre"], logits.mean(axis=(0, 1)), config.loss.centre_momentum)
+        return distill.centred(logits, state["centre"], temperature), {**state, "centre": moved}
+
+    def init(key, batch):
+        params = {}
+        params["encoder"], stats = student.init(rng.fold(key, "encoder"))
+        params["projector"], _ = heads.start(projector, rng.fold(key, "projector"), student.width)
+        z = jnp.zeros((1, head.out))
+        params["prototypes"] = prototypes.init(rng.fold(key, "prototypes"), z)["params"]
+        state = {"target": jax.tree.map(jnp.copy, params), "batch_stats": {"encoder": stats}}
+        return params, state | ({"centre": jnp.zeros(config.prototypes)} if config.loss.assignment == "centre" else {})
+
+    def make_views(example, rng):
+        image = views.decode(example["image"])
+        return {name: views.crops(image, rng, *specs) for name, specs in crops.items()}
+
+    def after(params, state, step):
+        return {**state, "target": optim.ema(state["target"], params, momentum(step))}
+
+    def encode(params, state, images):
+        images = device.standardise(images, **config.standardise)
+        return teacher.apply(state["target"]["encoder"], state["batch_stats"]["encoder"], images, train=False)[0]
+
+    return Method(make_views, init, loss, after, encode, config.model.image_px)

@@ -1,0 +1,32 @@
+"""The last layer of DINO's head: how alike a vector is to each of many learned directions."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+# What PyTorch gives a linear layer: U(±1/√d).
+TORCH_LINEAR = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+class Prototypes(nn.Module):
+    """Cosines of vectors and `count` learned directions, … d → … k, in [−1, 1], float32.
+
+    A linear layer without bias on vectors of unit length, its weight-normalised columns held at length 1: only the
+    direction of a parameter's column matters. dtype: of the product's factors; it adds up in float32.
+    Source: DINO (Caron et al., ICCV 2021), section 3; released code with norm_last_layer, its default.
+    """
+
+    count: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        direction = self.param("direction", TORCH_LINEAR, (x.shape[-1], self.count))
+        factors = (unit(x, -1).astype(self.dtype), unit(direction, 0).astype(self.dtype))
+        return jnp.matmul(*factors, preferred_element_type=jnp.float32)
+
+
+def unit(x: jax.Array, axis: int) -> jax.Array:
+    """x scaled to length 1 along an axis, in float32; zeros stay zeros and have a finite gradient."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.sum(x * x, axis=axis, keepdims=True) + 1e-12)
