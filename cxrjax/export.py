@@ -22,7 +22,6 @@ import numpy as np
 
 from cxrjax import model_card, trained
 from cxrjax.interop import huggingface, torch_resnet, torch_vit
-from cxrjax.methods.base import encoder_params
 from cxrjax.models import posemb, resnet, vit
 
 TOLERANCE = 1e-4
@@ -85,7 +84,7 @@ def encoder_weights(model: trained.Trained) -> tuple[dict[str, np.ndarray], dict
             f"The encoder was trained with standardise.mode={standardise.mode!r}, which a Hugging Face processor "
             "cannot do; only 'fixed' can be exported."
         )
-    params = encoder_params(model.params, model.state)
+    params = model.method.encoder(model.params, model.state)
     if variant in resnet.VARIANTS:
         statistics = model.state["batch_stats"]["encoder"]
         return torch_resnet.to_huggingface(params, statistics, variant=variant, image_px=architecture.image_px)

@@ -52,6 +52,13 @@ def test_other_poolings_and_positions_are_compared_too(tmp_path, changes):
     assert "tokens[:, 1:].mean(dim=1)" in (tmp_path / "model" / "README.md").read_text()
 
 
+@pytest.mark.parametrize("name", ["dino", "moco_v3"])  # encodes with its teacher; keeps a part of the encoder frozen
+def test_what_is_exported_is_what_encodes(name, tmp_path):
+    pytest.importorskip("transformers")
+    runs.write(tmp_path / "run", runs.config(name))
+    assert export.export(tmp_path / "run", tmp_path / "model").difference < 2e-5
+
+
 def test_resnets_load_in_one_line(tmp_path, capsys):
     """Running statistics travel with the weights; no array is left to chance by the loader."""
     transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")

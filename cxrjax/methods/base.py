@@ -8,6 +8,15 @@ import jax.numpy as jnp
 from cxrjax import optim
 
 
+def encoder_params(params: Any, state: Any) -> Any:
+    """All parameters of the encoder: the learned ones, and those that the method keeps as they started.
+
+    params: of the method, or of a copy of its network such as `state["target"]`. What never learns is not in
+    params["encoder"] but in state["frozen"]["encoder"], under the same names.
+    """
+    return {**params["encoder"], **state.get("frozen", {}).get("encoder", {})}
+
+
 class Method(NamedTuple):
     """A record of pure functions; losses are written on global arrays and name no device.
 
@@ -18,6 +27,7 @@ class Method(NamedTuple):
     encode: (params, state, images uint8 b h w 1) -> {"pooled": b d, "patches": b p q d}, float32.
     image_px: side of the pictures that encode was trained on.
     couples_batch: whether the loss mixes examples, so that accumulating gradients over slices would change it.
+    encoder: (params, state) -> the parameters of the network that encode runs, for export.
     """
 
     views: Callable
@@ -27,6 +37,7 @@ class Method(NamedTuple):
     encode: Callable
     image_px: int
     couples_batch: bool = True
+    encoder: Callable = encoder_params
 
 
 class Aux(NamedTuple):
@@ -54,15 +65,6 @@ def progress(config) -> Callable:
     The run's steps are known as for `ramp`, which see.
     """
     return lambda step: jnp.minimum(step / _total_steps(config), 1.0)
-
-
-def encoder_params(params: Any, state: Any) -> Any:
-    """All parameters of the encoder: the learned ones, and those that the method keeps as they started.
-
-    params: of the method, or of a copy of its network such as `state["target"]`. What never learns is not in
-    params["encoder"] but in state["frozen"]["encoder"], under the same names.
-    """
-    return {**params["encoder"], **state.get("frozen", {}).get("encoder", {})}
 
 
 def _total_steps(config, what: str = "") -> int:

@@ -131,4 +131,7 @@ def make(config) -> Method:
         images = device.standardise(images, **config.standardise)
         return teacher.apply(state["target"]["encoder"], state["batch_stats"]["encoder"], images, train=False)[0]
 
-    return Method(make_views, init, loss, after, encode, config.model.image_px)
+    def encoder(params, state):
+        return state["target"]["encoder"]
+
+    return Method(make_views, init, loss, after, encode, config.model.image_px, encoder=encoder)
