@@ -164,7 +164,7 @@ def test_the_small_download_is_read(name, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", catalogue.SETS)
 def test_damaged_tables_never_end_in_another_way(name, tmp_path):
-    """100 for each of the sets that have tables; a manifest that comes out of one is checked as the converter checks it."""
+    """100 for each set that has tables; a manifest that comes out of one is checked as the converter checks it."""
     rng = random.Random(name)
     tables = [file for file, text in DOWNLOADS[name].items() if text]
     for attempt in range(100 if tables else 0):
