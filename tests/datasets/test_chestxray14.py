@@ -141,9 +141,7 @@ def test_pictures_and_boxes_outside_the_tables_are_reported(raw):
 def test_a_patient_of_both_lists_is_refused(raw, tmp_path):
     (raw / "test_list.txt").write_text("\n".join(NAMES[1:]))
     (raw / "train_val_list.txt").write_text(NAMES[0])
-    with pytest.raises(
-        ValueError, match=r"1 patient is in more than one split.*: 1 \("
-    ):
+    with pytest.raises(ValueError, match=r"1 patient is in more than one split.*: 1 \("):
         official.convert(chestxray14.manifest(raw), tmp_path)
 
 
