@@ -38,13 +38,15 @@ def pretrain() -> ConfigDict:
                 "sets": "phantom",
                 "weights": (),  # one per set; () draws every picture equally often
                 "split": "train",
+                "unit": "picture",  # or study: its pictures and its report together, for image–text methods
+                "require": "",  # of a study: frontal, lateral, report
                 "views": "PA,AP",  # "" takes every view
                 "fraction": 1.0,  # of the patients
                 "fraction_seed": 0,  # which of the set's nested lists
                 "exclude_overlap": True,  # leaves out patients who are in val or test of another set that is judged
                 "judged_on": "",  # sets to be judged later, beside those of evals
             },
-            "init_from": "",  # folder of a Hugging Face ViT, or a workdir of ours
+            "init_from": "",  # folder of a Hugging Face ViT or ResNet, or a workdir of ours: the picture's encoder
             "optim": {
                 "name": "adamw",
                 "base_lr": number(),

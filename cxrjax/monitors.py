@@ -60,3 +60,8 @@ def uniformity(u: jax.Array) -> jax.Array:
     u = normalise(jax.lax.stop_gradient(u))
     potential = jnp.where(jnp.eye(rows, dtype=bool), 0, jnp.exp(4 * (pairwise(u, u) - 1)))
     return jnp.log(jnp.sum(potential) / (rows * (rows - 1)))
+
+
+def twins(number: jax.Array) -> jax.Array:
+    """Share of the rows whose number (M int32, such as `report` of `input.paired`) another row has too."""
+    return jnp.mean((number[:, None] == number[None, :]).sum(axis=1) > 1)

@@ -2,8 +2,11 @@
 
     vit(variant, image_px, patch_px)  config.model of a ViT; the defaults are what a laptop CPU trains in minutes
     resnet(variant, image_px)         config.model of a ResNet
+    text(variant)                     config.text of a BERT and of what it reads
     phantom_probe(config)             a linear probe on the phantom, every 300 steps: what a config's default ends with
+    phantom_reports(config)           the same for methods that learn from studies with reports
     chestxray14(config)               trains and probes on ChestX-ray14
+    mimic_cxr(config)                 trains on studies of MIMIC-CXR with a BERT of twelve layers, as MGCA prepares them
     five_sets(config)                 the five small public sets of configs/sets, a model for a CPU, 150 epochs
     smoke(config)                     seconds: shrinks model, batch, duration, warm-up and evals of any config
 
@@ -35,8 +38,37 @@ def resnet(variant: str = "resnet50", image_px: int = 224) -> dict[str, Any]:
     return {"variant": variant, "image_px": image_px, "channels": 1, "dtype": "float32"}
 
 
+def text(variant: str = "mini") -> dict[str, Any]:
+    return {
+        "variant": variant,
+        "vocab_size": 1024,  # rows of the embedding; at least the vocabulary
+        "tokenizer": "",  # folder with vocab.txt; "" for the one beside the first set
+        "length": 80,  # tokens, [CLS] and [SEP] among them
+        "sections": "impression,findings",  # in the order in which they are read
+        "cleaning": "none",  # or mgca: lower-case words, no punctuation
+        "one_sentence": False,  # a random one of the report
+        "init_from": "",  # folder of a Hugging Face BERT
+        "frozen_layers": 0,  # embeddings and this many lower layers stay as they start
+        "dtype": "float32",
+    }
+
+
 def phantom_probe(config: ConfigDict) -> None:
     config.evals.phantom_probe = _probe("phantom", every_steps=300)
+
+
+def phantom_reports(config: ConfigDict) -> None:
+    _of_studies(config)
+    phantom_probe(config)
+
+
+def mimic_cxr(config: ConfigDict) -> None:
+    """The config sets model, batch, duration and optimizer. Text as in MGCA, released code."""
+    _of_studies(config)
+    config.data.sets = "mimic_cxr"
+    config.text.update({"variant": "base", "vocab_size": 28996, "length": 112, "cleaning": "mgca", "dtype": "bfloat16"})
+    config.log_every_steps = 50
+    config.evals = {"mimic_cxr_probe": _probe("mimic_cxr", every_steps=5000)}
 
 
 def chestxray14(config: ConfigDict) -> None:
@@ -59,6 +91,9 @@ def five_sets(config: ConfigDict) -> None:
 def smoke(config: ConfigDict) -> None:
     """Six steps of 16 pictures at 32 px, on the small phantom set where the phantom was the set."""
     _shrink(config.model, {"variant": "test", "image_px": 32, "patch_px": 4, "dtype": "float32"}, "resnet_test")
+    if "text" in config:
+        config.text.update({"variant": "test", "length": 48, "frozen_layers": min(config.text.frozen_layers, 1)})
+        config.text.dtype = "float32"
     config.batch_size = 16
     config.duration.update({"total_steps": 6, "total_epochs": None})
     config.optim.update({"lr": 1e-3, "base_lr": None, "warmup_steps": 2, "warmup_epochs": None})
@@ -74,6 +109,11 @@ def _shrink(model: ConfigDict, of_a_vit: dict, of_a_resnet: str) -> None:
     if model.variant.startswith("resnet"):
         of_a_vit = {key: value for key, value in of_a_vit.items() if key != "patch_px"} | {"variant": of_a_resnet}
     model.update(of_a_vit)
+
+
+def _of_studies(config: ConfigDict) -> None:
+    config.data.unit = "study"
+    config.data.require = "frontal,report"
 
 
 def _probe(name: str, every_steps: int) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from cxrjax.datasets import overlap
 from cxrjax.evals import run as evals
 from cxrjax.evals.encoders import from_method
 from cxrjax.evals.features import source_digest
-from cxrjax.input import pipeline, source
+from cxrjax.input import paired, pipeline, source, studies
 from cxrjax.interop.initial import initialise
 from cxrjax.methods import Method
 from cxrjax.track import Tracker
@@ -130,7 +130,18 @@ def _sources(config) -> tuple[list[source.Source], tuple[str, ...]]:
 
     sets = names(config.data.sets)
     left_out = overlap.exclusions([chosen(name) for name in sets], judged(config))
-    return [chosen(*pair) for pair in zip(sets, left_out.patient_ids, strict=True)], left_out.sentences
+    pictures = [chosen(*pair) for pair in zip(sets, left_out.patient_ids, strict=True)]
+    unit, required = config.data.get("unit", "picture"), names(config.data.get("require", ""))
+    unknown = sorted(set(required) - {"frontal", "lateral", "report"})
+    if unit not in ("picture", "study") or unknown or (required and unit == "picture"):
+        raise ValueError(
+            f"data.unit={unit!r} with data.require={config.data.require!r}: unit is 'picture' or 'study', and a study "
+            "can be required to have: frontal, lateral, report"
+        )
+    if unit == "picture":
+        return pictures, left_out.sentences
+    whole = [studies.studies(each, **{f"require_{part}": True for part in required}) for each in pictures]
+    return whole, (*left_out.sentences, *(repr(each) for each in whole if any(each.left_out.values())))
 
 
 def fit(config, workdir: Path) -> TrainState:
@@ -151,6 +162,8 @@ def fit(config, workdir: Path) -> TrainState:
     ):
         start = saved.latest_step() or 0
         _check_pictures(workdir, run.sources, start)
+        if "text" in config and jax.process_index() == 0:
+            paired.keep_vocabulary(config, workdir)
         if start:
             train_state = saved.restore(start, run.abstract)
             print(f"resuming from step {start} of {run.total_steps}", flush=True)

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from cxrjax import checkpoint, methods
 from cxrjax import config as shared
 from cxrjax.methods import Method
+from cxrjax.text import tokenizer
 
 
 class Trained(NamedTuple):
@@ -38,6 +39,8 @@ def load(directory: str | Path, step: int | str = "latest", dtype: str | None = 
     computed = config.copy_and_resolve_references()
     if dtype is not None:
         computed.model.dtype = dtype
+    if (workdir / tokenizer.VOCABULARY).is_file():
+        computed.text.tokenizer = str(workdir)
     method = methods.make(computed)
     params, state = jax.eval_shape(lambda: method.init(jax.random.key(0), methods.blank_batch(method)))
     stored = checkpoint.load_params(found, "latest", {"params": params, "state": state})

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from cxrjax.input.records import Example
-from cxrjax.input.source import Source
+from cxrjax.input.source import ConvertedSet, Source
 
 PARTS = ("frontals", "laterals", "others")
 _RANK = {"PA": 0, "AP": 1, "LATERAL": 2, "UNKNOWN": 3}
@@ -89,6 +89,14 @@ class Studies:
         """The pictures of a study, each read when it is its turn; raises IndexError for a number that is too large."""
         end = self._ends[item]
         return map(self.source.__getitem__, self.items[end - self.counts[item].sum() : end])
+
+    @property
+    def converted_set(self) -> ConvertedSet:
+        return self.source.converted_set
+
+    @property
+    def split(self) -> str:
+        return self.source.split
 
     @property
     def table(self) -> pd.DataFrame:

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+_NEVER = -1e30  # logit of a pair that is left out
+
 
 def normalise(x: jax.Array) -> jax.Array:
     """Rows of x (… d) scaled to unit length in float32; a zero row stays zero and has a finite gradient."""
@@ -34,26 +36,29 @@ def info_nce(
     kappa: float = 0.0,
     exclude: jax.Array | None = None,
     groups: int = 1,
+    share: float = 0.5,
+    chunks: int = 1,
 ) -> jax.Array:
     """Symmetric InfoNCE: mean cross-entropy of u_i against all v_j and of v_i against all u_j; M−1 negatives each.
 
     u, v: M d, any length (rows are normalised here). similarity: "cosine" (s) or "tsp" (φ_κ(s)).
     exclude: M M bool, pairs left out of the denominators (the diagonal is always kept).
     groups: negatives only within M/groups consecutive rows, which is what code without a gather over devices does.
-    Returns the scalar −1/(2M) Σ_i [log softmax_j(a_ij)_i + log softmax_j(a_ji)_i], a = similarity / temperature.
+    share: of the direction u → v in the sum, ConVIRT's λ.
+    chunks: of the columns, which are then compared one chunk after another, forwards and backwards, for memory in
+    M²/chunks and one more product of the rows; value and gradient stay.
+    Returns the scalar −1/M Σ_i [λ log softmax_j(a_ij)_i + (1−λ) log softmax_j(a_ji)_i], a = similarity / temperature
+    and λ = share.
     """
+    measure = partial(_similarity, kind=similarity, kappa=kappa)
     if groups > 1:
-        local = partial(info_nce, temperature=temperature, similarity=similarity, kappa=kappa)
-        return _in_groups(local, u, v, exclude, groups)
+        options = {"temperature": temperature, "similarity": similarity, "kappa": kappa}
+        return _in_groups(partial(info_nce, **options, share=share, chunks=chunks), u, v, exclude, groups)
     u, v = normalise(u), normalise(v)
-    logits = _similarity(pairwise(u, v), similarity, kappa) / temperature
-    # Not jnp.diag(logits): taking a diagonal of a sharded matrix doubles the all-gathers.
-    positive = _similarity(jnp.sum(u * v, axis=-1), similarity, kappa) / temperature
-    if exclude is not None:
-        logits = jnp.where(exclude & ~_diagonal(len(u)), -jnp.inf, logits)
-    rows = jax.nn.logsumexp(logits, axis=1) - positive
-    columns = jax.nn.logsumexp(logits, axis=0) - positive
-    return (rows.mean() + columns.mean()) / 2
+    # Not the diagonal of the logits: taking it from a sharded matrix doubles the all-gathers.
+    positive = measure(jnp.sum(u * v, axis=-1)) / temperature
+    rows, columns = _log_sum_exps(u, v, lambda s: measure(s) / temperature, exclude, chunks)
+    return share * (rows - positive).mean() + (1 - share) * (columns - positive).mean()
 
 
 def nt_xent(
@@ -65,27 +70,37 @@ def nt_xent(
     kappa: float = 0.0,
     exclude: jax.Array | None = None,
     groups: int = 1,
+    chunks: int = 1,
 ) -> jax.Array:
     """NT-Xent, Chen et al. (SimCLR), ICML 2020, eq. 1: 2M−2 negatives, those of the own view included.
 
     Arguments as in `info_nce`. Returns the mean over all 2M anchors.
     """
+    measure = partial(_similarity, kind=similarity, kappa=kappa)
     if groups > 1:
-        local = partial(nt_xent, temperature=temperature, similarity=similarity, kappa=kappa)
-        return _in_groups(local, u, v, exclude, groups)
+        options = {"temperature": temperature, "similarity": similarity, "kappa": kappa}
+        return _in_groups(partial(nt_xent, **options, chunks=chunks), u, v, exclude, groups)
     u, v = normalise(u), normalise(v)
-    diagonal = _diagonal(len(u))
-    dropped = diagonal if exclude is None else diagonal | exclude
-    positive = _similarity(jnp.sum(u * v, axis=-1), similarity, kappa) / temperature
+    positive = measure(jnp.sum(u * v, axis=-1)) / temperature
+    sums = partial(_log_sum_exps, logit=lambda s: measure(s) / temperature, exclude=exclude, chunks=chunks)
+    of_u, of_v = sums(u, v)
+    of_u = jnp.logaddexp(of_u, sums(u, u, diagonal=False)[0])
+    of_v = jnp.logaddexp(of_v, sums(v, v, diagonal=False)[0])
+    return ((of_u - positive).mean() + (of_v - positive).mean()) / 2
 
-    def logits(a, b, mask):
-        return jnp.where(mask, -jnp.inf, _similarity(pairwise(a, b), similarity, kappa) / temperature)
 
-    across = logits(u, v, dropped & ~diagonal)
-    within_u, within_v = logits(u, u, dropped), logits(v, v, dropped)
-    of_u = jax.nn.logsumexp(jnp.concatenate([across, within_u], axis=1), axis=1) - positive
-    of_v = jax.nn.logsumexp(jnp.concatenate([across.T, within_v], axis=1), axis=1) - positive
-    return (of_u.mean() + of_v.mean()) / 2
+def sigmoid(
+    u: jax.Array, v: jax.Array, *, scale: jax.Array, bias: jax.Array, positives: jax.Array | None = None
+) -> jax.Array:
+    """SigLIP's loss, Zhai et al., ICCV 2023, algorithm 1: −1/M Σ_ij log σ(z_ij (t s_ij + b)).
+
+    u, v: M d, any length (rows are normalised here). scale: t itself, which the paper learns as e^t′ from t′ = log 10.
+    bias: b, learned from −10. positives: M M bool, pairs with z = 1 beside the diagonal, such as equal reports; the
+    paper has none. Every other pair has z = −1.
+    """
+    logits = pairwise(normalise(u), normalise(v)) * scale + bias
+    agree = _diagonal(len(u)) if positives is None else _diagonal(len(u)) | positives
+    return -jax.nn.log_sigmoid(jnp.where(agree, logits, -logits)).sum() / len(u)
 
 
 def ctr(queries: jax.Array, keys: jax.Array, *, temperature: float) -> jax.Array:
@@ -102,6 +117,40 @@ def ctr(queries: jax.Array, keys: jax.Array, *, temperature: float) -> jax.Array
 def pairwise(u: jax.Array, v: jax.Array) -> jax.Array:
     """Inner products of all rows, float32 at full precision: u M d, v M d → M M. Cost counts leave this scope out."""
     return jnp.matmul(u.astype(jnp.float32), v.astype(jnp.float32).T, precision=jax.lax.Precision.HIGHEST)
+
+
+def _log_sum_exps(u, v, logit, exclude, chunks, diagonal=True):
+    """Log-sum-exps of logit(u vᵀ) over each row and over each column, M each; u and v M d of unit rows.
+
+    exclude: M M bool or None, left out but for the diagonal, which is kept or left out as a whole.
+    """
+    m = len(u)
+    if m % chunks:
+        raise ValueError(f"{m} rows do not divide into chunks={chunks}; give a divisor of the batch, such as 8")
+    # Chunk k holds the columns k, k + chunks, …: of a sharded v every device has its part of each chunk, so the chunks
+    # together are gathered once.
+    parts = rearrange(v, "(n c) d -> c n d", c=chunks)
+
+    def logits_of(part, k):
+        own = jnp.arange(m)[:, None] == jnp.arange(len(part)) * chunks + k
+        dropped = None if diagonal else own
+        if exclude is not None:
+            excluded = jax.lax.dynamic_index_in_dim(rearrange(exclude, "m (n c) -> m n c", c=chunks), k, 2, False)
+            dropped = excluded & ~own if diagonal else excluded | own
+        logits = logit(pairwise(u, part))
+        # Not −∞: the gradient of a row whose whole chunk is left out would be NaN.
+        return logits if dropped is None else jnp.where(dropped, _NEVER, logits)
+
+    def step(rows, chunk):
+        logits = logits_of(*chunk)
+        return jnp.logaddexp(rows, jax.nn.logsumexp(logits, axis=1)), jax.nn.logsumexp(logits, axis=0)
+
+    if chunks == 1:
+        logits = logits_of(parts[0], 0)
+        return jax.nn.logsumexp(logits, axis=1), jax.nn.logsumexp(logits, axis=0)
+    scanned = (parts, jnp.arange(chunks))
+    rows, columns = jax.lax.scan(jax.checkpoint(step, prevent_cse=False), jnp.full(m, _NEVER), scanned)
+    return rows, rearrange(columns, "c n -> (n c)")
 
 
 def _in_groups(loss, u, v, exclude, groups):

@@ -34,7 +34,13 @@ def make(config, total_steps: int | None = None) -> Method:
 
 
 def blank_batch(method: Method) -> dict[str, np.ndarray]:
-    """What the method's own `views` make of one black picture: for `init`, which reads shapes and no values."""
-    picture = np.zeros((method.image_px, method.image_px), np.uint8)
-    example = {"image": pixels.encode(picture, "png"), "set": "", "image_id": "", "patient_id": "", "study_id": ""}
+    """What the method's own `views` make of one black picture, or of a study of two without a report.
+
+    For `init`, which reads shapes and no values.
+    """
+    names = {"set": "", "image_id": "", "patient_id": "", "study_id": ""}
+    black = np.zeros((method.image_px, method.image_px), np.uint8)
+    picture = {"image": pixels.encode(black, "png"), **names}
+    parts = {"frontals": [picture], "laterals": [picture], "others": [], "has_frontal": True, "has_lateral": True}
+    example = {**picture, **parts, "report": {"findings": "", "impression": "", "text": ""}}
     return {key: np.asarray(value)[None] for key, value in method.views(example, np.random.default_rng(0)).items()}

@@ -17,10 +17,24 @@ def encoder_params(params: Any, state: Any) -> Any:
     return {**params["encoder"], **state.get("frozen", {}).get("encoder", {})}
 
 
+class Joint(NamedTuple):
+    """Pictures and texts in one space, for zero-shot, retrieval and figures. All vectors are float32 of unit length.
+
+    image: (params, state, images uint8 b h w 1) -> {"pooled": b d, "patches": b p q d}.
+    text: (params, state, ids b l, text_mask b l, word_index b l) -> {"pooled": b d, "words": b w d, "word_mask": b w},
+      zeros where there is no word. tokens: text -> {"ids", "text_mask", "word_index"}, l each (see `input.paired`).
+    """
+
+    image: Callable
+    text: Callable
+    tokens: Callable
+
+
 class Method(NamedTuple):
     """A record of pure functions; losses are written on global arrays and name no device.
 
-    views:  (example, numpy Generator) -> dict of arrays, one example on the host; "image" is uint8 v h w 1.
+    views:  (example, numpy Generator) -> dict of arrays, one example on the host; "image" is uint8 v h w 1. An example
+      is a picture, or with data.unit = "study" a study (see `input.studies`).
     init:   (key, batch) -> (params, state); params is what the optimizer updates, state is everything else.
     loss:   (params, state, batch, key, step) -> (scalar, Aux).
     after:  (params, state, step) -> state, once the parameters are updated: EMA, centre, queue.
@@ -28,6 +42,7 @@ class Method(NamedTuple):
     image_px: side of the pictures that encode was trained on.
     couples_batch: whether the loss mixes examples, so that accumulating gradients over slices would change it.
     encoder: (params, state) -> the parameters of the network that encode runs, for export.
+    joint: of a method that learns from reports as well.
     """
 
     views: Callable
@@ -38,6 +53,7 @@ class Method(NamedTuple):
     image_px: int
     couples_batch: bool = True
     encoder: Callable = encoder_params
+    joint: Joint | None = None
 
 
 class Aux(NamedTuple):

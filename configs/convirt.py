@@ -1,0 +1,64 @@
+"""ConVIRT, arXiv 2010.00747; with `clip` CLIP's loss, with `siglip` SigLIP's: contrast of a radiograph and its report.
+
+    python -m cxrjax.main --config=configs/convirt.py                    phantoms, small ViT and BERT: minutes on a CPU
+    python -m cxrjax.main --config=configs/convirt.py:mimic_cxr          ResNet-50 at 224 px on a converted MIMIC-CXR
+    python -m cxrjax.main --config=configs/convirt.py:clip,mimic_cxr --config.text.init_from=Bio_ClinicalBERT
+    python -m cxrjax.main --config=configs/convirt.py:smoke              seconds; shrinks whatever it is combined with
+
+Words: `mimic_cxr`, `clip`, `siglip`, `smoke`. text.init_from takes a Hugging Face folder of a BERT of the same size;
+without one the text encoder starts from noise.
+The paper trains on MIMIC-CXR at batch 32, Adam at 1e-4, for 200 epochs with a plateau rule; the cosine is our choice.
+"""
+
+from cxrjax import config as shared
+from cxrjax import recipes
+
+WORDS = ("mimic_cxr", "clip", "siglip", "smoke")
+
+
+def get_config(arg: str = ""):
+    words = shared.words(arg, WORDS)
+    config = shared.pretrain()
+    config.method = "convirt"
+    config.model = recipes.vit()
+    config.text = recipes.text()
+    config.text.one_sentence = True
+    config.head = {"layers": 2, "hidden": 512, "out": 512}
+    config.loss = {
+        "form": "info_nce",  # or sigmoid
+        "temperature": 0.1,
+        "learned": False,  # the temperature, from this value
+        "share": 0.75,  # of the direction picture → text
+        "groups": 1,  # negatives from this many separate slices of the batch
+    }
+    config.views = {"transform": "mild"}  # or none, crop_flip
+    config.standardise = {"mode": "fixed", "mean": 0.4978, "std": 0.2449}  # or per_image
+
+    config.batch_size = 128
+    config.duration.total_steps = 300
+    config.optim.lr = 1e-3
+    config.optim.warmup_steps = 30
+    recipes.phantom_reports(config)
+
+    if "clip" in words or "siglip" in words:
+        config.text.one_sentence = False
+        config.head.update({"layers": 1, "out": 512})
+        config.loss.update({"temperature": 0.07, "learned": True, "share": 0.5})
+    if "siglip" in words:
+        config.loss.form = "sigmoid"
+    if "mimic_cxr" in words:
+        recipe(config)
+    if "smoke" in words:
+        recipes.smoke(config)
+        config.head.update({"hidden": 64, "out": 32})
+    return config
+
+
+def recipe(config):
+    recipes.mimic_cxr(config)
+    config.model = recipes.resnet()
+    config.model.dtype = "bfloat16"
+    config.text.frozen_layers = 6
+    config.batch_size = 32
+    config.duration.update({"total_steps": None, "total_epochs": 200.0})
+    config.optim.update({"lr": 1e-4, "wd": 1e-6, "betas": (0.9, 0.999), "warmup_steps": None, "warmup_epochs": 1.0})

@@ -1,0 +1,114 @@
+"""A study as image–text methods see it: one of its frontal pictures, and its report as tokens of a fixed length.
+
+see = paired.Views(config)
+see(study, rng)                  image 1 h w 1, ids l, text_mask l, word_index l, report
+see.tokens("No pleural effusion.")
+"""
+
+import functools
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cxrjax.config import names
+from cxrjax.input import source, views
+from cxrjax.input.studies import pick
+from cxrjax.text import reports, tokenizer
+
+CLEANING = ("none", "mgca")
+
+
+class Views:
+    """What `Method.views` of an image–text method does; it can be pickled.
+
+    config: model.image_px, views.transform, and text: sections (in the order in which they are read), cleaning, length,
+    one_sentence (a random one of the report), vocab_size, and tokenizer: a folder with vocab.txt, or "" for the one
+    beside the first set of data.sets.
+    Raises ValueError for an unknown section or cleaning.
+    """
+
+    def __init__(self, config):
+        self.sections, self.cleaning = names(config.text.sections), config.text.cleaning
+        unknown = sorted(set(self.sections) - {"findings", "impression"})
+        if unknown or not self.sections:
+            raise ValueError(f"text.sections are of findings, impression; got {config.text.sections!r}")
+        if self.cleaning not in CLEANING:
+            raise ValueError(f"text.cleaning must be one of {', '.join(CLEANING)}; got {self.cleaning!r}")
+        self.one_sentence = config.text.one_sentence
+        self.length, self.vocab_size = config.text.length, config.text.vocab_size
+        self.vocabulary, self.set = config.text.tokenizer, names(config.data.sets)[0]
+        self.transform = views.transform(config.views.transform, config.model.image_px)
+
+    def __call__(self, study: Mapping[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """image uint8 1 h w 1, report int32 (equal for equal texts) and what `tokens` gives of the report.
+
+        Raises ValueError for a study without a frontal picture.
+        """
+        frontal = pick(study["frontals"], rng)
+        if frontal is None:
+            raise ValueError(f"study {study['study_id']!r} has no frontal picture; set data.require=frontal,report")
+        text = self.text(study["report"])
+        if self.one_sentence and text:
+            text = str(rng.choice(reports.sentences(text)))
+        number = np.int32(zlib.crc32(text.lower().encode()) & 0x7FFFFFFF)
+        return {"image": self.picture(frontal, rng)[None], "report": number, **self.tokens(text)}
+
+    def picture(self, example: Mapping[str, Any], rng: np.random.Generator) -> np.ndarray:
+        """uint8 h w 1."""
+        return self.transform(views.decode(example["image"]), rng)[..., None]
+
+    def text(self, report: Mapping[str, str]) -> str:
+        """The sections of a report that are read; where it has none of them its last paragraph, or all of it."""
+        parts = {name: report[name] for name in self.sections if report[name].strip()}
+        if not parts and report["text"].strip():
+            parts = {"findings": reports.sections(report["text"]).last_paragraph or report["text"]}
+        if self.cleaning == "mgca":
+            return " ".join(reports.mgca_sentences(parts.get("findings", ""), parts.get("impression", "")))
+        return " ".join(" ".join(parts.values()).split())
+
+    def tokens(self, text: str) -> dict[str, np.ndarray]:
+        """ids int32 l, text_mask bool l (False is padding), word_index int32 l (−1 is no word); all padding for ""."""
+        if not text:
+            nothing = np.zeros(self.length, np.int32)
+            return {"ids": nothing, "text_mask": nothing > 0, "word_index": nothing - 1}
+        ids, mask, word_index = self.tokenizer.encode(text, self.length)
+        return {"ids": ids, "text_mask": mask, "word_index": word_index}
+
+    @property
+    def tokenizer(self) -> tokenizer.Tokenizer:
+        """Raises ValueError where there is no vocabulary, or one that is larger than the model's."""
+        found = _load(str(self.folder))
+        if found.vocab_size > self.vocab_size:
+            raise ValueError(
+                f"{self.folder} has a vocabulary of {found.vocab_size:,} pieces, but text.vocab_size is "
+                f"{self.vocab_size:,}: set it to {found.vocab_size} or more"
+            )
+        return found
+
+    @functools.cached_property
+    def folder(self) -> Path:
+        """Where the vocabulary lies."""
+        return Path(self.vocabulary) if self.vocabulary else source.open_set(self.set).directory
+
+
+@functools.lru_cache(maxsize=8)
+def _load(folder: str) -> tokenizer.Tokenizer:
+    return tokenizer.load(folder)
+
+
+def keep_vocabulary(config, workdir: Path) -> None:
+    """Copies the vocabulary that a run reads its reports with into its folder, from where `trained.load` takes it.
+
+    Raises ValueError where the folder holds another one: the run that is there could not be resumed with these words.
+    """
+    mine, kept = Views(config).tokenizer, workdir / tokenizer.VOCABULARY
+    if not kept.exists():
+        tokenizer.save(mine.vocabulary, workdir, mine.lowercase)
+    elif tokenizer.load(workdir).vocabulary != mine.vocabulary:
+        raise ValueError(
+            f"{workdir} holds a run with another vocabulary ({kept}) than the one that text.tokenizer="
+            f"{config.text.tokenizer!r} gives now; choose another --workdir, or give text.tokenizer={kept} to resume it"
+        )
