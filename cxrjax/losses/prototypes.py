@@ -1,0 +1,47 @@
+"""Agreement by prototypes: what one view is assigned to, spread evenly over the prototypes, is predicted from another.
+
+Swapped prediction of SwAV (Caron et al., NeurIPS 2020, eq. 2–4), as MGCA takes it between picture and report. Every
+argument is the whole batch; codes balance over all of it. All numbers are float32.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def codes(
+    scores: jax.Array,
+    *,
+    epsilon: float | jax.Array,
+    iterations: int = 3,
+    valid: jax.Array | None = None,
+    shift: bool = True,
+) -> jax.Array:
+    """Soft assignments b k by Sinkhorn–Knopp: rows sum to 1, columns tend to b / k; float32, without gradient.
+
+    scores: b k, products of vectors and prototypes. valid: b bool, rows to be balanced; the others' codes are 0 and
+    change nothing, and with none valid all are 0. Each iteration gives every prototype the same share of the rows, then
+    every row the sum 1. In logarithms, where no epsilon overflows; shift=False is what exp(scores / epsilon) without
+    the largest score taken off makes of scores above 88.7 · epsilon, as released code has it: no numbers.
+    """
+    log_q = jax.lax.stop_gradient(scores).astype(jnp.float32) / epsilon
+    if not shift:
+        log_q = jnp.where(log_q > jnp.log(jnp.finfo(jnp.float32).max), jnp.inf, log_q)
+    kept = jnp.ones((len(scores), 1), bool) if valid is None else valid[:, None]
+    log_q = jnp.where(kept, log_q, -jnp.inf)
+    for _ in range(iterations):
+        log_q = log_q - jax.nn.logsumexp(log_q, axis=0, keepdims=True)
+        # Without the mask the empty rows, and all where none is valid, would be no numbers and spread.
+        log_q = jnp.where(kept, jax.nn.log_softmax(log_q), -jnp.inf)
+    return jnp.where(kept, jnp.exp(log_q), 0.0)
+
+
+def assignment(scores: jax.Array, codes: jax.Array, temperature: float, valid: jax.Array | None = None) -> jax.Array:
+    """Mean over the valid rows of −Σ_k q_k log softmax(z / τ)_k; 0 where none is valid.
+
+    scores: b k of the view that predicts. codes: b k of the other view, taken as they are. valid: b bool.
+    """
+    log_p = jax.nn.log_softmax(scores.astype(jnp.float32) / temperature)
+    rows = -jnp.sum(jax.lax.stop_gradient(codes) * log_p, axis=-1)
+    if valid is None:
+        return rows.mean()
+    return jnp.sum(jnp.where(valid, rows, 0.0)) / jnp.maximum(jnp.sum(valid), 1)
