@@ -9,6 +9,7 @@ from cxrjax.losses import contrastive
 
 TSP = {"similarity": "tsp", "kappa": 1 / 64}
 COSINE = {"similarity": "cosine"}
+DTYPES = (jnp.float32, jnp.bfloat16)
 
 
 def angles(*degrees):
@@ -35,13 +36,21 @@ def loop_info_nce(u, v, temperature, kappa=None, exclude=None):
     return total / (2 * len(u))
 
 
-def loop_nt_xent(u, v, temperature):
+def loop_nt_xent(u, v, temperature, kappa=None, exclude=None):
     z = np.concatenate([u, v]).astype(np.float64)
     z /= np.linalg.norm(z, axis=1, keepdims=True)
     m, total = len(u), 0.0
+
+    def logit(i, j):
+        s = z[i] @ z[j]
+        return (s if kappa is None else 0.5 * (1 + s) / (1 + kappa * (1 - s))) / temperature
+
     for i in range(2 * m):
-        others = [np.exp(z[i] @ z[j] / temperature) for j in range(2 * m) if j != i]
-        total += np.log(np.sum(others)) - z[i] @ z[(i + m) % (2 * m)] / temperature
+        positive = (i + m) % (2 * m)
+        others = [
+            j for j in range(2 * m) if j == positive or (j != i and not (exclude is not None and exclude[i % m, j % m]))
+        ]
+        total += np.log(np.sum([np.exp(logit(i, j)) for j in others])) - logit(i, positive)
     return total / (2 * m)
 
 
@@ -53,6 +62,19 @@ def numeric_gradient(f, x, eps=1e-5):
         step[index] = eps
         gradient[index] = (f(x + step) - f(x - step)) / (2 * eps)
     return gradient
+
+
+def rounded(dtype, *arrays):
+    """The arrays in `dtype`, and the same numbers in float64: what a loop is to be given."""
+    cast = [jnp.asarray(x, dtype) for x in arrays]
+    return cast, [np.float64(x.astype(jnp.float32)) for x in cast]
+
+
+def assert_gradient(found, expected, dtype, atol):
+    """A gradient has the dtype of its input: bfloat16 rounds it once, to a relative 2⁻⁸, and nothing before."""
+    assert found.dtype == dtype
+    rtol = 2**-8 if dtype == jnp.bfloat16 else 0
+    np.testing.assert_allclose(found.astype(jnp.float32), expected, rtol=rtol, atol=atol)
 
 
 @pytest.fixture(scope="module")
@@ -150,34 +172,23 @@ def test_kappa_zero_is_cosine_at_twice_the_temperature(pair):
     np.testing.assert_allclose(tsp[1], cosine[1], atol=1e-5)
 
 
+@pytest.mark.parametrize(("loss", "loop"), [(contrastive.info_nce, loop_info_nce), (contrastive.nt_xent, loop_nt_xent)])
 @pytest.mark.parametrize("kappa", [None, 1 / 64])
 @pytest.mark.parametrize("masked", [False, True])
-def test_info_nce_against_the_loop(pair, kappa, masked):
-    u, v = pair
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_value_and_gradient_are_the_loops(pair, loss, loop, kappa, masked, dtype):
+    """Vectors of bfloat16 are compared in float32."""
+    cast, (u, v) = rounded(dtype, *pair)
     patient = np.asarray([0, 1, 0, 2, 2])
     exclude = patient[:, None] == patient[None] if masked else None
     options = COSINE if kappa is None else TSP
     value, (to_u, to_v) = jax.value_and_grad(
-        lambda u, v: contrastive.info_nce(u, v, temperature=0.3, exclude=exclude, **options), argnums=(0, 1)
-    )(u, v)
-    assert float(value) == pytest.approx(loop_info_nce(u, v, 0.3, kappa, exclude), abs=1e-5)
-    np.testing.assert_allclose(to_u, numeric_gradient(lambda x: loop_info_nce(x, v, 0.3, kappa, exclude), u), atol=1e-4)
-    np.testing.assert_allclose(to_v, numeric_gradient(lambda x: loop_info_nce(u, x, 0.3, kappa, exclude), v), atol=1e-4)
-
-
-def test_nt_xent_against_the_loop(pair):
-    u, v = pair
-    value, gradient = jax.value_and_grad(lambda u: contrastive.nt_xent(u, v, temperature=0.3))(u)
-    assert float(value) == pytest.approx(loop_nt_xent(u, v, 0.3), abs=1e-5)
-    np.testing.assert_allclose(gradient, numeric_gradient(lambda x: loop_nt_xent(x, v, 0.3), u), atol=1e-4)
-
-
-def test_bfloat16_vectors_are_compared_in_float32(pair):
-    u, v = (x.astype(jnp.bfloat16) for x in pair)
-    loss = contrastive.info_nce(u, v, temperature=0.07, **TSP)
-    assert loss.dtype == jnp.float32
-    expected = loop_info_nce(u.astype(jnp.float32), v.astype(jnp.float32), 0.07, 1 / 64)
-    assert float(loss) == pytest.approx(expected, abs=1e-4)
+        lambda u, v: loss(u, v, temperature=0.3, exclude=exclude, **options), argnums=(0, 1)
+    )(*cast)
+    assert value.dtype == jnp.float32
+    assert float(value) == pytest.approx(loop(u, v, 0.3, kappa, exclude), abs=1e-5)
+    assert_gradient(to_u, numeric_gradient(lambda x: loop(x, v, 0.3, kappa, exclude), u), dtype, atol=1e-4)
+    assert_gradient(to_v, numeric_gradient(lambda x: loop(u, x, 0.3, kappa, exclude), v), dtype, atol=1e-4)
 
 
 def test_groups_are_separate_batches(pair):
@@ -206,12 +217,14 @@ def loop_ctr(q, k, temperature):
     return 2 * temperature * total / len(q)
 
 
-def test_ctr_against_the_loop(pair):
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_ctr_against_the_loop(pair, dtype):
     """Only queries learn, and only rows are normalised into probabilities (the transposed loss differs)."""
-    q, k = pair
-    value, (to_q, to_k) = jax.value_and_grad(lambda q, k: contrastive.ctr(q, k, temperature=0.2), argnums=(0, 1))(q, k)
+    cast, (q, k) = rounded(dtype, *pair)
+    value, (to_q, to_k) = jax.value_and_grad(lambda q, k: contrastive.ctr(q, k, temperature=0.2), argnums=(0, 1))(*cast)
+    assert value.dtype == jnp.float32
     assert float(value) == pytest.approx(loop_ctr(q, k, 0.2), abs=1e-5)
-    np.testing.assert_allclose(to_q, numeric_gradient(lambda x: loop_ctr(x, k, 0.2), q), atol=1e-4)
+    assert_gradient(to_q, numeric_gradient(lambda x: loop_ctr(x, k, 0.2), q), dtype, atol=1e-4)
     assert not np.any(to_k)
     assert abs(float(contrastive.ctr(k, q, temperature=0.2)) - float(value)) > 1e-2
 

@@ -7,6 +7,7 @@ import pytest
 
 from cxrjax import parallel
 from cxrjax.losses import distill
+from tests.losses.test_contrastive import DTYPES, assert_gradient, rounded
 
 RNG = np.random.default_rng(0)
 STUDENTS = RNG.normal(size=(8, 5, 7)).astype(np.float32)  # b v k
@@ -18,12 +19,14 @@ def softmax(x):
     return e / e.sum(axis=-1, keepdims=True)
 
 
-def test_loss_is_the_double_loop_in_value_and_gradient():
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_loss_is_the_double_loop_in_value_and_gradient(dtype):
     """Eq. 3 in PyTorch, one pair of crops after the other, skipping the teacher's own."""
     torch = pytest.importorskip("torch")
-    targets = softmax(LOGITS / 0.05)
-    value, gradient = jax.value_and_grad(distill.dino)(STUDENTS, targets, 0.1)
-    students = torch.tensor(STUDENTS, requires_grad=True)
+    cast, (students, targets) = rounded(dtype, STUDENTS, softmax(LOGITS / 0.05))
+    value, gradient = jax.value_and_grad(distill.dino)(*cast, 0.1)
+    assert value.dtype == jnp.float32
+    students = torch.tensor(students, requires_grad=True)
     total, pairs = 0, 0
     for t in range(2):
         for v in range(5):
@@ -35,7 +38,7 @@ def test_loss_is_the_double_loop_in_value_and_gradient():
     assert pairs == 8
     (total / pairs).backward()
     assert float(value) == pytest.approx(total.item() / pairs, rel=1e-5)
-    np.testing.assert_allclose(gradient, students.grad, atol=1e-6)
+    assert_gradient(gradient, students.grad, dtype, atol=1e-6)
 
 
 def test_a_crop_is_not_taught_itself():
@@ -119,10 +122,13 @@ def test_no_gradient_reaches_the_teacher(targets):
     assert not np.any(jax.grad(lambda x: distill.entropy(x).sum())(softmax(LOGITS)))
 
 
-def test_half_precision_is_compared_in_float32():
-    targets = distill.centred(jnp.asarray(LOGITS, jnp.bfloat16), jnp.zeros(7), 0.04)
-    assert targets.dtype == distill.sinkhorn(jnp.asarray(LOGITS, jnp.bfloat16), 0.04).dtype == jnp.float32
-    assert distill.dino(jnp.asarray(STUDENTS, jnp.bfloat16), targets, 0.1).dtype == jnp.float32
+def test_targets_of_half_precision_are_made_in_float32():
+    (half,), (exact,) = rounded(jnp.bfloat16, LOGITS)
+    centre = np.linspace(-1, 1, 7, dtype=np.float32)
+    centred, balanced = distill.centred(half, centre, 0.04), distill.sinkhorn(half, 0.2)
+    assert centred.dtype == balanced.dtype == jnp.float32
+    np.testing.assert_allclose(centred, softmax((exact - centre) / 0.04), atol=1e-5)
+    np.testing.assert_allclose(balanced, looped_sinkhorn(exact, 0.2, 3), atol=1e-5)
 
 
 def test_balance_and_loss_are_over_all_devices():

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from cxrjax.losses import distill
+from tests.losses.test_contrastive import DTYPES, assert_gradient, rounded
 
 
 @pytest.mark.parametrize(
@@ -20,18 +21,18 @@ def test_byol_by_hand(degrees, expected):
         assert float(distill.byol(jnp.asarray(scale * q), jnp.asarray(5 * z))) == pytest.approx(expected, abs=1e-6)
 
 
-def test_byol_is_the_squared_distance_of_unit_vectors():
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_byol_is_the_squared_distance_of_unit_vectors(dtype):
     """Eq. 2 in PyTorch, value and gradient; the target gets none."""
     keys = jax.random.split(jax.random.key(0))
-    q, z = (jax.random.normal(key, (5, 3)) for key in keys)
-    value, (to_q, to_z) = jax.value_and_grad(distill.byol, argnums=(0, 1))(q, z)
-    ours = torch.tensor(np.asarray(q), requires_grad=True)
-    theirs = torch.tensor(np.asarray(z))
+    cast, (q, z) = rounded(dtype, *(jax.random.normal(key, (5, 3)) for key in keys))
+    value, (to_q, to_z) = jax.value_and_grad(distill.byol, argnums=(0, 1))(*cast)
+    ours, theirs = torch.tensor(q, requires_grad=True), torch.tensor(z)
     difference = ours / ours.norm(dim=1, keepdim=True) - theirs / theirs.norm(dim=1, keepdim=True)
     expected = (difference**2).sum(dim=1).mean()
     expected.backward()
     assert float(value) == pytest.approx(expected.item(), rel=1e-6)
-    np.testing.assert_allclose(to_q, ours.grad, atol=1e-7)
+    assert_gradient(to_q, ours.grad, dtype, atol=1e-7)
     assert not np.any(to_z)
 
 

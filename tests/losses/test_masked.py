@@ -7,6 +7,7 @@ import pytest
 
 from cxrjax import parallel
 from cxrjax.losses import masked
+from tests.losses.test_contrastive import DTYPES, assert_gradient, rounded
 
 RNG = np.random.default_rng(0)
 TARGET = RNG.normal(size=(8, 2, 6, 6, 3)).astype(np.float32)  # b v h w c
@@ -25,11 +26,13 @@ def looped_l1(prediction, target, mask):
     return total / count, gradient / count
 
 
-def test_l1_is_the_loop_in_value_and_gradient():
-    value, gradient = jax.value_and_grad(masked.l1)(PREDICTION, TARGET, MASK)
-    expected, slope = looped_l1(PREDICTION, TARGET, MASK)
-    assert float(value) == pytest.approx(expected, rel=1e-5)
-    np.testing.assert_allclose(gradient, slope, atol=1e-8)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_l1_is_the_loop_in_value_and_gradient(dtype):
+    cast, exact = rounded(dtype, PREDICTION, TARGET)
+    value, gradient = jax.value_and_grad(masked.l1)(*cast, MASK)
+    expected, slope = looped_l1(*exact, MASK)
+    assert value.dtype == jnp.float32 and float(value) == pytest.approx(expected, rel=1e-5)
+    assert_gradient(gradient, slope, dtype, atol=1e-8)
 
 
 def test_l1_of_a_constant_error_and_of_what_is_not_masked():
@@ -89,15 +92,19 @@ def looped_patch_mse(prediction, pixels, mask, normalise):
     return total / np.count_nonzero(mask)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("normalise", [True, False])
-def test_patch_mse_is_the_loop_in_value_and_gradient(normalise):
+def test_patch_mse_is_the_loop_in_value_and_gradient(normalise, dtype):
     prediction, pixels = (RNG.normal(size=(3, 5, 12)).astype(np.float32) for _ in range(2))
     pixels[0, 0] = 0.3  # a flat patch, whose target is zeros
     mask = np.asarray([[1, 0, 1, 0, 0], [1, 1, 1, 1, 0], [0, 0, 0, 0, 1]], bool)
-    value, gradient = jax.value_and_grad(masked.patch_mse)(prediction, pixels, mask, normalise)
+    cast, (prediction, pixels) = rounded(dtype, prediction, pixels)
+    value, gradient = jax.value_and_grad(masked.patch_mse)(*cast, mask, normalise)
+    assert value.dtype == jnp.float32 and gradient.dtype == dtype
     assert float(value) == pytest.approx(looped_patch_mse(prediction, pixels, mask, normalise), rel=1e-5)
     for place in ((0, 0, 3), (1, 2, 0), (2, 4, 11), (0, 1, 5)):
-        step = np.zeros_like(prediction, dtype=np.float64)
+        step = np.zeros_like(prediction)
         step[place] = 1e-4
         rise = [looped_patch_mse(prediction + s * step, pixels, mask, normalise) for s in (1, -1)]
-        assert float(gradient[place]) == pytest.approx((rise[0] - rise[1]) / 2e-4, abs=1e-6)
+        slope, rounding = (rise[0] - rise[1]) / 2e-4, 2**-8 if dtype == jnp.bfloat16 else 0
+        assert float(gradient[place]) == pytest.approx(slope, abs=1e-6 + rounding * abs(slope))
