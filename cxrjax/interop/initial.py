@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from cxrjax import checkpoint
+from cxrjax import checkpoint, trained
 from cxrjax.interop import huggingface, torch_resnet, torch_vit
 from cxrjax.methods.base import encoder_params
 from cxrjax.models import posemb, resnet, vit
@@ -16,8 +16,9 @@ def initialise(config: Any, train_state: Any, abstract: Any) -> Any:
     """Replaces the encoder in a fresh train state by that of config.init_from; without one nothing changes.
 
     config.init_from: a Hugging Face folder (has model.safetensors) of a ViT or a ResNet, or a workdir, its checkpoints
-    or one step's folder (its latest step; the method may differ, the encoder must fit). Copies of the encoder in
-    `state`, such as a momentum encoder, are replaced as well, so that they start equal; so are a ResNet's statistics.
+    or one step's folder (its latest step; the method may differ, the encoder must fit). Of a run it is the network that
+    `Method.encoder` names, which for DINO is the teacher. Copies of the encoder in `state`, such as a momentum encoder,
+    are replaced as well, so that they start equal; so are a ResNet's statistics.
     abstract: the train state's shapes and shardings. Raises ValueError where the encoders do not fit.
     """
     folder = config.get("init_from")
@@ -46,18 +47,23 @@ def initialise(config: Any, train_state: Any, abstract: Any) -> Any:
 
 
 def _from_run(folder: str, wanted: Any, statistics: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The encoder's parameters and running statistics in a run, whose method may keep some parameters frozen."""
-    stored = checkpoint.names(folder)
-    frozen = {name for name in wanted if any(f"{path}/".startswith(f"state/frozen/encoder/{name}/") for path in stored)}
-    state = {"frozen": {name: wanted[name] for name in frozen}, "batch_stats": statistics}
-    request = {
-        "params": {"encoder": {name: tree for name, tree in wanted.items() if name not in frozen}},
-        # A checkpoint need not know the names of what is empty.
-        "state": {part: {"encoder": tree} for part, tree in state.items() if tree},
-    }
-    found = checkpoint.load_params(folder, "latest", {part: tree for part, tree in request.items() if tree})
-    state = found.get("state", {})
-    return encoder_params(found["params"], state), _statistics(state)
+    """The parameters of the network that a run's method encodes with, and the running statistics beside them."""
+    learned = trained.load(folder)
+    found = learned.method.encoder(learned.params, learned.state), _statistics(learned.state)
+    shapes = {path: np.shape(leaf) for tree in found for path, leaf in _leaves(tree)}
+    expected = {path: leaf.shape for tree in (wanted, statistics) for path, leaf in _leaves(tree)}
+    wrong = [
+        f"{path}: {shapes.get(path, 'missing')}, expected {shape}"
+        for path, shape in expected.items()
+        if shapes.get(path) != shape
+    ]
+    if wrong:
+        raise ValueError(
+            f"init_from={folder!r} holds another encoder: of {len(expected)} arrays {len(wrong)} do not fit "
+            f"({'; '.join(wrong[:3])}{' …' if wrong[3:] else ''}). Set model as in its config.json: "
+            f"{dict(learned.config.model)}"
+        )
+    return found
 
 
 def _statistics(state: Any) -> Any:

@@ -82,6 +82,29 @@ def test_what_one_method_freezes_the_other_learns(tmp_path, source, target):
     jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
 
+def test_the_network_that_encodes_is_taken(tmp_path):
+    """DINO's teacher, for another method and for both networks of a new DINO."""
+    runs.write(tmp_path / "run", runs.config("dino"))
+    learned = trained.load(tmp_path / "run")
+    teacher = learned.state["target"]["encoder"]
+    assert np.any(teacher["cls"] != learned.params["encoder"]["cls"])
+    for settings in (runs.config("mae", model__positions="learned"), runs.config("dino")):
+        settings.init_from = str(tmp_path / "run")
+        train_state, abstract = fresh(settings)
+        started = initialise(settings, train_state, abstract)
+        assert_starts_from(started, teacher)
+        if settings.method == "dino":
+            jax.tree.map(np.testing.assert_array_equal, started.state["target"]["encoder"], teacher)
+            jax.tree.map(np.testing.assert_array_equal, started.params["prototypes"], train_state.params["prototypes"])
+
+
+def test_an_encoder_that_does_not_fit_is_explained(tmp_path):
+    runs.write(tmp_path / "run", runs.config(model__patch_px=8))
+    settings = runs.config(init_from=str(tmp_path / "run"))
+    with pytest.raises(ValueError, match=r"1 do not fit \(patch_embed/kernel: .*expected .*patch_px': 8"):
+        initialise(settings, *fresh(settings))
+
+
 def test_nothing_changes_without_init_from():
     settings = runs.config()
     train_state, abstract = fresh(settings)
