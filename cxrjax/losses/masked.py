@@ -1,4 +1,4 @@
-"""Reconstruction losses that look at the hidden part of a picture only, on global arrays.
+"""Reconstruction losses that look at the hidden part of a picture or report only, on global arrays.
 
 Sums run over the whole batch before the division: Σ / Σ, so that a picture with much hidden counts for more than one
 with little, and the value does not depend on the number of devices.
@@ -35,6 +35,21 @@ def patch_mse(prediction: jax.Array, pixels: jax.Array, mask: jax.Array, normali
     hidden = mask.astype(jnp.float32)
     error = jnp.mean((prediction.astype(jnp.float32) - target) ** 2, axis=-1)
     return _quotient(_rows(error * hidden), _rows(hidden), 1)
+
+
+def masked_tokens(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Mean cross-entropy over the labelled tokens of all texts, in nats; 0 where nothing is labelled.
+
+    logits: b l v. labels: int b l, the hidden token's id, or 0 ([PAD]) for a token that is not predicted.
+    Source: BERT (Devlin et al., NAACL 2019), section 3.1.
+    """
+    logits = logits.astype(jnp.float32)
+    labelled = (labels != 0).astype(jnp.float32)
+    own = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+    # Both less the largest logit: far from 0 their difference would lose digits.
+    peak = jax.lax.stop_gradient(logits.max(axis=-1))
+    error = jnp.log(jnp.exp(logits - peak[..., None]).sum(axis=-1)) - (own - peak)
+    return _quotient(_rows(error * labelled), _rows(labelled), 1)
 
 
 def _rows(x: jax.Array) -> jax.Array:
