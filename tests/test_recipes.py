@@ -1,16 +1,22 @@
 """The configs of all methods: recipes that fit their own networks, and a smoke word that shrinks each of them."""
 
+import json
 import re
+from types import SimpleNamespace
 
 import jax
+import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cxrjax import config as shared
-from cxrjax import methods, optim, recipes
-from cxrjax.evals.run import complete
+from cxrjax import methods, optim, recipes, track
+from cxrjax.evals import run
 from tests import runs
 
 METHODS = methods.available()
+SIZES = ("chestxray14", "mimic_cxr", "five_sets")
+ONE_VIEW = ("mae", "supervised")
 
 
 def words(method):
@@ -21,8 +27,13 @@ def words(method):
 
 def recipe_words(method):
     """Each recipe, and the large one with every word that changes it."""
-    others = [word for word in words(method) if word not in ("chestxray14", "five_sets", "smoke")]
-    return ["chestxray14", "five_sets", *(f"chestxray14,{word}" for word in others)]
+    known = words(method)
+    sizes, others = sizes_of(method), [word for word in known if word not in (*SIZES, "smoke")]
+    return [*sizes, *(f"{sizes[0]},{word}" for word in others)]
+
+
+def sizes_of(method):
+    return [word for word in SIZES if word in words(method)]
 
 
 @pytest.mark.parametrize(("method", "word"), [(m, w) for m in METHODS for w in recipe_words(m)])
@@ -35,7 +46,7 @@ def test_recipes_fit_their_networks(method, word):
     optim.make(config.optim, params, steps, config.batch_size, 80_000 / config.batch_size)
     assert config.data.sets != "phantom" and config.evals
     for entry in config.evals.values():
-        assert "phantom" not in complete(entry)["set"]
+        assert "phantom" not in run.complete(entry)["set"]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -47,6 +58,39 @@ def test_smoke_shrinks_every_recipe(method):
         assert config.duration.total_epochs is None and config.optim.base_lr is None
         assert all(entry.every_steps == 6 for entry in config.evals.values())
         assert "phantom" not in [config.data.sets, *(entry.set for entry in config.evals.values())]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_collapse_shows_in_every_run(method, tmp_path, capsys):
+    """Whatever a config trains: in the progress line, the records and TensorBoard, between two probes."""
+    for word in ("", *sizes_of(method)):
+        config = runs.config(method, word)
+        every = {entry.judge: entry.every_steps for entry in config.evals.values()}
+        assert 0 < every["knn"] < every["probe"]
+        steps = config.duration.total_steps
+        assert steps is None or every["knn"] < steps
+
+    config = runs.config(method)
+    made = methods.make(config)
+    batch = jax.tree.map(lambda array: np.repeat(array, 2, axis=0), methods.blank_batch(made))
+    params, state = jax.eval_shape(made.init, jax.random.key(0), batch)
+    _, aux = jax.eval_shape(made.loss, params, state, batch, jax.random.key(0), 0)
+    watched = {"feature_std", "effective_rank", "uniformity"}
+    watched |= set() if method in ONE_VIEW else {"alignment", "retrieval_top1"}
+    assert watched <= set(aux.report)
+
+    result = SimpleNamespace(metrics={"auroc": SimpleNamespace(value=0.5)})
+    judged = run.scalars(config.evals.phantom_knn, result)
+    reported = {f"train/report/{name}": 1.0 for name in aux.report}
+    with track.Tracker(tmp_path, 2, config.batch_size, every=1) as tracker:
+        tracker.log(1, judged)
+        tracker.log(2, {"train/loss": 2.0, **reported})
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert "std 1" in said and "rank 1" in said and "knn 0.5" in said
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    for name in (*judged, *(f"train/report/{name}" for name in watched)):
+        assert any(name in record for record in records) and name in board.Tags()["scalars"]
 
 
 def test_a_resnet_shrinks_to_a_resnet():

@@ -57,12 +57,7 @@ def make(config) -> Method:
             value = contrastive.nt_xent(u, v, exclude=exclude, **similarity)
         else:
             raise ValueError(f"loss.form must be 'symmetric' or 'nt_xent', got {config.loss.form!r}")
-        report = {
-            "retrieval_top1": monitors.retrieval_top1(u, v),
-            "feature_std": monitors.feature_std(u),
-            "effective_rank": monitors.effective_rank(u),
-        }
-        return value, Aux(state, {"contrast": value}, report)
+        return value, Aux(state, {"contrast": value}, monitors.embedding(u, v))
 
     def embed(params, images, ids_a, ids_b):
         """View vectors of both parts, b d each: one call when the parts are equally long, two otherwise."""
