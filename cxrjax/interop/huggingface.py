@@ -10,6 +10,7 @@ import numpy as np
 from safetensors.numpy import load_file, save
 
 WEIGHTS, CONFIG, PREPROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
+PICKLED = "pytorch_model.bin"
 PIL_BILINEAR = 2  # antialiased when it shrinks
 
 
@@ -25,6 +26,8 @@ class Pretrained(NamedTuple):
 def read(folder: str | Path, model_types: Sequence[str]) -> Pretrained:
     """Reads the three files of a model's folder; sharded safetensors are put together.
 
+    Where there is only a pytorch_model.bin, PyTorch reads it, arrays and nothing else.
+
     Raises:
       ValueError: a file is missing, or it is another kind of model or preprocessing.
     """
@@ -39,17 +42,7 @@ def read(folder: str | Path, model_types: Sequence[str]) -> Pretrained:
         raise ValueError(
             f"{folder} holds a model of type {config.get('model_type')!r}; expected {' or '.join(model_types)}."
         )
-    if (index := folder / f"{WEIGHTS}.index.json").is_file():
-        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    else:
-        shards = [WEIGHTS]
-    absent = [name for name in shards if not (folder / name).is_file()]
-    if absent:
-        raise ValueError(
-            f"{folder} lacks {absent}; it has {sorted(path.name for path in folder.iterdir())[:10]}. Weights in the "
-            "pickle format are not read: load them with transformers and `save_pretrained` them as safetensors."
-        )
-    weights = {name: array for shard in shards for name, array in load_file(folder / shard).items()}
+    weights = _weights(folder)
     mean, std = _normalisation(folder, config.get("num_channels", 3))
     return Pretrained(weights, config, mean, std)
 
@@ -82,6 +75,31 @@ def write(
     (folder / PREPROCESSOR).write_text(json.dumps(preprocessor, indent=2) + "\n")
     # `save_file` would leave a file that only its owner may read.
     (folder / WEIGHTS).write_bytes(save(dict(weights), metadata={"format": "pt"}))
+
+
+def _weights(folder: Path) -> dict[str, np.ndarray]:
+    if (index := folder / f"{WEIGHTS}.index.json").is_file():
+        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    else:
+        shards = [WEIGHTS]
+    absent = [name for name in shards if not (folder / name).is_file()]
+    if not absent:
+        return {name: array for shard in shards for name, array in load_file(folder / shard).items()}
+    if not (folder / PICKLED).is_file():
+        raise ValueError(
+            f"{folder} lacks {absent}; it has {sorted(path.name for path in folder.iterdir())[:10]}. Weights in other "
+            "formats are not read: load them with transformers and `save_pretrained` them as safetensors."
+        )
+    try:
+        import torch
+    except ModuleNotFoundError:
+        raise ValueError(
+            f"{folder} has no {WEIGHTS} but a {PICKLED}, which only PyTorch reads: pip install torch, or "
+            "`save_pretrained` the model as safetensors where PyTorch is."
+        ) from None
+    # weights_only: a pickle can carry code, which is not run.
+    arrays = torch.load(folder / PICKLED, map_location="cpu", weights_only=True)
+    return {name: tensor.float().numpy() for name, tensor in arrays.items() if tensor.is_floating_point()}
 
 
 def _normalisation(folder: Path, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -1,0 +1,135 @@
+"""Our Swin's shapes, counts and windows; the numbers are compared with transformers in tests/interop."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cxrjax.models import swin
+from cxrjax.models.swin import Swin
+
+
+@pytest.fixture(scope="module")
+def started():
+    """(module, params) of swin_test, of noise so that no bias table is near zero."""
+    return Swin("swin_test"), noise(Swin("swin_test"))
+
+
+def noise(module):
+    picture, rng = jnp.zeros((1, 32, 32, module.channels)), np.random.default_rng(1)
+
+    def leaf(path, shape):
+        deviation = shape.shape[-2] ** -0.5 if path[-1].key in ("kernel", "merge") else 0.3
+        return jnp.asarray((path[-1].key == "scale") + deviation * rng.standard_normal(shape.shape), jnp.float32)
+
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), picture))["params"]
+    return jax.tree.map_with_path(leaf, shapes)
+
+
+def run(module, params, images, key=None):
+    return jax.jit(lambda params, images: module.apply({"params": params}, images, key=key))(params, images)
+
+
+def pictures(b=2, h=32, w=32, c=1):
+    return jnp.asarray(np.random.default_rng(0).standard_normal((b, h, w, c), np.float32))
+
+
+def test_swin_t_is_the_papers():
+    """27.5 M parameters without the classifier, of pictures of three channels; 49 tokens of 768 at 224 px."""
+    module, picture = Swin("T", channels=3), jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
+    variables = jax.eval_shape(module.init, jax.random.key(0), picture)
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == 27_519_354
+    out = jax.eval_shape(module.apply, variables, picture)
+    assert out["patches"].shape == (2, 49, 768) and out["pooled"].shape == (2, 768) and module.width == 768
+    grey = jax.eval_shape(Swin("T").init, jax.random.key(0), jax.ShapeDtypeStruct((1, 224, 224, 1), jnp.float32))
+    assert grey["params"]["patch_embed"]["kernel"].shape == (16, 96)
+
+
+def test_relative_places_by_hand():
+    """Two tokens a side: the row of the table says how far query and key are apart, rows first."""
+    assert swin._relative(2, 2).tolist() == [[4, 3, 1, 0], [5, 4, 2, 1], [7, 6, 4, 3], [8, 7, 5, 4]]
+    # A shrunken window reads the middle of a larger table: no distance is always its middle.
+    assert set(np.diag(swin._relative(2, 7))) == {6 * 13 + 6}
+    assert swin._relative(1, 4).tolist() == [[24]]
+
+
+def test_tokens_that_a_shift_brought_together_are_apart():
+    """A 4 × 4 grid, windows of 2 shifted by 1: only the first window holds neighbours alone."""
+    apart = swin._apart((4, 4), 2, 1) != 0
+    assert not apart[0].any()
+    # The last window is made of the four corners.
+    assert (apart[3] == ~np.eye(4, dtype=bool)).all()
+    # Upper right: columns 3 and 0 are apart, rows are neighbours.
+    assert (apart[1] == (np.array([0, 1, 0, 1])[:, None] != np.array([0, 1, 0, 1]))).all()
+
+
+def test_what_reaches_a_token():
+    """Windows of 4 tokens at rest and then shifted by 2 on a grid of 16: the upper left token sees its window alone
+    in the first block and, in the second, not the far edge that the shift brings to it."""
+    block = swin.Block(2, 4)
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 16, 16, 8), np.float32))
+    params = jax.jit(lambda: block.init(jax.random.key(0), x, False)["params"])()
+
+    @partial(jax.jit, static_argnums=0)
+    def sensitivity(shifted, row, column):
+        return jax.grad(lambda x: jnp.sum(block.apply({"params": params}, x, shifted)[0, row, column]))(x)
+
+    def seen(shifted, row, column):
+        gradient = sensitivity(shifted, row, column)
+        rows, columns = np.nonzero(np.abs(gradient[0]).max(-1) > 1e-9)
+        return rows.min(), rows.max(), columns.min(), columns.max()
+
+    assert seen(False, 0, 5) == (0, 3, 4, 7)
+    assert seen(True, 0, 5) == (0, 1, 2, 5)
+    assert seen(True, 15, 0) == (14, 15, 0, 1)
+
+
+def test_sides_that_no_window_divides(started):
+    """46 × 70 px are a grid of 12 × 18, then 6 × 9; 8 px one of 2 × 2, less than a window."""
+    module, params = started
+    for (h, w), tokens in (((46, 70), 54), ((8, 8), 1)):
+        out = run(module, params, pictures(1, h, w))
+        assert out["patches"].shape == (1, tokens, 64) and np.isfinite(out["patches"]).all()
+        np.testing.assert_allclose(out["pooled"], out["patches"].mean(1), atol=1e-6)
+
+
+def test_grey_pictures_are_repeated_and_others_refused(started):
+    module = Swin("swin_test", channels=3)
+    params, grey = noise(module), pictures()
+    pooled = run(module, params, grey)["pooled"]
+    np.testing.assert_allclose(pooled, run(module, params, jnp.repeat(grey, 3, axis=-1))["pooled"], atol=1e-6)
+    with pytest.raises(ValueError, match="pictures have 3 channels; this Swin takes 1"):
+        run(*started, pictures(c=3))
+    with pytest.raises(ValueError, match="no Swin 'G'; there are T, swin_test"):
+        Swin("G").init(jax.random.key(0), grey)
+
+
+def test_stochastic_depth_needs_a_key_and_a_rate(started):
+    _, params = started
+    images, key = pictures(8), jax.random.key(0)
+    expected = run(*started, images, key)["pooled"]
+    dropping = Swin("swin_test", drop_path=0.9)
+    np.testing.assert_array_equal(run(dropping, params, images)["pooled"], expected)
+    dropped = run(dropping, params, images, key)["pooled"]
+    assert np.abs(dropped - expected).max() > 0.1
+    # The rate is that of the last block, and the first never drops: no picture is without its blocks.
+    survive = swin._stochastic_depth(key, 0.9, 4, 1000)
+    np.testing.assert_allclose((survive == 0).mean((1, 2, 3, 4, 5)), [0, 0.3, 0.6, 0.9], atol=0.05)
+    np.testing.assert_allclose(survive.mean((1, 2, 3, 4, 5)), 1, atol=0.2)
+
+
+def test_recomputing_and_half_precision(started):
+    """The gradient does not depend on what is recomputed; bfloat16 computes near float32 and returns it."""
+    _, params = started
+    images = pictures()
+
+    def gradient(remat):
+        module = Swin("swin_test", remat=remat)
+        return jax.jit(jax.grad(lambda p: (module.apply({"params": p}, images)["pooled"] ** 3).sum()))(params)
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), gradient("dots"), gradient("none"))
+    half = run(Swin("swin_test", dtype=jnp.bfloat16), params, images)["patches"]
+    whole = run(*started, images)["patches"]
+    assert half.dtype == jnp.float32 and 0 < np.abs(half - whole).max() < 0.1 * np.abs(whole).max()
