@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cxrjax import parallel
 from cxrjax.losses import contrastive
 
 TSP = {"similarity": "tsp", "kappa": 1 / 64}
@@ -200,6 +201,28 @@ def test_groups_are_separate_batches(pair):
     assert float(contrastive.info_nce(jnp.ones((8, 3)), jnp.ones((8, 3)), temperature=1, groups=2)) == pytest.approx(
         np.log(4), abs=1e-6
     )
+
+
+def masked_nt_xent(u, v, patient):
+    return contrastive.nt_xent(u, v, temperature=0.2, exclude=patient[:, None] == patient[None])
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda u, v, patient: contrastive.info_nce(u, v, temperature=0.2),
+        lambda u, v, patient: contrastive.ctr(u, v, temperature=0.2),
+        masked_nt_xent,
+    ],
+)
+def test_negatives_are_those_of_all_devices(loss):
+    """Value and gradient with the batch on 1 and on 8 devices, where one has two rows to itself."""
+    key = jax.random.key(0)
+    u, v = (np.asarray(jax.random.normal(jax.random.fold_in(key, i), (16, 3))) for i in range(2))
+    batch = (u, v, np.arange(16) // 3)
+    step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+    shards = parallel.to_global(batch, parallel.make_mesh({"data": 8}))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), step(*batch), step(*shards))
 
 
 def test_unknown_similarity_is_named(pair):
