@@ -6,7 +6,7 @@
     python -m cxrjax.main --config=configs/convirt.py:smoke              seconds; shrinks whatever it is combined with
 
 Words: `mimic_cxr`, `clip`, `siglip`, `smoke`. text.init_from takes a Hugging Face folder of a BERT of the same size;
-without one the text encoder starts from noise.
+without one the text encoder starts from noise. On phantoms it reads whole reports and takes the mean over tokens.
 The paper trains on MIMIC-CXR at batch 32, Adam at 1e-4, for 200 epochs with a plateau rule; the cosine is our choice.
 """
 
@@ -22,7 +22,6 @@ def get_config(arg: str = ""):
     config.method = "convirt"
     config.model = recipes.vit()
     config.text = recipes.text()
-    config.text.one_sentence = True
     config.head = {"layers": 2, "hidden": 512, "out": 512}
     config.loss = {
         "form": "info_nce",  # or sigmoid
@@ -41,24 +40,24 @@ def get_config(arg: str = ""):
     recipes.phantom_reports(config)
 
     if "clip" in words or "siglip" in words:
-        config.text.one_sentence = False
         config.head.update({"layers": 1, "out": 512})
         config.loss.update({"temperature": 0.07, "learned": True, "share": 0.5})
     if "siglip" in words:
         config.loss.form = "sigmoid"
     if "mimic_cxr" in words:
-        recipe(config)
+        recipe(config, "clip" in words or "siglip" in words)
     if "smoke" in words:
         recipes.smoke(config)
         config.head.update({"hidden": 64, "out": 32})
     return config
 
 
-def recipe(config):
+def recipe(config, of_clip):
     recipes.mimic_cxr(config)
     config.model = recipes.resnet()
     config.model.dtype = "bfloat16"
-    config.text.frozen_layers = 6
+    if not of_clip:
+        config.text.update({"one_sentence": True, "pool": "max", "frozen_layers": 6})
     config.batch_size = 32
     config.duration.update({"total_steps": None, "total_epochs": 200.0})
     config.optim.update({"lr": 1e-4, "wd": 1e-6, "betas": (0.9, 0.999), "warmup_steps": None, "warmup_epochs": 1.0})

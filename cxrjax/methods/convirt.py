@@ -7,7 +7,7 @@
     SigLIP    loss = −1/M Σ_ij log σ(± (e^t u_i · w_j + β)), + for i = j, t and β learned
 
 symbol   here                    meaning                                        ConVIRT
-f g      model, text             encoders of the picture and of the text        ResNet-50, ClinicalBERT
+f g      model, text             encoders of the picture and of the text        ResNet-50, maximum over ClinicalBERT's tokens
 h_v h_t  image_head, text_head   Linear → ReLU → Linear (CLIP, SigLIP: one)     512
 τ λ      temperature, share      temperature, weight of picture → text          0.1, ¾
 
@@ -15,8 +15,6 @@ ConVIRT: Zhang et al., MLHC 2022 (arXiv 2010.00747), sections 3.2, 3.3: text is 
 embeddings and the lower six layers of BERT stay as they were (`text.frozen_layers`). CLIP: Radford et al., ICML 2021.
 SigLIP: Zhai et al., ICCV 2023, algorithm 1, t from log 10 and β from −10. Negatives are all other pairs of the global
 batch, also those whose text is word for word the same: `report_twins` says how many pairs have one.
-
-Our choice: a report or sentence is the [CLS] token of the last layer (ConVIRT takes the maximum over tokens).
 """
 
 import jax.numpy as jnp
@@ -43,7 +41,7 @@ def make(config) -> Method:
             params["encoder"], state["batch_stats"]["encoder"], images, train=True, key=rng.fold(key, "encoder")
         )
         u = project(params["image_head"], out["pooled"])  # b d
-        w = project(params["text_head"], read(params, state, batch["ids"], batch["text_mask"])["cls"])
+        w = project(params["text_head"], read(params, state, batch["ids"], batch["text_mask"])["pooled"])
         if config.loss.form == "sigmoid":
             value = contrastive.sigmoid(u, w, scale=jnp.exp(params["log_scale"]), bias=params["bias"])
         else:
@@ -91,7 +89,7 @@ def make(config) -> Method:
         out = read(params, state, ids, mask)
         words, word_mask = bert.words(out["tokens"], word_index, ids.shape[1])
         return {
-            "pooled": project(params["text_head"], out["cls"]),
+            "pooled": project(params["text_head"], out["pooled"]),
             "words": jnp.where(word_mask[..., None], project(params["text_head"], words), 0.0),
             "word_mask": word_mask,
         }

@@ -3,17 +3,19 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from cxrjax.models.bert import VARIANTS, Bert
 
 FROZEN = ("embeddings", "lower")
+POOLS = ("cls", "mean", "max")
 
 
 class TextTower(NamedTuple):
     """init: key → (params, frozen), to be kept at params["text"] and state["frozen"]["text"].
 
-    apply: (params, frozen, ids b l, mask b l bool) → {"tokens": b l d, "cls": b d}, float32. width: d.
+    apply: (params, frozen, ids b l, mask b l bool) → {"tokens": b l d, "pooled": b d}, float32. width: d.
     """
 
     init: Callable
@@ -22,13 +24,17 @@ class TextTower(NamedTuple):
 
 
 def make(text: Mapping[str, Any]) -> TextTower:
-    """The encoder of config.text: variant, vocab_size, length, frozen_layers, dtype.
+    """The encoder of config.text: variant, vocab_size, length, pool, frozen_layers, dtype.
 
+    pool: what stands for the text: "cls", the first token; "mean" or "max" over all of its tokens. [CLS] of a BERT that
+    starts from noise is nearly the same for every text, and contrast then collapses before it learns.
     With frozen_layers k the embeddings and the first k layers are not learned; they are no part of params then.
-    Raises ValueError for an unknown variant.
+    Raises ValueError for an unknown variant or pool.
     """
     if text["variant"] not in VARIANTS:
         raise ValueError(f"there is no text encoder {text['variant']!r}; there are {', '.join(VARIANTS)}")
+    if text["pool"] not in POOLS:
+        raise ValueError(f"text.pool must be one of {', '.join(POOLS)}, got {text['pool']!r}")
     size = VARIANTS[text["variant"]]
     encoder = Bert(
         vocab_size=text["vocab_size"],
@@ -46,6 +52,17 @@ def make(text: Mapping[str, Any]) -> TextTower:
         return {name: tree for name, tree in params.items() if name not in frozen}, frozen
 
     def apply(params, frozen, ids, mask):
-        return encoder.apply({"params": {**params, **frozen}}, ids, mask)
+        out = encoder.apply({"params": {**params, **frozen}}, ids, mask)
+        return {"tokens": out["tokens"], "pooled": _pool(text["pool"], out, mask[..., None])}
 
     return TextTower(init, apply, size.width)
+
+
+def _pool(kind: str, out: Mapping[str, jax.Array], mask: jax.Array) -> jax.Array:
+    """b d; a row of padding alone gives zeros, but for "cls"."""
+    if kind == "cls":
+        return out["cls"]
+    if kind == "mean":
+        return jnp.sum(out["tokens"] * mask, axis=1) / jnp.maximum(mask.sum(axis=1), 1)
+    highest = jnp.where(mask, out["tokens"], -jnp.inf).max(axis=1)
+    return jnp.where(mask.any(axis=1), highest, 0.0)
