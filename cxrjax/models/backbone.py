@@ -25,12 +25,14 @@ class Backbone(NamedTuple):
       features float32. train: a ResNet normalises by the batch and returns moved statistics; a ViT drops paths, drawn
       from `key`, where the config's drop_path is above 0. Pictures of one channel are repeated over `channels`.
     width: d. image_px: side of the pictures that the config names; apply takes other sizes as well.
+    module: the Linen module itself, for more of its outputs.
     """
 
     init: Callable
     apply: Callable
     width: int
     image_px: int
+    module: ViT | ResNet
 
 
 def make(model: Mapping[str, Any]) -> Backbone:
@@ -77,7 +79,7 @@ def _vit(module: ViT, pool: str) -> Backbone:
         pooled = out["cls"] if pool == "cls" else out["patches"].mean(axis=1)
         return {"pooled": pooled, "patches": out["patches"].reshape(len(images), p, q, -1)}, state
 
-    return Backbone(init, apply, module.size.width, module.image_px)
+    return Backbone(init, apply, module.size.width, module.image_px, module)
 
 
 def _resnet(module: ResNet, image_px: int) -> Backbone:
@@ -91,7 +93,7 @@ def _resnet(module: ResNet, image_px: int) -> Backbone:
         features = {"pooled": out["pooled"], "patches": out["taps"][-1].astype(jnp.float32)}
         return features, updated["batch_stats"] if train else state
 
-    return Backbone(init, apply, module.size.widths[-1], image_px)
+    return Backbone(init, apply, module.size.widths[-1], image_px, module)
 
 
 def _blank(px: int, channels: int) -> jax.Array:

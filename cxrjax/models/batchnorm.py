@@ -24,9 +24,11 @@ class BatchNorm(nn.Module):
     scale_init: nn.initializers.Initializer = nn.initializers.ones
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool, mask: jax.Array | None = None) -> jax.Array:
         """train: use the batch's statistics and move the running ones, which then must be mutable.
 
+        mask: bool b …, False for rows that are normalised but not counted, such as the padding of texts; where none is
+        counted the running statistics stay.
         Raises ValueError in training where each feature has one value only: its deviation is not defined.
         """
         features = x.shape[-1]
@@ -42,12 +44,15 @@ class BatchNorm(nn.Module):
                     f"BatchNorm of an array of shape {x.shape} in training: one value per feature has no deviation; "
                     "give a larger batch, or evaluate with train=False"
                 )
-            mean = wide.mean(axes)
-            var = jnp.square(wide - mean).mean(axes)
+            counted = None if mask is None else mask[..., None]
+            count = count if mask is None else mask.sum()
+            mean = _mean(wide, axes, counted)
+            var = _mean(jnp.square(wide - mean), axes, counted)
             if not self.is_initializing():
-                unbiased = var * (count / (count - 1))
+                unbiased = var * (count / (count - 1) if mask is None else count / jnp.maximum(count - 1, 1))
+                momentum = self.momentum if mask is None else jnp.where(count > 0, self.momentum, 0.0)
                 for running, new in ((running_mean, mean), (running_var, unbiased)):
-                    running.value = (1 - self.momentum) * running.value + self.momentum * jax.lax.stop_gradient(new)
+                    running.value = (1 - momentum) * running.value + momentum * jax.lax.stop_gradient(new)
         factor = jax.lax.rsqrt(var + self.epsilon)
         if self.affine:
             factor = factor * self.param("scale", self.scale_init, (features,))
@@ -55,3 +60,10 @@ class BatchNorm(nn.Module):
         if self.affine:
             y = y + self.param("bias", nn.initializers.zeros, (features,))
         return y.astype(self.dtype)
+
+
+def _mean(x: jax.Array, axes: tuple[int, ...], counted: jax.Array | None) -> jax.Array:
+    """The mean over all axes but the last, of the rows that count; 0 of none."""
+    if counted is None:
+        return x.mean(axes)
+    return jnp.where(counted, x, 0).sum(axes) / jnp.maximum(counted.sum(), 1)

@@ -66,8 +66,8 @@ class MLP(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """train: what a BatchNorm normalises by, see there.
+    def __call__(self, x: jax.Array, train: bool, mask: jax.Array | None = None) -> jax.Array:
+        """train, mask (bool b …): what a BatchNorm normalises by and counts, see there.
 
         Raises ValueError for a word that is not one of the above, and for a last norm together with norm="none".
         """
@@ -85,7 +85,8 @@ class MLP(nn.Module):
             last = i == len(self.sizes)
             x = self._linear(x, features, self.last_bias if last else self.bias, f"fc{i}")
             if self.norm != "none" and (self.last_norm or not last):
-                x = self._norm(x, train, self.last_affine or not last, jnp.float32 if last else self.dtype, f"norm{i}")
+                dtype = jnp.float32 if last else self.dtype
+                x = self._norm(x, train, mask, self.last_affine or not last, dtype, f"norm{i}")
             if not last:
                 x = nn.relu(x) if self.activation == "relu" else nn.gelu(x, approximate=False)
         return x.astype(jnp.float32)
@@ -98,9 +99,11 @@ class MLP(nn.Module):
         dense = nn.Dense(features, bias, self.dtype, kernel_init=kernel_init, bias_init=bias_init, name=name)
         return dense(x)
 
-    def _norm(self, x: jax.Array, train: bool, affine: bool, dtype: jnp.dtype, name: str) -> jax.Array:
+    def _norm(
+        self, x: jax.Array, train: bool, mask: jax.Array | None, affine: bool, dtype: jnp.dtype, name: str
+    ) -> jax.Array:
         if self.norm == "batch":
-            return BatchNorm(affine, dtype=dtype, name=name)(x, train)
+            return BatchNorm(affine, dtype=dtype, name=name)(x, train, mask)
         return nn.LayerNorm(epsilon=1e-5, use_bias=affine, use_scale=affine, dtype=dtype, name=name)(x)
 
 
@@ -110,9 +113,14 @@ def start(module: MLP, key: jax.Array, width: int) -> tuple[Any, Any]:
     return variables["params"], variables.get("batch_stats", {})
 
 
-def run(module: MLP, params: Any, state: Any, x: jax.Array, *, train: bool) -> tuple[jax.Array, Any]:
-    """b d → (b out, running statistics): an MLP as a `backbone.Backbone` runs. train=False leaves the statistics."""
-    y, updated = module.apply({"params": params, "batch_stats": state}, x, train, mutable=["batch_stats"])
+def run(
+    module: MLP, params: Any, state: Any, x: jax.Array, *, train: bool, mask: jax.Array | None = None
+) -> tuple[jax.Array, Any]:
+    """b d → (b out, running statistics): an MLP as a `backbone.Backbone` runs. train=False leaves the statistics.
+
+    Or b n d → b n out; mask: bool, the rows that a BatchNorm counts.
+    """
+    y, updated = module.apply({"params": params, "batch_stats": state}, x, train, mask, mutable=["batch_stats"])
     return y, updated.get("batch_stats", {}) if train else state
 
 

@@ -53,12 +53,12 @@ def make(text: Mapping[str, Any]) -> TextTower:
 
     def apply(params, frozen, ids, mask):
         out = encoder.apply({"params": {**params, **frozen}}, ids, mask)
-        return {"tokens": out["tokens"], "pooled": _pool(text["pool"], out, mask[..., None])}
+        return {"tokens": out["tokens"], "pooled": pool(text["pool"], out, mask[..., None])}
 
     return TextTower(init, apply, size.width)
 
 
-def _pool(kind: str, out: Mapping[str, jax.Array], mask: jax.Array) -> jax.Array:
+def pool(kind: str, out: Mapping[str, jax.Array], mask: jax.Array) -> jax.Array:
     """b d; a row of padding alone gives zeros, but for "cls"."""
     if kind == "cls":
         return out["cls"]

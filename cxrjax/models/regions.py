@@ -1,0 +1,110 @@
+"""An image encoder with the map that words are compared with, and where its [CLS] token looks.
+
+GLoRIA and MGCA take layer3 of a ResNet-50, which is four times as fine as the last map, and let it see pictures of
+224 px enlarged to 299; of a ViT they take the patches.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+
+from cxrjax.models import backbone
+from cxrjax.models.vit import LAYER_NORM_EPS, ViT
+
+
+class Regions(NamedTuple):
+    """init: as a `backbone.Backbone`'s, with the same trees.
+
+    apply: (params, state, images b h w c float, *, train, key=None) → (features, state). Features are those of the
+    backbone, "regions" b p q r and "looks" b n: how much [CLS] attends to each of the n = p·q patches, without
+    gradient; None where there is no [CLS] or it is not asked for. width: d of "pooled". region_width: r.
+    """
+
+    init: Callable
+    apply: Callable
+    width: int
+    region_width: int
+
+
+def make(model: Mapping[str, Any], *, layer: int = 3, enlarge_px: int = 0, looks: bool = False) -> Regions:
+    """The encoder of config.model (see `backbone.make`).
+
+    layer: of a ResNet whose map the regions are, 1 to 4. enlarge_px: pictures for a ResNet are brought to this side
+    first, bilinearly and with corners on corners; 0 leaves them. looks: of a ViT, see `Regions`; the inputs of all its
+    blocks are then kept. Raises ValueError for another layer.
+    """
+    encoder = backbone.make(model)
+    if isinstance(encoder.module, ViT):
+        apply = _vit(encoder.module, model.get("pool", "cls"), looks)
+        return Regions(encoder.init, apply, encoder.width, encoder.width)
+    if layer not in (1, 2, 3, 4):
+        raise ValueError(f"a ResNet has the layers 1 to 4, got layer={layer!r}")
+    apply = _resnet(encoder.module, layer, enlarge_px)
+    return Regions(encoder.init, apply, encoder.width, encoder.module.size.widths[layer])
+
+
+def enlarged(images: jax.Array, px: int) -> jax.Array:
+    """b h w c → b px px c, bilinear, the corner pixels staying the corners (torch's align_corners)."""
+    for axis, formula in ((1, "bhwc,ih->biwc"), (2, "bhwc,jw->bhjc")):
+        images = jnp.einsum(formula, images, _interpolation(images.shape[axis], px), precision="highest")
+    return images
+
+
+def looks(y: jax.Array, qkv: Mapping[str, jax.Array], heads: int, mask: jax.Array | None = None) -> jax.Array:
+    """What the first token attends to in a block: b a n, rows sum to 1, float32, no gradient.
+
+    y: b n d, what the block's attention is given. qkv: kernel d 3d and bias 3d as in models/vit.py and models/bert.py.
+    mask: b n, the tokens that are no padding.
+    """
+    y, qkv = jax.lax.stop_gradient((y, qkv))
+    d = y.shape[-1]
+    kernel, bias = (qkv[name].astype(y.dtype) for name in ("kernel", "bias"))
+    q, k = y[:, :1] @ kernel[:, :d] + bias[:d], y @ kernel[:, d : 2 * d] + bias[d : 2 * d]
+    q, k = (rearrange(x, "b n (a d) -> b a n d", a=heads) for x in (q, k))
+    logits = jnp.einsum("bamd,band->ban", q * (d // heads) ** -0.5, k, preferred_element_type=jnp.float32)
+    return jax.nn.softmax(logits if mask is None else jnp.where(mask[:, None], logits, -1e30), axis=-1)
+
+
+def _vit(module, pool, wanted):
+    norm = nn.LayerNorm(epsilon=LAYER_NORM_EPS, dtype=module.dtype)
+
+    def apply(params, state, images, *, train, key=None):
+        if train and module.drop_path and key is None:
+            raise ValueError(f"drop_path={module.drop_path} draws what it drops: give apply a key in training")
+        images = jnp.broadcast_to(images, (*images.shape[:3], module.channels))
+        out = module.apply({"params": params}, images, intermediates=wanted, key=key if train else None)
+        p, q = (side // module.patch_px for side in images.shape[1:3])
+        patches, pooled = out["patches"], out["cls"] if pool == "cls" else out["patches"].mean(axis=1)
+        patches = rearrange(patches, "b (p q) d -> b p q d", p=p, q=q)
+        features = {"pooled": pooled, "patches": patches, "regions": patches, "looks": None}
+        if wanted:
+            last = jax.tree.map(lambda leaf: leaf[-1], params["blocks"])
+            y = norm.apply({"params": last["norm1"]}, out["blocks"][-2])
+            features["looks"] = looks(y, last["attention"]["qkv"], module.size.heads).mean(axis=1)[:, 1:]
+        return features, state
+
+    return apply
+
+
+def _resnet(module, layer, enlarge_px):
+    def apply(params, state, images, *, train, key=None):
+        images = enlarged(images, enlarge_px) if enlarge_px else images
+        images = jnp.broadcast_to(images, (*images.shape[:3], module.channels))
+        variables = {"params": params, "batch_stats": state}
+        out, updated = module.apply(variables, images, train, mutable=["batch_stats"])
+        patches, regions = (out["taps"][i].astype(jnp.float32) for i in (-1, layer))
+        features = {"pooled": out["pooled"], "patches": patches, "regions": regions, "looks": None}
+        return features, updated["batch_stats"] if train else state
+
+    return apply
+
+
+def _interpolation(size: int, px: int) -> np.ndarray:
+    """px size: the rows by which a line of `size` pixels becomes one of `px`."""
+    at = np.arange(px) * (size - 1) / max(px - 1, 1)
+    return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(size))).astype(np.float32)
