@@ -1,0 +1,250 @@
+"""A small BERT that learned a set's own reports by masked words, for when no pre-trained text encoder is at hand.
+
+    encoder = folder(open_set("phantom"))           a Hugging Face folder beside the set, made when first asked for
+    vectors = embed(encoder, texts)                 n d; any other folder of a BERT with its vocab.txt serves as well
+
+It is trained on the reports of the train split alone, from noise, in one to two minutes on two CPU cores. It knows how
+these reports are worded, not what their words mean elsewhere: give Bio_ClinicalBERT or CXR-BERT where you have them.
+"""
+
+import fcntl
+import functools
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from cxrjax import rng
+from cxrjax.datasets import writer
+from cxrjax.input.source import ConvertedSet, source
+from cxrjax.input.studies import studies
+from cxrjax.interop import torch_bert
+from cxrjax.losses import masked
+from cxrjax.models.bert import Bert
+from cxrjax.models.vit import NORMAL, Linear, Size, gelu
+from cxrjax.text import masking, reports, tokenizer
+
+FOLDER = "report_encoder"
+SIZE = Size(128, 3, 4)
+STEPS = 400
+BATCH = 32
+LENGTH = 256  # tokens of a report that are read; the rest is cut off
+MOST_REPORTS = 20_000  # of a large set: more than the steps go through
+HIDDEN_SHARE = 0.3  # of the words; more than BERT's 0.15 teaches faster at so few steps (Wettig et al., EACL 2023)
+
+
+class Encoder(NamedTuple):
+    """A text encoder and the words it reads; head: of the masked words, None for a folder's; losses: of each step."""
+
+    model: Bert
+    params: Any
+    tokenizer: tokenizer.Tokenizer
+    head: Any = None
+    losses: tuple[float, ...] = ()
+
+
+def folder(converted_set: ConvertedSet, seed: int = 0) -> Path:
+    """The report encoder of a converted set as a Hugging Face folder; trained and put beside the set if absent.
+
+    It appears whole or not at all, and of two processes that ask at a time the second waits for the first. A set that
+    is converted anew loses it.
+    Raises ValueError for a set without reports, and where the set's folder cannot be written.
+    """
+    target = converted_set.directory / (FOLDER if seed == 0 else f"{FOLDER}-{seed}")
+    if target.exists():
+        return target
+    try:
+        with open(converted_set.directory / f".{FOLDER}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not target.exists():
+                _make(converted_set, target, seed)
+    except OSError as error:
+        raise ValueError(
+            f"{target} cannot be written ({error.strerror or error}), so {converted_set.name!r} gets no report encoder "
+            "of its own: make the folder writable, or give the folder of a pre-trained BERT."
+        ) from None
+    return target
+
+
+def train(
+    texts: Sequence[str],
+    words: tokenizer.Tokenizer,
+    *,
+    size: Size = SIZE,
+    steps: int = STEPS,
+    seed: int = 0,
+    batch: int = BATCH,
+    length: int = LENGTH,
+    lr: float = 1e-3,
+    progress: bool = False,
+) -> Encoder:
+    """Trains a BERT from noise to predict hidden words of the texts; the same arguments give the same encoder.
+
+    size: width, layers, heads. progress: shows a bar with the loss. The recipe, AdamW at `lr` with a tenth of the steps
+    of warm-up and a cosine, is our choice. Raises ValueError where there is no text.
+    """
+    if not texts:
+        raise ValueError("A report encoder needs reports to be trained on; none was given.")
+    ids, word_index = _tokens(texts, words, length)
+    model = Bert(words.vocab_size, *size, max_length=length, remat="none")
+    key = jax.random.key(seed)
+    tables = {"encoder": model.init(rng.fold(key, "encoder"), ids[:1], ids[:1] > 0)["params"]}
+    head = Head(words.vocab_size)
+    vocabulary = tables["encoder"]["embeddings"]["word"]
+    tables["head"] = head.init(rng.fold(key, "head"), jnp.zeros((1, size.width)), vocabulary)["params"]
+    schedule = optax.warmup_cosine_decay_schedule(0.0, lr, max(steps // 10, 1), max(steps, 2))
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.01))
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(tables, moments, number, ids, word_index):
+        loss, gradient = jax.value_and_grad(_loss)(
+            tables, model, words.mask_id, rng.fold(key, "mask", number), ids, word_index
+        )
+        updates, moments = optimizer.update(gradient, moments, tables)
+        return optax.apply_updates(tables, updates), moments, loss
+
+    moments, losses = optimizer.init(tables), []
+    with writer.progress_bar(steps, "report encoder: reading reports", "step", progress) as bar:
+        for number, chosen in zip(range(steps), _batches(ids, batch, seed), strict=False):
+            tables, moments, loss = step(tables, moments, number, *_cut(ids[chosen], word_index[chosen]))
+            losses.append(loss)
+            bar.update()
+            if progress and number % 20 == 0:
+                bar.set_postfix(loss=f"{float(loss):.2f}", refresh=False)
+    found = jax.device_get((tables, losses))
+    return Encoder(model, found[0]["encoder"], words, found[0]["head"], tuple(map(float, found[1])))
+
+
+def masked_loss(encoder: Encoder, texts: Sequence[str], *, seed: int = 0) -> float:
+    """Mean cross-entropy of an encoder's hidden words over the texts, in nats: for reports it was not trained on."""
+    ids, word_index = _cut(*_tokens(texts, encoder.tokenizer, encoder.model.max_length))
+    tables = {"encoder": encoder.params, "head": encoder.head}
+    loss = jax.jit(_loss, static_argnums=(1, 2))
+    slices = [slice(start, start + BATCH) for start in range(0, len(ids), BATCH)]
+    keys = [rng.fold(jax.random.key(seed), "held_out", number) for number in range(len(slices))]
+    values = [
+        loss(tables, encoder.model, encoder.tokenizer.mask_id, key, ids[part], word_index[part])
+        for key, part in zip(keys, slices, strict=True)
+    ]
+    return float(np.average(values, weights=[len(ids[part]) for part in slices]))
+
+
+def load(path: str | Path) -> Encoder:
+    """An encoder from a Hugging Face folder of a BERT that holds its vocab.txt; raises ValueError."""
+    pretrained, words = torch_bert.read(path), tokenizer.load(path)
+    model = Bert(**torch_bert.fields(pretrained.config), remat="none")
+    if words.vocab_size > model.vocab_size:
+        raise ValueError(
+            f"{path} has {words.vocab_size} pieces in vocab.txt but embeddings of {model.vocab_size} words."
+        )
+    return Encoder(model, torch_bert.from_huggingface(pretrained), words)
+
+
+def embed(encoder: Encoder | str | Path, texts: Sequence[str], batch: int = 64) -> np.ndarray:
+    """The mean over its tokens, [CLS] and [SEP] included, of each text: float32 n d, not normalised.
+
+    encoder: what `train` or `load` returned, or a folder. De-identification marks are taken out of the texts, as in
+    training; what exceeds the encoder's positions is cut off. Equal texts get equal vectors, bit for bit.
+    Raises ValueError for a folder that holds no BERT.
+    """
+    encoder = encoder if isinstance(encoder, Encoder) else load(encoder)
+    if not len(texts):
+        return np.zeros((0, encoder.model.width), np.float32)
+    ids, _ = _tokens(texts, encoder.tokenizer, encoder.model.max_length)
+    # Each different text once, those of like length together, so that little is spent on padding.
+    _, first, which = np.unique(ids, axis=0, return_index=True, return_inverse=True)
+    order = first[np.argsort((ids[first] > 0).sum(1), kind="stable")]
+    vectors = np.zeros((len(texts), encoder.model.width), np.float32)
+    for start in range(0, len(order), batch):
+        part = order[start : start + batch]
+        full = np.resize(part, batch)  # one shape to compile: the last batch is filled up with texts that it has
+        vectors[part] = np.asarray(_pooled(encoder.model, encoder.params, _cut(ids[full])[0]))[: len(part)]
+    return vectors[first[which.reshape(-1)]]
+
+
+class Head(nn.Module):
+    """BERT's masked-language head: n d → n v, its last layer the word embeddings themselves."""
+
+    vocab_size: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, vocabulary: jax.Array) -> jax.Array:
+        bias = self.param("bias", nn.initializers.zeros, (self.vocab_size,))
+        x = nn.LayerNorm(epsilon=1e-12, name="norm")(gelu(Linear(x.shape[-1], kernel_init=NORMAL, name="dense")(x)))
+        return x @ vocabulary.T + bias
+
+
+def _loss(tables, model, mask_id, key, ids, word_index):
+    hidden, labels = masking.mask_words(key, ids, word_index, HIDDEN_SHARE, mask_id)
+    tokens = model.apply({"params": tables["encoder"]}, hidden, ids > 0)["tokens"]
+    # Words are predicted where they are hidden only; [CLS] of the first text, without label, fills the rest up.
+    places = jnp.nonzero(labels.reshape(-1), size=max(ids.size * 2 // 5, len(ids)), fill_value=0)[0]
+    rows, labels = tokens.reshape(-1, tokens.shape[-1])[places], labels.reshape(-1)[places]
+    vocabulary = tables["encoder"]["embeddings"]["word"]
+    logits = Head(model.vocab_size).apply({"params": tables["head"]}, rows, vocabulary)
+    return masked.masked_tokens(logits[None], labels[None])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _pooled(model: Bert, params: Any, ids: jax.Array) -> jax.Array:
+    mask = (ids > 0)[..., None]
+    tokens = model.apply({"params": params}, ids, ids > 0)["tokens"]
+    return jnp.where(mask, tokens, 0).sum(1) / mask.sum(1)
+
+
+def _tokens(texts: Sequence[str], words: tokenizer.Tokenizer, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """ids and word_index, int32 n l."""
+    encoded = [words.encode(reports.without_marks(text), length) for text in texts]
+    return np.stack([tokens.ids for tokens in encoded]), np.stack([tokens.word_index for tokens in encoded])
+
+
+def _cut(ids: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
+    """Texts without the padding that none of them needs; few different lengths, for each is compiled."""
+    longest = -(-(ids > 0).sum(1).max() // 64) * 64
+    return [array[:, :longest] for array in (ids, *others)]
+
+
+def _batches(ids: np.ndarray, batch: int, seed: int) -> Iterator[np.ndarray]:
+    """Row numbers in batches of like length without end; each number comes once before any comes again."""
+    generator, lengths, waiting = np.random.default_rng(seed), (ids > 0).sum(1), np.zeros(0, int)
+    while True:
+        while len(waiting) < 16 * batch:
+            waiting = np.concatenate([waiting, generator.permutation(len(ids))])
+        drawn, waiting = waiting[: 16 * batch], waiting[16 * batch :]
+        by_length = drawn[np.argsort(lengths[drawn], kind="stable")].reshape(16, batch)
+        yield from generator.permutation(by_length)
+
+
+def _make(converted_set: ConvertedSet, target: Path, seed: int) -> None:
+    texts = _reports(converted_set, seed)
+    encoder = train(texts, tokenizer.load(converted_set.directory), seed=seed, progress=True)
+    unfinished = target.with_name(f".{target.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    torch_bert.write(unfinished, encoder.params, encoder.tokenizer, heads=encoder.model.heads)
+    first, last = (float(np.mean(part)) for part in (encoder.losses[:20], encoder.losses[-20:]))
+    said = {"reports": len(texts), "steps": len(encoder.losses), "seed": seed, "first_loss": first, "last_loss": last}
+    (unfinished / "training.json").write_text(json.dumps(said, indent=2) + "\n")
+    os.replace(unfinished, target)
+
+
+def _reports(converted_set: ConvertedSet, seed: int) -> list[str]:
+    """Findings and impression, or else the text, of the train split's studies that have any."""
+    whole = studies(source(converted_set, "train"))
+    chosen = np.random.default_rng(seed).permutation(len(whole))[:MOST_REPORTS]
+    found = (whole[item]["report"] for item in sorted(chosen))
+    texts = [" ".join(filter(None, (one["findings"], one["impression"]))) or one["text"] for one in found]
+    texts = [text for text in texts if text.strip()]
+    if not texts:
+        raise ValueError(
+            f"{converted_set.name!r} has no reports in its train split, so no report encoder can be trained on them; "
+            "give the folder of a pre-trained BERT."
+        )
+    return texts
