@@ -46,12 +46,26 @@ class Result(NamedTuple):
     details: Mapping[str, Any] = MappingProxyType({})
 
 
+class Joint(NamedTuple):
+    """The space that a frozen encoder shares with texts; all vectors are float32 of unit length.
+
+    image: uint8 b h w 1 -> {"pooled": b d, …}; text: (ids b l, text_mask b l, word_index b l) -> {"pooled": b d, …};
+    both compiled, with their arguments where `Encoder.mesh` says. tokens: a text -> those three, l each.
+    words: a report (its findings, impression and text) -> what the method reads of it, "" if that is nothing.
+    """
+
+    image: Callable[[Any], dict[str, Any]]
+    text: Callable[[Any, Any, Any], dict[str, Any]]
+    tokens: Callable[[str], Mapping[str, np.ndarray]]
+    words: Callable[[Mapping[str, str]], str]
+
+
 class Encoder(NamedTuple):
     """A frozen image encoder.
 
     encode: uint8 b h w 1 -> {"pooled": b d float32, …}, compiled by whoever made it (see `encoders.from_method`).
     digest: changes whenever the features of any picture could change; the feature cache relies on it.
-    mesh: where encode wants its images; None for host arrays.
+    mesh: where encode wants its images; None for host arrays. joint: of an encoder that was trained with reports.
     """
 
     encode: Callable[[Any], dict[str, Any]]
@@ -60,6 +74,7 @@ class Encoder(NamedTuple):
     name: str
     step: int = 0
     mesh: jax.sharding.Mesh | None = None
+    joint: Joint | None = None
 
 
 class FeatureTable(NamedTuple):

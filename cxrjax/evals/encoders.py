@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from cxrjax import parallel
-from cxrjax.evals.base import Encoder, digest
+from cxrjax.evals.base import Encoder, Joint, digest
 from cxrjax.methods.base import Method
 
 
@@ -29,6 +29,7 @@ def from_method(
     name: in results, such as the run's; config: whatever beside the parameters decides on the features (variant, mean
     and deviation of the input); mesh: by default all devices; parameters that are not on it yet are copied to each.
     content: digest of parameters and state, needed only where no process can see all of them.
+    A method that reads reports has them read as in its training, by the `text` of its views.
     One compilation per method serves every step and set.
     """
     mesh = parallel.make_mesh() if mesh is None else mesh
@@ -36,7 +37,16 @@ def from_method(
     params, state = (jax.tree.map(lambda leaf: _on(mesh, leaf), tree) for tree in (params, state))
     compiled = _compiled(method.encode)
     identity = digest(content, json.dumps(dict(config or {}), sort_keys=True, default=str), method.image_px)
-    return Encoder(lambda images: compiled(params, state, images), method.image_px, identity, name, step, mesh)
+    joint = None
+    if method.joint is not None:
+        image, text = _compiled(method.joint.image), _compiled(method.joint.text)
+        joint = Joint(
+            lambda images: image(params, state, images),
+            lambda *tokens: text(params, state, *tokens),
+            method.joint.tokens,
+            getattr(method.views, "text", _impression_and_findings),
+        )
+    return Encoder(lambda images: compiled(params, state, images), method.image_px, identity, name, step, mesh, joint)
 
 
 def random_init(
@@ -62,6 +72,10 @@ def pixels(px: int = 32) -> Encoder:
         return {"pooled": values.reshape(len(images), -1), "patches": values}
 
     return Encoder(encode, px, digest("pixels", px), f"pixels-{px}", 0)
+
+
+def _impression_and_findings(report: Mapping[str, str]) -> str:
+    return " ".join(" ".join((report["impression"], report["findings"])).split())
 
 
 @lru_cache(maxsize=16)

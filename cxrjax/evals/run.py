@@ -11,6 +11,7 @@ import math
 import os
 import platform
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,21 @@ from ml_collections import ConfigDict
 from cxrjax import methods, trained
 from cxrjax.config import determining, judged, names
 from cxrjax.datasets import overlap
-from cxrjax.evals import encoders, metrics
+from cxrjax.evals import encoders, joint, metrics, retrieve
 from cxrjax.evals.base import Encoder, Result, digest, make_task
 from cxrjax.evals.features import features, source_digest
 from cxrjax.evals.knn import NEIGHBOURS, knn
 from cxrjax.evals.probe import STRENGTHS, probe
+from cxrjax.evals.zeroshot import zeroshot
 from cxrjax.input.source import Source, open_set, source
 
-JUDGES = ("probe", "knn")
+# The splits that each looks at; retrieval at the one that its entry names.
+JUDGES = {
+    "probe": ("train", "val", "test"),
+    "knn": ("train", "val", "test"),
+    "zeroshot": ("val", "test"),
+    "retrieve": (),
+}
 LIBRARIES = ("cxrjax", "jax", "jaxlib", "flax", "numpy", "scipy", "pandas", "opencv-python-headless")
 
 
@@ -44,6 +52,10 @@ def defaults() -> ConfigDict:
     of the train patients to fit on, fraction_seed: which of the set's nested lists. limit: most pictures of each split,
     the same random ones every time (0: all), for a quick look along training. bootstrap: resamples of the test
     patients. every_steps is for the trainer. An empty name is made from the others.
+
+    Judge "zeroshot": prompts, label -> {"positive": prompts, "negative": prompts}, beside `zeroshot.PROMPTS`. Judge
+    "retrieve" has no task: split, the studies to find each other; at, the k of recall; classes, labels of which just
+    one is present in each of `per_class` studies per label, to be judged by precision as well ("": all studies).
     """
     return ConfigDict(
         {
@@ -64,6 +76,11 @@ def defaults() -> ConfigDict:
             "strengths": STRENGTHS,
             "neighbours": NEIGHBOURS,
             "temperature": 0.07,
+            "prompts": {},
+            "split": "test",
+            "at": retrieve.AT,
+            "classes": (),
+            "per_class": 200,
         }
     )
 
@@ -151,8 +168,12 @@ def complete(entry: Mapping[str, Any]) -> dict[str, Any]:
     if not full["set"]:
         raise ValueError("an evaluation needs 'set', the name of a converted set, such as set='phantom'")
     task = dict(full["task"])
-    record = make_task(task)
-    if not task.get("name"):
+    if full["judge"] == "retrieve":
+        if set(task) - {"name"}:
+            raise ValueError(f"retrieval looks for reports and has no task, got {task}; name labels with 'classes'")
+        task["name"] = task.get("name") or "reports"
+    elif not task.get("name"):
+        record = make_task(task)
         sides = ["+".join(names) for names in (record.positive, record.negative, record.labels) if names]
         task["name"] = _plain("-vs-".join(sides) or "all")
     full["task"] = task
@@ -161,27 +182,59 @@ def complete(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _judge(encoder: Encoder, entry: dict[str, Any], workdir: Path, seed: int) -> tuple[Result, dict[str, str]]:
-    converted = open_set(entry["set"], entry["data_dir"] or None)
+    converted, cache = open_set(entry["set"], entry["data_dir"] or None), workdir / "evals" / "features"
+    table_of = partial(
+        features, batch_size=entry["batch_size"], cache_dir=cache, cache_bytes=entry["cache_gib"] * 2**30
+    )
+    shared = {"resamples": entry["bootstrap"], "seed": seed}
+    views = _names(entry["views"])
+    if entry["judge"] == "retrieve":
+        return _judge_retrieval(
+            encoder, entry, source(converted, entry["split"], views=views or None), table_of, shared
+        )
+    seen = joint.pictures(encoder) if entry["judge"] == "zeroshot" else encoder
     tables, inputs, notes = {}, {}, []
-    views = names(entry["views"]) if isinstance(entry["views"], str) else tuple(entry["views"])
-    for split in ("train", "val", "test"):
+    for split in JUDGES[entry["judge"]]:
         share = {"fraction": entry["fraction"], "fraction_seed": entry["fraction_seed"]} if split == "train" else {}
         chosen = source(converted, split, views=views or None, **share)
         if 0 < entry["limit"] < len(chosen):
             notes.append(f"{split}: a random {entry['limit']:,} of {len(chosen):,} pictures, as the limit says")
             chosen = _some(chosen, entry["limit"])
         inputs[split] = source_digest(chosen)
-        cache_bytes = entry["cache_gib"] * 2**30
-        tables[split] = features(encoder, chosen, entry["batch_size"], workdir / "evals" / "features", cache_bytes)
-    shared = {"resamples": entry["bootstrap"], "seed": seed}
-    task = make_task(entry["task"])
+        tables[split] = table_of(seen, chosen)
+    given = {**tables, "task": make_task(entry["task"]), "label_names": converted.label_names, **shared}
     if entry["judge"] == "probe":
-        options = {"solver": entry["solver"], "strengths": entry["strengths"]}
-        result = probe(**tables, task=task, label_names=converted.label_names, **options, **shared)
+        result = probe(**given, solver=entry["solver"], strengths=entry["strengths"])
+    elif entry["judge"] == "knn":
+        result = knn(**given, neighbours=entry["neighbours"], temperature=entry["temperature"])
     else:
-        options = {"neighbours": entry["neighbours"], "temperature": entry["temperature"]}
-        result = knn(**tables, task=task, label_names=converted.label_names, **options, **shared)
+        embed = partial(joint.texts, encoder, batch_size=entry["batch_size"])
+        result = zeroshot(**given, embed=embed, prompts=entry["prompts"], temperature=entry["temperature"])
     return result._replace(notes=notes + result.notes), inputs
+
+
+def _judge_retrieval(encoder, entry, chosen: Source, table_of, shared) -> tuple[Result, dict[str, str]]:
+    classes = _names(entry["classes"])
+    options = {"classes": classes, "per_class": entry["per_class"], "limit": entry["limit"], "seed": shared["seed"]}
+    found = retrieve.gallery(chosen, joint.of(encoder).words, **options)
+    result = retrieve.retrieve(
+        table_of(joint.pictures(encoder), found.pictures),
+        joint.texts(encoder, found.words, entry["batch_size"]),
+        found.report,
+        at=entry["at"],
+        classes=found.classes,
+        class_names=classes,
+        **shared,
+    )
+    inputs = {entry["split"]: source_digest(found.pictures), "reports": digest(found.words, found.report)}
+    notes = list(found.notes)
+    if entry["split"] == "train":
+        notes.append("the studies are of the train split: an encoder that was trained on this set has seen them")
+    return result._replace(notes=notes + result.notes), inputs
+
+
+def _names(given: Any) -> tuple[str, ...]:
+    return names(given) if isinstance(given, str) else tuple(given)
 
 
 def _some(chosen: Source, count: int) -> Source:
@@ -209,13 +262,15 @@ def _untrained(found: trained.Trained, seed: int) -> Encoder:
 
 def _compare(workdir, entry, encoder, result, reference, of_reference, seed) -> None:
     """Prints and saves the paired differences of an encoder to a reference."""
-    table = {}
-    for metric in ("auroc", "auprc"):
-        table |= metrics.paired_difference(
-            result.predictions, of_reference.predictions, metric, entry["bootstrap"], seed
-        )
-    gain = table["auroc"]
-    print(f"  {encoder.name} minus {reference.name}: auroc {gain.value:+.3f} ({gain.low:+.3f} to {gain.high:+.3f})")
+    both, drawn = (result.predictions, of_reference.predictions), {"resamples": entry["bootstrap"], "seed": seed}
+    if entry["judge"] == "retrieve":
+        table = retrieve.paired_difference(*both, **drawn)
+    else:
+        table = {}
+        for metric in ("auroc", "auprc"):
+            table |= metrics.paired_difference(*both, metric, **drawn)
+    first, gain = next(iter(table.items()))
+    print(f"  {encoder.name} minus {reference.name}: {first} {gain.value:+.3f} ({gain.low:+.3f} to {gain.high:+.3f})")
     numbers = {name: {key: _number(value) for key, value in row._asdict().items()} for name, row in table.items()}
     path = workdir / "evals" / entry["name"] / str(encoder.step) / f"versus-{reference.name}.json"
     if jax.process_index() == 0:

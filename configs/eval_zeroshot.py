@@ -1,0 +1,48 @@
+"""Zero-shot findings: a checkpoint that was trained with reports judges pictures by what sentences say.
+
+    python -m cxrjax.main --config=configs/eval_zeroshot.py --config.checkpoint=runs/…    phantom findings
+    python -m cxrjax.main --config=configs/eval_zeroshot.py:chexpert --config.checkpoint=runs/…    CheXpert's test part
+    python -m cxrjax.main --config=configs/eval_zeroshot.py:smoke --config.checkpoint=runs/…    seconds
+
+A label's score says how much nearer a picture is to sentences that state the finding than to those that deny it. No
+label of the training part is read; the threshold that accuracies are at is chosen on the validation pictures. Prompts
+are those of cxrjax.evals.zeroshot; an entry's `prompts` adds to them or replaces them, label by label, and a prompt may
+hold alternatives: "There is (mild|severe) (left|right) effusion." stands for four sentences.
+Every number comes with its 95 % interval over resampled test patients and the paired difference to the same networks
+before training. Cost: one pass over val and test.
+"""
+
+from ml_collections import ConfigDict
+
+from cxrjax import config as shared
+
+WORDS = ("phantom", "chexpert", "smoke")
+COMPETITION = "Atelectasis,Cardiomegaly,Consolidation,Edema,Pleural Effusion"
+
+
+def get_config(arg: str = ""):
+    words = shared.words(arg, WORDS)
+    config = ConfigDict()
+    config.job = "evaluate"
+    config.checkpoint = ""  # a workdir, its checkpoints folder or one step
+    config.step = "latest"  # or best, or a number
+    config.seed = 0
+    config.references = "random"
+    config.evals = {}
+    if "chexpert" in words:
+        task = {"kind": "multilabel", "labels": COMPETITION, "name": "competition"}
+        config.evals.chexpert_zeroshot = {"judge": "zeroshot", "set": "chexpert", "task": task, "views": "PA,AP"}
+        config.evals.chexpert_zeroshot.prompts = {}
+    if "phantom" in words or not config.evals:
+        config.evals.phantom_zeroshot = {
+            "judge": "zeroshot",
+            "set": "phantom",
+            "task": {"kind": "multilabel"},
+            "views": "PA,AP",
+            "prompts": {},
+        }
+    if "smoke" in words:
+        for entry in config.evals.values():
+            entry.bootstrap = 50
+            entry.set = entry.set.replace("phantom", "phantom_smoke")
+    return config

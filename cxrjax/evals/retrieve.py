@@ -1,0 +1,283 @@
+"""Retrieval judge: finds the report of a picture among those of a split, and the picture of a report.
+
+Recall@k is the share of queries with a right answer among the k nearest. A query is a study, by its first frontal
+picture (PA before AP) or its report. Reports of equal words, letter case aside, are one answer: whoever wrote them, all
+of them are right for a picture of any, and all pictures of their studies are right for the text. They keep their places
+among the candidates, one per study. Where candidates are equally near, the expected value over their orders counts, so
+that placing all alike gains nothing. Chance is a random order: of the pictures, or of the distinct reports, whose
+copies lie together wherever a text is placed.
+
+Precision@k (GLoRIA, Huang et al., ICCV 2021) asks for the class only: the share of the k nearest that are of the
+query's class, among studies drawn so that exactly one of some labels is present (`draw`), as in CheXpert 5×200.
+
+Intervals resample the patients of the queries; the candidates stay, so they hold for a collection of this size.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas
+import scipy.special
+
+from cxrjax.datasets.schema import PRESENT, UNCERTAIN
+from cxrjax.evals import joint, metrics
+from cxrjax.evals.base import FeatureTable, Interval, Result
+from cxrjax.input.source import Source
+from cxrjax.input.studies import studies
+
+AT = (1, 5, 10)
+DIRECTIONS = ("image_to_text", "text_to_image")
+_CHUNK_VALUES = 2**24  # similarities held at once (64 MB)
+
+
+class Gallery(NamedTuple):
+    """s studies with reports. pictures: the first frontal of each. words: the m distinct reports, report: s of them.
+
+    classes: s, the number of the one label of each that is present, or None; notes: what was left out.
+    """
+
+    pictures: Source
+    words: list[str]
+    report: np.ndarray
+    classes: np.ndarray | None
+    notes: list[str]
+
+
+def gallery(
+    source: Source,
+    read: Callable[[Mapping[str, str]], str],
+    *,
+    classes: Sequence[str] = (),
+    per_class: int = 200,
+    limit: int = 0,
+    seed: int = 0,
+) -> Gallery:
+    """The studies of a source that have a frontal picture and a report.
+
+    read: report -> its words, "" for none that counts. classes: labels of which exactly one is present in each study,
+    `per_class` studies each (see `draw`). limit: without classes the most studies, the same random ones every time
+    (0: all).
+    Raises ValueError if none is left, or a class has too few.
+    """
+    whole = studies(source, require_frontal=True, require_report=True)
+    notes = [f"{count} studies {lacking} were left out" for lacking, count in whole.left_out.items() if count]
+    table = whole.table
+    chosen, kinds = np.arange(len(whole)), None
+    if classes:
+        codes = np.stack(table["labels"].tolist())
+        names = list(source.converted_set.label_names)
+        identity = (table["patient_id"] + "/" + table["study_id"]).tolist()
+        drawn = draw(codes, names, identity, classes, per_class, seed)
+        chosen, kinds = np.concatenate(drawn), np.repeat(np.arange(len(drawn)), per_class)
+    elif 0 < limit < len(whole):
+        notes.append(f"a random {limit:,} of {len(whole):,} studies, as the limit says")
+        chosen = np.sort(np.random.default_rng(0).permutation(len(whole))[:limit])
+    texts = [read(whole[int(item)]["report"]) for item in chosen]
+    said = np.array([bool(text.strip()) for text in texts])
+    if not said.all():
+        notes.append(f"{(~said).sum()} studies were left out, because the method reads nothing of their reports")
+    if not said.any():
+        raise ValueError(f"no study of {whole!r} has a report that the method reads anything of")
+    chosen, kinds = chosen[said], None if kinds is None else kinds[said]
+    distinct, report, words = {}, [], []
+    for text in (text for text, kept in zip(texts, said, strict=True) if kept):
+        number = distinct.setdefault(" ".join(text.lower().split()), len(words))
+        report.append(number)
+        if number == len(words):
+            words.append(text)
+    first = whole.items[np.cumsum(whole.counts.sum(1)) - whole.counts.sum(1)][chosen]
+    pictures = Source(source.converted_set, source.split, source.positions[first])
+    return Gallery(pictures, words, np.array(report), kinds, notes)
+
+
+def draw(
+    labels: np.ndarray,
+    label_names: Sequence[str],
+    ids: Sequence[str],
+    classes: Sequence[str],
+    per_class: int = 200,
+    seed: int = 0,
+) -> list[np.ndarray]:
+    """Draws for each class studies in which it is the only one of the classes that is present, none being uncertain.
+
+    labels: s c int8; label_names: c; ids: s. What else a study shows does not matter (`chexpert.five_by_200` is
+    stricter). The draw depends on seed and ids only. Returns the numbers of `per_class` studies per class.
+    Raises ValueError for an unknown class, or one with too few studies.
+    """
+    unknown = [name for name in classes if name not in label_names]
+    if unknown or len(classes) < 2:
+        raise ValueError(f"classes are two or more labels of {list(label_names)}; got {list(classes)}")
+    codes = labels[:, [list(label_names).index(name) for name in classes]]
+    alone = ((codes == PRESENT).sum(axis=1) == 1) & ~(codes == UNCERTAIN).any(axis=1)
+    few, drawn = [], []
+    for column, name in enumerate(classes):
+        found = np.flatnonzero(alone & (codes[:, column] == PRESENT))
+        if len(found) < per_class:
+            few.append(f"{name} {len(found)}")
+        order = sorted(found, key=lambda study: hashlib.sha256(f"retrieve|{seed}|{ids[study]}".encode()).digest())
+        drawn.append(np.array(order[:per_class], int))
+    if few:
+        raise ValueError(
+            f"{per_class} studies per class were asked for in which it alone of {', '.join(classes)} is present, but "
+            f"there are too few of: {', '.join(few)}; lower per_class, or draw from a larger split"
+        )
+    return drawn
+
+
+def retrieve(
+    pictures: FeatureTable,
+    texts: np.ndarray,
+    report: np.ndarray,
+    *,
+    at: Sequence[int] = AT,
+    classes: np.ndarray | None = None,
+    class_names: Sequence[str] = (),
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Result:
+    """Judges s studies both ways.
+
+    pictures: features s d, unit vectors of the shared space. texts: m d, of the distinct reports; report: s, which of
+    them is each study's. at: the k. classes: s, for precision@k as well; class_names: theirs.
+    Metrics are "<direction>_recall@k" and "<direction>_precision@k", the latter also per class. What chance gives is in
+    details["chance"] and in a note.
+    Raises ValueError for features that are not numbers, or a k that is no positive number.
+    """
+    at = tuple(sorted({int(k) for k in at}))
+    if not at or at[0] < 1:
+        raise ValueError(f"recall@k needs k >= 1, got {list(at)}")
+    count, notes = len(report), []
+    if at[-1] >= count:
+        notes.append(f"k {[k for k in at if k >= count]} are no task among {count} candidates and were left out")
+        at = tuple(k for k in at if k < count)
+        if not at:
+            raise ValueError(f"every k is at least the number of candidates, {count}; give more studies or a smaller k")
+    images = joint.checked(pictures, "judged").features
+    columns, rows, chance = {}, {}, {}
+    copies = np.bincount(report)
+    right = copies[report]
+    for direction in DIRECTIONS:
+        if direction == "image_to_text":
+            parts = _ranks(images, texts[report], report, at, classes)
+        else:
+            parts = _ranks(texts[report], images, report, at, classes)
+        hits, precision, rank = (np.concatenate(part) for part in zip(*parts, strict=True))
+        rows[f"rank/{direction}"] = rank
+        for number, k in enumerate(at):
+            columns[f"{direction}_recall@{k}"] = rows[f"hit/{direction}@{k}"] = hits[:, number]
+            if direction == "image_to_text":
+                chance[f"{direction}_recall@{k}"] = _found_by_chance(copies, k)
+            else:
+                chance[f"{direction}_recall@{k}"] = float(_any_right(right, count - right, k).mean())
+            if classes is not None:
+                columns[f"{direction}_precision@{k}"] = rows[f"precision/{direction}@{k}"] = precision[:, number]
+                chance[f"{direction}_precision@{k}"] = float((np.bincount(classes)[classes] / count).mean())
+                for kind, name in enumerate(class_names):
+                    one = np.where(classes == kind, precision[:, number], np.nan)
+                    columns[f"{direction}_precision@{k}/{name}"] = one
+    found = _means(columns, pictures.patient_ids, resamples, seed)
+    notes += [
+        "chance: " + ", ".join(f"{name} {value:.4f}" for name, value in chance.items()),
+        f"intervals resample the patients of the queries; the {count:,} candidates stay the same",
+    ]
+    twins = int((right > 1).sum())
+    if twins:
+        notes.append(f"{twins:,} of {count:,} reports have the words of another; all such answers count as right")
+    table = pandas.DataFrame(
+        {"image_id": pictures.image_ids.astype(str), "patient_id": pictures.patient_ids.astype(str)}
+    )
+    table = table.assign(report=report, **rows)
+    details: dict[str, Any] = {"judge": "retrieve", "chance": chance, "studies": count, "distinct_reports": len(texts)}
+    details["patients"] = len(set(pictures.patient_ids))
+    if classes is not None:
+        details["classes"] = dict(zip(class_names, np.bincount(classes).tolist(), strict=True))
+    return Result(found, table, notes, details)
+
+
+def paired_difference(
+    first: pandas.DataFrame, second: pandas.DataFrame, resamples: int = 1000, seed: int = 0
+) -> dict[str, Interval]:
+    """Recall and precision of `first` minus those of `second` (predictions of the same studies), same resamples."""
+    first, second = (table.sort_values("image_id", ignore_index=True) for table in (first, second))
+    if not first[["image_id", "report"]].equals(second[["image_id", "report"]]):
+        raise ValueError("the two predictions are of different studies or reports; judge both on the same ones")
+    columns = {}
+    for name in first:
+        kind, _, rest = name.partition("/")
+        if kind in ("hit", "precision"):
+            direction, k = rest.split("@")
+            measure = "recall" if kind == "hit" else kind
+            columns[f"{direction}_{measure}@{k}"] = (first[name] - second[name]).to_numpy()
+    return _means(columns, first["patient_id"].to_numpy(), resamples, seed)
+
+
+def _means(columns: Mapping[str, np.ndarray], patient_ids, resamples: int, seed: int) -> dict[str, Interval]:
+    """Means over the queries of each column (s; NaN is left out), with intervals over resampled patients."""
+    values = np.stack(list(columns.values()))  # m s
+    there = np.isfinite(values)
+
+    def statistic(weights):
+        total = there.astype(np.float64) @ weights
+        given = np.where(there, values, 0) @ weights
+        return np.divide(given, total, out=np.full_like(given, np.nan), where=total > 0)
+
+    mean = statistic(np.ones((values.shape[1], 1)))[:, 0]
+    samples = metrics.bootstrap(statistic, patient_ids, resamples, seed)  # r m
+    sizes = there.sum(axis=1)
+    return {name: metrics.interval(mean[c], samples[:, c], sizes[c]) for c, name in enumerate(columns)}
+
+
+def _ranks(queries, candidates, report, at, classes):
+    """Yields for parts of the queries: hits b k and precisions b k (expected over ties), and the rank b of the first
+    right answer; queries and candidates are s d, study by study."""
+    rows = max(1, _CHUNK_VALUES // len(candidates))
+    k = np.array(at)
+    for start in range(0, len(queries), rows):
+        part = slice(start, start + rows)
+        # Equal places must be equally near to the last bit, which a product in parts of other shapes does not give.
+        near = np.round(queries[part].astype(np.float64) @ candidates.T.astype(np.float64), 6)
+        right = report[part, None] == report[None]
+        best = np.where(right, near, -np.inf).max(axis=1, keepdims=True)
+        above = (near > best).sum(axis=1)
+        tied = near == best
+        wrong, good = (tied & ~right).sum(axis=1), (tied & right).sum(axis=1)
+        hits = _any_right(good[:, None], wrong[:, None], k - above[:, None])
+        precision = np.zeros((len(near), 0 if classes is None else len(at)))
+        if classes is not None:
+            precision = _precision(near, classes[part, None] == classes[None], k)
+        yield hits, precision, 1 + above + wrong / (good + 1)
+
+
+def _found_by_chance(copies: np.ndarray, k: int, orders: int = 1000) -> float:
+    """Share of studies whose report has a place among the first k when the distinct reports, with as many places as
+    `copies` m says, are put in a random order; a mean over orders, drawn the same every time."""
+    generator, found = np.random.default_rng(0), 0
+    for _ in range(orders):
+        order = generator.permutation(copies)
+        found += order[np.cumsum(order) - order < k].sum()
+    return float(found / orders / copies.sum())
+
+
+def _any_right(good, wrong, places):
+    """Chance that at least one of `good` is among `places` drawn from good + wrong without replacement."""
+    places = np.minimum(np.maximum(places, 0), good + wrong)
+    return np.where(places > wrong, 1.0, 1 - np.exp(_log_choose(wrong, places) - _log_choose(good + wrong, places)))
+
+
+def _log_choose(n, k):
+    k = np.minimum(k, n)
+    return scipy.special.gammaln(n + 1) - scipy.special.gammaln(k + 1) - scipy.special.gammaln(n - k + 1)
+
+
+def _precision(near, alike, at):
+    """Share b k of the `at` nearest that are alike (b s), those at the last place sharing it where they are tied."""
+    found = []
+    ordered = -np.sort(-near, axis=1)
+    for k in at:
+        last = ordered[:, k - 1 : k]
+        above, tied = near > last, near == last
+        left = k - above.sum(axis=1)
+        found.append(((above & alike).sum(axis=1) + left * (tied & alike).sum(axis=1) / tied.sum(axis=1)) / k)
+    return np.stack(found, axis=1)

@@ -1,0 +1,254 @@
+"""Zero-shot judge: a picture's score for a finding is how much nearer it is to sentences that say it than to denials.
+
+    score = σ((s₊ − s₋ − θ) / τ)        s±: cosine of the picture to each side's mean sentence of unit length
+
+A side's prompts are an ensemble: the mean of their unit vectors, made unit again (CLIP, Radford et al., ICML 2021).
+With θ = 0 the score is the softmax over (positive, negative) of CheXzero (Tiu et al., Nature Biomedical Engineering
+2022); it ranks pictures as the difference of the two does, so AUROC and AUPRC know no choice between them, nor τ or θ.
+
+Cosines to different sentences have different levels, so that a score of ½ means nothing by itself. θ is therefore
+chosen per label on the validation pictures, where it gives the highest balanced accuracy; accuracies are at θ. A task
+of several classes takes the softmax over the positive sides, as GLoRIA does (Huang et al., ICCV 2021), uncalibrated.
+"""
+
+import itertools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import scipy.special
+
+from cxrjax.datasets import schema
+from cxrjax.evals import joint, metrics
+from cxrjax.evals.base import FeatureTable, Result, Targets, Task, targets
+
+_EFFUSION = {
+    "positive": (
+        "There is a (small|moderate|large) (left|right) pleural effusion.",
+        "(Small|Large) bilateral pleural effusions.",
+        "Blunting of the (left|right) costophrenic angle.",
+    ),
+    "negative": ("No pleural effusion.", "There is no pleural effusion.", "The costophrenic angles are sharp."),
+}
+PROMPTS = {
+    "No Finding": {
+        "positive": ("No acute cardiopulmonary abnormality.", "Normal chest radiograph.", "The lungs are clear."),
+        "negative": (
+            "There is (cardiomegaly|pulmonary edema|a pleural effusion|a pneumothorax|a mass).",
+            "There is (atelectasis|consolidation).",
+        ),
+    },
+    "Enlarged Cardiomediastinum": {
+        "positive": (
+            "The cardiomediastinal silhouette is (mildly|moderately|severely) enlarged.",
+            "Widened mediastinum.",
+        ),
+        "negative": ("The cardiomediastinal silhouette is normal.", "Mediastinal contours are unremarkable."),
+    },
+    "Cardiomegaly": {
+        "positive": (
+            "There is (mild|moderate|marked) cardiomegaly.",
+            "The heart is (mildly|moderately|markedly) enlarged.",
+        ),
+        "negative": ("The heart size is normal.", "No cardiomegaly.", "The cardiac silhouette is not enlarged."),
+    },
+    "Lung Opacity": {
+        "positive": ("There is a (patchy|focal|hazy) opacity in the (left|right) (upper|lower) lung.",),
+        "negative": ("The lungs are clear.", "No focal opacity."),
+    },
+    "Lung Lesion": {
+        "positive": ("There is a (nodule|mass) in the (left|right) (upper|lower) lung.",),
+        "negative": ("No pulmonary nodule or mass.", "No suspicious lesion is seen."),
+    },
+    "Edema": {
+        "positive": ("There is (mild|moderate|severe) pulmonary edema.", "Pulmonary vascular congestion with edema."),
+        "negative": ("No pulmonary edema.", "There is no evidence of edema.", "Pulmonary vasculature is normal."),
+    },
+    "Consolidation": {
+        "positive": (
+            "There is (patchy|focal|dense) airspace consolidation in the (left|right) (upper|middle|lower) zone.",
+            "(Left|Right) (upper|middle|lower) zone consolidation.",
+        ),
+        "negative": ("No focal consolidation.", "There is no focal consolidation.", "No airspace consolidation."),
+    },
+    "Pneumonia": {
+        "positive": (
+            "(Left|Right) (upper|lower) lobe pneumonia.",
+            "Findings are concerning for (focal|multifocal) pneumonia.",
+        ),
+        "negative": ("No evidence of pneumonia.", "There is no pneumonia."),
+    },
+    "Atelectasis": {
+        "positive": (
+            "There is (minimal|linear|bandlike) (left|right) basilar atelectasis.",
+            "Atelectasis at the (left|right) base.",
+        ),
+        "negative": ("No atelectasis.", "Lung volumes are preserved without atelectasis."),
+    },
+    "Pneumothorax": {
+        "positive": (
+            "There is a (small|moderate|large) (left|right) pneumothorax.",
+            "(Left|Right) apical pneumothorax.",
+        ),
+        "negative": ("No pneumothorax.", "There is no pneumothorax.", "No evidence of pneumothorax."),
+    },
+    "Pleural Effusion": _EFFUSION,
+    "Effusion": _EFFUSION,
+    "Pleural Other": {
+        "positive": ("There is (left|right|bilateral|apical) pleural (thickening|scarring).",),
+        "negative": ("No pleural thickening.", "The pleural surfaces are normal."),
+    },
+    "Fracture": {
+        "positive": ("There is (an acute|a healed|a displaced) (left|right) rib fracture.",),
+        "negative": ("No fracture.", "The osseous structures are intact.", "No acute bony abnormality."),
+    },
+    "Support Devices": {
+        "positive": (
+            "(An endotracheal tube|A nasogastric tube|A chest tube|A pacemaker|A central venous catheter) is in place.",
+        ),
+        "negative": ("No support devices.", "The tubes have been removed."),
+    },
+    "Nodule": {
+        "positive": ("A (small|rounded) nodule is seen in the (left|right) (upper|middle|lower) zone.",),
+        "negative": ("No pulmonary nodule.", "No suspicious nodule is seen."),
+    },
+    "Mass": {
+        "positive": ("A (large|lobulated) mass is present in the (left|right) (upper|middle|lower) zone.",),
+        "negative": ("No mass.", "No pulmonary mass is identified."),
+    },
+}
+"""Label -> its prompts, for the labels of CheXpert and the phantom; our words, in the style of GLoRIA's templates."""
+
+SIDES = ("positive", "negative")
+
+
+def expand(prompt: str) -> list[str]:
+    """ "(mild|severe) edema" -> ["mild edema", "severe edema"]; several groups give every combination."""
+    pieces = re.split(r"\(([^()]*\|[^()]*)\)", prompt)
+    choices = [piece.split("|") if number % 2 else [piece] for number, piece in enumerate(pieces)]
+    return [" ".join("".join(chosen).split()) for chosen in itertools.product(*choices)]
+
+
+def sides(
+    task: Task, names: Sequence[str], prompts: Mapping[str, Mapping[str, Any]]
+) -> list[tuple[list[str], list[str]]]:
+    """The sentences for and against each of the answer key's names.
+
+    prompts: label -> {"positive": prompts, "negative": prompts}, before those of PROMPTS; a prompt may hold
+    alternatives (see `expand`), and a single one may be a string. A binary task is for what its positive labels say,
+    and against what its negative ones say, or where there are none what denies the positive ones. A multiclass task
+    needs no negative side.
+    Raises ValueError for a label without prompts, and for prompts of another form.
+    """
+    known = {**PROMPTS, **prompts}
+
+    def say(labels, side):
+        lacking = [label for label in labels if not known.get(label, {}).get(side)]
+        if lacking:
+            raise ValueError(
+                f"there is no {side} prompt for {', '.join(map(repr, lacking))}; add prompts={{{lacking[0]!r}: "
+                "{'positive': ('…',), 'negative': ('No …',)}} to the evaluation, or name other labels in its task; "
+                f"there are prompts for {sorted(known)}"
+            )
+        given = [known[label][side] for label in labels]
+        each = [prompt for some in given for prompt in ((some,) if isinstance(some, str) else some)]
+        return [sentence for prompt in each for sentence in expand(prompt)]
+
+    for label, given in prompts.items():
+        if not isinstance(given, Mapping) or set(given) - set(SIDES):
+            raise ValueError(f"prompts of {label!r} are {given!r}; expected {{'positive': …, 'negative': …}}")
+    if task.kind == "binary":
+        against = say(task.negative, "positive") if task.negative else say(task.positive, "negative")
+        return [(say(task.positive, "positive"), against)]
+    if task.kind == "multiclass":
+        return [(say([name], "positive"), []) for name in names]
+    return [(say([name], "positive"), say([name], "negative")) for name in names]
+
+
+def zeroshot(
+    val: FeatureTable,
+    test: FeatureTable,
+    task: Task,
+    label_names: Sequence[str],
+    *,
+    embed: Callable[[Sequence[str]], np.ndarray],
+    prompts: Mapping[str, Mapping[str, Any]] | None = None,
+    temperature: float = 0.07,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Result:
+    """Judges test pictures by prompts, with thresholds chosen on val.
+
+    val, test: features are unit vectors of the shared space; label_names: c, of their labels. embed: sentences -> their
+    unit vectors. prompts: see `sides`. temperature: τ, which only spreads the scores.
+    Raises ValueError for a patient in both splits, an unknown label, a label without prompts, or features that are not
+    numbers.
+    """
+    if temperature <= 0:
+        raise ValueError(f"zero-shot needs temperature > 0, got {temperature}")
+    schema.assert_patients_disjoint({"val": val.patient_ids.tolist(), "test": test.patient_ids.tolist()})
+    tables, keys, notes = {}, {}, []
+    for split, table in (("val", joint.checked(val, "val")), ("test", joint.checked(test, "test"))):
+        key = targets(task, table.labels, label_names)
+        notes += [f"{split}: {note}" for note in key.notes]
+        tables[split] = FeatureTable(*(column[key.keep] for column in table))
+        keys[split] = key._replace(values=key.values[key.keep], keep=key.keep[key.keep])
+    key, said = keys["test"], sides(task, keys["test"].names, prompts or {})
+    if not len(key.values):
+        raise ValueError(f"no test picture is left for this {task.kind} task; choose other labels")
+    positive, negative = ([ensemble(embed(part[side])) if part[side] else None for part in said] for side in (0, 1))
+    details: dict[str, Any] = {"judge": "zeroshot", "temperature": temperature, "prompts": {}}
+    for name, part in zip(key.names, said, strict=True):
+        details["prompts"][name] = dict(zip(SIDES, part, strict=True))
+    if task.kind == "multiclass":
+        scores = scipy.special.softmax(tables["test"].features @ np.stack(positive, axis=1) / temperature, axis=1)
+    else:
+        direction = np.stack(positive, axis=1) - np.stack(negative, axis=1)  # d c
+        margin = {split: table.features.astype(np.float64) @ direction for split, table in tables.items()}
+        levels, more = thresholds(keys["val"], margin["val"])
+        notes += more
+        details["thresholds"] = dict(zip(key.names, levels.tolist(), strict=True))
+        scores = scipy.special.expit((margin["test"] - levels) / temperature)
+    chosen = tables["test"]
+    found, counts, more = metrics.summarise(
+        task.kind, key.names, key.values, scores, chosen.patient_ids, resamples, seed
+    )
+    details["n_positive"] = counts
+    details["splits"] = {
+        split: {"pictures": len(table.image_ids), "patients": len(set(table.patient_ids))}
+        for split, table in tables.items()
+    }
+    table = metrics.prediction_table(key.names, key.values, scores, chosen.patient_ids, chosen.image_ids)
+    return Result(found, table, notes + more, details)
+
+
+def ensemble(vectors: np.ndarray) -> np.ndarray:
+    """The mean of unit vectors n d, made unit again: d float64."""
+    mean = vectors.astype(np.float64).mean(axis=0)
+    return mean / max(np.linalg.norm(mean), 1e-12)
+
+
+def thresholds(key: Targets, margin: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Per label the level of margin n c, halfway between two pictures, with the highest balanced accuracy on `key`.
+
+    Of equals the lowest. A label with one value only keeps 0 and is named in the notes.
+    """
+    levels, without = np.zeros(margin.shape[1]), []
+    for column, name in enumerate(key.names):
+        values, here = key.values[:, column], margin[:, column]
+        if not ((values == 1).any() and (values == 0).any()):
+            without.append(repr(name))
+            continue
+        places = np.unique(here[values >= 0])
+        options = np.concatenate([places[:1], (places[1:] + places[:-1]) / 2])
+        positives, negatives = np.sort(here[values == 1]), np.sort(here[values == 0])
+        hit = 1 - np.searchsorted(positives, options) / len(positives)
+        refused = np.searchsorted(negatives, options) / len(negatives)
+        levels[column] = options[np.argmax(np.round(hit + refused, 9))]
+    if not without:
+        return levels, []
+    return levels, [
+        f"{', '.join(without)}: the validation pictures have one value only, so the threshold stays at 0 and "
+        "accuracies mean little"
+    ]
