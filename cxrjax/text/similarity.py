@@ -1,0 +1,237 @@
+"""How alike the reports of a set are: vectors of a frozen text encoder, centred over the corpus; and a look at them.
+
+    python -m cxrjax.text.similarity SET [--encoder FOLDER | words]
+
+prints, for a grid of thresholds, how many random pairs of reports are above each, and how often the pairs above it have
+the same labels, beside how often any pair has. It suggests the threshold that 2 % of the pairs exceed.
+
+Cosines of a BERT's vectors crowd near 1, whatever the texts say. So the corpus' mean is taken off each vector before it
+gets unit length: e ← (e − ē) / ‖e − ē‖, with ē over all reports of the split that is trained on. Texts that are equal
+then have the similarity 1. Centring over the whole corpus is our choice; FaNe (arXiv 2511.12215) keeps a running mean
+of batches. Of several sets each is centred by itself: how a hospital words its reports is no finding.
+
+The encoder is a folder of a Hugging Face BERT (Bio_ClinicalBERT, CXR-BERT), or "words": rare words weigh more than
+common ones and order counts for nothing, but it is there at once and needs no weights.
+"""
+
+import argparse
+import fcntl
+import functools
+import hashlib
+import json
+import os
+import re
+import sys
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from ml_collections import ConfigDict
+
+from cxrjax import recipes
+from cxrjax.datasets import schema
+from cxrjax.input import paired
+from cxrjax.input.source import ConvertedSet, open_set, source
+from cxrjax.input.studies import Studies, studies
+from cxrjax.text import report_encoder
+
+FOLDER = "report_embeddings"
+WORDS = "words"
+THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 1 - 1e-5)
+PAIRS = 100_000
+SHARE = 0.02  # of random pairs above the threshold that is suggested
+_OF_AN_ENCODER = (".json", ".txt", ".safetensors", ".bin")
+
+
+class Table(NamedTuple):
+    """The vectors of a split's reports.
+
+    vectors: float32 n e, of unit length, one for each different text. rows: (patient_id, study_id) → row; studies
+    without a report are not in it.
+    """
+
+    vectors: np.ndarray
+    rows: dict[tuple[str, str], int]
+
+    def find(self, patient_id: str, study_id: str) -> np.ndarray:
+        """float32 e; zeros, which are like nothing, for a study that has no report."""
+        row = self.rows.get((patient_id, study_id))
+        return np.zeros(self.vectors.shape[1], np.float32) if row is None else np.array(self.vectors[row])
+
+
+def centred(vectors: np.ndarray, counts: np.ndarray | None = None) -> np.ndarray:
+    """Vectors less their mean, of unit length: n e → float32 n e.
+
+    counts: n, how often each is in the corpus. Raises ValueError where all vectors are equal, so that none is left.
+    """
+    vectors = np.asarray(vectors, np.float64)
+    found = vectors - np.average(vectors, axis=0, weights=counts)
+    lengths = np.linalg.norm(found, axis=1, keepdims=True)
+    if not len(vectors) or lengths.max() < 1e-6 * np.abs(vectors).max():
+        raise ValueError(f"the vectors of {len(vectors)} different reports are all the same, so none is left of them")
+    return (found / np.maximum(lengths, 1e-12)).astype(np.float32)
+
+
+def made(converted_set: ConvertedSet, see: paired.Views, encoder: str | Path, split: str = "train") -> Path:
+    """Where the centred vectors of a split's reports lie, for `load`; they are made when first asked for.
+
+    see: which text of a report is read. encoder: a folder, or "words". They appear in <set>/report_embeddings whole or
+    not at all, and of two processes that ask at a time the second waits for the first. What made them is in their name:
+    another encoder, other words, or a set that is converted anew make others.
+    Raises ValueError for a split without reports, and where the set's folder cannot be written.
+    """
+    # A folder of their own: what lies right beside the records tells whether a set was converted anew.
+    folder = converted_set.directory / FOLDER
+    path = folder / f"{_digest(converted_set, split, see, str(encoder))}.npy"
+    if not path.exists():
+        try:
+            folder.mkdir(exist_ok=True)
+            with open(folder / ".lock", "w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not path.exists():
+                    _make(studies(source(converted_set, split)), see, encoder, path)
+        except OSError as error:
+            raise ValueError(
+                f"{folder} cannot be written ({error.strerror or error}), so the reports of {converted_set.name!r} get "
+                "no vectors; make it writable, or copy the set to where it is"
+            ) from None
+    return path
+
+
+@functools.lru_cache(maxsize=16)
+def load(path: Path) -> Table:
+    """What `made` put there. The vectors stay on disk, so that worker processes share what is read of them."""
+    found = pd.read_parquet(path.with_suffix(".parquet"))
+    keys = zip(found["patient_id"], found["study_id"], strict=True)
+    return Table(np.load(path, mmap_mode="r"), dict(zip(keys, found["row"], strict=True)))
+
+
+def bag_of_words(texts: Sequence[str], counts: Sequence[int], width: int = 256) -> np.ndarray:
+    """What words each text has, not how often or where: n e of e = width.
+
+    counts: n, how often each text is in the corpus. Each word has a random direction of its own, the same in every
+    corpus, and the weight log((1 + reports) / (1 + reports with it)). Source: TF–IDF without the TF; our choice.
+    """
+    of_text = [sorted(set(re.findall(r"\w+", text.lower()))) for text in texts]
+    having = Counter()
+    for words, count in zip(of_text, counts, strict=True):
+        having.update(dict.fromkeys(words, int(count)))
+    weight = {word: np.log((1 + sum(counts)) / (1 + count)) for word, count in having.items()}
+    arrow = {word: np.random.default_rng(zlib.crc32(word.encode())).standard_normal(width) for word in having}
+    return np.stack([sum((weight[word] * arrow[word] for word in words), np.zeros(width)) for words in of_text])
+
+
+def _make(whole: Studies, see: paired.Views, encoder: str | Path, path: Path) -> None:
+    kept, texts = [], []
+    for item in range(len(whole)):
+        study = whole[item]
+        text = see.text(study["report"])
+        if text:
+            kept.append((study["patient_id"], study["study_id"]))
+            texts.append(text)
+    if not texts:
+        raise ValueError(f"{whole!r} has no report to compare; choose a set with reports")
+    different, rows, counts = np.unique(texts, return_inverse=True, return_counts=True)
+    different = different.tolist()
+    raw = bag_of_words(different, counts) if str(encoder) == WORDS else report_encoder.embed(encoder, different)
+    listed = pd.DataFrame(kept, columns=["patient_id", "study_id"]).assign(row=rows.reshape(-1))
+    listed.to_parquet(path.with_suffix(".parquet"))
+    unfinished = path.with_suffix(".unfinished")
+    with open(unfinished, "wb") as file:
+        np.save(file, centred(raw, counts))
+    os.replace(unfinished, path)  # last, since it says that both are there
+
+
+def _digest(converted_set: ConvertedSet, split: str, see: paired.Views, encoder: str) -> str:
+    """Of the encoder's files, of the set's records by name, size and time, and of what is read of a report."""
+    records = [path for path in converted_set.directory.iterdir() if "array_record" in path.name]
+    stored = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in records)
+    said = [split, see.sections, see.cleaning, stored]
+    return hashlib.sha256(json.dumps([said, _encoder_digest(encoder)]).encode()).hexdigest()[:16]
+
+
+@functools.lru_cache(maxsize=16)
+def _encoder_digest(encoder: str) -> str:
+    state = hashlib.sha256()
+    if encoder == WORDS:
+        return WORDS
+    for file in sorted(path for path in Path(encoder).iterdir() if path.suffix in _OF_AN_ENCODER):
+        state.update(file.name.encode())
+        with open(file, "rb") as opened:
+            state.update(hashlib.file_digest(opened, "sha256").digest())
+    return state.hexdigest()
+
+
+def calibration(
+    found: Table, labels: dict[tuple[str, str], np.ndarray], pairs: int = PAIRS, seed: int = 0
+) -> tuple[pd.DataFrame, float, float]:
+    """What each of THRESHOLDS would do, judged on random pairs of different studies.
+
+    labels: int8 c of each study by its key in found.rows. Returns a table (threshold; above, the share of pairs;
+    precision, the share of those with the same findings present, NaN where there are none), that share among all pairs,
+    and the similarity which SHARE of the pairs exceed. Raises ValueError for fewer than two studies.
+    """
+    keys = [key for key in found.rows if key in labels]
+    if len(keys) < 2:
+        raise ValueError(f"pairs need two studies with reports and labels; there are {len(keys)}")
+    rng = np.random.default_rng(seed)
+    first = rng.integers(len(keys), size=pairs)
+    second = (first + rng.integers(1, len(keys), size=pairs)) % len(keys)
+    rows = np.array([found.rows[key] for key in keys])
+    present = np.stack([labels[key] for key in keys]) == schema.PRESENT
+    likeness = np.empty(pairs, np.float32)
+    for part in np.array_split(np.arange(pairs), max(pairs // 10_000, 1)):
+        a, b = (found.vectors[rows[side[part]]] for side in (first, second))
+        likeness[part] = np.clip(np.sum(a * b, axis=1), -1, 1)
+    same = np.all(present[first] == present[second], axis=1)
+    lines = [(threshold, likeness >= threshold) for threshold in THRESHOLDS]
+    lines = [(t, np.mean(above), same[above].mean() if above.any() else np.nan) for t, above in lines]
+    grid = pd.DataFrame(lines, columns=["threshold", "above", "precision"])
+    return grid, float(same.mean()), float(np.quantile(likeness, 1 - SHARE))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns 0, or 2 for a mistake."""
+    parser = argparse.ArgumentParser(
+        prog="python -m cxrjax.text.similarity", description="How alike the reports of a converted set are."
+    )
+    parser.add_argument("set", help="a converted set with reports")
+    parser.add_argument("--encoder", default="", help="folder of a BERT, or words; by default the set's own encoder")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--sections", default="impression,findings", help="of the report, in the order they are read")
+    parser.add_argument("--cleaning", default="none", choices=paired.CLEANING)
+    given = parser.parse_args(arguments)
+    text = {**recipes.text(), "sections": given.sections, "cleaning": given.cleaning}
+    read = ConfigDict(
+        {"text": text, "model": recipes.vit(), "data": {"sets": given.set}, "views": {"transform": "none"}}
+    )
+    try:
+        converted_set = open_set(given.set)
+        encoder = given.encoder or report_encoder.folder(converted_set)
+        found = load(made(converted_set, paired.Views(read), encoder, given.split))
+        listed = studies(source(converted_set, given.split)).table
+        keys = zip(listed["patient_id"], listed["study_id"], strict=True)
+        print(report(found, dict(zip(keys, listed["labels"], strict=True))))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def report(found: Table, labels: dict[tuple[str, str], np.ndarray]) -> str:
+    """What the command prints of `calibration`."""
+    grid, base, suggested = calibration(found, labels)
+    lines = [f"{len(found.rows)} reports, {len(found.vectors)} different texts", "", "threshold    above  same labels"]
+    for threshold, above, precision in grid.itertuples(index=False):
+        lines.append(f"{threshold:9.3f}  {above:7.2%}  " + (f"{precision:11.1%}" if above else f"{'–':>11}"))
+    lines += [f"any pair   {1:7.2%}  {base:11.1%}", ""]
+    lines += [f"{SHARE:.0%} of the pairs are above {suggested:.3f}: a threshold to start from (1 to 3 % are usual)"]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
