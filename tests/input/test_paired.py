@@ -1,0 +1,107 @@
+"""What an image–text method sees of a study: which picture, which words, and what an empty report becomes."""
+
+import pickle
+
+import numpy as np
+import pytest
+
+from cxrjax import train
+from cxrjax.input import paired, source
+from cxrjax.input.studies import studies
+from cxrjax.text import tokenizer
+from tests import runs
+
+
+@pytest.fixture
+def config(phantom_dir, monkeypatch):
+    monkeypatch.setenv("CXRJAX_DATA", str(phantom_dir))
+    config = runs.config("convirt", "smoke")
+    config.data.sets = "phantom"
+    config.views.transform = "none"
+    return config
+
+
+@pytest.fixture
+def study(phantom_dir):
+    return studies(source.source(source.open_set("phantom", phantom_dir), "train"), require_report=True)[0]
+
+
+def report(findings="", impression="", text=""):
+    return {"findings": findings, "impression": impression, "text": text}
+
+
+def test_a_study_becomes_a_frontal_picture_and_its_words(config, study):
+    see = pickle.loads(pickle.dumps(paired.Views(config)))
+    seen = see(study, np.random.default_rng(0))
+    assert seen["image"].shape == (1, 32, 32, 1) and seen["image"].dtype == np.uint8
+    words = tokenizer.load(source.open_set("phantom").directory)
+    said = " ".join((study["report"]["impression"] + " " + study["report"]["findings"]).split())
+    np.testing.assert_array_equal(seen["ids"], words.encode(said, 48).ids)
+    np.testing.assert_array_equal(seen["text_mask"], seen["ids"] > 0)
+    again = see(study, np.random.default_rng(5))
+    assert again["report"] == seen["report"]
+
+
+def test_sections_are_read_in_the_order_that_is_asked_for(config):
+    both = report("Clear lungs. Heart size is 2.5 cm.", "No change.", "unused")
+    assert paired.Views(config).text(both) == "No change. Clear lungs. Heart size is 2.5 cm."
+    config.text.sections = "findings"
+    assert paired.Views(config).text(both) == "Clear lungs. Heart size is 2.5 cm."
+    assert paired.Views(config).text(report(impression="No change.", text="CHEST\n\nAll is well here.")) != "No change."
+    config.text.cleaning = "mgca"
+    config.text.sections = "impression,findings"
+    assert paired.Views(config).text(both) == "no change clear lungs heart size is 5 cm"
+
+
+def test_a_report_without_sections_is_read_by_its_last_paragraph(config):
+    plain = report(text="EXAMINATION: Chest.\n\nPortable film.\n\nThe lungs are clear.")
+    assert "The lungs are clear." in paired.Views(config).text(plain)
+    assert paired.Views(config).text(report()) == ""
+
+
+def test_an_empty_report_is_padding_and_needs_no_vocabulary(config):
+    config.data.sets = "a_set_that_is_not_here"
+    tokens = paired.Views(config).tokens("")
+    assert not tokens["text_mask"].any() and not tokens["ids"].any() and (tokens["word_index"] == -1).all()
+
+
+def test_one_sentence_is_one_of_the_report(config, study):
+    config.text.one_sentence = True
+    see = paired.Views(config)
+    words = see.tokenizer
+    said = {
+        words.decode(see(study, np.random.default_rng(seed))["ids"]) for seed in range(20)
+    }  # of many draws, several differ
+    whole = words.decode(words.encode(see.text(study["report"]), 200).ids)
+    assert len(said) > 1 and all(sentence in whole for sentence in said)
+
+
+def test_wrong_settings_get_a_sentence(config, study):
+    config.text.sections = "findings,conclusion"
+    with pytest.raises(ValueError, match="text.sections are of findings, impression; got 'findings,conclusion'"):
+        paired.Views(config)
+    config.text.update({"sections": "findings", "cleaning": "lower"})
+    with pytest.raises(ValueError, match="text.cleaning must be one of none, mgca; got 'lower'"):
+        paired.Views(config)
+    config.text.update({"cleaning": "none", "vocab_size": 20})
+    with pytest.raises(ValueError, match="but text.vocab_size is 20: set it to"):
+        paired.Views(config)(study, np.random.default_rng(0))
+    with pytest.raises(ValueError, match="has no frontal picture; set data.require=frontal,report"):
+        paired.Views(config)({**study, "frontals": []}, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("changes", [{"unit": "patient"}, {"require": "report,sagittal"}, {"unit": "picture"}])
+def test_unknown_units_and_parts_are_refused(config, changes):
+    config.data.update(changes)
+    with pytest.raises(ValueError, match="unit is 'picture' or 'study', and a study can be required to have"):
+        train.build(config)
+
+
+def test_a_run_keeps_its_vocabulary_and_refuses_another(config, tmp_path):
+    paired.keep_vocabulary(config, tmp_path)
+    mine = tokenizer.load(source.open_set("phantom").directory)
+    assert tokenizer.load(tmp_path).vocabulary == mine.vocabulary
+    paired.keep_vocabulary(config, tmp_path)
+    config.text.tokenizer = str(tokenizer.save((*mine.vocabulary, "extra"), tmp_path / "other"))
+    with pytest.raises(ValueError, match="holds a run with another vocabulary"):
+        paired.keep_vocabulary(config, tmp_path)
