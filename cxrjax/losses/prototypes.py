@@ -4,6 +4,8 @@ Swapped prediction of SwAV (Caron et al., NeurIPS 2020, eq. 2–4), as MGCA take
 argument is the whole batch; codes balance over all of it. All numbers are float32.
 """
 
+from collections.abc import Mapping, Sequence
+
 import jax
 import jax.numpy as jnp
 
@@ -45,3 +47,31 @@ def assignment(scores: jax.Array, codes: jax.Array, temperature: float, valid: j
     if valid is None:
         return rows.mean()
     return jnp.sum(jnp.where(valid, rows, 0.0)) / jnp.maximum(jnp.sum(valid), 1)
+
+
+def swapped(
+    scores: Mapping[str, jax.Array],
+    pairs: Sequence[tuple[str, str]],
+    *,
+    epsilon: float,
+    temperature: float,
+    valid: Mapping[str, jax.Array] | None = None,
+    iterations: int = 3,
+    shift: bool = True,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Mean of `assignment` over pairs (who predicts, whose codes), and the codes by name.
+
+    scores: b k by name, of views of the same b examples. valid: b bool of those views that some examples lack; a pair
+    counts where both of its views are there. The others as in `codes` and `assignment`.
+    """
+    valid = valid or {}
+    found = {
+        name: codes(z, epsilon=epsilon, iterations=iterations, valid=valid.get(name), shift=shift)
+        for name, z in scores.items()
+    }
+    terms = []
+    for one, other in pairs:
+        masks = [valid[name] for name in (one, other) if name in valid]
+        both = masks[0] & masks[-1] if masks else None
+        terms.append(assignment(scores[one], found[other], temperature, both))
+    return sum(terms) / len(terms), found

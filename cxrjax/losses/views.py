@@ -1,9 +1,9 @@
-"""Agreement of two pictures of one study, word by word of its report, on global arrays."""
+"""Agreement of the pictures and the report of one study, where some studies lack a picture; on global arrays."""
 
 import jax
 import jax.numpy as jnp
 
-from cxrjax.losses.contrastive import normalise
+from cxrjax.losses.contrastive import info_nce, normalise
 
 
 def word_alignment(
@@ -29,3 +29,21 @@ def word_alignment(
     rows = jnp.sum(jnp.where(valid, both, 0.0), axis=-1) / jnp.maximum(words, 1)
     counted = (words > 0) if studies is None else studies & (words > 0)
     return jnp.sum(jnp.where(counted, rows, 0.0)) / jnp.maximum(counted.sum(), 1)
+
+
+def counted_info_nce(
+    u: jax.Array, v: jax.Array, counted: jax.Array, *, temperature: float, groups: int = 1
+) -> jax.Array:
+    """Symmetric InfoNCE over the counted rows alone, as if the others were not in the batch; 0 where none is counted.
+
+    u, v: M d, any length. counted: M bool. groups: negatives only within M/groups consecutive rows, as far as they are
+    counted. Returns the mean over the counted rows of all groups. Raises ValueError where the groups do not divide M.
+    """
+    m = len(u)
+    if m % groups:
+        raise ValueError(f"a batch of {m} cannot be cut into groups={groups} of equal size")
+    # What is not counted is a group by itself, and zeros: its loss is 0 and has no gradient.
+    group = jnp.where(counted, jnp.arange(m) // (m // groups), -1 - jnp.arange(m))
+    u, v = (jnp.where(counted[:, None], x, 0.0) for x in (u, v))
+    total = m * info_nce(u, v, temperature=temperature, exclude=group[:, None] != group)
+    return total / jnp.maximum(counted.sum(), 1)

@@ -8,6 +8,7 @@ The selection of LAPS (Fu et al., CVPR 2024), as F-L takes it. Tokens that a stu
 not taken, keep their places and are marked, so that shapes do not change: n counts what is there.
 """
 
+from collections.abc import Callable
 from fractions import Fraction
 
 import flax.linen as nn
@@ -37,6 +38,15 @@ def kept_of(count: int | jax.Array, keep_ratio: float) -> int | jax.Array:
     """⌈ρ · count⌉."""
     ratio = Fraction(str(keep_ratio))
     return -(-count * ratio.numerator // ratio.denominator)
+
+
+def select(
+    gather: Callable, tokens: jax.Array, there: jax.Array, words: jax.Array, counted: jax.Array, keep_ratio: float
+) -> jax.Array:
+    """[P; e]: b k d. gather: (tokens, kept) → P, a `Gather` with its parameters; the others as in `scores`."""
+    s = scores(tokens, there, words, counted)
+    kept = keep(s, there, keep_ratio)
+    return jnp.concatenate([gather(tokens, kept), extra(tokens, s, there & ~kept)[:, None]], axis=1)
 
 
 def scores(tokens: jax.Array, there: jax.Array, words: jax.Array, counted: jax.Array) -> jax.Array:

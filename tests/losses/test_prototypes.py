@@ -127,6 +127,28 @@ def test_no_gradient_reaches_the_codes():
     assert not np.any(jax.grad(lambda q: prototypes.assignment(SCORES, q, 0.1))(jnp.full((16, 5), 0.2)))
 
 
+def test_swapped_prediction_where_some_lack_a_view():
+    """T15: whoever does not predict learns nothing; a pair is that of the examples that have both views."""
+    valid = np.arange(16) % 3 > 0
+    scores = {"picture": SCORES, "report": SCORES[::-1].copy()}
+    options = {"epsilon": 0.07, "temperature": 0.1, "valid": {"picture": valid}}
+
+    def loss(scores, pairs):
+        return prototypes.swapped(scores, pairs, **options)[0]
+
+    one_way, both_ways = [("picture", "report")], [("picture", "report"), ("report", "picture")]
+    value, gradient = jax.value_and_grad(loss)(scores, both_ways)
+    text = prototypes.codes(scores["report"], epsilon=0.07)
+    picture = prototypes.codes(SCORES[valid], epsilon=0.07)
+    expected = [
+        prototypes.assignment(SCORES[valid], text[valid], 0.1),
+        prototypes.assignment(scores["report"][valid], picture, 0.1),
+    ]
+    assert float(value) == pytest.approx(float(sum(expected)) / 2, rel=1e-5)
+    assert np.any(gradient["report"][valid]) and not any(np.any(g[~valid]) for g in gradient.values())
+    assert not np.any(jax.grad(loss)(scores, one_way)["report"])
+
+
 def test_codes_balance_over_all_devices():
     """T12, T41: some devices hold no valid row."""
     valid = np.arange(16) % 8 < 3

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from cxrjax import parallel
-from cxrjax.losses.views import word_alignment
+from cxrjax.losses import contrastive
+from cxrjax.losses.views import counted_info_nce, word_alignment
 
 RNG = np.random.default_rng(0)
 U, V = RNG.normal(size=(2, 8, 6, 12)).astype(np.float32)
@@ -91,3 +92,33 @@ def test_one_device_is_eight():
     )
     shards = parallel.to_global([U, V, VALID, STUDIES], parallel.make_mesh({"data": 8}))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), step(U, V, VALID, STUDIES), step(*shards))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_contrast_of_the_counted_is_that_of_a_smaller_batch(dtype):
+    """T38, T39: value and gradient; the others' rows may hold anything and get nothing."""
+    u, v = (jnp.asarray(x[:, 0], dtype) for x in (U, V))
+    noisy = jnp.where(STUDIES[:, None], u, 100)
+    loss = partial(counted_info_nce, temperature=0.1)
+    value, gradient = jax.value_and_grad(loss)(noisy, v, STUDIES)
+    exact, expected = jax.value_and_grad(partial(contrastive.info_nce, temperature=0.1))(u[STUDIES], v[STUDIES])
+    assert float(value) == pytest.approx(float(exact), rel=1e-5)
+    np.testing.assert_allclose(gradient[STUDIES].astype(float), expected.astype(float), atol=2e-6, rtol=1e-2)
+    assert not np.any(gradient[~STUDIES])
+    none, gradient = jax.value_and_grad(loss)(u, v, STUDIES & False)
+    assert float(none) == 0 and not np.any(gradient)
+
+
+def test_local_negatives():
+    """Groups of the whole batch are contrastive's; with some not counted, each group is its own smaller batch."""
+    u, v, all_of_them = U[:, 0], V[:, 0], STUDIES | True
+    exact = contrastive.info_nce(u, v, temperature=0.1, groups=2)
+    assert float(counted_info_nce(u, v, all_of_them, temperature=0.1, groups=2)) == pytest.approx(
+        float(exact), rel=1e-5
+    )
+    halves = [np.flatnonzero(STUDIES[:4]), 4 + np.flatnonzero(STUDIES[4:])]
+    total = sum(len(rows) * float(contrastive.info_nce(u[rows], v[rows], temperature=0.1)) for rows in halves)
+    found = counted_info_nce(u, v, STUDIES, temperature=0.1, groups=2)
+    assert float(found) == pytest.approx(total / STUDIES.sum(), rel=1e-5)
+    with pytest.raises(ValueError, match="a batch of 8 cannot be cut into groups=3"):
+        counted_info_nce(u, v, STUDIES, temperature=0.1, groups=3)

@@ -22,10 +22,9 @@ PARAMS = jax.tree.map(
 @jax.jit
 def select(tokens, there, words, counted):
     """[P; e], b 6 d."""
-    s = selection.scores(tokens, there, words, counted)
-    kept = selection.keep(s, there, 0.8)
-    gathered = GATHER.apply({"params": PARAMS}, tokens, kept)
-    return jnp.concatenate([gathered, selection.extra(tokens, s, there & ~kept)[:, None]], axis=1)
+    return selection.select(
+        lambda *inputs: GATHER.apply({"params": PARAMS}, *inputs), tokens, there, words, counted, 0.8
+    )
 
 
 def looped(tokens, there, words, counted):
