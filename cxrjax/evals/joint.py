@@ -35,7 +35,7 @@ def texts(encoder: Encoder, sentences: Sequence[str], batch_size: int) -> np.nda
     shared = of(encoder)
     rows = [shared.tokens(sentence) for sentence in sentences]
     devices = 1 if encoder.mesh is None else parallel.num_devices(encoder.mesh)
-    size = -(-min(batch_size, len(rows)) // devices) * devices
+    size = -(-batch_size // devices) * devices
     processes, own = jax.process_count(), jax.process_index()
     share, found = size // processes, []
     for start in range(0, len(rows), size):

@@ -136,11 +136,11 @@ def standalone(config: ConfigDict, workdir: Path | None = None) -> dict[str, dic
         raise ValueError(
             f"references {list(wanted)}: choose of 'random' (needs a checkpoint, for its config), 'pixels'"
         )
+    subjects = [] if found is None else [_of_checkpoint(found)]
+    subjects += [encoders.pixels() if name == "pixels" else _untrained(found, config.seed) for name in wanted]
     results = {}
     for key, entry in config.evals.items():
         entry = complete({**entry.to_dict(), "name": entry.get("name") or key})
-        subjects = [] if found is None else [_of_checkpoint(found)]
-        subjects += [encoders.pixels() if name == "pixels" else _untrained(found, config.seed) for name in wanted]
         results[key] = {}
         for number, encoder in enumerate(subjects):
             as_reference = found is None or number > 0

@@ -197,7 +197,12 @@ def zeroshot(
     key, said = keys["test"], sides(task, keys["test"].names, prompts or {})
     if not len(key.values):
         raise ValueError(f"no test picture is left for this {task.kind} task; choose other labels")
-    positive, negative = ([ensemble(embed(part[side])) if part[side] else None for part in said] for side in (0, 1))
+    sentences = list(dict.fromkeys(sentence for part in said for side in part for sentence in side))
+    placed = dict(zip(sentences, embed(sentences), strict=True))
+    positive, negative = (
+        [ensemble(np.stack([placed[sentence] for sentence in part[side]])) for part in said if part[side]]
+        for side in (0, 1)
+    )
     details: dict[str, Any] = {"judge": "zeroshot", "temperature": temperature, "prompts": {}}
     for name, part in zip(key.names, said, strict=True):
         details["prompts"][name] = dict(zip(SIDES, part, strict=True))
