@@ -130,17 +130,16 @@ def sta(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Each word against the patches it attends to, among the words of its own report. SPARC, ICML 2024, section 3.
 
-    words: b w d, word_mask: b w bool, patches: b n d; rows of any length. temperature: τ_l.
-    sparsity: σ of `weights`; None is 1/n. equal: b w w bool, words that are not each other's negatives.
-    average: over "reports" of two words or more (one word has nothing to be told from); "all_reports" with a word, as
-    SPARC's equation; or "words" of the whole batch, as its pseudo-code.
+    words: b w d, word_mask: b w bool, patches: b n d; rows of any length. temperature: τ_l. sparsity: σ of `weights`;
+    None is 1/n. average: over "reports" of two words or more (one has nothing to be told from); "all_reports" with a
+    word, as SPARC's equation; or "words", as its pseudo-code. equal: b w w bool, words that are no negatives.
     both_ways: also each patch against the words it attends to (σ = 1 / words), among the patches; the mean of the two.
 
         a_lp from s_lp = t̂_l·v̂_p by `weights`;  c_l = normalise(Σ_p a_lp v̂_p)
         L_i = 1/(2 L) Σ_l [CE_l over k of (c_l·t̂_k / τ_l) + CE_l over k of (t̂_l·c_k / τ_l)]
 
-    SPARC does not normalise the patches; we do, as MGCA does. Returns (scalar, report): mean survivors, patches of a
-    word with a > 0, and effective_patches, 1 / Σ_p a², over all words of the batch. 0 where no report counts.
+    Patches are normalised, as MGCA's. Returns (scalar, 0 where no report counts; report: means over all words of the
+    survivors, patches with a > 0, and of the effective_patches, 1 / Σ_p a²).
     """
     if average not in AVERAGES:
         raise ValueError(f"average must be one of {', '.join(AVERAGES)}; got {average!r}")
@@ -153,7 +152,6 @@ def sta(
         of_report = (of_report + _one_way(v, t, everywhere, word_mask, least, temperature)[0].mean(axis=1)) / 2
     weight = {"reports": length >= 2, "all_reports": length >= 1, "words": length}[average].astype(jnp.float32)
     value = jnp.sum(weight * of_report) / jnp.maximum(weight.sum(), 1)
-
     found = {"survivors": jnp.sum(a > 0, axis=-1), "effective_patches": 1 / jnp.sum(a * a, axis=-1)}
     report = {name: jnp.sum(jnp.where(word_mask, x, 0)) / jnp.maximum(length.sum(), 1) for name, x in found.items()}
     return value, jax.lax.stop_gradient(report)

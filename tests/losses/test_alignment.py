@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cxrjax import parallel
 from cxrjax.losses import alignment, contrastive
 
 EYE3 = np.eye(3)[None]
@@ -441,6 +442,28 @@ def test_extremes_are_finite(dtype):
         for mask in (np.ones((4, 5), bool), np.zeros((4, 5), bool)):
             found = loss(jnp.full((4, 3), fill, dtype), jnp.full((4, 5, 3), fill, dtype), mask)
             assert all(np.all(np.isfinite(np.float32(part))) for part in jax.tree.leaves(found))
+
+
+@pytest.mark.parametrize("mode", ["soft", "triage"])
+def test_negatives_and_counts_are_those_of_all_devices(mode):
+    """T16: value and gradient on 1 and on 8 devices, where the reports of most devices are of one word."""
+    rng = np.random.default_rng(0)
+    u, w, e = (rng.normal(size=(16, 4)).astype(np.float32) for _ in range(3))
+    e[8:10] = e[:2]
+    words, patches = (rng.normal(size=(16, n, 4)).astype(np.float32) for n in (3, 5))
+    mask = np.arange(3) < np.where(np.arange(16) < 5, 3, 1)[:, None]
+
+    def loss(u, w, e, words, patches, mask):
+        both = alignment.sia(u, w, e, temperature=0.3, mode=mode, threshold=0.8, neutral=0.3)
+        return both[0] + alignment.sta(words, patches, mask, temperature=0.3)[0]
+
+    found = []
+    for devices in (1, 8):
+        shards = parallel.to_global(
+            dict(enumerate((u, w, e, words, patches, mask))), parallel.make_mesh({"data": devices})
+        )
+        found.append(jax.device_get(jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 3, 4)))(*shards.values())))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *found)
 
 
 def test_unknown_words_are_refused(batch):
