@@ -1,0 +1,168 @@
+"""Where on a radiograph a model sees the words of a sentence: maps of cosines, as pictures and as numbers.
+
+maps = look(joint, params, state, picture, "Small nodule in the left upper lobe.", tokenizer)
+cv2.imwrite("maps.png", sheet(picture, maps, marks))
+record(maps, marks)                                         what the pointing game says of them
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import cv2
+import jax
+import numpy as np
+
+from cxrjax.input import views
+from cxrjax.methods.base import Joint
+from cxrjax.text.tokenizer import Tokenizer
+
+SENTENCE = "sentence"
+PANEL_PX = 224  # a panel is the picture enlarged by the whole number that brings it to about this side
+CAPTION_PX = 34
+COLUMNS = 4
+OPACITY = 0.45
+BOX, OUTLINE, PEAK = (255, 255, 255), (180, 180, 180), (0, 0, 255)  # blue, green, red
+
+
+class Maps(NamedTuple):
+    """names: the w words of a sentence, and then "sentence". cosines: float32 w+1 p q, with each patch's vector."""
+
+    names: tuple[str, ...]
+    cosines: np.ndarray
+
+
+class Marks(NamedTuple):
+    """What a set's readers marked, in the px px that a model sees.
+
+    boxes: (label, (y0, x0, y1, x1)) in pixels, cut off at the edge. masks: name → bool px px.
+    """
+
+    boxes: tuple[tuple[str, tuple[float, float, float, float]], ...]
+    masks: Mapping[str, np.ndarray]
+
+
+def look(joint: Joint, params: Any, state: Any, picture: np.ndarray, sentence: str, tokenizer: Tokenizer) -> Maps:
+    """Cosines of every word, and of the sentence as a whole, with every patch of a picture, uint8 px px.
+
+    Raises ValueError for a sentence in which there is no word.
+    """
+    tokens = joint.tokens(sentence.strip())
+    if not (tokens["word_index"] >= 0).any():
+        raise ValueError(f"the sentence {sentence!r} has no word to look for; give one such as 'left pleural effusion'")
+    names = tokenizer.words(tokens["ids"])
+    read = [tokens[name][None] for name in ("ids", "text_mask", "word_index")]
+    text = jax.device_get(jax.jit(joint.text)(params, state, *read))
+    patches = np.asarray(jax.jit(joint.image)(params, state, picture[None, :, :, None])["patches"][0], np.float32)
+    vectors = np.concatenate([text["words"][0][: len(names)], text["pooled"]]).astype(np.float32)
+    return Maps((*names, SENTENCE), np.einsum("wd,pqd->wpq", vectors, patches))
+
+
+def marks(example: Mapping[str, Any], px: int) -> Marks:
+    """The boxes and masks of a record, where it has them, moved with the picture as `views.fit` moves it."""
+    height, width = views.decode(example["image"]).shape
+    fitted = [max(px, round(side * px / min(height, width))) for side in (height, width)]
+    shift = [(side - px) // 2 for side in fitted]
+    boxes, masks = [], {}
+    if "boxes" in example:
+        for label, corners in zip(example["boxes"]["label"], example["boxes"]["bbox"], strict=True):
+            # y0 x0 y1 x1, relative to the whole picture.
+            moved = [float(np.clip(at * fitted[i % 2] - shift[i % 2], 0, px)) for i, at in enumerate(corners)]
+            if moved[2] > moved[0] and moved[3] > moved[1]:
+                boxes.append((label, tuple(moved)))
+    for name in sorted(example):
+        if name.startswith(("mask", "finding_mask")):
+            mask = views.fit(views.decode(example[name]), px, nearest=True) > 0
+            masks |= {name: mask} if mask.any() else {}
+    return Marks(tuple(boxes), masks)
+
+
+def enlarge(cosines: np.ndarray, px: int) -> np.ndarray:
+    """p q → px px, bilinear between the patches' middles."""
+    return cv2.resize(np.asarray(cosines, np.float32), (px, px), interpolation=cv2.INTER_LINEAR)
+
+
+def peak(cosines: np.ndarray, px: int) -> tuple[int, int]:
+    """The pixel (y, x) of px px at which an enlarged map is highest; the middle of them where several are."""
+    large = enlarge(cosines, px)
+    ys, xs = np.nonzero(large >= large.max())
+    middle = np.hypot(ys - ys.mean(), xs - xs.mean()).argmin()
+    return int(ys[middle]), int(xs[middle])
+
+
+def record(maps: Maps, marks: Marks, px: int) -> dict[str, Any]:
+    """What a figure shows, as JSON values: each map with its peak, and the labels and masks that the peak lies in.
+
+    The pointing game (Zhang et al., ECCV 2016) counts the maps whose peak lies in a box; "chance" is the share of the
+    picture that boxes, and that each mask, cover.
+    """
+
+    def inside(y, x):
+        hit = [label for label, (y0, x0, y1, x1) in marks.boxes if y0 <= y + 0.5 < y1 and x0 <= x + 0.5 < x1]
+        return {"in_boxes": hit, "in_masks": [name for name, mask in marks.masks.items() if mask[y, x]]}
+
+    covered = np.zeros((px, px), bool)
+    for _, (y0, x0, y1, x1) in marks.boxes:
+        covered[round(y0) : round(y1), round(x0) : round(x1)] = True
+    found = []
+    for name, cosines in zip(maps.names, maps.cosines, strict=True):
+        y, x = peak(cosines, px)
+        numbers = {"lowest": float(cosines.min()), "highest": float(cosines.max()), "peak": [y, x], **inside(y, x)}
+        found.append({"name": name, **numbers, "map": np.round(cosines, 5).astype(float).tolist()})
+    return {
+        "px": px,
+        "grid": list(maps.cosines.shape[1:]),
+        "boxes": [{"label": label, "y0_x0_y1_x1": list(corners)} for label, corners in marks.boxes],
+        "chance": {"boxes": float(covered.mean()), **{name: float(m.mean()) for name, m in marks.masks.items()}},
+        "maps": found,
+    }
+
+
+def sheet(picture: np.ndarray, maps: Maps, marks: Marks) -> np.ndarray:
+    """All maps over the picture (uint8 px px), one panel each beside the bare picture: uint8 h w 3, blue green red.
+
+    Words share one scale of colours, from their lowest cosine to their highest; the sentence has its own. The caption
+    says the word and the range of its map. A red cross is the peak, white frames are boxes, grey outlines masks.
+    """
+    panels = [_panel(picture, None, (0, 1), marks, "picture")]
+    words, sentence = maps.cosines[:-1], maps.cosines[-1:]
+    for names, together in ((maps.names[-1:], sentence), (maps.names[:-1], words)):
+        for name, cosines in zip(names, together, strict=True):
+            caption = f"{name}  {cosines.min():.2f} to {cosines.max():.2f}"
+            panels.append(_panel(picture, cosines, (together.min(), together.max()), marks, caption))
+    blank = np.zeros_like(panels[0])
+    panels += [blank] * (-len(panels) % COLUMNS)
+    rows = [np.concatenate(panels[i : i + COLUMNS], axis=1) for i in range(0, len(panels), COLUMNS)]
+    return np.concatenate(rows)
+
+
+def _panel(picture, cosines, scale, marks: Marks, caption: str):
+    px = len(picture)
+    times = max(1, PANEL_PX // px)
+    side = px * times
+    canvas = cv2.cvtColor(cv2.resize(picture, (side, side), interpolation=cv2.INTER_LINEAR), cv2.COLOR_GRAY2BGR)
+    if cosines is not None:
+        low, high = scale
+        shown = (enlarge(cosines, side) - low) / max(float(high - low), 1e-6)
+        # Viridis is even to the eye and tells as much in grey.
+        colours = cv2.applyColorMap(np.uint8(np.clip(255 * shown, 0, 255)), cv2.COLORMAP_VIRIDIS)
+        canvas = cv2.addWeighted(colours, OPACITY, canvas, 1 - OPACITY, 0)
+    for mask in marks.masks.values():
+        large = cv2.resize(np.uint8(mask), (side, side), interpolation=cv2.INTER_NEAREST_EXACT)
+        outlines, _ = cv2.findContours(large, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(canvas, outlines, -1, OUTLINE, 1)
+    for _, corners in marks.boxes:
+        y0, x0, y1, x1 = (round(at * times) for at in corners)
+        cv2.rectangle(canvas, (x0, y0), (x1 - 1, y1 - 1), BOX, 1)
+    if cosines is not None:
+        y, x = (round((at + 0.5) * times) for at in peak(cosines, px))
+        cv2.drawMarker(canvas, (x, y), PEAK, cv2.MARKER_CROSS, 9, 1)
+    strip = np.zeros((CAPTION_PX, side, 3), np.uint8)
+    for line, text in enumerate(_lines(caption, side)):
+        cv2.putText(strip, text, (3, 13 + 15 * line), cv2.FONT_HERSHEY_SIMPLEX, 0.4, BOX, 1, cv2.LINE_AA)
+    return np.concatenate([strip, canvas])
+
+
+def _lines(caption: str, side: int) -> Sequence[str]:
+    """Two lines of what OpenCV's font has, which is ASCII, cut to the panel."""
+    word, _, span = caption.encode("ascii", "replace").decode().partition("  ")
+    return [text[: side // 8] for text in (word, span)]

@@ -1,0 +1,165 @@
+"""Maps of words over a picture: with a model whose maps are known, and as a command on a run that was never trained."""
+
+import json
+
+import cv2
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cxrjax import figures as command
+from cxrjax.evals import figures
+from cxrjax.imaging import pixels
+from cxrjax.input import source
+from cxrjax.methods.base import Joint
+from cxrjax.text import tokenizer
+from tests import runs
+
+PX, GRID = 32, 4
+VOCABULARY = tokenizer.Tokenizer((*tokenizer.SPECIAL, "bright", "dark", "##ness", "."))
+
+
+def known_joint():
+    """Patches are (brightness, darkness); "bright" and "dark" are the axes, and a sentence is its first word."""
+    axes = {VOCABULARY.vocabulary.index("bright"): 0, VOCABULARY.vocabulary.index("dark"): 1}
+
+    def tokens(text):
+        ids, mask, word_index = VOCABULARY.encode(text, 8)
+        return {"ids": ids, "text_mask": mask, "word_index": word_index}
+
+    def image(params, state, images):
+        patches = images.reshape(1, GRID, PX // GRID, GRID, PX // GRID).mean((2, 4)) / 255
+        return {"pooled": jnp.zeros((1, 2)), "patches": jnp.stack([patches, 1 - patches], axis=-1)}
+
+    def text(params, state, ids, mask, word_index):
+        vectors = np.zeros((1, 6, 2))
+        for piece, number in zip(ids[0], word_index[0], strict=True):
+            if int(piece) in axes:
+                vectors[0, number, axes[int(piece)]] = 1
+        return {"pooled": vectors[:, 0], "words": vectors, "word_mask": np.arange(6)[None] <= word_index.max()}
+
+    return Joint(image, text, tokens)
+
+
+@pytest.fixture
+def picture():
+    """One bright patch, the third of the second row."""
+    image = np.zeros((PX, PX), np.uint8)
+    image[8:16, 16:24] = 255
+    return image
+
+
+@pytest.fixture
+def maps(picture, monkeypatch):
+    monkeypatch.setattr(figures.jax, "jit", lambda f: f)  # the known text model reads its numbers on the host
+    return figures.look(known_joint(), {}, {}, picture, "bright darkness .", VOCABULARY)
+
+
+def test_each_word_has_its_own_map(maps):
+    bright = np.zeros((GRID, GRID))
+    bright[1, 2] = 1
+    assert maps.names == ("bright", "darkness", ".", "sentence")
+    np.testing.assert_allclose(maps.cosines, [bright, 1 - bright, 0 * bright, bright])
+
+
+def test_the_record_says_where_the_peak_is(maps):
+    mask = np.zeros((PX, PX), bool)
+    mask[:16] = True
+    marks = figures.Marks((("nodule", (8.0, 16.0, 16.0, 24.0)), ("other", (16.0, 0.0, 32.0, 16.0))), {"mask": mask})
+    found = figures.record(maps, marks, PX)
+    by_name = {entry["name"]: entry for entry in found["maps"]}
+    y, x = by_name["bright"]["peak"]
+    assert 8 <= y < 16 and 16 <= x < 24
+    assert by_name["bright"]["in_boxes"] == by_name["sentence"]["in_boxes"] == ["nodule"]
+    assert by_name["bright"]["in_masks"] == ["mask"] and by_name["bright"]["highest"] == 1
+    assert "nodule" not in by_name["darkness"]["in_boxes"]
+    assert found["chance"] == {"boxes": (64 + 256) / 1024, "mask": 0.5}
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_the_colours_follow_the_map(picture, maps):
+    marks = figures.Marks((), {})
+    drawn = figures.sheet(np.full_like(picture, 128), maps, marks)
+    side, tall = PX * (figures.PANEL_PX // PX), PX * (figures.PANEL_PX // PX) + figures.CAPTION_PX
+    assert drawn.shape == (2 * tall, 4 * side, 3), "picture, sentence and three words in rows of four"
+    panels = [
+        drawn[r * tall + figures.CAPTION_PX : (r + 1) * tall, c * side : (c + 1) * side]
+        for r in (0, 1)
+        for c in range(4)
+    ]
+    step = side // GRID
+    for number, peak in ((1, True), (2, True), (3, False)):
+        inside = panels[number][step + 3 : step + 9, 2 * step + 3 : 2 * step + 9].mean((0, 1))
+        outside = panels[number][3 * step + 20 : 4 * step - 5, 5 : step - 5].mean((0, 1))
+        brighter = inside[1] > outside[1]  # viridis is yellow, which is green and red, at its top
+        assert brighter == peak
+    assert len(np.unique(panels[0].reshape(-1, 3), axis=0)) == 1, "the picture itself has no colours"
+    assert not panels[5].any(), "no panel where there is no word"
+
+
+def test_boxes_and_masks_move_with_the_picture():
+    """40 × 80 px are halved to 20 × 40, and the middle 20 × 20 kept: 10 px go on either side."""
+    image, finding = np.zeros((40, 80), np.uint8), np.zeros((40, 80), np.uint8)
+    finding[10:20, 40:60] = 255
+    encoded = {name: pixels.encode(x, "png") for name, x in (("image", image), ("finding_mask", finding))}
+    boxes = {"label": ["nodule", "outside", "edge"], "bbox": [(0.25, 0.5, 0.5, 0.75), (0, 0, 1, 0.2), (0, 0, 1, 0.3)]}
+    marks = figures.marks({**encoded, "mask": pixels.encode(image, "png"), "boxes": boxes}, 20)
+    assert marks.boxes == (("nodule", (5, 10, 10, 20)), ("edge", (0, 0, 20, pytest.approx(2))))
+    ys, xs = np.nonzero(marks.masks["finding_mask"])
+    assert (ys.min(), ys.max() + 1, xs.min(), xs.max() + 1) == (5, 10, 10, 20)
+    assert set(marks.masks) == {"finding_mask"}, "an empty mask outlines nothing"
+
+
+@pytest.fixture(scope="module")
+def workdir(phantom_dir, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    vocabulary = str(source.open_set("phantom", phantom_dir).directory)
+    runs.write(folder, runs.config("convirt", text__tokenizer=vocabulary, data__sets="phantom"))
+    return folder
+
+
+@pytest.fixture
+def run(workdir, phantom_dir, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CXRJAX_DATA", str(phantom_dir))
+
+    def call(*arguments, sentence="No pleural effusion."):
+        given = ["--checkpoint", str(workdir), "--set", "phantom", "--output", str(tmp_path), "--sentence", sentence]
+        status = command.main([*given, *arguments])
+        return status, capsys.readouterr()
+
+    return call
+
+
+def test_the_command_writes_a_picture_and_its_numbers(run, tmp_path):
+    status, said = run()
+    assert status == 0 and "1 pictures" not in said.err
+    (path,) = tmp_path.glob("*.png")
+    numbers = json.loads(path.with_suffix(".json").read_text())
+    assert [entry["name"] for entry in numbers["maps"]] == ["no", "pleural", "effusion", ".", "sentence"]
+    assert numbers["boxes"] and 0 < numbers["chance"]["boxes"] < 1, "the default picture has a box"
+    assert numbers["grid"] == [8, 8] and numbers["method"] == "convirt" and numbers["image_id"] == path.stem
+    cosines = np.array([entry["map"] for entry in numbers["maps"]])
+    assert np.abs(cosines).max() <= 1 and np.ptp(cosines[0]) > 0
+    drawn = cv2.imread(str(path))
+    assert drawn.shape == (2 * (224 + figures.CAPTION_PX), 4 * 224, 3)
+
+
+def test_named_pictures_come_from_any_split(run, tmp_path, phantom_dir):
+    converted = source.open_set("phantom", phantom_dir)
+    wanted = [source.index(converted, split)["image_id"].iloc[0] for split in ("train", "val")]
+    status, said = run("--image-id", *wanted)
+    assert status == 0 and said.out.count(".png") == 2
+    assert {json.loads(path.read_text())["image_id"] for path in tmp_path.glob("*.json")} == set(wanted)
+
+
+def test_mistakes_get_a_sentence(run, tmp_path_factory, phantom_dir, monkeypatch, capsys):
+    for sentence in ("", "   "):
+        status, said = run(sentence=sentence)
+        assert status == 2 and "the sentence is empty" in said.err
+    status, said = run("--image-id", "phantom-999999")
+    assert status == 2 and "no picture 'phantom-999999'" in said.err and "one is '" in said.err
+    images_only = tmp_path_factory.mktemp("images_only")
+    runs.write(images_only, runs.config("spcl"))
+    given = ["--checkpoint", str(images_only), "--set", "phantom", "--output", "x", "--sentence", "nodule"]
+    assert command.main(given) == 2
+    assert "trained with 'spcl', which reads no reports" in capsys.readouterr().err
