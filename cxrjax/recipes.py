@@ -42,13 +42,13 @@ def text(variant: str = "mini") -> dict[str, Any]:
     return {
         "variant": variant,
         "vocab_size": 1024,  # rows of the embedding; at least the vocabulary
-        "tokenizer": "",  # folder with vocab.txt; "" for the one beside the first set
+        "tokenizer": "",  # folder with vocab.txt; "" for that of init_from, or else of the first set
         "length": 80,  # tokens, [CLS] and [SEP] among them
         "sections": "impression,findings",  # in the order in which they are read
         "cleaning": "none",  # or mgca: lower-case words, no punctuation
         "one_sentence": False,  # a random one of the report
         "pool": "mean",  # or cls, max: what stands for the whole text
-        "init_from": "",  # folder of a Hugging Face BERT
+        "init_from": "reports",  # a BERT trained on the set's own; or a Hugging Face folder, or "" for noise
         "frozen_layers": 0,  # embeddings and this many lower layers stay as they start
         "dtype": "float32",
     }
@@ -70,7 +70,7 @@ def mimic_cxr(config: ConfigDict) -> None:
     _of_studies(config)
     config.data.sets = "mimic_cxr"
     config.text.update({"variant": "base", "vocab_size": 28996, "length": 112, "cleaning": "mgca", "pool": "cls"})
-    config.text.dtype = "bfloat16"
+    config.text.update({"init_from": "", "dtype": "bfloat16"})
     config.log_every_steps = 50
     config.evals = {
         "mimic_cxr_probe": _probe("mimic_cxr", every_steps=5000),
@@ -105,7 +105,7 @@ def smoke(config: ConfigDict) -> None:
     _shrink(config.model, {"variant": "test", "image_px": 32, "patch_px": 4, "dtype": "float32"}, "resnet_test")
     if "text" in config:
         config.text.update({"variant": "test", "length": 48, "frozen_layers": min(config.text.frozen_layers, 1)})
-        config.text.dtype = "float32"
+        config.text.update({"init_from": "", "dtype": "float32"})
     config.batch_size = 16
     config.duration.update({"total_steps": 6, "total_epochs": None})
     config.optim.update({"lr": 1e-3, "base_lr": None, "warmup_steps": 2, "warmup_epochs": None})

@@ -19,14 +19,15 @@ from cxrjax.input.studies import pick
 from cxrjax.text import reports, tokenizer
 
 CLEANING = ("none", "mgca")
+OF_REPORTS = "reports"  # as text.init_from: the encoder that is trained on the reports of the first set
 
 
 class Views:
     """What `Method.views` of an image–text method does; it can be pickled.
 
     config: model.image_px, views.transform, and text: sections (in the order in which they are read), cleaning, length,
-    one_sentence (a random one of the report), vocab_size, and tokenizer: a folder with vocab.txt, or "" for the one
-    beside the first set of data.sets.
+    one_sentence (a random one of the report), vocab_size, and tokenizer: a folder with vocab.txt, or "" for that of
+    text.init_from, and without one for that of the first set of data.sets.
     Raises ValueError for an unknown section or cleaning.
     """
 
@@ -39,7 +40,8 @@ class Views:
             raise ValueError(f"text.cleaning must be one of {', '.join(CLEANING)}; got {self.cleaning!r}")
         self.one_sentence = config.text.one_sentence
         self.length, self.vocab_size = config.text.length, config.text.vocab_size
-        self.vocabulary, self.set = config.text.tokenizer, names(config.data.sets)[0]
+        weights = "" if config.text.init_from == OF_REPORTS else config.text.init_from
+        self.vocabulary, self.set = config.text.tokenizer or weights, names(config.data.sets)[0]
         self.transform = views.transform(config.views.transform, config.model.image_px)
 
     def __call__(self, study: Mapping[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -90,7 +92,7 @@ class Views:
 
     @functools.cached_property
     def folder(self) -> Path:
-        """Where the vocabulary lies."""
+        """Where the vocabulary lies: as the config says, with the weights that the encoder starts from, or the set."""
         return Path(self.vocabulary) if self.vocabulary else source.open_set(self.set).directory
 
 

@@ -1,4 +1,4 @@
-"""Starting a run from an encoder that exists already: a Hugging Face folder or a workdir of ours."""
+"""Starting a run from encoders that exist already: Hugging Face folders, or a workdir of ours."""
 
 from pathlib import Path
 from typing import Any
@@ -7,36 +7,42 @@ import jax
 import numpy as np
 
 from cxrjax import checkpoint, trained
-from cxrjax.interop import huggingface, torch_resnet, torch_vit
+from cxrjax.config import names
+from cxrjax.input import paired, source
+from cxrjax.interop import huggingface, torch_bert, torch_resnet, torch_swin, torch_vit
 from cxrjax.methods.base import encoder_params
-from cxrjax.models import posemb, resnet, vit
+from cxrjax.models import bert, posemb, resnet, vit
+from cxrjax.text import report_encoder
+
+PLACES = ("encoder", "text", "lateral")
 
 
 def initialise(config: Any, train_state: Any, abstract: Any) -> Any:
-    """Replaces the encoder in a fresh train state by that of config.init_from; without one nothing changes.
+    """Replaces encoders in a fresh train state by those that the config names; what it names none for stays as it is.
 
     config.init_from: a Hugging Face folder (has model.safetensors) of a ViT or a ResNet, or a workdir, its checkpoints
     or one step's folder (its latest step; the method may differ, the encoder must fit). Of a run it is the network that
     `Method.encoder` names, which for DINO is the teacher. Copies of the encoder in `state`, such as a momentum encoder,
     are replaced as well, so that they start equal; so are a ResNet's statistics.
+    config.text.init_from: a Hugging Face folder of a BERT, or "reports" for the one that is trained on the reports of
+    the first set (`text.report_encoder`). It may know fewer words than text.vocab_size.
+    config.lateral.init_from: a Hugging Face folder of a Swin, for the second encoder of frontal_lateral.
     abstract: the train state's shapes and shardings. Raises ValueError where the encoders do not fit.
     """
-    folder = config.get("init_from")
-    if not folder:
+    by_path = dict(_leaves(_named_encoders(config, abstract)))
+    if not by_path:
         return train_state
-    wanted = encoder_params(abstract.params, abstract.state)
-    if (Path(folder) / huggingface.CONFIG).is_file() and not checkpoint.steps(folder):
-        encoder, statistics = _from_huggingface(config, folder, wanted)
-    else:
-        encoder, statistics = _from_run(folder, wanted, _statistics(abstract.state))
-    by_path = dict(_leaves(encoder) + _leaves(statistics))
 
     def replace(keys, leaf, target):
-        _, found, below = _path(keys).rpartition("encoder/")
-        if not found or below not in by_path:
+        # From the last name of an encoder on: state/target/encoder/… starts as params/encoder/… does.
+        parts = _path(keys).split("/")
+        tails = ["/".join(parts[start:]) for start in reversed(range(len(parts))) if parts[start] in PLACES]
+        if not tails or tails[0] not in by_path:
             return leaf
-        value = np.asarray(by_path[below])
-        return jax.make_array_from_callback(leaf.shape, target.sharding, lambda index: value[index].astype(leaf.dtype))
+        value = np.asarray(by_path[tails[0]]).astype(leaf.dtype)
+        if value.shape != leaf.shape:  # fewer words or positions: those that no text has stay as they were drawn
+            return jax.jit(lambda rows: rows.at[: len(value)].set(value), out_shardings=target.sharding)(leaf)
+        return jax.make_array_from_callback(leaf.shape, target.sharding, lambda index: value[index])
 
     def filled(tree, targets):
         return jax.tree.map_with_path(replace, tree, targets)
@@ -44,6 +50,54 @@ def initialise(config: Any, train_state: Any, abstract: Any) -> Any:
     return train_state._replace(
         params=filled(train_state.params, abstract.params), state=filled(train_state.state, abstract.state)
     )
+
+
+def _named_encoders(config: Any, abstract: Any) -> dict[str, dict[str, Any]]:
+    """{place: tree of what is known of it}: parameters, and the encoder's running statistics among them."""
+    found = {}
+    if folder := config.get("init_from"):
+        wanted = encoder_params(abstract.params, abstract.state)
+        if (Path(folder) / huggingface.CONFIG).is_file() and not checkpoint.steps(folder):
+            encoder, statistics = _from_huggingface(config, folder, wanted)
+        else:
+            encoder, statistics = _from_run(folder, wanted, _statistics(abstract.state))
+        found["encoder"] = _merged(encoder, statistics)
+    if config.get("text", {}).get("init_from"):
+        found["text"] = _text(config, _whole("text", abstract))
+    if config.get("lateral", {}).get("init_from"):
+        lateral = config.lateral
+        if lateral.standardise.mode != "fixed":
+            raise ValueError(
+                f"lateral.init_from needs lateral.standardise.mode='fixed', got {lateral.standardise.mode!r}"
+            )
+        scale = {"mean": lateral.standardise.mean, "std": lateral.standardise.std}
+        found["lateral"] = torch_swin.from_huggingface(lateral.init_from, lateral.variant, **scale)
+    return found
+
+
+def _text(config: Any, wanted: Any) -> dict[str, Any]:
+    folder = config.text.init_from
+    if folder == paired.OF_REPORTS:
+        folder = report_encoder.folder(source.open_set(names(config.data.sets)[0]))
+    pretrained, embeddings = torch_bert.read(folder), dict(wanted["embeddings"])
+    for name, key in (("word", "vocab_size"), ("position", "max_position_embeddings")):
+        rows = embeddings[name]
+        fewer = min(pretrained.config[key], rows.shape[0])
+        embeddings[name] = jax.ShapeDtypeStruct((fewer, rows.shape[1]), rows.dtype)
+    heads = bert.VARIANTS[config.text.variant].heads
+    return torch_bert.load_into({**wanted, "embeddings": embeddings}, pretrained, heads=heads)
+
+
+def _whole(place: str, abstract: Any) -> dict[str, Any]:
+    """The parameters at a place, learned and frozen."""
+    return {**abstract.params.get(place, {}), **abstract.state.get("frozen", {}).get(place, {})}
+
+
+def _merged(one: Any, other: Any) -> Any:
+    """Both trees as one; a ResNet's layer has its parameters and its statistics under different names."""
+    if not isinstance(one, dict):
+        return one
+    return {key: _merged(one[key], other.get(key, {})) if key in one else other[key] for key in {**one, **other}}
 
 
 def _from_run(folder: str, wanted: Any, statistics: Any) -> tuple[dict[str, Any], dict[str, Any]]:

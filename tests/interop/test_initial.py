@@ -3,14 +3,18 @@
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from cxrjax import methods, parallel, trained
-from cxrjax.interop import huggingface, torch_resnet, torch_vit
+from cxrjax.input import paired
+from cxrjax.interop import huggingface, torch_bert, torch_resnet, torch_swin, torch_vit
 from cxrjax.interop.initial import initialise
 from cxrjax.methods.base import encoder_params
-from cxrjax.models import posemb
+from cxrjax.models import posemb, swin, text_tower
+from cxrjax.models.bert import VARIANTS, Bert
+from cxrjax.text import tokenizer
 from tests import runs
 
 
@@ -21,8 +25,8 @@ class TrainState(NamedTuple):
 
 def fresh(settings):
     """Train state of a new run that keeps a momentum encoder, and its shapes on eight devices."""
-    images = np.zeros((1, 1, 32, 32, 1), np.uint8)
-    params, state = jax.jit(methods.make(settings).init)(jax.random.key(1), {"image": images})
+    method = methods.make(settings)
+    params, state = jax.jit(lambda key: method.init(key, methods.blank_batch(method)))(jax.random.key(1))
     train_state = TrainState(params, {**state, "momentum": params, "queue": np.ones((4, 2))})
     return train_state, parallel.abstract(jax.eval_shape(lambda: train_state), parallel.make_mesh())
 
@@ -96,6 +100,50 @@ def test_the_network_that_encodes_is_taken(tmp_path):
         if settings.method == "dino":
             jax.tree.map(np.testing.assert_array_equal, started.state["target"]["encoder"], teacher)
             jax.tree.map(np.testing.assert_array_equal, started.params["prototypes"], train_state.params["prototypes"])
+
+
+@pytest.mark.parametrize("frozen_layers", [0, 1])
+def test_the_text_encoder_starts_from_a_bert_of_fewer_words(tmp_path, frozen_layers):
+    words = tokenizer.Tokenizer(tokenizer.train(["Clear lungs. No pleural effusion."] * 2))
+    theirs = Bert(words.vocab_size, *VARIANTS["test"], max_length=64)
+    ids = jnp.asarray(words.encode("No effusion.", 16).ids)[None]
+    known = theirs.init(jax.random.key(7), ids, ids > 0)["params"]
+    torch_bert.write(tmp_path / "bert", known, words, heads=VARIANTS["test"].heads)
+    settings = runs.config("convirt", text__frozen_layers=frozen_layers, text__init_from=str(tmp_path / "bert"))
+    train_state, abstract = fresh(settings)
+    started = initialise(settings, train_state, abstract)
+    frozen = started.state["frozen"]["text"]
+    assert set(frozen) == ({"embeddings", "lower"} if frozen_layers else set())
+    out = text_tower.make(settings.text).apply(started.params["text"], frozen, ids, ids > 0)
+    expected = theirs.apply({"params": known}, ids, ids > 0)["tokens"]
+    np.testing.assert_allclose(out["tokens"], expected, atol=1e-5)
+    before, after = ({**s.params["text"], **s.state["frozen"]["text"]}["embeddings"] for s in (train_state, started))
+    np.testing.assert_array_equal(after["word"][words.vocab_size :], before["word"][words.vocab_size :])
+    jax.tree.map(np.testing.assert_array_equal, started.params["encoder"], train_state.params["encoder"])
+    assert paired.Views(settings).tokenizer.vocabulary == words.vocabulary, "the words that go with the weights"
+
+
+def test_a_text_encoder_of_another_size_is_explained(tmp_path):
+    words = tokenizer.Tokenizer(tokenizer.train(["Clear lungs. No pleural effusion."] * 2))
+    ids = jnp.ones((1, 8), jnp.int32)
+    params = Bert(words.vocab_size, 32, 2, 2).init(jax.random.key(0), ids, ids > 0)["params"]
+    torch_bert.write(tmp_path / "bert", params, words, heads=2)
+    settings = runs.config("convirt", text__init_from=str(tmp_path / "bert"))
+    with pytest.raises(ValueError, match="does not fit ours in .* parameters: .*Choose the variant of its size"):
+        initialise(settings, *fresh(settings))
+
+
+def test_the_lateral_encoder_starts_from_a_swin(tmp_path):
+    model = swin.Swin("swin_test")
+    known = model.init(jax.random.key(7), jnp.zeros((1, 32, 32, 1)))["params"]
+    weights, config = torch_swin.to_huggingface(known, variant="swin_test", image_px=32)
+    huggingface.write(tmp_path / "swin", weights, config, 0.5, 0.5)
+    settings = runs.config("frontal_lateral")
+    settings.lateral.update({"init_from": str(tmp_path / "swin"), "train": False})
+    train_state, abstract = fresh(settings)
+    started = initialise(settings, train_state, abstract)
+    assert "lateral" not in started.params
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), started.state["frozen"]["lateral"], known)
 
 
 def test_an_encoder_that_does_not_fit_is_explained(tmp_path):
