@@ -227,6 +227,7 @@ def test_an_encoder_without_reports_is_refused(phantom_dir, tmp_path):
         run.evaluate(encoders.pixels(), {**entry, "judge": "retrieve", "task": {"kind": "multilabel"}}, tmp_path)
 
 
+@pytest.mark.slow
 def test_an_untrained_convirt_is_judged_both_ways(phantom_dir, tmp_path, monkeypatch, capsys):
     """From the configs to the files, beside its own networks before training; nearly at chance."""
     monkeypatch.setenv("CXRJAX_DATA", str(phantom_dir))
