@@ -1,0 +1,69 @@
+"""Whether the two ideas of SISTA do what they are for, on pairs whose truth is known."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cxrjax.losses import alignment
+
+GROUPS, SHARE = 6, 0.3  # of reports that say the same in other words; the share of reports in one of them
+
+
+def observe(key, meaning, mix):
+    """Pictures b 16: a noisy meaning and a clearer manner, which tells studies apart and means nothing; the manner."""
+    of_manner, *noise = jax.random.split(key, 3)
+    manner = jax.random.normal(of_manner, meaning.shape)
+    blurred, seen = (jax.random.normal(key, meaning.shape) for key in noise)
+    return jnp.concatenate([meaning + blurred, manner + 0.5 * seen], axis=1) @ mix, manner
+
+
+@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.vmap, in_axes=(None, 0))
+def accuracy(mode, seed):
+    """Of a linear probe for the group, on a linear picture encoder that learned from pairs with SIA's targets."""
+    of_centres, of_mix, of_f, of_g, of_pairs, *of_probe = jax.random.split(jax.random.key(seed), 7)
+    centres, mix = jax.random.normal(of_centres, (GROUPS, 8)), jax.random.normal(of_mix, (16, 16)) / 4
+    params = {name: jax.random.normal(key, (16, 8)) / 4 for name, key in (("f", of_f), ("g", of_g))}
+    optimizer = optax.adam(1e-2)
+
+    def step(carried, number):
+        keys = jax.random.split(jax.random.fold_in(of_pairs, number), 5)
+        group = jax.random.randint(keys[0], (64, 1), 0, GROUPS)
+        grouped = jax.random.uniform(keys[1], (64, 1)) < SHARE
+        meaning = jnp.where(grouped, centres[group[:, 0]], jax.random.normal(keys[2], (64, 8)))
+        pictures, manner = observe(keys[3], meaning, mix)
+        reports = jnp.concatenate([meaning, manner], axis=1)
+        e = meaning + 0.1 * jax.random.normal(keys[4], meaning.shape)  # what a frozen encoder makes of a paraphrase
+
+        def loss(params):
+            u, w = pictures @ params["f"], reports @ params["g"]
+            return alignment.sia(u, w, e, temperature=0.1, mode=mode, threshold=0.8)[0]
+
+        params, moments = carried
+        updates, moments = optimizer.update(jax.grad(loss)(params), moments)
+        return (optax.apply_updates(params, updates), moments), None
+
+    (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), jnp.arange(400))
+
+    def features(key, count):
+        group = jnp.arange(count) % GROUPS
+        h = observe(key, centres[group], mix)[0] @ params["f"]
+        return jnp.concatenate([h / jnp.linalg.norm(h, axis=1, keepdims=True), jnp.ones((count, 1))], axis=1), group
+
+    (x, group), (held_out, truth) = (features(key, count) for key, count in zip(of_probe, (300, 2400), strict=True))
+    probe = jnp.linalg.solve(x.T @ x + 0.01 * jnp.eye(9), x.T @ jax.nn.one_hot(group, GROUPS))
+    return jnp.mean(jnp.argmax(held_out @ probe, axis=1) == truth)
+
+
+@pytest.mark.slow
+def test_paraphrases_are_no_negatives():
+    """T20: 30 % of the reports come in groups. Contrast that knows it keeps what a group means; three seeds."""
+    seeds = jnp.arange(3)
+    baseline = np.asarray(accuracy("info_nce", seeds))
+    soft, several, masked = (np.asarray(accuracy(mode, seeds)) for mode in ("soft", "multi_positive", "mask"))
+    assert np.all(soft > baseline + 0.1) and np.all(several > baseline + 0.1), (baseline, soft, several)
+    assert np.all(masked > baseline) and masked.mean() > baseline.mean() + 0.01, (baseline, masked)
