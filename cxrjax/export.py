@@ -4,13 +4,16 @@
 
 The folder holds config.json, model.safetensors, preprocessor_config.json and README.md (the model card), and loads with
 `transformers.ViTModel.from_pretrained(FOLDER, add_pooling_layer=False)`, or if the encoder is a ResNet with
-`transformers.ResNetModel.from_pretrained(FOLDER)`. Where torch and transformers are installed, the features of both
-sides are compared before anything is put in place; nothing is written if they differ.
+`transformers.ResNetModel.from_pretrained(FOLDER)`. A method that learns from reports also leaves its text encoder, in
+FOLDER/text, for `transformers.BertModel` and `BertTokenizer`; projections to the joint space stay behind. Where torch
+and transformers are installed, the features of both sides are compared before anything is put in place; nothing is
+written if they differ.
 """
 
 import argparse
 import importlib.util
 import json
+import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -21,10 +24,12 @@ import jax
 import numpy as np
 
 from cxrjax import model_card, trained
-from cxrjax.interop import huggingface, torch_resnet, torch_vit
-from cxrjax.models import posemb, resnet, vit
+from cxrjax.interop import huggingface, torch_bert, torch_resnet, torch_vit
+from cxrjax.models import bert, posemb, resnet, text_tower, vit
+from cxrjax.text import tokenizer
 
 TOLERANCE = 1e-4
+TEXT = "text"
 CARD = "README.md"
 
 
@@ -41,7 +46,7 @@ def export(
 ) -> Parity | None:
     """Writes the encoder of a checkpoint as a Hugging Face folder with a model card.
 
-    checkpoint, step: as in `trained.load`. overwrite: replaces the four files in a folder that is not empty.
+    checkpoint, step: as in `trained.load`. overwrite: replaces files of these names in a folder that is not empty.
     Returns the measured parity, or None where torch or transformers is not installed.
     Raises ValueError: the encoder is neither a ViT nor a ResNet, `output` is not empty, or features differ by more than
     1e-4, counted in the largest feature where that is above 1 (a ResNet's have no fixed scale).
@@ -64,8 +69,11 @@ def export(
                 f"nothing was written. The method {model.config.method!r} may encode with other parameters than "
                 "params['encoder'], with more than a plain ViT or ResNet, or after other preprocessing."
             )
+        if TEXT in model.config:
+            write_text(model, Path(folder) / TEXT)
         (Path(folder) / CARD).write_text(model_card.text(model, config, parity))
         output.mkdir(exist_ok=True)
+        shutil.rmtree(output / TEXT, ignore_errors=True)
         for file in sorted(Path(folder).iterdir()):
             file.replace(output / file.name)
     return parity
@@ -97,6 +105,34 @@ def encoder_weights(model: trained.Trained) -> tuple[dict[str, np.ndarray], dict
         position_table=posemb.sincos_2d((grid, grid), size.width) if architecture.positions == "sincos" else None,
         eps=vit.LAYER_NORM_EPS,
     )
+
+
+def write_text(model: trained.Trained, folder: Path) -> None:
+    """Writes the text encoder and its vocabulary as a Hugging Face folder.
+
+    Raises ValueError where the run's vocabulary is gone, or its token vectors in PyTorch differ by more than 1e-4.
+    """
+    text = model.config.text
+    frozen = model.state.get("frozen", {}).get(TEXT, {})
+    params, heads = {**model.params[TEXT], **frozen}, bert.VARIANTS[text.variant].heads
+    torch_bert.write(folder, params, tokenizer.load(model.workdir), heads=heads)
+    if not can_compare():
+        return
+    import torch
+    import transformers
+
+    ids = np.random.default_rng(0).integers(1, text.vocab_size, (4, text.length)).astype(np.int32)
+    mask = np.arange(text.length) < np.array([text.length, text.length // 2, 3, 2])[:, None]
+    with jax.default_matmul_precision("highest"):
+        tower = text_tower.make({**text, "dtype": "float32"})
+        ours = np.asarray(tower.apply(model.params[TEXT], frozen, ids, mask)["tokens"])
+    with torch.inference_mode():
+        theirs = transformers.BertModel.from_pretrained(folder, add_pooling_layer=False).eval()(
+            torch.from_numpy(ids).long(), attention_mask=torch.from_numpy(mask)
+        )
+    difference = np.abs(ours - theirs.last_hidden_state.numpy())[mask].max()
+    if not difference <= TOLERANCE:
+        raise ValueError(f"PyTorch's token vectors differ from ours by up to {difference:.3g}; nothing was written.")
 
 
 def can_compare() -> bool:

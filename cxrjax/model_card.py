@@ -26,7 +26,7 @@ A chest X-ray encoder ({architecture}, pictures of {px} px), pre-trained with cx
 - Method: {method}
 - Pre-training pictures: {data}
 - Features: {pool}
-
+{reports}
 ## Use
 
 ```python
@@ -94,6 +94,10 @@ patches = out.last_hidden_state  # batch, channels, rows, columns of the last ma
 
 There is no classifier; `eval()` matters, since BatchNorm must use the statistics of the pre-training pictures."""
 
+_REPORTS = """- It learned from reports as well. Their encoder is in `text/`: `BertModel.from_pretrained("text")` and
+  `BertTokenizer.from_pretrained("text")`. The projections of both to a joint space are not part of this folder.
+"""
+
 _PHANTOM = "\nThe phantoms are computed pictures: nothing learned from or measured on them is clinical.\n"
 
 
@@ -119,6 +123,7 @@ def text(model: Trained, config: dict[str, Any], parity: Any) -> str:
         std=settings.standardise.std,
         parity=_parity(parity),
         measured=_measured(model.workdir, model.step),
+        reports=_REPORTS if "text" in settings else "",
         phantom=_PHANTOM if any(name.startswith("phantom") for name in sets) else "",
         module=settings.method,
         settings=shared.to_json(settings),

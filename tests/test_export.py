@@ -8,6 +8,7 @@ import pytest
 
 from cxrjax import export, methods, trained
 from cxrjax.interop import torch_resnet
+from cxrjax.text import tokenizer
 from tests import runs
 
 
@@ -50,6 +51,25 @@ def test_other_poolings_and_positions_are_compared_too(tmp_path, changes):
     runs.write(tmp_path / "run", runs.config(**changes))
     assert export.export(tmp_path / "run", tmp_path / "model").difference < 2e-5
     assert "tokens[:, 1:].mean(dim=1)" in (tmp_path / "model" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("frozen_layers", [0, 1])
+def test_the_text_encoder_comes_along(frozen_layers, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    runs.write(tmp_path / "run", runs.config("convirt", text__frozen_layers=frozen_layers))
+    with pytest.raises(ValueError, match="There is no vocabulary .*; give a BERT vocab.txt"):
+        export.export(tmp_path / "run", tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+    words = tokenizer.train(["Clear lungs. No pleural effusion."] * 2)
+    tokenizer.save(words, tmp_path / "run")
+    for _ in range(2):
+        export.export(tmp_path / "run", tmp_path / "model", overwrite=True)
+    assert "BertModel.from_pretrained" in (tmp_path / "model" / "README.md").read_text()
+    theirs = transformers.BertModel.from_pretrained(tmp_path / "model" / "text", add_pooling_layer=False)
+    learned = trained.load(tmp_path / "run")
+    table = {**learned.params["text"], **learned.state["frozen"]["text"]}["embeddings"]["word"]
+    np.testing.assert_array_equal(theirs.embeddings.word_embeddings.weight.detach().numpy(), table)
+    assert transformers.BertTokenizer.from_pretrained(tmp_path / "model" / "text").tokenize("no lungs")
 
 
 @pytest.mark.parametrize("name", ["dino", "moco_v3"])  # encodes with its teacher; keeps a part of the encoder frozen
