@@ -35,7 +35,7 @@ def get_config(arg: str = ""):
         "word_scale": 5.0,
         "pair_scale": 10.0,
         "over_words": True,  # regions choose among words before words choose among regions
-        "aggregate": "sum",  # over words, or mean
+        "aggregate": "mean",  # over words; in a sum, as released, longer reports fit all pictures better
         "cls_is_a_word": False,  # True in the released code
         "chunks": 1,  # of the reports, one after another
     }
@@ -62,7 +62,7 @@ def recipe(config):
     config.model.dtype = "bfloat16"
     config.regions.enlarge_px = 299
     config.text.update({"length": 97, "one_sentence": True, "pool": "mean"})
-    config.loss.update({"cls_is_a_word": True, "chunks": 4})
+    config.loss.update({"aggregate": "sum", "cls_is_a_word": True, "chunks": 4})
     config.standardise.update({"mean": 0.5, "std": 0.5})
     config.batch_size = 48
     config.duration.update({"total_steps": None, "total_epochs": 50.0})
