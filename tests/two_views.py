@@ -1,7 +1,8 @@
 """Studies of which one half of the report can be seen in the frontal picture and the other in the lateral one only.
 
 A frontal picture has a bright square in one of four columns, a lateral one a bright bar at one of four heights; the
-report names both. Backgrounds are smooth noise. Whoever reads the heights must have looked at the lateral picture.
+report names both. Backgrounds are smooth noise, the lateral ones darker above, so that a height can be told from its
+surroundings, as in a body. Whoever reads the heights must have looked at the lateral picture.
 """
 
 import jax
@@ -15,9 +16,9 @@ from tests.methods.conftest import smooth_pictures
 
 COLUMNS = ("outer", "right", "middle", "left")
 HEIGHTS = ("apex", "upper", "lower", "base")
-FRONTAL = ("there is a square in the {} column .", "square , {} column .", "a {} square is seen .")
-LATERAL = ("the bar is at the {} .", "{} bar .", "there is a bar near the {} .")
-NO_LATERAL = ("no lateral view .", "a lateral view was not taken .")
+FRONTAL = ("square in the {} column .", "{} square .")
+LATERAL = ("bar at the {} .", "{} bar .")
+NO_LATERAL = "no lateral view ."
 
 
 def studies(count, px=32, seed=0, lacking=0.0):
@@ -26,12 +27,13 @@ def studies(count, px=32, seed=0, lacking=0.0):
     lacking: share of the studies without one, whose report does not speak of a bar.
     """
     rng = np.random.default_rng(seed)
-    backgrounds = smooth_pictures(2 * count, px, seed + 1)[:, 0, :, :, 0] // 2
+    backgrounds = smooth_pictures(2 * count, px, seed + 1)[:, 0, :, :, 0] // 4
     cell, size = px // 4, px // 5
+    shade = np.linspace(0, 80, px).astype(np.uint8)[:, None]
     columns, heights = (rng.permutation(np.resize(np.arange(4), count)) for _ in range(2))
     for i, (column, height) in enumerate(zip(columns, heights, strict=True)):
         names = {"set": "two_views", "patient_id": f"{i}", "study_id": f"{i}"}
-        frontal, lateral = backgrounds[2 * i], backgrounds[2 * i + 1]
+        frontal, lateral = backgrounds[2 * i], backgrounds[2 * i + 1] + shade
         row, first = rng.integers(px - size), cell * column + rng.integers(cell - size + 1)
         frontal[row : row + size, first : first + size] += 100
         start, high = rng.integers(px // 2), cell * height + rng.integers(cell - size // 2)
@@ -42,7 +44,7 @@ def studies(count, px=32, seed=0, lacking=0.0):
         )
         lacks = i < lacking * count
         said = [rng.choice(FRONTAL).format(COLUMNS[column])]
-        said += [rng.choice(NO_LATERAL) if lacks else rng.choice(LATERAL).format(HEIGHTS[height])]
+        said += [NO_LATERAL if lacks else rng.choice(LATERAL).format(HEIGHTS[height])]
         yield {
             **frontal,
             "frontals": [frontal],
@@ -50,7 +52,7 @@ def studies(count, px=32, seed=0, lacking=0.0):
             "others": [],
             "has_frontal": True,
             "has_lateral": not lacks,
-            "report": {"findings": " ".join(rng.permutation(said)), "impression": "", "text": ""},
+            "report": {"findings": " ".join(said), "impression": "", "text": ""},
             "column": int(column),
             "height": -1 if lacks else int(height),
         }
@@ -58,7 +60,7 @@ def studies(count, px=32, seed=0, lacking=0.0):
 
 def vocabulary(folder):
     """Writes a vocabulary of all words that reports have, and returns its folder."""
-    words = {word for text in (*FRONTAL, *LATERAL, *NO_LATERAL) for word in text.split()} - {"{}"}
+    words = {word for text in (*FRONTAL, *LATERAL, NO_LATERAL) for word in text.split()} - {"{}"}
     tokenizer.save((*tokenizer.SPECIAL, *sorted(words | set(COLUMNS) | set(HEIGHTS))), folder)
     return folder
 
@@ -73,8 +75,9 @@ def batch(method, examples, seed=0):
 class Trainer:
     """Adam on random batches of studies held in memory, one compilation for all runs of a method."""
 
-    def __init__(self, method, rate=2e-3, size=32):
-        self.method, self.optimizer, self.size = method, optax.adam(rate), size
+    def __init__(self, method, rate=1e-3, size=32):
+        warm = optax.linear_schedule(0, rate, 50)
+        self.method, self.optimizer, self.size = method, optax.adam(warm), size
         self._init = jax.jit(lambda key: method.init(key, None))
         self._step, self._measure = jax.jit(self._one), jax.jit(method.loss)
 
