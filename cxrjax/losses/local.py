@@ -62,8 +62,8 @@ def gloria_scores(
     over_words: s_nl is the softmax of v_n·t_l over the words l, so that regions compete for words before words do for
     regions; without it s_nl is v_n·t_l, of which the scale then has to be mild.
     aggregate: "sum" over words as above, with which long reports fit everything better, or "mean".
-    chunks: of the reports, one after the other and computed again in the backward pass, so that no more than
-    b · b/chunks · w · max(n, d) numbers are held at a time.
+    chunks: of the reports, one after the other and computed again in the backward pass, so that an array has no more
+    than b · b/chunks · w · n numbers at a time.
 
     A report without words scores 0. Source: released code of Huang et al., ICCV 2021. Attention over words first is
     AttnGAN's (Xu et al., CVPR 2018, eq. 8), whose logarithm is divided by word_scale (eq. 10): here, as in the released
@@ -86,12 +86,18 @@ def gloria_scores(
 @jax.named_scope("pairwise")
 def _score(regions, attention_scale, word_scale, over_words, aggregate, reports):
     words, mask = reports  # j w d, j w
-    similarity = _einsum("ind,jwd->ijwn", regions, words)
+    products = _einsum("ind,jwd->ijwn", regions, words)
+    similarity = products
     if over_words:
-        similarity = jax.nn.softmax(jnp.where(mask[..., None], similarity, _NEVER), axis=2)
+        similarity = jax.nn.softmax(jnp.where(mask[..., None], products, _NEVER), axis=2)
     attention = jax.nn.softmax(attention_scale * similarity, axis=-1)
-    seen = _einsum("ijwn,ind->ijwd", attention, regions)
-    matches = word_scale * _einsum("ijwd,jwd->ijw", normalise(seen), normalise(words))
+    # c·t = Σ_n a_n v_n·t and ‖c‖² = aᵀ V Vᵀ a: the vectors c themselves, of d numbers for each word and picture, are
+    # never made.
+    inner = jnp.sum(attention * products, axis=-1)
+    gram = _einsum("ind,imd->inm", regions, regions)
+    squared = jnp.sum(attention * _einsum("ijwn,inm->ijwm", attention, gram), axis=-1)
+    lengths = jnp.maximum(squared, 0) + 1e-12, jnp.sum(words * words, axis=-1) + 1e-12
+    matches = word_scale * inner * jax.lax.rsqrt(lengths[0]) * jax.lax.rsqrt(lengths[1])
     pooled = jax.nn.logsumexp(jnp.where(mask, matches, _NEVER), axis=-1)
     if aggregate == "mean":
         pooled = pooled - jnp.log(jnp.maximum(mask.sum(-1), 1))
