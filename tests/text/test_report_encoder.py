@@ -17,7 +17,7 @@ from cxrjax.input.source import open_set
 from cxrjax.models.vit import Size
 from cxrjax.text import report_encoder, tokenizer
 
-TINY = {"size": Size(32, 1, 2), "batch": 16, "length": 48}
+TINY = {"size": Size(32, 1, 2), "batch": 8, "length": 48}
 
 
 def sentence(rng):
@@ -51,6 +51,17 @@ def test_learns_which_words_belong_together(encoder):
     assert encoder.losses[0] == pytest.approx(math.log(WORDS.vocab_size), abs=0.3)
     assert np.mean(encoder.losses[-10:]) < 0.6 * entropy
     assert report_encoder.masked_loss(encoder, held_out) < 0.6 * entropy
+
+
+def test_learns_to_tell_reports_apart(encoder):
+    """Different texts point in different ways; the means of a network that only predicts words, or of noise, do not."""
+    different = sorted(set(TEXTS))
+
+    def likeness(encoder):
+        unit = np.array([vector / np.linalg.norm(vector) for vector in report_encoder.embed(encoder, different)])
+        return (unit @ unit.T)[~np.eye(len(unit), dtype=bool)].mean()
+
+    assert likeness(encoder) < 0.3 < 0.6 < likeness(report_encoder.train(TEXTS, WORDS, **TINY, steps=0))
 
 
 def test_the_same_seed_gives_the_same_encoder():
