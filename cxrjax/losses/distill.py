@@ -6,6 +6,7 @@ Targets are taken as they are: no gradient reaches them. All numbers are float32
 import jax
 import jax.numpy as jnp
 
+from cxrjax.losses import prototypes
 from cxrjax.losses.contrastive import normalise
 
 
@@ -57,12 +58,8 @@ def sinkhorn(logits: jax.Array, temperature: float | jax.Array, iterations: int 
     where no temperature overflows. Source: SwAV (Caron et al., NeurIPS 2020), which takes each crop by itself; for both
     crops at once DINOv2 (Oquab et al., 2304.07193), released code.
     """
-    log_q = jax.lax.stop_gradient(logits).astype(jnp.float32) / temperature
-    rows = tuple(range(log_q.ndim - 1))
-    for _ in range(iterations):
-        log_q = log_q - jax.nn.logsumexp(log_q, axis=rows, keepdims=True)
-        log_q = jax.nn.log_softmax(log_q)
-    return jnp.exp(log_q)
+    rows = prototypes.codes(logits.reshape(-1, logits.shape[-1]), epsilon=temperature, iterations=iterations)
+    return rows.reshape(logits.shape)
 
 
 def entropy(probabilities: jax.Array) -> jax.Array:
