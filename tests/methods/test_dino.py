@@ -20,7 +20,10 @@ from tests.methods.conftest import smooth_pictures
 
 def plain(words="smoke", **changes):
     """A tiny config whose crops reach the encoder as `views` gave them, standardised only; 40 steps."""
-    config = oracles.config("dino", words, duration__total_steps=40, loss__teacher_temperature=0.07)
+    config = oracles.config("dino", words, duration__total_steps=40)
+    config.loss.update({"teacher_temperature": 0.07, "teacher_temperature_start": 0.04})
+    if "sinkhorn" not in words:
+        config.loss.assignment = "centre"
     config.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
     config.augment_local = Augment()._asdict()
     config.model.drop_path = 0.0
