@@ -60,10 +60,10 @@ def get_config(arg: str = ""):
     config.views = {"transform": "mild"}  # or none, crop_flip
     config.standardise = {"mode": "fixed", "mean": 0.4978, "std": 0.2449}  # or per_image
 
-    config.batch_size = 128
-    config.duration.total_steps = 300
+    config.batch_size = 64
+    config.duration.total_steps = 240
     config.optim.lr = 1e-3
-    config.optim.warmup_steps = 30
+    config.optim.warmup_steps = 24
     recipes.phantom_reports(config)
 
     if "mimic_cxr" in words:

@@ -31,6 +31,10 @@ Our choice, with the method that it is taken from: soft targets (MedCLIP) rather
 SPARC, σ included; encoders, heads, widths, τ, weights, optimizer and preparation of data as in MGCA's released code. It
 adds the two directions (`direction = "sum"`), takes negatives from one device's rows (`groups`), and counts padding in
 the BatchNorm of words (`bn_include_pad`): named switches. loss.mode = "info_nce" with sta_weight = 0 is the baseline.
+
+What we saw where the truth is known (tests/methods/test_sista_ideas.py): with paraphrases among the reports, soft
+targets and several positives keep the meaning of groups far better than InfoNCE, masks a little; STA falls to 0 without
+words attending to what they name, as any patches that differ can stand for the few words of one report.
 """
 
 import functools

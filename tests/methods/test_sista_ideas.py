@@ -8,7 +8,9 @@ import numpy as np
 import optax
 import pytest
 
+from cxrjax import methods
 from cxrjax.losses import alignment
+from tests import runs
 
 GROUPS, SHARE = 6, 0.3  # of reports that say the same in other words; the share of reports in one of them
 
@@ -67,3 +69,65 @@ def test_paraphrases_are_no_negatives():
     soft, several, masked = (np.asarray(accuracy(mode, seeds)) for mode in ("soft", "multi_positive", "mask"))
     assert np.all(soft > baseline + 0.1) and np.all(several > baseline + 0.1), (baseline, soft, several)
     assert np.all(masked > baseline) and masked.mean() > baseline.mean() + 0.01, (baseline, masked)
+
+
+SHADES = {"black": 0, "dark": 70, "light": 190, "white": 255}
+PLACES = {"north": (0, 12), "east": (12, 24), "south": (24, 12), "west": (12, 0)} | {
+    "northeast": (0, 24), "southeast": (24, 24), "southwest": (24, 0), "northwest": (0, 0)
+}  # fmt: skip
+
+
+def squares(seed):
+    """32 noisy pictures of a square of some shade at some place, and the sentence "<shade> square <place>"."""
+    rng, vocabulary = np.random.default_rng(seed), ["square", *SHADES, *PLACES]
+    image, ids = rng.normal(128, 12, (32, 1, 32, 32, 1)), np.zeros((32, 8), np.int32)
+    for i, (shade, place) in enumerate((shade, place) for shade in SHADES for place in PLACES):
+        y, x = PLACES[place]
+        image[i, 0, y : y + 8, x : x + 8] = SHADES[shade]
+        ids[i, :5] = 2, *(5 + vocabulary.index(word) for word in (shade, "square", place)), 3
+    return {
+        "image": np.clip(image, 0, 255).astype(np.uint8),
+        "ids": ids,
+        "text_mask": ids > 0,
+        "word_index": np.where(ids >= 5, np.arange(8) - 1, -1).astype(np.int32),
+        "report": np.arange(32, dtype=np.int32),
+        "report_embedding": np.eye(32, dtype=np.float32),
+    }
+
+
+@pytest.mark.slow
+def test_overfits_squares():
+    """T19: after 120 steps every picture finds its sentence, and every word is told from those beside it; three seeds.
+
+    Not asserted, since it does not hold: that the word of the place attends to the square. Inside lay 5.5 % of its
+    attention after training, 6.7 % at the start, 5.5 % with InfoNCE alone; 6.3 % is chance. Nor did it gain more than
+    0.4 points on both of these with two squares a picture, patches that see only themselves, σ up to 0.8 and τ_l up to
+    1. Negatives from within the report leave STA a solution that does not look: patches that differ, wherever they
+    lie, can stand for its few words.
+    """
+    method = methods.make(runs.config("sista", text__length=8, model__remat="none"))
+    optimizer = optax.adam(2e-3)
+
+    @jax.jit
+    def step(params, state, moments, batch, number):
+        loss = jax.value_and_grad(method.loss, has_aux=True)
+        (_, aux), gradient = loss(params, state, batch, jax.random.key(number), number)
+        updates, moments = optimizer.update(gradient, moments)
+        return optax.apply_updates(params, updates), aux.state, moments, aux.terms
+
+    @jax.jit
+    def similarities(params, state, batch):
+        texts = (batch[name] for name in ("ids", "text_mask", "word_index"))
+        seen = method.joint.image(params, state, batch["image"][:, 0])["pooled"]
+        return seen @ method.joint.text(params, state, *texts)["pooled"].T
+
+    init = jax.jit(method.init)
+    for seed in range(3):
+        batch = squares(seed)
+        params, state = init(jax.random.key(seed), batch)
+        moments, first = optimizer.init(params), None
+        for number in range(120):
+            params, state, moments, terms = step(params, state, moments, batch, number)
+            first = first or jax.device_get(terms)
+        assert np.all(np.argmax(similarities(params, state, batch), axis=1) == np.arange(32))
+        assert float(terms["sta"]) < 0.05 * float(first["sta"]) and float(terms["sia"]) < 0.05 * float(first["sia"])
