@@ -29,7 +29,6 @@ def from_method(
     name: in results, such as the run's; config: whatever beside the parameters decides on the features (variant, mean
     and deviation of the input); mesh: by default all devices; parameters that are not on it yet are copied to each.
     content: digest of parameters and state, needed only where no process can see all of them.
-    A method that reads reports has them read as in its training, by the `text` of its views.
     One compilation per method serves every step and set.
     """
     mesh = parallel.make_mesh() if mesh is None else mesh
@@ -44,7 +43,7 @@ def from_method(
             lambda images: image(params, state, images),
             lambda *tokens: text(params, state, *tokens),
             method.joint.tokens,
-            getattr(method.views, "text", _impression_and_findings),
+            method.joint.words,
         )
     return Encoder(lambda images: compiled(params, state, images), method.image_px, identity, name, step, mesh, joint)
 
@@ -72,10 +71,6 @@ def pixels(px: int = 32) -> Encoder:
         return {"pooled": values.reshape(len(images), -1), "patches": values}
 
     return Encoder(encode, px, digest("pixels", px), f"pixels-{px}", 0)
-
-
-def _impression_and_findings(report: Mapping[str, str]) -> str:
-    return " ".join(" ".join((report["impression"], report["findings"])).split())
 
 
 @lru_cache(maxsize=16)

@@ -23,11 +23,13 @@ class Joint(NamedTuple):
     image: (params, state, images uint8 b h w 1) -> {"pooled": b d, "patches": b p q d}.
     text: (params, state, ids b l, text_mask b l, word_index b l) -> {"pooled": b d, "words": b w d, "word_mask": b w},
       zeros where there is no word. tokens: text -> {"ids", "text_mask", "word_index"}, l each (see `input.paired`).
+    words: a report (its findings, impression and text) -> what the method reads of it, "" if that is nothing.
     """
 
     image: Callable
     text: Callable
     tokens: Callable
+    words: Callable
 
 
 class Method(NamedTuple):

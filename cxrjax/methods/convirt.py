@@ -7,7 +7,7 @@
     SigLIP    loss = −1/M Σ_ij log σ(± (e^t u_i · w_j + β)), + for i = j, t and β learned
 
 symbol   here                    meaning                                        ConVIRT
-f g      model, text             encoders of the picture and of the text        ResNet-50, maximum over ClinicalBERT's tokens
+f g      model, text             encoders of the picture and of the text        ResNet-50; maximum over BERT's tokens
 h_v h_t  image_head, text_head   Linear → ReLU → Linear (CLIP, SigLIP: one)     512
 τ λ      temperature, share      temperature, weight of picture → text          0.1, ¾
 
@@ -101,5 +101,5 @@ def make(config) -> Method:
         lambda params, state, step: state,
         encode,
         config.model.image_px,
-        joint=Joint(joint_image, joint_text, see.tokens),
+        joint=Joint(joint_image, joint_text, see.tokens, see.text),
     )

@@ -217,7 +217,7 @@ def make(config) -> Method:
         vectors = {"pooled": g_t, "words": summed}
         return {name: contrastive.normalise(x) for name, x in vectors.items()} | {"word_mask": word_mask}
 
-    joint = Joint(joint_image, joint_text, see.tokens)
+    joint = Joint(joint_image, joint_text, see.tokens, see.text)
     return Method(make_views, init, loss, lambda params, state, step: state, encode, config.model.image_px, joint=joint)
 
 

@@ -109,5 +109,5 @@ def make(config) -> Method:
         lambda params, state, step: state,
         encode,
         config.model.image_px,
-        joint=Joint(joint_image, joint_text, see.tokens),
+        joint=Joint(joint_image, joint_text, see.tokens, see.text),
     )

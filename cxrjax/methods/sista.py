@@ -158,7 +158,7 @@ def make(config) -> Method:
         )
         return {"pooled": w, "words": jnp.where(mask[..., None], t, 0.0), "word_mask": mask}
 
-    joint = Joint(joint_image, joint_text, see.tokens)
+    joint = Joint(joint_image, joint_text, see.tokens, see.text)
     return Method(see, init, loss, lambda params, state, step: state, encode, config.model.image_px, joint=joint)
 
 

@@ -17,7 +17,7 @@ from einops import rearrange, repeat
 from cxrjax.models.vit import NORMAL, REMAT, Linear, Size, gelu, init_stacked
 
 # `base` is BERT's own size, `base6` its lower half, which MGCA keeps of Bio_ClinicalBERT; `test` and `mini` are ours.
-VARIANTS = {"test": Size(64, 2, 2), "mini": Size(128, 4, 4), "base6": Size(768, 6, 12), "base": Size(768, 12, 12)}
+VARIANTS = {"test": Size(64, 2, 2), "mini": Size(128, 3, 4), "base6": Size(768, 6, 12), "base": Size(768, 12, 12)}
 
 NORMS = ("post", "pre")
 

@@ -30,12 +30,12 @@ from cxrjax.input.source import ConvertedSet, source
 from cxrjax.input.studies import studies
 from cxrjax.interop import torch_bert
 from cxrjax.losses import contrastive, masked
-from cxrjax.models.bert import Bert
+from cxrjax.models.bert import VARIANTS, Bert
 from cxrjax.models.vit import NORMAL, Linear, Size, gelu
 from cxrjax.text import masking, reports, tokenizer
 
 FOLDER = "report_encoder"
-SIZE = Size(128, 3, 4)
+SIZE = VARIANTS["mini"]
 STEPS = 300
 BATCH = 16  # reports; each is read twice, with other words hidden
 LENGTH = 256  # tokens of a report that are read; the rest is cut off

@@ -38,7 +38,7 @@ def known_joint():
                 vectors[0, number, axes[int(piece)]] = 1
         return {"pooled": vectors[:, 0], "words": vectors, "word_mask": np.arange(6)[None] <= word_index.max()}
 
-    return Joint(image, text, tokens)
+    return Joint(image, text, tokens, lambda report: report["text"])
 
 
 @pytest.fixture
