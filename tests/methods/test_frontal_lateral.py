@@ -138,11 +138,13 @@ def test_only_the_masked_stream_sees_the_mask(paper):
 def test_one_device_is_eight_where_some_have_no_lateral(paper):
     """T41: two studies a device, of which two devices have none and one has one."""
 
-    def loss(batch):
-        value, aux = paper.method.loss(paper.params, paper.state, batch, jax.random.key(0), 5)
+    def loss(params, batch):
+        value, aux = paper.method.loss(params, paper.state, batch, jax.random.key(0), 5)
         return aux.terms | aux.report | {"loss": value}
 
-    found = jax.jit(loss)(parallel.to_global(paper.batch, parallel.make_mesh({"data": 8})))
+    mesh = parallel.make_mesh({"data": 8})
+    params = jax.device_put(paper.params, parallel.replicated(mesh))
+    found = jax.jit(loss)(params, parallel.to_global(paper.batch, mesh))
     terms, _, report, _ = paper.step()
     expected = terms | report | {"loss": sum(terms.values())}
     for name, value in expected.items():
