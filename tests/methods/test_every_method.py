@@ -1,39 +1,127 @@
-"""The contract of DESIGN's method record, for every method: shapes, terms, devices, and what params may hold."""
+"""The contract of DESIGN's method record, for every method: shapes, terms, devices, resuming, learning, and what params
+may hold. One compilation of a method's step on one device serves all tests of that method."""
+
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
 import pytest
 
-from cxrjax import methods, parallel
+from cxrjax import checkpoint, methods, parallel
 from cxrjax.imaging import pixels
+from cxrjax.text import tokenizer
 from cxrjax.train import TrainState, make_step
 from tests import runs
 from tests.methods.conftest import smooth_pictures
 
-METHODS = methods.available()
+STEPS = 48
+# One rate for losses of every size. The large ε keeps the rounding of gradients near 0 out of the parameters, so that
+# they can be compared between numbers of devices.
+OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(2e-3, eps=1e-4))
+# What is off by default and couples the batch in its own way.
+ALSO = {"spcxr": {"contrast__weight": 1.0}, "dino": {"loss__assignment": "centre"}}
+FINDINGS = ("no acute disease", "left pleural effusion", "opacity of the right base", "enlarged heart")
 
 
-@pytest.fixture(params=METHODS)
-def method(request):
-    return methods.make(runs.config(request.param))
+class Case(NamedTuple):
+    """A method on one device: its batch, its start, its compiled step and what that made of the start."""
+
+    method: methods.Method
+    batch: dict
+    mesh: Any
+    abstract: TrainState  # shapes and shardings of `start`
+    start: TrainState
+    step: Any  # (TrainState, batch on the mesh) -> (TrainState, scalars)
+    first: TrainState  # after one step
+    scalars: dict  # of that step
 
 
-@pytest.fixture
-def batch(method):
-    """What the method's own views make of sixteen smooth pictures."""
-    rng, rows = np.random.default_rng(0), []
-    for i, picture in enumerate(smooth_pictures(16, 48)[:, 0, :, :, 0]):
+def examples(count=16, px=48):
+    """Pictures as a set has them, which are studies too: each with another picture as its lateral, and a report."""
+    encoded = [pixels.encode(picture, "png") for picture in smooth_pictures(count, px)[:, 0, :, :, 0]]
+    for i, picture in enumerate(encoded):
         names = {"set": "", "image_id": f"{i}", "patient_id": f"{i}", "study_id": f"{i}"}
-        rows.append(method.views({"image": pixels.encode(picture, "png"), **names}, rng))
+        frontal = {"image": picture, "view": "PA", **names}
+        lateral = {"image": encoded[(i + 1) % count], "view": "LATERAL", **names, "image_id": f"{i}, lateral"}
+        finding = f"{FINDINGS[i % 4]}, seen {i} days ago"
+        report = {"findings": f"There is {finding}.", "impression": f"{finding}.", "text": ""}
+        laterals = [lateral] if i % 8 > 1 else []  # of eight devices two have no study with one
+        parts = {"frontals": [frontal], "laterals": laterals, "others": [], "has_frontal": True}
+        parts["has_lateral"] = bool(laterals)
+        yield {**frontal, **parts, "report": report}
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory):
+    """A folder with the vocabulary of the examples' reports, as a converted set has it."""
+    folder = tmp_path_factory.mktemp("vocabulary")
+    tokenizer.save(tokenizer.train([example["report"]["findings"] for example in examples()], 256), folder)
+    return str(folder)
+
+
+def make(name, vocabulary):
+    """The method of a smoke config; momenta of targets go to 1 over the steps that the tests train."""
+    config = runs.config(name, **ALSO.get(name, {}))
+    if "text" in config:
+        config.text.tokenizer = vocabulary
+    return methods.make(config, STEPS)
+
+
+def batch_of(method):
+    """What the method's own views make of sixteen smooth pictures, or of as many studies."""
+    rng = np.random.default_rng(0)
+    rows = [method.views(example, rng) for example in examples()]
     found = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     if "labels" in found:  # which a picture of no set does not have
         found["labels"] = rng.integers(0, 2, found["labels"].shape).astype(np.int8)
+    if "report_embedding" in found:  # and neither what a set's encoder makes of its report
+        found["report_embedding"] = rng.normal(size=(len(rows), 8)).astype(np.float32)
     return found
 
 
-def test_contract(method, batch):
-    params, state = jax.eval_shape(method.init, jax.random.key(0), batch)
+def start_of(method, batch):
+    params, state = method.init(jax.random.key(0), batch)
+    return TrainState(np.int32(0), params, state, OPTIMIZER.init(params))
+
+
+def compiled(method, mesh, abstract, batch):
+    """The trainer's step for one number of devices, compiled for these shapes: a step that changes them is an error."""
+    layout = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    step = jax.jit(
+        make_step(method, OPTIMIZER, jax.random.key(0)),
+        in_shardings=(layout, parallel.batch_sharding(mesh)),
+        out_shardings=(layout, parallel.replicated(mesh)),
+    )
+    return step.lower(abstract, batch).compile()
+
+
+@pytest.fixture(scope="module", params=methods.available())
+def case(request, vocabulary):
+    method, mesh = make(request.param, vocabulary), parallel.make_mesh({"data": 1})
+    batch = batch_of(method)
+    abstract = parallel.abstract(jax.eval_shape(lambda: start_of(method, batch)), mesh)
+    layout = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    start = jax.jit(lambda: start_of(method, batch), out_shardings=layout)()
+    shards = parallel.to_global(batch, mesh)
+    step = compiled(method, mesh, abstract, shards)
+    first, scalars = step(start, shards)
+    return Case(method, batch, mesh, abstract, start, lambda state: step(state, shards), first, jax.device_get(scalars))
+
+
+def gradient_of(first, scalars):
+    """The gradient of the first step, as long as it was before it was clipped."""
+    norm = max(1.0, float(scalars["train/norm/gradient"]))
+    return jax.tree.map(lambda leaf: np.asarray(leaf) * norm / 0.1, optax.tree.get(first.opt_state, "mu"))
+
+
+def assert_equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(a), jax.device_get(b))
+
+
+def test_contract(case):
+    method, batch = case.method, case.batch
+    params, state = case.abstract.params, case.abstract.state
     loss, aux = jax.eval_shape(method.loss, params, state, batch, jax.random.key(0), 0)
     assert loss.shape == () and loss.dtype == np.float32
     assert jax.tree.structure(aux.state) == jax.tree.structure(state)
@@ -44,39 +132,78 @@ def test_contract(method, batch):
     assert out["patches"].ndim == 4 and out["pooled"].dtype == np.float32
     after = jax.eval_shape(method.after, params, state, 0)
     assert jax.tree.structure(after) == jax.tree.structure(state)
+    if method.joint is not None:
+        image = jax.eval_shape(method.joint.image, params, state, batch["image"][:, 0])
+        found = method.joint.tokens(FINDINGS[0])
+        tokens = [found[name][None] for name in ("ids", "text_mask", "word_index")]
+        assert [array.shape[1:] for array in tokens] == 3 * [batch["ids"].shape[1:]]
+        text = jax.eval_shape(method.joint.text, params, state, *tokens)
+        assert image["pooled"].shape[-1] == image["patches"].shape[-1] == text["pooled"].shape[-1]
+        assert text["words"].shape == (*text["word_mask"].shape, text["pooled"].shape[-1])
 
 
-def test_terms_sum_to_the_loss_and_all_params_learn(method, batch):
-    params, state = jax.jit(method.init)(jax.random.key(0), batch)
-
-    def objective(params):
-        return method.loss(params, state, batch, jax.random.key(1), 0)
-
-    (loss, aux), gradient = jax.jit(jax.value_and_grad(objective, has_aux=True))(params)
-    assert float(sum(aux.terms.values())) == pytest.approx(float(loss), rel=1e-6)
+def test_terms_sum_to_the_loss_and_all_params_learn(case):
+    terms = [value for name, value in case.scalars.items() if name.startswith("train/term/")]
+    assert float(sum(terms)) == pytest.approx(float(case.scalars["train/loss"]), rel=1e-6)
+    gradient = gradient_of(case.first, case.scalars)
     idle = [jax.tree_util.keystr(k) for k, g in jax.tree_util.tree_leaves_with_path(gradient) if not np.any(g)]
     assert not idle, "params hold only what is learned"
 
 
-def test_one_device_is_eight(method, batch):
+def test_one_device_is_eight(case):
     """Loss, gradient norm and the updated parameters; losses are global, so no device may see only its own rows."""
-    optimizer = optax.sgd(0.1)
-    results = []
-    for devices in (1, 8):
-        mesh = parallel.make_mesh({"data": devices})
-        params, state = jax.jit(method.init, out_shardings=parallel.replicated(mesh))(jax.random.key(0), batch)
-        start = TrainState(np.int32(0), params, state, optimizer.init(params))
-        step = jax.jit(make_step(method, optimizer, jax.random.key(0)))
-        results.append(jax.device_get(step(start, parallel.to_global(batch, mesh))))
-    (one, scalars_one), (eight, scalars_eight) = results
-    for name, value in scalars_one.items():
-        np.testing.assert_allclose(scalars_eight[name], value, rtol=2e-5, atol=1e-6, err_msg=name)
+    mesh = parallel.make_mesh({"data": 8})
+    abstract, shards = parallel.abstract(case.abstract, mesh), parallel.to_global(case.batch, mesh)
+    start = jax.device_put(jax.device_get(case.start), jax.tree.map(lambda leaf: leaf.sharding, abstract))
+    eight, scalars = jax.device_get(compiled(case.method, mesh, abstract, shards)(start, shards))
+    for name, value in case.scalars.items():
+        np.testing.assert_allclose(scalars[name], value, rtol=2e-5, atol=1e-6, err_msg=name)
 
-    def same(a, b, before):
-        # Losses of several tens make updates far above 1, of which float32 keeps five digits.
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 + 2e-5 * np.abs(a - before).max())
+    def same(a, b, change, allowed):
+        # Updates may be far above the parameters, and float32 keeps five digits of them.
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=allowed + 2e-5 * np.abs(change).max())
 
-    jax.tree.map(same, (one.params, one.state), (eight.params, eight.state), jax.device_get((params, state)))
+    one, before = jax.device_get((case.first, case.start))
+    for part in ("params", "state"):
+        a, b, old = (getattr(train_state, part) for train_state in (one, eight, before))
+        jax.tree.map(lambda a, b, old: same(a, b, a - old, 5e-6 if part == "params" else 1e-6), a, b, old)  # noqa: B023
+    a, b = gradient_of(one, case.scalars), gradient_of(eight, scalars)
+    jax.tree.map(lambda a, b: same(a, b, a, 1e-5), a, b)
+
+
+def test_resumes_bit_for_bit(case, tmp_path):
+    """Two steps after a restored one are those of a run that went on: parameters, moments, targets, statistics."""
+    expected, expected_scalars = case.step(case.step(case.first)[0])
+    with checkpoint.open(tmp_path / "checkpoints") as saved:
+        saved.save(1, case.first, {})
+        saved.wait()
+        restored = saved.restore(1, case.abstract)
+    assert_equal(restored, case.first)
+    found, scalars = case.step(case.step(restored)[0])
+    assert int(found.step) == 3
+    assert_equal(found, expected)
+    assert_equal(scalars, expected_scalars)
+
+
+def test_overfits_one_batch(case):
+    """With one step's draws in every step: the loss falls, vectors stay apart, and momentum copies follow behind."""
+    train_state, scalars = case.first, case.scalars
+    for _ in range(STEPS):
+        train_state, scalars = case.step(train_state._replace(step=case.start.step))
+    # Where a teacher's answers change, the loss says less than its distance from the least that it could be.
+    name = "train/report/divergence" if "train/report/divergence" in scalars else "train/loss"
+    assert float(scalars[name]) < 0.7 * float(case.scalars[name])
+    assert float(scalars["train/report/feature_std"]) > 0.02
+    assert float(scalars["train/report/effective_rank"]) > 1.1
+    if "target" in train_state.state:
+        learned = {part: case.start.params[part] for part in train_state.state["target"]}
+        online = {part: train_state.params[part] for part in learned}
+        far, behind = (distance(tree, learned) for tree in (online, train_state.state["target"]))
+        assert 0.01 * far < behind < 0.9 * far
+
+
+def distance(a, b):
+    return float(optax.tree.norm(optax.tree.sub(a, b)))
 
 
 def test_unknown_method_lists_what_exists():
