@@ -13,7 +13,6 @@ momentum 0.99. Cost per picture, ResNet-50 at 224 px: 4 passes of 4.1 G multiply
 
 from cxrjax import config as shared
 from cxrjax import recipes
-from cxrjax.input.augment import PAIR
 
 WORDS = ("chestxray14", "vit", "five_sets", "smoke")
 
@@ -27,9 +26,7 @@ def get_config(arg: str = ""):
     config.predictor = {"hidden": 4096, "out": 256}
     config.momentum = 0.99  # of the target at step 0, rises to 1; the authors have 0.996 for 1000 epochs only
     config.target_start = "copy"  # or independent, as the authors' code
-    # Flips move the heart to the other side; the authors' photographs bear them, and flip = 0 leaves them out.
-    config.views = {"scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "flip": 0.5, "rotation_degrees": 0.0}
-    config.augment = PAIR._asdict()
+    recipes.radiograph_pair(config)
     config.standardise = {"mode": "fixed", "mean": 0.4978, "std": 0.2449}  # or per_image
 
     config.batch_size = 128
@@ -51,6 +48,7 @@ def get_config(arg: str = ""):
 
 def recipe(config, vit):
     recipes.chestxray14(config)
+    recipes.photograph_pair(config)
     config.momentum = 0.996
     config.batch_size = 4096
     config.duration.update({"total_steps": None, "total_epochs": 1000.0})

@@ -18,7 +18,6 @@ Cost per picture, ResNet-18 at 224 px, two views: 3.7 G multiply–accumulates f
 
 from cxrjax import config as shared
 from cxrjax import recipes
-from cxrjax.input.augment import PAIR
 
 WORDS = ("chestxray14", "five_sets", "release", "resnet50", "smoke")
 
@@ -50,9 +49,7 @@ def get_config(arg: str = ""):
         "rebalance": False,
         "groups": 1,  # statistics of this many separate slices of the batch
     }
-    # Flips move the heart to the other side; the authors' photographs bear them, and flip = 0 leaves them out.
-    config.views = {"scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "flip": 0.5, "rotation_degrees": 0.0}
-    config.augment = PAIR._asdict()
+    recipes.radiograph_pair(config)
     config.standardise = {"mode": "fixed", "mean": 0.4978, "std": 0.2449}  # or per_image
 
     config.batch_size = 64
@@ -81,6 +78,7 @@ def get_config(arg: str = ""):
 
 def recipe(config):
     recipes.chestxray14(config)
+    recipes.photograph_pair(config)
     config.model.update({"image_px": 224, "dtype": "bfloat16"})
     config.levels.features = 512
     config.heads.update({"sizes": (4096, 4096, 4096), "per_level_sizes": (512, 512)})

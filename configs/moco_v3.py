@@ -12,7 +12,6 @@ forward, 2 backward.
 
 from cxrjax import config as shared
 from cxrjax import recipes
-from cxrjax.input.augment import PAIR
 
 WORDS = ("chestxray14", "resnet", "five_sets", "smoke")
 
@@ -27,9 +26,7 @@ def get_config(arg: str = ""):
     config.freeze_patch_embed = True  # a fixed random patch projection; ResNets have none
     config.temperature = 0.2
     config.momentum = 0.99  # of the momentum encoder at step 0; rises to 1
-    # Flips move the heart to the other side; the authors' photographs bear them, and flip = 0 leaves them out.
-    config.views = {"scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "flip": 0.5, "rotation_degrees": 0.0}
-    config.augment = PAIR._asdict()
+    recipes.radiograph_pair(config)
     config.standardise = {"mode": "fixed", "mean": 0.4978, "std": 0.2449}  # or per_image
 
     config.batch_size = 128
@@ -57,6 +54,7 @@ def get_config(arg: str = ""):
 
 def recipe(config, resnet):
     recipes.chestxray14(config)
+    recipes.photograph_pair(config)
     config.batch_size = 4096
     config.duration.update({"total_steps": None, "total_epochs": 300.0})
     config.optim.update({"lr": None, "warmup_steps": None})

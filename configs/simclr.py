@@ -36,9 +36,7 @@ def get_config(arg: str = ""):
         "groups": 1,  # negatives from this many separate slices of the batch
         "sum_of_views": False,  # the released code's scale, twice the paper's
     }
-    # Flips move the heart to the other side; the authors' photographs bear them, and flip = 0 leaves them out.
-    config.views = {"scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "flip": 0.5, "rotation_degrees": 0.0}
-    config.augment = Augment(jitter=0.8, brightness=0.8, contrast=0.8, blur=0.5)._asdict()
+    recipes.radiograph_pair(config)
     config.standardise = {"mode": "fixed", "mean": 0.4978, "std": 0.2449}  # or per_image
 
     config.batch_size = 128
@@ -59,6 +57,7 @@ def get_config(arg: str = ""):
 
 def recipe(config, vit):
     recipes.chestxray14(config)
+    recipes.photograph_pair(config, Augment(jitter=0.8, brightness=0.8, contrast=0.8, blur=0.5))
     config.batch_size = 4096
     config.duration.update({"total_steps": None, "total_epochs": 1000.0})
     config.optim.update({"lr": None, "warmup_steps": None})

@@ -15,7 +15,6 @@ Cost per picture, ResNet-50 at 224 px: 2 views of 4.2 G multiply–accumulates f
 
 from cxrjax import config as shared
 from cxrjax import recipes
-from cxrjax.input.augment import PAIR
 
 WORDS = ("chestxray14", "vit", "five_sets", "smoke")
 
@@ -32,9 +31,7 @@ def get_config(arg: str = ""):
         "cov": 1.0,
         "groups": 1,  # statistics of this many separate slices of the batch
     }
-    # Flips move the heart to the other side; the authors' photographs bear them, and flip = 0 leaves them out.
-    config.views = {"scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "flip": 0.5, "rotation_degrees": 0.0}
-    config.augment = PAIR._asdict()
+    recipes.radiograph_pair(config)
     config.standardise = {"mode": "fixed", "mean": 0.4978, "std": 0.2449}  # or per_image
 
     config.batch_size = 128
@@ -56,6 +53,7 @@ def get_config(arg: str = ""):
 
 def recipe(config, vit):
     recipes.chestxray14(config)
+    recipes.photograph_pair(config)
     config.expander.sizes = (8192, 8192, 8192)
     config.batch_size = 2048
     config.duration.update({"total_steps": None, "total_epochs": 1000.0})
