@@ -29,6 +29,7 @@ def get_config(arg: str = ""):
         "learned": False,  # the temperature, from this value
         "share": 0.75,  # of the direction picture → text
         "groups": 1,  # negatives from this many separate slices of the batch
+        "chunks": 1,  # the logits of a large batch in so many parts, one after the other; the value is the same
     }
     config.views = {"transform": "mild"}  # or none, crop_flip
     config.standardise = {"mode": "fixed", "mean": 0.4978, "std": 0.2449}  # or per_image

@@ -45,9 +45,8 @@ def make(config) -> Method:
         if config.loss.form == "sigmoid":
             value = contrastive.sigmoid(u, w, scale=jnp.exp(params["log_scale"]), bias=params["bias"])
         else:
-            value = contrastive.info_nce(
-                u, w, temperature=temperature(params), share=config.loss.share, groups=config.loss.groups
-            )
+            options = {name: config.loss[name] for name in ("share", "groups", "chunks")}
+            value = contrastive.info_nce(u, w, temperature=temperature(params), **options)
         report = monitors.embedding(u, w) | {"report_twins": monitors.twins(batch["report"])}
         if "log_scale" in params:
             report["scale"] = jnp.exp(params["log_scale"])
