@@ -32,10 +32,21 @@ class ContextGate(nn.Module):
             init = uniform(x.shape[-1] ** -0.5)
             return nn.Dense(features, use_bias=False, kernel_init=init, dtype=self.dtype, name=name)(x)
 
-        pooled = jnp.stack([x.mean((1, 2)), x.max((1, 2))], axis=1)  # b 2 c
+        places = x.reshape(len(x), -1, c)
+        pooled = jnp.stack([places.mean(1), largest(places, 1)], axis=1)  # b 2 c
         context = dense(nn.relu(dense(pooled, c // self.reduction, "channel1")), c, "channel2").sum(axis=1)
         y = nn.sigmoid(context)[:, None, None] * x
-        pooled = jnp.stack([y.mean(-1), y.max(-1)], axis=-1)  # b h w 2
+        pooled = jnp.stack([y.mean(-1), largest(y, -1)], axis=-1)  # b h w 2
         init = uniform((SIDE * SIDE * 2) ** -0.5)
         convolution = nn.Conv(1, (SIDE, SIDE), use_bias=False, kernel_init=init, dtype=self.dtype, name="spatial")
         return nn.sigmoid(convolution(pooled)) * y
+
+
+def largest(x: jax.Array, axis: int) -> jax.Array:
+    """x.max(axis), the gradient of which goes to the first of equals, as that of PyTorch's pooling does.
+
+    jnp.max divides it by a count of the elements that equal the result, which is 0 where XLA computes x a second time
+    and rounds it otherwise: the gradient is NaN then.
+    """
+    here = jax.nn.one_hot(jnp.argmax(x, axis), x.shape[axis], axis=axis, dtype=bool)
+    return jnp.sum(jnp.where(here, x, 0), axis)
