@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from cxrjax.extrema import largest, smallest
 from cxrjax.losses.contrastive import normalise, pairwise
 
 MODES = ("soft", "mask", "multi_positive", "triage", "info_nce")
@@ -165,8 +166,8 @@ def weights(s: jax.Array, valid: jax.Array, sparsity: float | jax.Array) -> jax.
     worst never; a row that varies by less than 1e-6 attends to all alike. At sparsity 1 only the best is left.
     """
     valid = jnp.broadcast_to(valid, s.shape)
-    low = jnp.min(s, axis=-1, keepdims=True, where=valid, initial=jnp.inf)
-    high = jnp.max(s, axis=-1, keepdims=True, where=valid, initial=-jnp.inf)
+    low = smallest(jnp.where(valid, s, jnp.inf), -1)[..., None]
+    high = largest(jnp.where(valid, s, -jnp.inf), -1)[..., None]
     alike = high - low < _EPSILON  # as well where nothing is valid
     low, span = jnp.where(alike, 0, low), jnp.where(alike, 1, high - low)
     scaled = jnp.where(alike, 1, (s - low) / span)
@@ -184,9 +185,8 @@ def _one_way(queries, keys, query_mask, key_mask, sparsity, temperature, equal=N
     against = query_mask[:, :, None] & query_mask[:, None, :]
     if equal is not None:
         against &= ~equal
-    logits = jnp.where(
-        against | _diagonal(logits.shape[-1]), logits, -jnp.inf
-    )  # padding sees itself only, which costs nothing
+    # Padding sees itself only, which costs nothing.
+    logits = jnp.where(against | _diagonal(logits.shape[-1]), logits, -jnp.inf)
     rows, columns = jax.nn.logsumexp(logits, axis=2), jax.nn.logsumexp(logits, axis=1)
     positive = jnp.sum(seen * queries, axis=-1) / temperature
     return jnp.where(query_mask, (rows + columns) / 2 - positive, 0), a

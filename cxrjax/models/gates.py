@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cxrjax.extrema import largest
 from cxrjax.models.heads import uniform
 
 SIDE = 7  # of the spatial gate's convolution
@@ -40,13 +41,3 @@ class ContextGate(nn.Module):
         init = uniform((SIDE * SIDE * 2) ** -0.5)
         convolution = nn.Conv(1, (SIDE, SIDE), use_bias=False, kernel_init=init, dtype=self.dtype, name="spatial")
         return nn.sigmoid(convolution(pooled)) * y
-
-
-def largest(x: jax.Array, axis: int) -> jax.Array:
-    """x.max(axis), the gradient of which goes to the first of equals, as that of PyTorch's pooling does.
-
-    jnp.max divides it by a count of the elements that equal the result, which is 0 where XLA computes x a second time
-    and rounds it otherwise: the gradient is NaN then.
-    """
-    here = jax.nn.one_hot(jnp.argmax(x, axis), x.shape[axis], axis=axis, dtype=bool)
-    return jnp.sum(jnp.where(here, x, 0), axis)

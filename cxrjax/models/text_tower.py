@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from cxrjax.extrema import largest
 from cxrjax.models.bert import VARIANTS, Bert
 
 FROZEN = ("embeddings", "lower")
@@ -64,5 +65,5 @@ def pool(kind: str, out: Mapping[str, jax.Array], mask: jax.Array) -> jax.Array:
         return out["cls"]
     if kind == "mean":
         return jnp.sum(out["tokens"] * mask, axis=1) / jnp.maximum(mask.sum(axis=1), 1)
-    highest = jnp.where(mask, out["tokens"], -jnp.inf).max(axis=1)
+    highest = largest(jnp.where(mask, out["tokens"], -jnp.inf), 1)
     return jnp.where(mask.any(axis=1), highest, 0.0)
