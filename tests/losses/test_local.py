@@ -162,7 +162,7 @@ def test_padding_as_negative(arrays):
     regions, words, mask = arrays
     alignment = jax.jit(partial(local.token_alignment, padding_is_negative=True))
     plain, counted = local.token_alignment(*arrays), alignment(*arrays)
-    assert counted[0] > plain[0] + 0.01 and counted[1] == pytest.approx(plain[1], rel=1e-6)
+    assert counted[0] > plain[0] + 0.01 and counted[1] == pytest.approx(float(plain[1]), rel=1e-6)
     other = np.where(mask[..., None], words, -words)
     assert abs(alignment(regions, other, mask)[0] - counted[0]) > 1e-3
 
