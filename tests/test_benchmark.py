@@ -30,7 +30,7 @@ def test_traced_cost_is_the_closed_form_whatever_is_recomputed(changes):
     assert (found.forward, found.train) == formula
     assert found.executed > found.train
     # The logits and two monitors, 4 × 4 products of view vectors each.
-    assert found.pairwise == 3 * 4 * (64 if config.head.kind == "none" else config.head.out)
+    assert found.pairwise == 4 * 4 * (64 if config.head.kind == "none" else config.head.out)
     assert config.model.remat == changes.get("model__remat", "dots")
 
 
