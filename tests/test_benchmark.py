@@ -29,7 +29,7 @@ def test_traced_cost_is_the_closed_form_whatever_is_recomputed(changes):
     found, formula = benchmark.cost(config, *shapes(config)), benchmark.closed_form(config)
     assert (found.forward, found.train) == formula
     assert found.executed > found.train
-    # The logits and two monitors, 4 × 4 products of view vectors each.
+    # The logits and three monitors, 4 × 4 products of view vectors each.
     assert found.pairwise == 4 * 4 * (64 if config.head.kind == "none" else config.head.out)
     assert config.model.remat == changes.get("model__remat", "dots")
 
