@@ -46,7 +46,7 @@ def pretrain() -> ConfigDict:
                 "exclude_overlap": True,  # leaves out patients who are in val or test of another set that is judged
                 "judged_on": "",  # sets to be judged later, beside those of evals
             },
-            "init_from": "",  # folder of a Hugging Face ViT or ResNet, or a workdir of ours: what its method encodes with
+            "init_from": "",  # folder of a Hugging Face ViT or ResNet, or a workdir: what its method encodes with
             "optim": {
                 "name": "adamw",
                 "base_lr": number(),
