@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 WEIGHTS, CONFIG, PREPROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
@@ -24,9 +25,7 @@ class Pretrained(NamedTuple):
 
 
 def read(folder: str | Path, model_types: Sequence[str]) -> Pretrained:
-    """Reads the three files of a model's folder; sharded safetensors are put together.
-
-    Where there is only a pytorch_model.bin, PyTorch reads it, arrays and nothing else.
+    """Reads the three files of a model's folder; of the weights see `weights`.
 
     Raises:
       ValueError: a file is missing, or it is another kind of model or preprocessing.
@@ -42,9 +41,8 @@ def read(folder: str | Path, model_types: Sequence[str]) -> Pretrained:
         raise ValueError(
             f"{folder} holds a model of type {config.get('model_type')!r}; expected {' or '.join(model_types)}."
         )
-    weights = _weights(folder)
     mean, std = _normalisation(folder, config.get("num_channels", 3))
-    return Pretrained(weights, config, mean, std)
+    return Pretrained(weights(folder), config, mean, std)
 
 
 def write(
@@ -77,28 +75,61 @@ def write(
     (folder / WEIGHTS).write_bytes(save(dict(weights), metadata={"format": "pt"}))
 
 
-def _weights(folder: Path) -> dict[str, np.ndarray]:
-    if (index := folder / f"{WEIGHTS}.index.json").is_file():
-        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    else:
-        shards = [WEIGHTS]
-    absent = [name for name in shards if not (folder / name).is_file()]
-    if not absent:
-        return {name: array for shard in shards for name, array in load_file(folder / shard).items()}
-    if not (folder / PICKLED).is_file():
+def weights(folder: Path) -> dict[str, np.ndarray]:
+    """Arrays of a model's folder by name, sharded or whole; model.safetensors before pytorch_model.bin.
+
+    Only safetensors need nothing but NumPy: PyTorch reads the other as arrays and nothing else.
+
+    Raises:
+      ValueError: a file is missing or broken, or takes PyTorch where there is none.
+    """
+    file = next((name for name in (WEIGHTS, PICKLED) if _parts(folder, name)), None)
+    if file is None:
+        there = sorted(path.name for path in folder.iterdir())[:10]
         raise ValueError(
-            f"{folder} lacks {absent}; it has {sorted(path.name for path in folder.iterdir())[:10]}. Weights in other "
-            "formats are not read: load them with transformers and `save_pretrained` them as safetensors."
+            f"{folder} lacks {[WEIGHTS]}: there is neither {WEIGHTS} nor {PICKLED}; it has {there}. Load weights in "
+            "other formats with transformers and `save_pretrained` them."
         )
+    absent = [name for name in _parts(folder, file) if not (folder / name).is_file()]
+    if absent:
+        raise ValueError(f"{folder} lacks {absent}, of which its index {file}.index.json speaks.")
+    load = _safetensors if file == WEIGHTS else _pickle
+    return {name: array for part in _parts(folder, file) for name, array in load(folder / part).items()}
+
+
+def _parts(folder: Path, file: str) -> list[str]:
+    """The files that the weights are in: those of the index, else the file itself; none if neither is there."""
+    if (index := folder / f"{file}.index.json").is_file():
+        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    return [file] if (folder / file).is_file() else []
+
+
+def _safetensors(file: Path) -> dict[str, np.ndarray]:
+    try:
+        return load_file(file)
+    except (SafetensorError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{file} cannot be read ({error}); download it again, or save the model in float32 if it is in bfloat16."
+        ) from None
+
+
+def _pickle(file: Path) -> dict[str, np.ndarray]:
     try:
         import torch
-    except ModuleNotFoundError:
+    except ImportError:
         raise ValueError(
-            f"{folder} has no {WEIGHTS} but a {PICKLED}, which only PyTorch reads: pip install torch, or "
-            "`save_pretrained` the model as safetensors where PyTorch is."
+            f"{file} takes torch to be read, which is not installed; install it (pip install torch), or "
+            f"`save_pretrained` the model as {WEIGHTS} elsewhere."
         ) from None
-    # weights_only: a pickle can carry code, which is not run.
-    arrays = torch.load(folder / PICKLED, map_location="cpu", weights_only=True)
+    try:
+        # weights_only: a file that wants to run code is refused.
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises what the file's contents happen to break
+        raise ValueError(
+            f"{file} cannot be read as plain weights ({str(error).splitlines()[0] if str(error) else error!r}); "
+            f"download it again, or take the model's {WEIGHTS}."
+        ) from None
+    arrays = {name: tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
     return {name: tensor.float().numpy() for name, tensor in arrays.items() if tensor.is_floating_point()}
 
 

@@ -27,11 +27,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import safetensors.numpy
 
+from cxrjax.interop import huggingface
 from cxrjax.interop.huggingface import CONFIG, WEIGHTS
 from cxrjax.text import tokenizer
 
 MODEL_TYPES = ("bert", "cxr-bert")
-PICKLE = "pytorch_model.bin"
 PARTS = {
     "out": "attention.output.dense",
     "norm1": "attention.output.LayerNorm",
@@ -52,7 +52,7 @@ class Pretrained(NamedTuple):
 
 
 def read(folder: str | Path) -> Pretrained:
-    """Reads config.json and the weights of a folder, sharded or whole; model.safetensors before pytorch_model.bin.
+    """Reads config.json and the weights of a folder; of the latter see `huggingface.weights`.
 
     Raises:
       ValueError: a file is missing or broken, or it is another kind of model than ours.
@@ -65,16 +65,7 @@ def read(folder: str | Path) -> Pretrained:
         )
     config = json.loads((folder / CONFIG).read_text("utf-8"))
     _check(folder, config)
-    file = next((name for name in (WEIGHTS, PICKLE) if _parts(folder, name)), None)
-    if file is None:
-        there = sorted(path.name for path in folder.iterdir())[:10]
-        raise ValueError(f"{folder} has neither {WEIGHTS} nor {PICKLE}; it has {there}.")
-    absent = [name for name in _parts(folder, file) if not (folder / name).is_file()]
-    if absent:
-        raise ValueError(f"{folder} lacks {absent}, of which its index {file}.index.json speaks.")
-    load = _safetensors if file == WEIGHTS else _pickle
-    weights = {name: array for part in _parts(folder, file) for name, array in load(folder / part).items()}
-    return Pretrained(_encoder(folder, weights), config)
+    return Pretrained(_encoder(folder, huggingface.weights(folder)), config)
 
 
 def fields(config: Mapping[str, Any], depth: int | None = None) -> dict[str, Any]:
@@ -287,41 +278,6 @@ def _check(folder: Path, config: Mapping[str, Any]) -> None:
     absent = [name for name in (*needed, "max_position_embeddings") if name not in config]
     if absent:
         raise ValueError(f"{folder / CONFIG} lacks {', '.join(absent)}, without which the model cannot be built.")
-
-
-def _parts(folder: Path, file: str) -> list[str]:
-    """The files that the weights are in: those of the index, else the file itself; none if neither is there."""
-    if (index := folder / f"{file}.index.json").is_file():
-        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    return [file] if (folder / file).is_file() else []
-
-
-def _safetensors(file: Path) -> dict[str, np.ndarray]:
-    try:
-        return safetensors.numpy.load_file(file)
-    except (safetensors.SafetensorError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{file} cannot be read ({error}); download it again, or save the model in float32 if it is in bfloat16."
-        ) from None
-
-
-def _pickle(file: Path) -> dict[str, np.ndarray]:
-    try:
-        import torch
-    except ImportError:
-        raise ValueError(
-            f"{file} takes torch to be read, which is not installed; install it (pip install torch), or "
-            f"`save_pretrained` the model as {WEIGHTS} elsewhere."
-        ) from None
-    try:
-        # weights_only: a file that wants to run code is refused.
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises what the file's contents happen to break
-        raise ValueError(
-            f"{file} cannot be read as plain weights ({str(error).splitlines()[0] if str(error) else error!r}); "
-            f"download it again, or take the model's {WEIGHTS}."
-        ) from None
-    return {name: tensor.float().numpy() for name, tensor in state.items() if hasattr(tensor, "float")}
 
 
 def _encoder(folder: Path, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
