@@ -1,4 +1,4 @@
-"""Block corruption: tests 1–7 of SPCXR's specification, with the figures measured on the released sampler."""
+"""Block corruption, with the figures measured on the released sampler."""
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ def masks(share, align, sampler="released", count=500):
     ],
 )
 def test_released_sampler(align, share, mean, least, most, whole, partly, centre, corner):
-    """1, 2, 7: share hidden, cells of 16 px, and how rarely the upper left border is hidden."""
+    """Share hidden, cells of 16 px, and how rarely the upper left border is hidden."""
     found = masks(share, align)
     shares = found.mean(axis=(1, 2))
     assert least <= shares.min() and shares.max() < most
@@ -46,7 +46,7 @@ def test_released_sampler(align, share, mean, least, most, whole, partly, centre
 
 @pytest.mark.parametrize("align", [1, 16])
 def test_uniform_sampler_hides_every_place_alike(align):
-    """7, flipped; the share hidden stays what it was."""
+    """Flipped; the share hidden stays what it was."""
     found = masks(0.75, align, "uniform")
     assert found.mean() == pytest.approx(0.638, abs=0.012)
     chance = found.mean(axis=0).reshape(14, 16, 14, 16).mean(axis=(1, 3))
@@ -57,7 +57,6 @@ def test_uniform_sampler_hides_every_place_alike(align):
 
 
 def test_share_zero_hides_nothing():
-    """6."""
     drawn = corruption.draw(Corruption(share=0, donor_share=0), np.random.default_rng(0), 32)
     assert not drawn["fill"].any()
 
@@ -72,7 +71,7 @@ def test_share_zero_hides_nothing():
     ],
 )
 def test_share_of_pictures_by_kind(kinds, donor_share, expected):
-    """5: one kind per picture, donors among them as one of all; donors hide 30 %, the others 50–75 %."""
+    """One kind per picture, donors among them as one of all; donors hide 30 %, the others 50–75 %."""
     rng, setting = np.random.default_rng(0), Corruption(kinds, donor_share=donor_share)
     drawn = [corruption.draw(setting, rng, 32)["fill"] for _ in range(1200)]
     kind = np.asarray([fill.max() for fill in drawn])
@@ -92,7 +91,6 @@ def batch(setting, b=16, px=64, seed=0):
 
 
 def test_equal_draws_agree_and_views_differ():
-    """4."""
     _, one = batch(Corruption())
     _, same = batch(Corruption())
     np.testing.assert_array_equal(one["fill"], same["fill"])
@@ -101,7 +99,7 @@ def test_equal_draws_agree_and_views_differ():
 
 
 def test_fills():
-    """3: untouched bit for bit outside, N(0, 1) noise, exact zeros, another picture's pixels at the same place."""
+    """Untouched bit for bit outside, N(0, 1) noise, exact zeros, another picture's pixels at the same place."""
     setting = Corruption("noise,zeros")
     images, drawn = batch(setting, b=32)
     filled = np.asarray(corruption.apply(setting, jax.random.key(0), images * 3 + 1, drawn))

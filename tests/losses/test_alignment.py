@@ -139,7 +139,7 @@ def test_sia_is_the_loop(batch, options, dtype):
 
 
 def test_value_of_info_nce():
-    """T1: mean of the directions, and MGCA's sum."""
+    """Mean of the directions, and MGCA's sum."""
     for direction, expected in (("mean", 0.3132617), ("sum", 0.6265234)):
         value, _ = sia(np.eye(2), np.eye(2), np.eye(2), temperature=1.0, mode="info_nce", direction=direction)
         assert float(value) == pytest.approx(expected, abs=1e-6)
@@ -158,7 +158,7 @@ def test_value_of_info_nce():
 )
 @pytest.mark.parametrize("groups", [1, 2])
 def test_limits_are_info_nce(batch, options, own_reports, groups):
-    """T2: value and gradient."""
+    """Value and gradient."""
     u, w, e = batch
     e = np.eye(6) if own_reports else e
     options = {"temperature": 0.07, "groups": groups, **options}
@@ -174,7 +174,7 @@ def test_limits_are_info_nce(batch, options, own_reports, groups):
 
 
 def test_soft_value():
-    """T3: where softmax(ℓ) is the target, the loss is its entropy and nothing moves."""
+    """Where softmax(ℓ) is the target, the loss is its entropy and nothing moves."""
     e = np.array([[1, 0], [0.5, np.sqrt(0.75)]], np.float32)
 
     def loss(scale, temperature=1.0):
@@ -195,7 +195,7 @@ def test_soft_value():
 
 
 def test_mask_value():
-    """T4: two of three reports alike, all logits equal."""
+    """Two of three reports alike, all logits equal."""
     u, e = np.zeros((3, 2)), np.array([[1, 0], [1, 0], [0, 1]], np.float32)
     for mode, expected, masked in (
         ("mask", 0.8283022, 1 / 3),
@@ -209,7 +209,7 @@ def test_mask_value():
 
 @pytest.mark.parametrize(("mode", "expected"), [("soft", np.log(4)), ("mask", 0.0), ("multi_positive", np.log(4))])
 def test_all_reports_equal(mode, expected):
-    """T5: at constant logits uniform targets are met; a mask leaves each row its own pair only."""
+    """At constant logits uniform targets are met; a mask leaves each row its own pair only."""
     same, e = np.ones((4, 3), np.float32), np.tile(np.float32([0.6, 0.48, 0.64]), (4, 1))
     value, gradient = jax.value_and_grad(lambda u: sia(u, same, e, temperature=0.07, mode=mode)[0])(same)
     assert float(value) == pytest.approx(expected, abs=1e-5)
@@ -220,7 +220,6 @@ def test_all_reports_equal(mode, expected):
 
 
 def test_duplicates_share_the_target():
-    """T6."""
     e = np.float32([[0.6, 0.8], [0.6, 0.8], [-0.8, 0.6]])
     y, _ = alignment.targets(alignment.likeness(jnp.asarray(e)), **{**ALL, "mode": "soft", "target_temperature": 1e-3})
     np.testing.assert_allclose(y, [[0.5, 0.5, 0], [0.5, 0.5, 0], [0, 0, 1]], atol=1e-3)
@@ -228,7 +227,6 @@ def test_duplicates_share_the_target():
 
 @pytest.mark.parametrize("options", MODES, ids=str)
 def test_order_of_the_batch(batch, options):
-    """T7."""
     u, w, e = batch
     order = np.random.default_rng(1).permutation(len(u))
     value = float(sia(u, w, e, temperature=0.3, **options)[0])
@@ -238,7 +236,7 @@ def test_order_of_the_batch(batch, options):
 
 @pytest.mark.parametrize("options", [MODES[0], MODES[-1]], ids=str)
 def test_targets(batch, options):
-    """T8: no gradient reaches the reports' vectors; rows sum to 1, are 0 where masked, and the own is the largest."""
+    """No gradient reaches the reports' vectors; rows sum to 1, are 0 where masked, and the own is the largest."""
     u, w, e = batch
     assert not np.any(jax.grad(lambda e: sia(u, w, e, temperature=0.3, **options)[0])(e))
     assert not np.any(jax.grad(lambda e: alignment.intra_modal(jnp.asarray(u), e, temperature=0.3))(e))
@@ -249,7 +247,7 @@ def test_targets(batch, options):
 
 
 def test_each_direction_has_rows_of_its_own(batch):
-    """T9: Yᵀ is not row-stochastic; the reports' targets are softmax rows of Sᵀ = S."""
+    """Yᵀ is not row-stochastic; the reports' targets are softmax rows of Sᵀ = S."""
     u, w, e = batch
     y, _ = alignment.targets(alignment.likeness(jnp.asarray(e)), **{**ALL, "mode": "soft", "target_temperature": 1.0})
     assert np.abs(np.asarray(y).sum(axis=0) - 1).max() > 0.1
@@ -294,7 +292,7 @@ def test_intra_modal_is_the_loop(batch, dtype):
 @pytest.mark.parametrize(
     ("s", "sparsity", "expected"),
     [
-        ((0, 2, 4, 1), 1 / 4, (0, 2 / 7, 4 / 7, 1 / 7)),  # T11: the threshold itself is kept
+        ((0, 2, 4, 1), 1 / 4, (0, 2 / 7, 4 / 7, 1 / 7)),  # the threshold itself is kept
         ((0, 2, 4, 1), 0.3, (0, 1 / 3, 2 / 3, 0)),
         ((0, 2, 4, 1), 0.0, (0, 2 / 7, 4 / 7, 1 / 7)),  # all but the worst
         ((0, 4, 4, 1), 1.0, (0, 1 / 2, 1 / 2, 0)),  # ties of the best share
@@ -308,7 +306,7 @@ def test_attention_by_hand(s, sparsity, expected):
 
 
 def test_attention_properties():
-    """T15: a distribution, best kept, worst dropped, blind to scale and offset, to invalid keys and to their order."""
+    """A distribution, best kept, worst dropped, blind to scale and offset, to invalid keys and to their order."""
     s = np.random.default_rng(0).normal(size=(20, 7)).astype(np.float32)
     valid = np.ones((20, 7), bool)
     a = np.asarray(weights(s, valid, 1 / 7))
@@ -328,7 +326,7 @@ def test_attention_properties():
     ("average", "expected"), [("reports", 0.5514447), ("all_reports", 0.2757224), ("words", 0.4135835)]
 )
 def test_averages(average, expected):
-    """T12: a report of one word and one of three."""
+    """A report of one word and one of three."""
     t, mask = np.concatenate([EYE3, EYE3]), np.array([[True, False, False], [True, True, True]])
     value, _ = sta(t, t, mask, average=average)
     assert float(value) == pytest.approx(expected, abs=1e-6)
@@ -336,7 +334,7 @@ def test_averages(average, expected):
 
 @pytest.mark.parametrize(("temperature", "expected"), [(1.0, 0.5514447), (0.1, 9.08e-5)])
 def test_matched_words(temperature, expected):
-    """T13: ln(1 + 2 exp(−1/τ)), whether words or patches ask."""
+    """ln(1 + 2 exp(−1/τ)), whether words or patches ask."""
     for both_ways in (False, True):
         value, report = sta(EYE3, EYE3, temperature=temperature, both_ways=both_ways)
         assert float(value) == pytest.approx(expected, abs=1e-6)
@@ -345,7 +343,6 @@ def test_matched_words(temperature, expected):
 
 @pytest.mark.parametrize(("temperature", "expected"), [(1.0, 0.4220276), (0.1, 0.0016465)])
 def test_full_hand_case(temperature, expected):
-    """T14."""
     t, v = np.array([[[1.0, 0], [0, 1]]]), np.array([[[1.0, 0], [0.6, 0.8], [0, 1]]])
     a = weights(jnp.einsum("bqd,bkd->bqk", t, v), jnp.ones((1, 1, 3), bool), 1 / 3)
     np.testing.assert_allclose(a[0], [[0.625, 0.375, 0], [0, 0.4444444, 0.5555556]], atol=1e-6)
@@ -377,7 +374,7 @@ WAYS = [
 
 @pytest.mark.parametrize(("options", "masks_equal", "dtype"), WAYS, ids=str)
 def test_sta_is_the_loop(tokens, options, masks_equal, dtype):
-    """T17, T18: with a report of one word and one of none, in both precisions."""
+    """With a report of one word and one of none, in both precisions."""
     words, patches, mask, equal = tokens
     words, patches = (np.asarray(jnp.asarray(x, dtype), np.float32) for x in (words, patches))
     options = {**options, "equal": equal} if masks_equal else options
@@ -399,7 +396,6 @@ def test_sta_is_the_loop(tokens, options, masks_equal, dtype):
 
 
 def test_sta_ignores_order_padding_and_other_reports(tokens):
-    """T15."""
     words, patches, mask, _ = tokens
     ways = {"temperature": 0.4, "both_ways": True}
     value = float(sta(words, patches, mask, **ways)[0])
@@ -416,7 +412,7 @@ def test_sta_ignores_order_padding_and_other_reports(tokens):
 
 
 def test_one_word_costs_nothing():
-    """T15: exactly 0 without gradient, and no batch of such reports divides by zero."""
+    """Exactly 0 without gradient, and no batch of such reports divides by zero."""
     rng = np.random.default_rng(0)
     words, patches = (jnp.asarray(rng.normal(size=(2, n, 3)), jnp.float32) for n in (1, 4))
 
@@ -428,7 +424,7 @@ def test_one_word_costs_nothing():
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_extremes_are_finite(dtype):
-    """T18: all vectors equal or zero, τ = 0.01, nothing but padding; all losses summed, so that any NaN shows."""
+    """All vectors equal or zero, τ = 0.01, nothing but padding; all losses summed, so that any NaN shows."""
     modes = MODES if dtype == jnp.float32 else MODES[:1]
 
     @jax.jit
@@ -446,7 +442,7 @@ def test_extremes_are_finite(dtype):
 
 @pytest.mark.parametrize("mode", ["soft", "triage"])
 def test_negatives_and_counts_are_those_of_all_devices(mode):
-    """T16: value and gradient on 1 and on 8 devices, where the reports of most devices are of one word."""
+    """Value and gradient on 1 and on 8 devices, where the reports of most devices are of one word."""
     rng = np.random.default_rng(0)
     u, w, e = (rng.normal(size=(16, 4)).astype(np.float32) for _ in range(3))
     e[8:10] = e[:2]

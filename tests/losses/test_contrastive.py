@@ -1,4 +1,4 @@
-"""Hand-computed values of S-PCL's specification (T10–T18), and plain loops for value and gradient."""
+"""S-PCL's losses: values computed by hand, and plain loops for value and gradient."""
 
 import jax
 import jax.numpy as jnp
@@ -85,7 +85,6 @@ def pair():
 
 
 def test_tsp_values():
-    """T10."""
     np.testing.assert_allclose(contrastive.tsp(jnp.asarray([1.0, 0.0, -1.0]), 1 / 64), [1, 32 / 65, 0], atol=1e-7)
     s = jnp.linspace(-1, 1, 101)
     assert np.all(np.diff(contrastive.tsp(s, 1 / 64)) > 0)
@@ -94,7 +93,7 @@ def test_tsp_values():
 
 @pytest.mark.parametrize("m", [2, 4])
 def test_collapse(m):
-    """T11: ln M for the symmetric form, ln(2M−1) for NT-Xent, whatever τ and κ."""
+    """ln M for the symmetric form, ln(2M−1) for NT-Xent, whatever τ and κ."""
     same = jnp.ones((m, 3))
     for options in (TSP, COSINE):
         assert contrastive.info_nce(same, same, temperature=0.07, **options) == pytest.approx(np.log(m), abs=1e-6)
@@ -114,7 +113,6 @@ def test_collapse(m):
     ],
 )
 def test_orthonormal_perfect_pairs(m, temperature, options, expected):
-    """T12."""
     loss = contrastive.info_nce(jnp.eye(m), jnp.eye(m), temperature=temperature, **options)
     assert float(loss) == pytest.approx(expected, abs=1e-6, rel=1e-3)
 
@@ -126,14 +124,14 @@ def test_orthonormal_nt_xent():
 @pytest.mark.parametrize(
     ("u", "v", "temperature", "options", "expected"),
     [
-        ((0, 90), (90, 0), 0.07, TSP, 7.25345523),  # T13
+        ((0, 90), (90, 0), 0.07, TSP, 7.25345523),
         ((0, 90), (90, 0), 0.1, COSINE, 10.0000454),
-        ((0, 180), (0, 180), 0.07, TSP, 6.24874756e-7),  # T14
-        ((0, 90), (30, 60), 1.0, COSINE, 0.526788644),  # T15
+        ((0, 180), (0, 180), 0.07, TSP, 6.24874756e-7),
+        ((0, 90), (30, 60), 1.0, COSINE, 0.526788644),
         ((0, 90), (30, 60), 0.1, COSINE, 0.0254006317),
         ((0, 90), (30, 60), 1.0, TSP, 0.604067443),
         ((0, 90), (30, 60), 0.07, TSP, 0.0669802682),
-        ((0, 60, 180), (45, 90, 150), 0.1, COSINE, 0.662463203),  # T16: catches a one-sided loss or a wrong axis
+        ((0, 60, 180), (45, 90, 150), 0.1, COSINE, 0.662463203),  # catches a one-sided loss or a wrong axis
         ((0, 60, 180), (45, 90, 150), 0.1, TSP, 0.438037475),
     ],
 )
@@ -143,7 +141,6 @@ def test_hand_computed(u, v, temperature, options, expected):
 
 
 def test_invariances(pair):
-    """T17."""
     u, v = pair
 
     def loss(u, v):
@@ -166,7 +163,7 @@ def test_zero_vector_is_finite(pair):
 
 
 def test_kappa_zero_is_cosine_at_twice_the_temperature(pair):
-    """T18: value and gradient."""
+    """Value and gradient."""
     tsp = jax.value_and_grad(lambda u: contrastive.info_nce(u, pair[1], temperature=0.07, similarity="tsp"))(pair[0])
     cosine = jax.value_and_grad(lambda u: contrastive.info_nce(u, pair[1], temperature=0.14))(pair[0])
     np.testing.assert_allclose(tsp[0], cosine[0], rtol=1e-5)
@@ -193,7 +190,7 @@ def test_value_and_gradient_are_the_loops(pair, loss, loop, kappa, masked, dtype
 
 
 def test_groups_are_separate_batches(pair):
-    """T19: negatives of one slice only; collapsed vectors give ln of the slice, not of the batch."""
+    """Negatives of one slice only; collapsed vectors give ln of the slice, not of the batch."""
     u, v = (jax.random.normal(jax.random.key(i), (8, 3)) for i in (3, 4))
     halves = [contrastive.info_nce(u[i : i + 4], v[i : i + 4], temperature=0.2) for i in (0, 4)]
     grouped = contrastive.info_nce(u, v, temperature=0.2, groups=2)

@@ -1,4 +1,4 @@
-"""Masked losses against loops written from the papers, and the hand values of SPCXR's specification (8, 9)."""
+"""Masked losses against loops written from the papers, and the values computed by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ def test_l1_is_the_loop_in_value_and_gradient(dtype):
 
 
 def test_l1_of_a_constant_error_and_of_what_is_not_masked():
-    """8: equal pictures 0; X + c gives |c| for any mask; values where m = 0 change neither value nor gradient."""
+    """Equal pictures 0; X + c gives |c| for any mask; values where m = 0 change neither value nor gradient."""
     assert float(masked.l1(TARGET, TARGET, MASK)) == 0
     assert float(masked.l1(TARGET - 0.75, TARGET, MASK)) == pytest.approx(0.75, rel=1e-5)
     before = jax.value_and_grad(masked.l1, argnums=(0, 1))(PREDICTION, TARGET, MASK)
@@ -46,7 +46,7 @@ def test_l1_of_a_constant_error_and_of_what_is_not_masked():
 
 
 def test_hand_case_of_two_devices():
-    """9: one masked value of error 1 on A, three of error 0 on B: 1/4 over both, 1/2 as the mean of two means."""
+    """One masked value of error 1 on A, three of error 0 on B: 1/4 over both, 1/2 as the mean of two means."""
     prediction, target = jnp.zeros((2, 4, 1)), jnp.zeros((2, 4, 1)).at[0, 0, 0].set(1.0)
     mask = jnp.asarray([[1, 0, 0, 0], [0, 1, 1, 1]], bool)[..., None]
     assert float(masked.l1(prediction, target, mask)) == 0.25
@@ -62,7 +62,7 @@ def test_groups_are_the_mean_of_their_own_losses_and_must_fit():
 
 @pytest.mark.parametrize("loss", [masked.l1, masked.patch_mse])
 def test_nothing_masked_is_zero_and_finite(loss):
-    """6: the released code's mean of nothing is NaN."""
+    """The released code's mean of nothing is NaN."""
     x = jnp.asarray(PREDICTION.reshape(8, 2, -1))
     mask = jnp.zeros((8, 2, 1) if loss is masked.l1 else (8, 2))
     value, gradient = jax.value_and_grad(loss)(x, x + 1, mask)
@@ -71,7 +71,7 @@ def test_nothing_masked_is_zero_and_finite(loss):
 
 @pytest.mark.parametrize("devices", [2, 8])
 def test_splitting_over_devices_changes_nothing(devices):
-    """9, for gradients too: masks of very different size on each device."""
+    """For gradients too: masks of very different size on each device."""
     mask = MASK * (RNG.random((8, 1, 1, 1, 1)) < np.linspace(0.1, 1, 8).reshape(-1, 1, 1, 1, 1))
     whole = jax.value_and_grad(masked.l1)(PREDICTION, TARGET, mask)
     shards = parallel.to_global([PREDICTION, TARGET, mask], parallel.make_mesh({"data": devices}))

@@ -1,4 +1,4 @@
-"""Codes and swapped prediction: the spec's hand values (T6–T15), the listing's loop, masks, bfloat16, devices."""
+"""Codes and swapped prediction: hand values, the listing's loop, masks, bfloat16, devices."""
 
 import jax
 import jax.numpy as jnp
@@ -79,7 +79,7 @@ def test_what_codes_do_not_see(iterations):
 
 
 def test_high_scores_overflow_without_the_shift_alone():
-    """T13; jitted, since a compiler may take a logarithm of an exponential for nothing."""
+    """Under jit, since a compiler may take a logarithm of an exponential for nothing."""
     high = SCORES + 7
     naive = jax.jit(lambda s: prototypes.codes(s, epsilon=0.07, shift=False))
     assert not np.isfinite(naive(high)).any()
@@ -128,7 +128,7 @@ def test_no_gradient_reaches_the_codes():
 
 
 def test_swapped_prediction_where_some_lack_a_view():
-    """T15: whoever does not predict learns nothing; a pair is that of the examples that have both views."""
+    """Whoever does not predict learns nothing; a pair is that of the examples that have both views."""
     valid = np.arange(16) % 3 > 0
     scores = {"picture": SCORES, "report": SCORES[::-1].copy()}
     options = {"epsilon": 0.07, "temperature": 0.1, "valid": {"picture": valid}}
@@ -150,7 +150,7 @@ def test_swapped_prediction_where_some_lack_a_view():
 
 
 def test_codes_balance_over_all_devices():
-    """T12, T41: some devices hold no valid row."""
+    """Some devices hold no valid row."""
     valid = np.arange(16) % 8 < 3
 
     def both(scores, valid):

@@ -1,4 +1,4 @@
-"""Hand-computed values of MLVICX's specification (T1–T9, T10's control), and plain loops for value and gradient."""
+"""Variance and covariance: values computed by hand, and plain loops for value and gradient."""
 
 import jax
 import jax.numpy as jnp
@@ -93,11 +93,11 @@ def vicreg(u, v, groups=1):
 @pytest.mark.parametrize(
     ("u", "v", "terms", "loss"),
     [
-        (A, A, (0, HINGE, 0), 4.586055),  # T1
-        (A, A[:, ::-1], (1, HINGE, 0), 29.586055),  # T2
-        ([(1, 1), (-1, -1)], [(1, 1), (-1, -1)], (0, 0, 8), 8),  # T3
+        (A, A, (0, HINGE, 0), 4.586055),
+        (A, A[:, ::-1], (1, HINGE, 0), 29.586055),
+        ([(1, 1), (-1, -1)], [(1, 1), (-1, -1)], (0, 0, 8), 8),
         ([(0.5, 0.5), (-0.5, -0.5)], [(0.5, 0.5), (-0.5, -0.5)], (0, 0.2928225, 0.5), 7.820563),
-        (np.full((4, 3), 7.0), np.full((4, 3), 7.0), (0, 0.99, 0), 24.75),  # T4
+        (np.full((4, 3), 7.0), np.full((4, 3), 7.0), (0, 0.99, 0), 24.75),
     ],
 )
 def test_hand_computed(u, v, terms, loss):
@@ -107,20 +107,20 @@ def test_hand_computed(u, v, terms, loss):
 
 
 def test_collapse_has_a_finite_gradient():
-    """T4: ε lies inside the root, where √Var has no gradient at zero."""
+    """ε lies inside the root, where √Var has no gradient at zero."""
     for loss in (redundancy.vicreg, redundancy.barlow):
         _, gradients = compiled(loss)(np.ones((4, 3)), np.ones((4, 3)))
         assert np.isfinite(gradients).all()
 
 
 def test_covariance_of_noise():
-    """T5: (D−1)/(N−1) = 65.0 per view for independent normal values, 64 × 4096."""
+    """(D−1)/(N−1) = 65.0 per view for independent normal values, 64 × 4096."""
     u, v = normal(0, 64, 4096), normal(1, 64, 4096)
     assert vicreg(u, v)[2] / 2 == pytest.approx(65.0, rel=0.01)
 
 
 def test_batch_normalised_embeddings_have_no_variance_term():
-    """T6: BatchNorm's variance is N/(N−1) with M−1, so the hinge is shut; only a scale γ below 1 opens it."""
+    """BatchNorm's variance is N/(N−1) with M−1, so the hinge is shut; only a scale γ below 1 opens it."""
     x = normal(0, 64, 256, scale=3.0)
     x = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5)
     terms, gradients = compiled(redundancy.vicreg, sim=0, cov=0)(x, x)
@@ -129,7 +129,6 @@ def test_batch_normalised_embeddings_have_no_variance_term():
 
 
 def test_invariances():
-    """T7."""
     u, v = normal(0, 12, 5, scale=0.7), normal(1, 12, 5, scale=0.7)
     s, hinge, c = vicreg(u, v)
     scaled = vicreg(3 * u, 3 * v)
@@ -149,7 +148,7 @@ def test_invariances():
 
 @pytest.mark.parametrize(("n", "d"), [(8, 40), (12, 12), (40, 8)])
 def test_small_and_large_matrices_give_the_same(n, d):
-    """T8: fewer rows than dimensions goes through M M products; value and gradient are those of the d d form."""
+    """Fewer rows than dimensions goes through M M products; value and gradient are those of the d d form."""
     u, v = normal(0, n, d), normal(1, n, d)
     off = 1 - jnp.eye(d)
 
@@ -174,7 +173,7 @@ def test_small_and_large_matrices_give_the_same(n, d):
 
 @pytest.mark.parametrize(("n", "d"), [(8, 64), (16, 64), (64, 32)])
 def test_covariance_floor(n, d):
-    """T9: d unit variances on M−1 ranks; a simplex of M points reaches the floor exactly."""
+    """d unit variances on M−1 ranks; a simplex of M points reaches the floor exactly."""
     floor = redundancy.covariance_floor(n, d)
     x = normal(0, n, d)
     x = (x - x.mean(0)) / x.std(0, ddof=1)
@@ -227,7 +226,7 @@ def test_barlow_hand_computed():
 
 @pytest.mark.parametrize("loss", [redundancy.vicreg, redundancy.barlow])
 def test_one_device_is_eight(loss):
-    """T10, T12: value and gradient with the batch on 1 and on 8 devices: no factor of 8 from a gather."""
+    """Value and gradient with the batch on 1 and on 8 devices: no factor of 8 from a gather."""
     u, v = normal(0, 64, 16), normal(1, 64, 16)
     objective = jax.value_and_grad(lambda u, v: sum(loss(u, v).values()))
     results = []
@@ -239,7 +238,7 @@ def test_one_device_is_eight(loss):
 
 
 def test_statistics_of_one_device_are_another_loss():
-    """T10's control: 64 × 16 normal values in 8 slices give c ≈ 2.0, v ≈ 0.12 where the batch gives ≈ 0.2 and 0.03."""
+    """64 × 16 normal values in 8 slices give c ≈ 2.0, v ≈ 0.12 where the batch gives ≈ 0.2 and 0.03."""
     draws = np.asarray([vicreg(u := normal(i, 64, 16), u, groups=g)[1:] for i in range(8) for g in (1, 8)])
     (v_batch, c_batch), (v_slices, c_slices) = draws.reshape(8, 2, 2).mean(axis=0)
     assert c_batch / 2 == pytest.approx(15 / 63, rel=0.15) and c_slices / 2 == pytest.approx(15 / 7, rel=0.15)
@@ -247,7 +246,7 @@ def test_statistics_of_one_device_are_another_loss():
 
 
 def test_duplicated_shards_change_only_the_unbiased_factor():
-    """T11: K copies of the rows keep the mean; Var changes by K(N−1)/(KN−1)."""
+    """K copies of the rows keep the mean; Var changes by K(N−1)/(KN−1)."""
     x = normal(0, 8, 5)
     copied = redundancy.deviation(np.tile(x, (4, 1))) ** 2 - 1e-4
     np.testing.assert_allclose(copied, (redundancy.deviation(x) ** 2 - 1e-4) * (4 * 7 / 31), rtol=1e-5)

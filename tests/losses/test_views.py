@@ -1,4 +1,4 @@
-"""Word by word agreement of two pictures: hand values (T31–T36), the loop, lacking pictures (T39, T40), bfloat16."""
+"""Word by word agreement of two pictures: hand values, the loop, lacking pictures, bfloat16."""
 
 from functools import partial
 
@@ -48,7 +48,7 @@ def test_is_the_loop_in_value_and_gradient(dtype):
 
 
 def test_by_hand():
-    """T31, T32, T34: orthogonal words with equal pictures; all words alike; one picture in both places."""
+    """Orthogonal words with equal pictures; all words alike; one picture in both places."""
     eye, valid = jnp.eye(127, 128)[None], np.ones((1, 127), bool)
     assert float(LOSS(eye, eye, valid)) == pytest.approx(7.873e-5, abs=1e-6)
     same = jnp.ones((1, 127, 8))
@@ -57,7 +57,7 @@ def test_by_hand():
 
 
 def test_what_it_does_not_see():
-    """T33, T35, T36: order of views and words, padding, length."""
+    """Order of views and words, padding, length."""
     value = float(LOSS(U, V, VALID, studies=STUDIES))
     assert float(LOSS(V, U, VALID, studies=STUDIES)) == pytest.approx(value, rel=1e-6)
     order = RNG.permutation(6)
@@ -69,7 +69,7 @@ def test_what_it_does_not_see():
 
 
 def test_lacking_pictures():
-    """T39, T40: the loss of those that are there; which is lacking is all that matters; none is 0 without gradient."""
+    """The loss of those that are there; which is lacking is all that matters; none is 0 without gradient."""
     value = float(LOSS(U, V, VALID, studies=STUDIES))
     alone = LOSS(U[STUDIES], V[STUDIES], VALID[STUDIES])
     assert float(alone) == pytest.approx(value, rel=1e-6)
@@ -96,7 +96,7 @@ def test_one_device_is_eight():
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_contrast_of_the_counted_is_that_of_a_smaller_batch(dtype):
-    """T38, T39: value and gradient; the others' rows may hold anything and get nothing."""
+    """Value and gradient; the others' rows may hold anything and get nothing."""
     u, v = (jnp.asarray(x[:, 0], dtype) for x in (U, V))
     noisy = jnp.where(STUDIES[:, None], u, 100)
     loss = partial(counted_info_nce, temperature=0.1)

@@ -1,5 +1,5 @@
-"""F-L: lateral pictures that are lacking (T37–T41), where gradients go (T4, T5, T15), the released defects, sizes
-(T45), optimizer groups (T43, T44), and that the lateral picture is read (T30, T42)."""
+"""F-L: lateral pictures that are lacking, where gradients go, the released defects, sizes,
+optimizer groups, and that the lateral picture is read."""
 
 import jax
 import jax.numpy as jnp
@@ -82,14 +82,14 @@ def test_short_and_empty_reports_are_finite_and_terms_are_where_they_belong(pape
     assert largest(gradients["fla"], "mlm_decoder", "mlm_head", "selection", "projector", "absent", "prototypes") == 0
     assert largest(gradients["mlm"], "view_decoder", "projector", "absent", "prototypes") == 0
     assert largest(gradients["proto"], "mlm_decoder", "view_decoder", "selection", "projector", "absent") == 0
-    # T5, T15: every part of the loss teaches every encoder.
+    # Every part of the loss teaches every encoder.
     for name, part in ((name, part) for name in gradients for part in ("encoder", "lateral", "adapter", "text")):
         assert largest(gradients[name], part) > 1e-4, (name, part)
     assert largest(gradients["itc"], "absent") > 1e-4
 
 
 def test_what_a_lacking_picture_holds_changes_nothing(paper):
-    """T38: noise in its place; and of all pictures, one row's change reaches the loss where the study has it."""
+    """Noise in its place; and of all pictures, one row's change reaches the loss where the study has it."""
     terms, gradients, _, _ = paper.step()
     lacks = ~paper.batch["has_lateral"]
     assert lacks.sum() == 5
@@ -104,7 +104,7 @@ def test_what_a_lacking_picture_holds_changes_nothing(paper):
 
 
 def test_no_lateral_picture_at_all(paper):
-    """T38: the frontal objective alone, finite, and nothing reaches what reads laterals."""
+    """The frontal objective alone, finite, and nothing reaches what reads laterals."""
     terms, gradients, report, _ = paper.step(has_lateral=np.zeros(16, bool))
     assert finite((terms, gradients)) and terms["fla"] == 0 and report["lateral_top1"] == 0
     assert all(largest(gradient, "lateral", "adapter") == 0 for gradient in gradients.values())
@@ -112,7 +112,7 @@ def test_no_lateral_picture_at_all(paper):
 
 
 def test_alignment_is_that_of_the_studies_with_both_pictures(paper):
-    """T39, T40: which study lacks it is all that matters, and the order of the studies does not."""
+    """Which study lacks it is all that matters, and the order of the studies does not."""
     terms, _, _, _ = paper.step()
     there = np.flatnonzero(paper.batch["has_lateral"])
     filled = np.concatenate([there, there[:5]])
@@ -128,7 +128,7 @@ def test_alignment_is_that_of_the_studies_with_both_pictures(paper):
 
 
 def test_only_the_masked_stream_sees_the_mask(paper):
-    """T24: with two streams of text another draw changes the masked loss alone."""
+    """With two streams of text another draw changes the masked loss alone."""
     (one, *_), (other, *_) = paper.step(key=0), paper.step(key=1)
     assert one.pop("mlm") != pytest.approx(other.pop("mlm"), rel=1e-4)
     assert one == pytest.approx(other, rel=1e-6)
@@ -136,7 +136,7 @@ def test_only_the_masked_stream_sees_the_mask(paper):
 
 @pytest.mark.slow
 def test_one_device_is_eight_where_some_have_no_lateral(paper):
-    """T41: two studies a device, of which two devices have none and one has one."""
+    """Two studies a device, of which two devices have none and one has one."""
 
     def loss(params, batch):
         value, aux = paper.method.loss(params, paper.state, batch, jax.random.key(0), 5)
@@ -153,7 +153,7 @@ def test_one_device_is_eight_where_some_have_no_lateral(paper):
 
 @pytest.mark.slow
 def test_released_defects(official):
-    """T4, T7's routing, T37, T47: what the released code teaches nobody."""
+    """What the released code teaches nobody."""
     terms, gradients, _, state = official.step()
     assert finite((terms, gradients))
     for name in ("itc", "proto"):
@@ -170,7 +170,6 @@ def test_released_defects(official):
 
 
 def test_the_last_report_of_each_device_selects():
-    """T19, D3."""
     found = frontal_lateral.of_last(jnp.arange(12.0)[:, None], 3)
     np.testing.assert_array_equal(found[:, 0], [3] * 4 + [7] * 4 + [11] * 4)
 
@@ -203,7 +202,6 @@ def test_a_frozen_swin_needs_weights(vocabulary):
 
 
 def test_released_sizes():
-    """T45."""
 
     config = runs.config("frontal_lateral", "official,mimic_cxr", lateral__init_from="folder")
     params, state = jax.eval_shape(methods.make(config).init, *KEYS)
@@ -216,7 +214,7 @@ def test_released_sizes():
 
 
 def test_optimizer_groups_and_schedule(paper):
-    """T43, T44: five times the rate for decoder and head of the masked words, twice for biases, which do not decay."""
+    """Five times the rate for decoder and head of the masked words, twice for biases, which do not decay."""
     config = runs.config("frontal_lateral", "mimic_cxr").optim
     params = jax.tree.map(lambda leaf: np.ones((1,) * leaf.ndim, np.float32), paper.params)
     _, report = optim.make(config, params, 50 * 100, 96, 100)
@@ -278,7 +276,7 @@ def test_every_defect_changes_the_loss_of_its_own(vocabulary, paper):
 
 @pytest.mark.slow
 def test_words_of_the_lateral_picture_are_read_in_it(vocabulary):
-    """T42, T30: on unseen studies the hidden height is guessed with the lateral picture, and neither without it nor
+    """On unseen studies the hidden height is guessed with the lateral picture, and neither without it nor
     from another study's; three seeds, of which the best without it must be far below the worst with it."""
     heights = {"masking__entities": " ".join(two_views.HEIGHTS)}
     trainer = two_views.Trainer(make(vocabulary, **heights))

@@ -1,4 +1,4 @@
-"""MLVICX's specification, T13–T21: a step against PyTorch, counts, switches, what learns, and the recipe."""
+"""MLVICX: a step against PyTorch, counts, switches, what learns, and the recipe."""
 
 import jax
 import jax.numpy as jnp
@@ -91,7 +91,7 @@ class Oracle:
 
 
 def test_a_step_is_the_papers(case):
-    """Value, every gradient (T18: one set of weights serves both views), statistics that move view by view (T19)."""
+    """Value, every gradient (one set of weights serves both views), statistics that move view by view."""
     oracle = Oracle(case, case.params, case.state)
     embeddings = []
     for x in oracle.views:
@@ -118,7 +118,6 @@ def test_a_step_is_the_papers(case):
 
 
 def test_parameter_counts_and_shapes_of_the_release():
-    """T13."""
     config = runs.config("mlvicx", "chestxray14", model__channels=3)
     params, state = jax.eval_shape(methods.make(config).init, jax.random.key(0), None)
 
@@ -146,7 +145,7 @@ def test_parameter_counts_and_shapes_of_the_release():
 
 
 def test_gates_pass_everything_only_when_open(case):
-    """T14: saturated, they leave the plain ResNet, which is what strip_gates computes whatever they are."""
+    """Saturated, they leave the plain ResNet, which is what strip_gates computes whatever they are."""
     saturated = {**case.params, "gates": jax.tree.map(lambda leaf: np.full_like(leaf, 1e4), case.params["gates"])}
     images = case.batch["image"][:, 0]
     gated, plain = (jax.jit(make(strip_gates=strip).encode) for strip in (False, True))
@@ -168,14 +167,13 @@ def test_step_by_step_frozen_and_rebalanced(case):
     for name, value in case.aux.terms.items():
         factor = 5 if name.endswith("covariance") else 1
         assert float(aux.terms[name]) == pytest.approx(factor * float(value), rel=1e-4, abs=1e-5)
-    jax.tree.map(np.testing.assert_array_equal, aux.state["frozen"], state["frozen"])  # T17's second half
+    jax.tree.map(np.testing.assert_array_equal, aux.state["frozen"], state["frozen"])
     shapes = jax.eval_shape(make(**changes).init, jax.random.key(0), None)
     assert "level_proj" not in shapes[0] and set(shapes[1]["frozen"]["level_proj"]) == set(LEVELS)
     assert jax.tree.structure(shapes) == jax.tree.structure((params, state))
 
 
 def test_level_convolutions_reach_only_the_levels_embedding(case):
-    """T16's second half."""
     method = make()
     step = jax.jit(lambda params: method.loss(params, case.state, case.batch, jax.random.key(0), 0)[1].terms)
     before = step(case.params)
@@ -209,7 +207,7 @@ def test_a_loss_for_each_level(case):
 
 
 def test_every_parameter_learns(case):
-    """T17 under the recipe's LARS: no parameter came after the optimizer, as the release's level convolutions did.
+    """Under the recipe's LARS: no parameter came after the optimizer, as the release's level convolutions did.
 
     A constant on all pictures is taken out again by the next BatchNorm, or by the loss's own means after the last one.
     """
@@ -227,7 +225,7 @@ def test_every_parameter_learns(case):
 
 
 def test_nothing_follows(case):
-    """T18: no copy is kept, and what comes after a step is what the step left."""
+    """No copy is kept, and what comes after a step is what the step left."""
     state = make().after(case.params, case.aux.state, 3)
     assert set(state) == {"batch_stats"}
     jax.tree.map(np.testing.assert_array_equal, state, case.aux.state)
@@ -243,7 +241,7 @@ def test_nothing_follows(case):
     ],
 )
 def test_ablations_leave_out_what_they_do_not_train(changes, heads, levels, gates):
-    """T27's rows: parameters without a loss would be decayed and nothing else."""
+    """Parameters without a loss would be decayed and nothing else."""
     method = make(**changes)
     params, state = jax.eval_shape(method.init, jax.random.key(0), None)
     assert set(params["projector"]) == heads
@@ -255,7 +253,7 @@ def test_ablations_leave_out_what_they_do_not_train(changes, heads, levels, gate
 
 
 def test_lars_by_hand():
-    """T20: |p| = 2 and |g| = 4 give 0.1 · 0.001 · 2/4 · g; a vector gets plain momentum; zeros a factor of 1."""
+    """|p| = 2 and |g| = 4 give 0.1 · 0.001 · 2/4 · g; a vector gets plain momentum; zeros a factor of 1."""
     settings = {"name": "lars", "lr": 0.1, "schedule": "constant", "lr_in_momentum": False}
     rng = np.random.default_rng(0)
     directions = {name: np.float32(rng.normal(size=(3, 2))) for name in ("p", "g")}
@@ -274,7 +272,7 @@ def test_lars_by_hand():
 
 @pytest.mark.parametrize(("batch", "peak"), [(256, 0.2), (64, 0.05)])
 def test_learning_rate_of_the_recipe(batch, peak):
-    """T21: 0, the peak after two epochs; 0.001 of it at the end, or 0.00111 where the cosine's period is the whole."""
+    """0, the peak after two epochs; 0.001 of it at the end, or 0.00111 where the cosine's period is the whole."""
     ends = {}
     for words in ("chestxray14", "chestxray14,release"):
         config = runs.config("mlvicx", words)
@@ -314,7 +312,7 @@ def test_mistakes_are_explained():
 
 @pytest.mark.slow
 def test_views_grow_alike_and_stay_spread_out():
-    """T26 in small: s falls while every deviation stays near 1 and the rank where it was."""
+    """In small: s falls while every deviation stays near 1 and the rank where it was."""
     _, _, reports = oracles.learn(make(), {"image": oracles.pictures(32)}, 40, lr=1e-2)
     assert reports[-1]["alignment"] < 0.1 * reports[0]["alignment"]
     assert reports[-1]["effective_rank"] > 0.7 * reports[0]["effective_rank"]

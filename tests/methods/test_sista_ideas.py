@@ -63,7 +63,7 @@ def accuracy(mode, seed):
 
 @pytest.mark.slow
 def test_paraphrases_are_no_negatives():
-    """T20: 30 % of the reports come in groups. Contrast that knows it keeps what a group means; three seeds."""
+    """30 % of the reports come in groups. Contrast that knows it keeps what a group means; three seeds."""
     seeds = jnp.arange(3)
     baseline = np.asarray(accuracy("info_nce", seeds))
     soft, several, masked = (np.asarray(accuracy(mode, seeds)) for mode in ("soft", "multi_positive", "mask"))
@@ -97,7 +97,7 @@ def squares(seed):
 
 @pytest.mark.slow
 def test_overfits_squares():
-    """T19: after 120 steps every picture finds its sentence, and every word is told from those beside it; three seeds.
+    """After 120 steps every picture finds its sentence, and every word is told from those beside it; three seeds.
 
     Not asserted, since it does not hold: that the word of the place attends to the square. Inside lay 5.5 % of its
     attention after training, 6.7 % at the start, 5.5 % with InfoNCE alone; 6.3 % is chance. Nor did it gain more than

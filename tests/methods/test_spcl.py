@@ -1,4 +1,4 @@
-"""S-PCL: partitions (T1–T3), pairing (T9), absence of what the paper leaves out (T23), learning (T24, T25)."""
+"""S-PCL: partitions, pairing, absence of what the paper leaves out, learning."""
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,6 @@ def test_impossible_partitions_are_explained():
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("seed", range(3))
 def test_complete_and_disjoint(scheme, seed):
-    """T1, T2."""
     a, b = spcl.partition(jax.random.key(seed), 50, (14, 14), 98, 98, scheme)
     assert a.dtype == b.dtype == jnp.int32
     np.testing.assert_array_equal(np.sort(np.concatenate([a, b], axis=1), axis=1), np.tile(np.arange(196), (50, 1)))
@@ -53,7 +52,7 @@ def test_complete_and_disjoint(scheme, seed):
 
 
 def test_random_partition_is_uniform():
-    """T3: inclusion ½, covariance of two positions −1/(4·195); pictures, steps and keys differ, equal keys agree."""
+    """Inclusion ½, covariance of two positions −1/(4·195); pictures, steps and keys differ, equal keys agree."""
     draw = jax.jit(lambda key: spcl.partition(key, 20_000, (14, 14), 98, 98)[0])
     a = np.asarray(draw(jax.random.key(0)))
     member = np.zeros((20_000, 196), bool)
@@ -144,7 +143,7 @@ def test_same_patient_pairs_leave_the_denominator(batch):
 
 
 def test_nothing_that_the_paper_leaves_out(batch):
-    """T23: one encoder, no decoder, mask token, momentum copy or queue; one picture per example, deterministic."""
+    """One encoder, no decoder, mask token, momentum copy or queue; one picture per example, deterministic."""
     method = variant()
     params, state = jax.eval_shape(method.init, jax.random.key(0), batch)
     assert set(params) == {"encoder"} and state == {}
@@ -185,7 +184,7 @@ def train(method, pictures, steps, keys=jax.random.key):
 
 @pytest.mark.slow
 def test_overfits_64_pictures():
-    """T24: one partition of 64 pictures, from about ln 64 to < 0.1 with every pair found."""
+    """One partition of 64 pictures, from about ln 64 to < 0.1 with every pair found."""
     _, losses, report = train(variant(), smooth_pictures(64, 32), 200, keys=lambda i: jax.random.key(0))
     assert losses[0] > 2.5
     assert losses[-1] < 0.1 and float(report["retrieval_top1"]) == 1
@@ -193,7 +192,7 @@ def test_overfits_64_pictures():
 
 @pytest.mark.slow
 def test_transfers_to_unseen_pictures_and_partitions():
-    """T25: fresh partitions every step; retrieval on held-out pictures of equal mean and contrast is far above 1/64."""
+    """Fresh partitions every step; retrieval on held-out pictures of equal mean and contrast is far above 1/64."""
     method = variant()
     params, losses, _ = train(method, smooth_pictures(64, 32), 200)
     assert np.mean(losses[-10:]) < 0.5 * np.log(64)
@@ -204,7 +203,7 @@ def test_transfers_to_unseen_pictures_and_partitions():
 
 @pytest.mark.slow
 def test_cannot_learn_from_wrong_pairs(monkeypatch):
-    """T24's control: with the second part taken from a random other picture, the loss stays at ln 64."""
+    """Control: with the second part taken from a random other picture, the loss stays at ln 64."""
     honest = spcl.contrastive.info_nce
 
     def mismatched(u, v, **options):

@@ -1,4 +1,4 @@
-"""SPCXR: the whole forward against PyTorch (16), tokens (12–14), optimizer (15), contrast, learning (17, 18)."""
+"""SPCXR: the whole forward against PyTorch, tokens, optimizer, contrast, learning."""
 
 import math
 
@@ -95,7 +95,6 @@ def torch_gmml(params, images, fill, heads, patch, blocks):
 
 
 def test_whole_forward_and_gradient_are_pytorchs():
-    """16."""
     method = variant(corruption__kinds="zeros", corruption__donor_share=0.0)
     batch = batch_of(method, smooth_pictures(4, 32))
     params, _ = noisy(jax.eval_shape(method.init, jax.random.key(0), batch))
@@ -142,7 +141,7 @@ def silenced(params, *names):
 
 
 def test_averaged_tokens(encoder):
-    """12: the last block alone gives the encoder's own patches; blocks that change nothing LN(patches + positions)."""
+    """The last block alone gives the encoder's own patches; blocks that change nothing LN(patches + positions)."""
     apply, params, images = encoder
     out = apply(params, images)
     np.testing.assert_allclose(spcxr.averaged_tokens(params["norm"], out["blocks"], (2,)), out["patches"], atol=1e-5)
@@ -155,7 +154,6 @@ def test_averaged_tokens(encoder):
 
 
 def test_tokens_follow_their_patches_where_there_are_no_positions(encoder):
-    """14."""
     apply, params, images = encoder
     params = params | {"pos_embed": np.zeros_like(params["pos_embed"])}
     order = np.random.default_rng(0).permutation(16)
@@ -168,7 +166,7 @@ def test_tokens_follow_their_patches_where_there_are_no_positions(encoder):
 
 
 def test_cls_learns_through_attention_only(encoder):
-    """13: its own row is dropped."""
+    """Its own row is dropped."""
     apply, params, images = encoder
 
     def slope(params):
@@ -183,7 +181,7 @@ def test_cls_learns_through_attention_only(encoder):
 
 
 def test_parameters_of_vit_s():
-    """13: 21 665 664 with a position for [CLS]: 384 numbers, which beside its own value we leave out."""
+    """21 665 664 with a position for [CLS]: 384 numbers, which beside its own value we leave out."""
     vit = ViT("S", positions="learned", channels=3)
     shapes = jax.eval_shape(vit.init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) + 384 == 21_665_664
@@ -194,7 +192,7 @@ def test_parameters_of_vit_s():
 
 
 def test_schedules_of_the_recipe():
-    """15: lr from 0 to the base within the warm-up, to 1e-6 at the end; decay 0.04 to 0.4, not of 1-D parameters."""
+    """lr from 0 to the base within the warm-up, to 1e-6 at the end; decay 0.04 to 0.4, not of 1-D parameters."""
     config = runs.config("spcxr", "chestxray14")
     params = {"kernel": np.ones((2, 2), np.float32), "bias": np.ones(2, np.float32)}
     epoch = 10
@@ -291,7 +289,7 @@ def test_contrast_is_sits():
 
 
 def test_hosts_together_draw_what_one_draws():
-    """4: the blocks and crops of a batch do not depend on the number of hosts; views and steps differ."""
+    """The blocks and crops of a batch do not depend on the number of hosts; views and steps differ."""
     method = methods.make(runs.config("spcxr"))
     names = {"set": "", "patient_id": "", "study_id": ""}
     pictures = enumerate(smooth_pictures(8, 48)[:, 0, :, :, 0])
@@ -336,14 +334,14 @@ def train(method, pictures, steps, fresh):
 
 @pytest.mark.slow
 def test_overfits_8_pictures():
-    """17: with the blocks kept, the error falls below 0.1."""
+    """With the blocks kept, the error falls below 0.1."""
     _, losses = train(variant(), smooth_pictures(8, 32), 200, fresh=False)
     assert losses[0] > 0.5 and losses[-1] < 0.1
 
 
 @pytest.mark.slow
 def test_restores_unseen_pictures_and_learns_less_from_another_pictures_mask(monkeypatch):
-    """17, 18: on held-out pictures better than their mean and than a copy of the input; worse from mixed up masks."""
+    """On held-out pictures better than their mean and than a copy of the input; worse from mixed up masks."""
     method, honest = variant(), masked.l1
     held_out = smooth_pictures(48, 32, seed=1)
     batch = batch_of(method, held_out, seed=99)

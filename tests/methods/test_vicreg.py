@@ -49,7 +49,7 @@ def test_views_may_be_swapped(case):
 
 
 def test_the_recipe_is_the_authors():
-    """Sizes of the expander, whose last layer is bare; a residual network; LARS outside of momentum; T21's ends."""
+    """Sizes of the expander, whose last layer is bare; a residual network; LARS outside of momentum; its schedule."""
     config = runs.config("vicreg", "chestxray14")
     params, state = jax.eval_shape(methods.make(config).init, jax.random.key(0), None)
     assert {name: sorted(layer) for name, layer in params["projector"].items()} == {
@@ -69,7 +69,7 @@ def test_the_recipe_is_the_authors():
 
 @pytest.mark.slow
 def test_alike_views_alone_are_one_point():
-    """T26's control: without the other two terms the deviations drift to 0, for a collapse answers invariance best."""
+    """Control: without the other two terms the deviations drift to 0, for a collapse answers invariance best."""
     method = methods.make(oracles.config("vicreg", loss__std=0.0, loss__cov=0.0))
     _, _, reports = oracles.learn(method, {"image": oracles.pictures(32)}, 40, lr=3e-3)
     assert reports[-1]["loss"] < 0.05 * reports[0]["loss"]

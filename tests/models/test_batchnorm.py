@@ -1,4 +1,4 @@
-"""BatchNorm against torch.nn's, and the same on one device as on eight (T10 and T19 of MLVICX's specification)."""
+"""BatchNorm against torch.nn's, and the same on one device as on eight."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The decoder beside PyTorch's own attention; its switches, padding, and the released sizes (T26, T28, T29, T45)."""
+"""The decoder beside PyTorch's own attention; its switches, padding, and the released sizes."""
 
 from functools import partial
 
@@ -100,7 +100,6 @@ def test_padding_changes_nothing_and_an_empty_row_is_finite():
 
 @pytest.mark.parametrize("residual", [False, True])
 def test_without_a_residual_equal_pictures_silence_the_text(switched, residual):
-    """T28, T29."""
     module = CrossDecoder(1, HEADS, residual=residual, cross_in_every_layer=switched)
     params = noisy(module, QUERIES, CONTEXT)
     equal = np.broadcast_to(CONTEXT[:1, :1], CONTEXT.shape)
@@ -109,7 +108,7 @@ def test_without_a_residual_equal_pictures_silence_the_text(switched, residual):
 
 
 def test_the_head_of_no_opinion_and_half_precision():
-    """T26, and logits that are float32 whatever they were computed in."""
+    """Logits are float32 whatever they were computed in."""
     head = WordHead(50, jnp.bfloat16)
     params = noisy(head, QUERIES)
     assert head.apply({"params": params}, QUERIES).dtype == jnp.float32
@@ -124,7 +123,7 @@ def test_the_head_of_no_opinion_and_half_precision():
 
 
 def test_released_sizes_and_initial_deviations():
-    """T45; the deviations of the layers as released, √(1/512), √(1/1024) and √(1/(1024 N))."""
+    """The deviations of the layers as released, √(1/512), √(1/1024) and √(1/(1024 N))."""
     token = jnp.zeros((1, 1, 512))
 
     def count(module, *inputs):

@@ -1,4 +1,4 @@
-"""GMML's head and UNETR: tests 10, 13 and 19 of SPCXR's specification; UNETR against PyTorch's own layers."""
+"""GMML's head; UNETR against PyTorch's own layers."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Gates and level fusion of MLVICX's specification: T13–T15, against PyTorch layers."""
+"""Gates and level fusion of MLVICX against PyTorch layers."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,6 @@ def normal(seed, *shape):
 
 
 def test_parameter_counts_of_the_paper():
-    """T13."""
     gates = [jax.eval_shape(ContextGate().init, jax.random.key(0), jnp.ones((1, 8, 8, c))) for c in WIDTHS]
     assert sum(map(count, gates)) == 352_746
     maps = [jax.ShapeDtypeStruct((2, s, s, c), np.float32) for s, c in zip(SIDES, WIDTHS, strict=True)]
@@ -31,7 +30,7 @@ def test_parameter_counts_of_the_paper():
 
 
 def test_closed_and_open_gates():
-    """T14: σ(0) = ½ twice; weights that saturate both gates let the map through."""
+    """σ(0) = ½ twice; weights that saturate both gates let the map through."""
     gate, x = ContextGate(), np.abs(normal(0, 2, 6, 5, 8)) + 0.1
     params = jax.jit(gate.init)(jax.random.key(0), x)
     np.testing.assert_array_equal(gate.apply(jax.tree.map(jnp.zeros_like, params), x), x / 4)
@@ -99,7 +98,7 @@ def test_resizing_is_torchs(size):
 
 
 def test_antialiased_resizing_is_another_function():
-    """T15's trap: jax.image.resize antialiases when it shrinks, which it does at level 1 only."""
+    """jax.image.resize antialiases when it shrinks, which it does at level 1 only."""
     for size, differs in ((112, True), (56, False)):
         x = normal(0, size, size)
         ours = resize_matrix(size, 64) @ x @ resize_matrix(size, 64).T
@@ -131,7 +130,7 @@ def torch_levels(params, maps):
 
 
 def test_fused_levels_are_the_plain_ones():
-    """T15: at the real sides, in the values of torch's layers and in both gradients of ours."""
+    """At the real sides, in the values of torch's layers and in both gradients of ours."""
     pytest.importorskip("torch")
     maps = [normal(i, 2, side, side, 3 + i) for i, side in enumerate(SIDES)]
     fused, plain = (LevelFusion(NAMES, features=6, fused=flag) for flag in (True, False))
@@ -153,7 +152,7 @@ def test_fused_levels_are_the_plain_ones():
 
 
 def test_a_constant_map_gives_a_constant_grid():
-    """T15: every row of P_l sums to 1."""
+    """Every row of P_l sums to 1."""
     maps = [np.full((1, side, side, 2), 3.0, np.float32) for side in SIDES]
     module = LevelFusion(NAMES, features=5)
     params = jax.jit(module.init)(jax.random.key(0), maps)
@@ -164,7 +163,6 @@ def test_a_constant_map_gives_a_constant_grid():
 
 
 def test_every_level_matters_and_a_missing_one_is_reported():
-    """T16's first half."""
     maps = [normal(i, 1, 8, 8, 2) for i in range(5)]
     module = LevelFusion(NAMES, features=3, side=8, grid=2)
     params = jax.jit(module.init)(jax.random.key(0), maps)

@@ -92,7 +92,7 @@ def test_layers_are_those_of_the_authors(name):
 
 
 def test_parameters_of_mlvicx_heads():
-    """The specification's counts: 35 688 448 for the global head on 512 features, 67 145 728 for the dense one."""
+    """Counts: 35 688 448 for the global head on 512 features, 67 145 728 for the dense one."""
     for width, expected in ((512, 35_688_448), (8192, 67_145_728)):
         head = MLP((4096, 4096, 4096), last_norm=True)
         params = jax.eval_shape(lambda w=width, h=head: h.init(jax.random.key(0), jnp.zeros((2, w)), True))["params"]

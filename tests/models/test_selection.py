@@ -1,4 +1,4 @@
-"""Key patches: what is kept, dropped and gathered (T16–T23), with tokens that some studies lack."""
+"""Key patches: what is kept, dropped and gathered, with tokens that some studies lack."""
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +56,7 @@ def test_is_the_loop(there):
 
 
 def test_a_ramp_by_hand():
-    """T16, with ⌈0.8·10⌉ kept; ⌈0.8·7⌉ = 6 of those that are there; of equals the earlier."""
+    """With ⌈0.8·10⌉ kept; ⌈0.8·7⌉ = 6 of those that are there; of equals the earlier."""
     ramp = jnp.arange(10.0)[None]
     there = jnp.ones((1, 10), bool)
     kept = selection.keep(ramp, there, 0.8)
@@ -71,7 +71,7 @@ def test_a_ramp_by_hand():
 
 
 def test_no_opinion_gathers_means():
-    """T17, of what is kept alone."""
+    """Of what is kept alone."""
     flat = {**PARAMS, "fc2": jax.tree.map(jnp.zeros_like, PARAMS["fc2"])}
     kept = LACKING & (np.arange(20) % 3 > 0)
     found = GATHER.apply({"params": flat}, TOKENS, kept)
@@ -80,7 +80,7 @@ def test_no_opinion_gathers_means():
 
 
 def test_orders_and_padding_mean_nothing():
-    """T18, T19, T23: each study's own report alone; what a study lacks may hold anything."""
+    """Each study's own report alone; what a study lacks may hold anything."""
     whole = select(TOKENS, LACKING, WORDS, COUNTED)
     order = RNG.permutation(20)
     np.testing.assert_allclose(select(TOKENS[:, order], LACKING[:, order], WORDS, COUNTED), whole, atol=2e-6)
@@ -98,7 +98,6 @@ def test_orders_and_padding_mean_nothing():
 
 
 def test_a_planted_patch_comes_first_and_its_opposite_last():
-    """T21."""
     tokens, mean = TOKENS - TOKENS.mean(axis=1, keepdims=True), WORDS.mean(axis=1)
     tokens[:, 5] += tokens[:, 3] + tokens[:, 7]  # the study's own mean stays 0 and points nowhere
     tokens[:, 3], tokens[:, 7] = 9 * mean, -9 * mean
@@ -107,7 +106,7 @@ def test_a_planted_patch_comes_first_and_its_opposite_last():
 
 
 def test_gradient_reaches_values_and_not_through_scores():
-    """T22: nothing reaches the report; the extra token's values get exactly their weights; the lacking get nothing."""
+    """Nothing reaches the report; the extra token's values get exactly their weights; the lacking get nothing."""
     total = lambda tokens, words: jnp.sum(select(tokens, LACKING, words, COUNTED) ** 2)  # noqa: E731
     to_tokens, to_words = jax.jit(jax.grad(total, argnums=(0, 1)))(TOKENS, WORDS)
     assert not np.any(to_words) and np.isfinite(to_tokens).all()
@@ -117,7 +116,7 @@ def test_gradient_reaches_values_and_not_through_scores():
 
 
 def test_sizes():
-    """T20, T45, and an adapter's softmax over tokens, whose mean is 1 / n whatever the picture (D2)."""
+    """Sizes; an adapter's softmax over tokens, whose mean is 1 / n whatever the picture (D2)."""
     assert selection.sizes(245, 0.8, 0.7) == (196, 137)
     assert selection.sizes(10, 0.8, 0.7) == (8, 5)
     with pytest.raises(ValueError, match="keep 4 of 4 tokens"):

@@ -1,4 +1,4 @@
-"""The Vision Transformer on subsets of tokens: specification tests T4–T8 of S-PCL, counts, and its options."""
+"""The Vision Transformer on subsets of tokens: positions, reach, symmetries, counts, and its options."""
 
 import functools
 import math
@@ -79,7 +79,7 @@ def test_dropping_cls_leaves_the_patches_to_themselves(params, images):
 
 
 def test_positions_belong_to_the_token(params, images):
-    """T4: with a zero patch embedding, and blocks that pass their input on, token t is row ids[t] of the table."""
+    """With a zero patch embedding, and blocks that pass their input on, token t is row ids[t] of the table."""
     silent = jax.tree.map(jnp.zeros_like, params)
     silent["params"]["norm"]["scale"] += 1
     ids = jnp.asarray([[5, 0, 11], [2, 3, 4], [15, 14, 1]])
@@ -97,7 +97,7 @@ def test_embedding_only_what_is_kept_changes_nothing(params, images):
 
 
 def test_views_do_not_see_each_other_or_dropped_patches(params, images):
-    """T5: a patch reaches the view that holds it and nothing else; a dropped one has no gradient."""
+    """A patch reaches the view that holds it and nothing else; a dropped one has no gradient."""
     ids = jnp.stack([jnp.arange(0, 5), jnp.arange(5, 10)])[None].repeat(3, axis=0)  # b v n; tokens 10–15 dropped
 
     def views(x):
@@ -112,7 +112,7 @@ def test_views_do_not_see_each_other_or_dropped_patches(params, images):
 
 
 def test_token_order_is_irrelevant_to_cls(params, images):
-    """T6: [CLS] is invariant, patch outputs are equivariant."""
+    """[CLS] is invariant, patch outputs are equivariant."""
     ids = jnp.arange(10)[None].repeat(3, axis=0)
     order = jax.random.permutation(jax.random.key(3), 10)
     straight, shuffled = apply(params, images, ids), apply(params, images, ids[:, order])
@@ -121,7 +121,7 @@ def test_token_order_is_irrelevant_to_cls(params, images):
 
 
 def test_two_views_in_one_call_are_two_calls(params, images):
-    """T7, and T9's trap: un-merging must give view v of picture i, not another pairing."""
+    """Un-merging must give view v of picture i, not another pairing."""
     ids = jnp.stack([jnp.arange(8), jnp.arange(8, 16)])[None].repeat(3, axis=0)
     both = apply(params, images, ids)["cls"]
     for view in (0, 1):
@@ -129,7 +129,7 @@ def test_two_views_in_one_call_are_two_calls(params, images):
 
 
 def test_last_block_trains_keys_and_values_through_cls(params, images):
-    """T8: the last block's patch outputs are not read, its queries, keys and values are."""
+    """The last block's patch outputs are not read, its queries, keys and values are."""
     gradient = jax.grad(lambda p: apply(p, images)["cls"][:, 0].sum())(params)["params"]["blocks"]
     last_qkv = gradient["attention"]["qkv"]["kernel"][-1]
     assert all(np.abs(last_qkv[:, i * 64 : (i + 1) * 64]).max() > 0 for i in range(3))

@@ -43,7 +43,7 @@ def encoder(tmp_path, monkeypatch):
 
 
 def test_centring_forgets_an_offset():
-    """T10; the mean is over all reports, equal texts counted as often as they come."""
+    """The mean is over all reports, equal texts counted as often as they come."""
     rng = np.random.default_rng(0)
     raw = rng.normal(size=(6, 4))
     found = similarity.centred(raw)
