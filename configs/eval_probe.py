@@ -10,9 +10,8 @@ number comes with its 95 % interval over resampled test patients, and with the p
 same encoder before training, and a linear model of 32×32 pixels. Cost: one pass over each set, then seconds.
 """
 
-from ml_collections import ConfigDict
-
 from cxrjax import config as shared
+from cxrjax import recipes
 from cxrjax.evals import tasks
 
 WORDS = ("phantom", "five_sets", "knn", "smoke")
@@ -21,13 +20,7 @@ WORDS = ("phantom", "five_sets", "knn", "smoke")
 def get_config(arg: str = ""):
     words = shared.words(arg, WORDS)
     judge = "knn" if "knn" in words else "probe"
-    config = ConfigDict()
-    config.job = "evaluate"
-    config.checkpoint = ""  # a workdir, its checkpoints folder or one step
-    config.step = "latest"  # or best, or a number
-    config.seed = 0
-    config.references = "random,pixels"
-    config.evals = {}
+    config = shared.evaluation(references="random,pixels")
     if "five_sets" in words:
         config.evals = dict(tasks.five_sets(judge))
     if "phantom" in words or not config.evals:
@@ -38,7 +31,5 @@ def get_config(arg: str = ""):
             "views": "PA,AP",
         }
     if "smoke" in words:
-        for entry in config.evals.values():
-            entry.bootstrap = 50
-            entry.set = entry.set.replace("phantom", "phantom_smoke")
+        recipes.smoke_evals(config)
     return config

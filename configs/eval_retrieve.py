@@ -13,23 +13,17 @@ Every number comes with its 95 % interval over resampled patients as queries, an
 networks before training. Cost: one pass over the split's first frontal pictures and reports.
 """
 
-from ml_collections import ConfigDict
-
 from cxrjax import config as shared
+from cxrjax import recipes
+from cxrjax.datasets import chexpert
 
 WORDS = ("phantom", "mimic_cxr", "mimic_5x200", "smoke")
-COMPETITION = "Atelectasis,Cardiomegaly,Consolidation,Edema,Pleural Effusion"
+COMPETITION = ",".join(chexpert.COMPETITION)
 
 
 def get_config(arg: str = ""):
     words = shared.words(arg, WORDS)
-    config = ConfigDict()
-    config.job = "evaluate"
-    config.checkpoint = ""  # a workdir, its checkpoints folder or one step
-    config.step = "latest"  # or best, or a number
-    config.seed = 0
-    config.references = "random"
-    config.evals = {}
+    config = shared.evaluation(references="random")
     if "mimic_cxr" in words:
         config.evals.mimic_cxr_retrieve = _entry("mimic_cxr")
     if "mimic_5x200" in words:
@@ -37,9 +31,7 @@ def get_config(arg: str = ""):
     if "phantom" in words or not config.evals:
         config.evals.phantom_retrieve = _entry("phantom")
     if "smoke" in words:
-        for entry in config.evals.values():
-            entry.bootstrap = 50
-            entry.set = entry.set.replace("phantom", "phantom_smoke")
+        recipes.smoke_evals(config)
     return config
 
 

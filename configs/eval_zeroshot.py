@@ -12,23 +12,17 @@ Every number comes with its 95 % interval over resampled test patients and the p
 before training. Cost: one pass over val and test.
 """
 
-from ml_collections import ConfigDict
-
 from cxrjax import config as shared
+from cxrjax import recipes
+from cxrjax.datasets import chexpert
 
 WORDS = ("phantom", "chexpert", "smoke")
-COMPETITION = "Atelectasis,Cardiomegaly,Consolidation,Edema,Pleural Effusion"
+COMPETITION = ",".join(chexpert.COMPETITION)
 
 
 def get_config(arg: str = ""):
     words = shared.words(arg, WORDS)
-    config = ConfigDict()
-    config.job = "evaluate"
-    config.checkpoint = ""  # a workdir, its checkpoints folder or one step
-    config.step = "latest"  # or best, or a number
-    config.seed = 0
-    config.references = "random"
-    config.evals = {}
+    config = shared.evaluation(references="random")
     if "chexpert" in words:
         task = {"kind": "multilabel", "labels": COMPETITION, "name": "competition"}
         config.evals.chexpert_zeroshot = {"judge": "zeroshot", "set": "chexpert", "task": task, "views": "PA,AP"}
@@ -42,7 +36,5 @@ def get_config(arg: str = ""):
             "prompts": {},
         }
     if "smoke" in words:
-        for entry in config.evals.values():
-            entry.bootstrap = 50
-            entry.set = entry.set.replace("phantom", "phantom_smoke")
+        recipes.smoke_evals(config)
     return config

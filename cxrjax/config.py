@@ -85,6 +85,20 @@ def pretrain() -> ConfigDict:
     )
 
 
+def evaluation(references: str) -> ConfigDict:
+    """The keys of a job that judges one checkpoint beside `references`; a config file fills in `evals`."""
+    return ConfigDict(
+        {
+            "job": "evaluate",
+            "checkpoint": "",  # a workdir, its checkpoints folder or one step
+            "step": "latest",  # or best, or a number
+            "seed": 0,
+            "references": references,
+            "evals": {},
+        }
+    )
+
+
 def words(arg: str | None, known: Sequence[str]) -> list[str]:
     """The words of `--config=file.py:word,word`; raises ValueError naming the nearest one that exists."""
     given = [word for word in (arg or "").split(",") if word]
@@ -96,9 +110,9 @@ def words(arg: str | None, known: Sequence[str]) -> list[str]:
     return given
 
 
-def names(text: str) -> tuple[str, ...]:
-    """ "a, b" → ("a", "b")."""
-    return tuple(name.strip() for name in text.split(",") if name.strip())
+def names(given: str | Sequence[str]) -> tuple[str, ...]:
+    """ "a, b" → ("a", "b"); a sequence is taken as it is."""
+    return tuple(name.strip() for name in given.split(",") if name.strip()) if isinstance(given, str) else tuple(given)
 
 
 def to_json(config: ConfigDict) -> str:

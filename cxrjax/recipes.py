@@ -11,6 +11,7 @@
     mimic_cxr(config)                 trains on studies of MIMIC-CXR with a BERT of twelve layers, as MGCA prepares them
     five_sets(config)                 the five small public sets of configs/sets, a model for a CPU, 150 epochs
     smoke(config)                     seconds: shrinks model, batch, duration, warm-up and evals of any config
+    smoke_evals(config)               the same for a config that only judges
 
 A config sets its own keys first, then calls these, then sets what is its method's own: batch and optimizer of a recipe,
 heads and crops of its smoke run.
@@ -131,8 +132,15 @@ def smoke(config: ConfigDict) -> None:
     config.log_every_steps = 2
     if config.data.sets == "phantom":
         config.data.sets = "phantom_smoke"
+    smoke_evals(config)
     for entry in config.evals.values():
-        entry.update({"every_steps": 6, "bootstrap": 50})
+        entry.every_steps = 6
+
+
+def smoke_evals(config: ConfigDict) -> None:
+    """Fewer resamples, on the small phantom set where the phantom was the set."""
+    for entry in config.evals.values():
+        entry.bootstrap = 50
         entry.set = entry.set.replace("phantom", "phantom_smoke")
 
 

@@ -3,14 +3,12 @@
 Nothing measured on it says anything about patients. Study `i` of a seed is the same wherever it is rendered.
 """
 
-import fcntl
 import json
 import os
 import sys
 import types
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -56,7 +54,8 @@ def build(
     directory = folder / name / writer.VERSION
     if _is_there(directory, settings):
         return directory
-    with _only_builder(folder, name):
+    writer.unfinished_directory(folder, name)
+    with writer.alone(folder / f".{name}.lock"):
         if not _is_there(directory, settings):
             _write(folder, name, settings, progress)
     return directory
@@ -73,14 +72,6 @@ def _is_there(directory: Path, settings: dict) -> bool:
             "Give another data_dir, or delete that folder to build it anew."
         )
     return True
-
-
-@contextmanager
-def _only_builder(folder: Path, name: str):
-    writer.unfinished_directory(folder, name)
-    with open(folder / f".{name}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _write(folder: Path, name: str, settings: dict, progress: bool) -> None:

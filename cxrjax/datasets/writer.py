@@ -1,6 +1,7 @@
 """Writes a converted set as TFDS ArrayRecord, whole or not at all, without TensorFlow."""
 
 import contextlib
+import fcntl
 import io
 import os
 import shutil
@@ -38,6 +39,14 @@ def tidy(data_dir: Path, name: str) -> None:
     with contextlib.suppress(OSError):  # another set is being converted
         for folder in (data_dir / UNFINISHED / name).parents[: name.count("/") + 1]:
             folder.rmdir()
+
+
+@contextlib.contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """Waits until no other process is between the same lock file and its end."""
+    with open(lock, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def cores() -> int:

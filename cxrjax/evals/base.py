@@ -125,8 +125,7 @@ def make_task(config: Mapping[str, Any]) -> Task:
             f"task has keys {sorted(given)}; 'kind' is required, known keys are {list(Task._fields)} and 'name'"
         )
     for key in ("positive", "negative", "labels"):
-        wanted = given.get(key) or ()
-        given[key] = names(wanted) if isinstance(wanted, str) else tuple(wanted)
+        given[key] = names(given.get(key) or ())
     task = Task(**given)
     if task.kind not in KINDS:
         raise ValueError(f"task kind {task.kind!r} is not known; choose one of {list(KINDS)}")

@@ -187,7 +187,7 @@ def _judge(encoder: Encoder, entry: dict[str, Any], workdir: Path, seed: int) ->
         features, batch_size=entry["batch_size"], cache_dir=cache, cache_bytes=entry["cache_gib"] * 2**30
     )
     shared = {"resamples": entry["bootstrap"], "seed": seed}
-    views = _names(entry["views"])
+    views = names(entry["views"])
     if entry["judge"] == "retrieve":
         return _judge_retrieval(
             encoder, entry, source(converted, entry["split"], views=views or None), table_of, shared
@@ -214,7 +214,7 @@ def _judge(encoder: Encoder, entry: dict[str, Any], workdir: Path, seed: int) ->
 
 
 def _judge_retrieval(encoder, entry, chosen: Source, table_of, shared) -> tuple[Result, dict[str, str]]:
-    classes = _names(entry["classes"])
+    classes = names(entry["classes"])
     options = {"classes": classes, "per_class": entry["per_class"], "limit": entry["limit"], "seed": shared["seed"]}
     found = retrieve.gallery(chosen, joint.of(encoder).words, **options)
     result = retrieve.retrieve(
@@ -231,10 +231,6 @@ def _judge_retrieval(encoder, entry, chosen: Source, table_of, shared) -> tuple[
     if entry["split"] == "train":
         notes.append("the studies are of the train split: an encoder that was trained on this set has seen them")
     return result._replace(notes=notes + result.notes), inputs
-
-
-def _names(given: Any) -> tuple[str, ...]:
-    return names(given) if isinstance(given, str) else tuple(given)
 
 
 def _some(chosen: Source, count: int) -> Source:

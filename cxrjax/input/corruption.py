@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cxrjax.config import names
+
 # What a pixel of "fill" says; 0 leaves it as it is.
 FILLS = {"noise": 1, "zeros": 2, "image": 3, "donor": 4}
 LARGEST_BLOCK = 0.3  # of either side
@@ -46,7 +48,7 @@ class Corruption(NamedTuple):
 
     def check(self, px: int) -> None:
         """Raises ValueError where the fields are no corruption of pictures of px px."""
-        words = _words(self.kinds)
+        words = names(self.kinds)
         unknown = [word for word in words if word not in FILLS or word == "donor"]
         if unknown or len(set(words)) < len(words):
             raise ValueError(f"kinds {self.kinds!r} must be different ones of 'noise', 'zeros' and 'image'")
@@ -69,7 +71,7 @@ def draw(corruption: Corruption, rng: np.random.Generator, px: int) -> dict[str,
 
     Where the kinds have "image", also "source" h w 1 int32: the pixel, in raster order, that each pixel is taken from.
     """
-    kinds = _words(corruption.kinds)
+    kinds = names(corruption.kinds)
     choices = kinds + (("donor",) if corruption.donor_share else ())
     kind = choices[rng.integers(len(choices))]
     share = corruption.donor_share if kind == "donor" else corruption.share
@@ -123,7 +125,7 @@ def apply(corruption: Corruption, key: jax.Array, images: jax.Array, drawn: dict
     drawn: "fill" b v h w 1 and, with the kind "image", "source" b v h w 1, as `draw` gives them for each view.
     A donor serves the view of the same number, at the same place.
     """
-    kinds, fill = _words(corruption.kinds), drawn["fill"]
+    kinds, fill = names(corruption.kinds), drawn["fill"]
     key_noise, key_donor = jax.random.split(key)
     filled = images
     if "noise" in kinds:
@@ -160,7 +162,3 @@ def _donated(corruption: Corruption, key: jax.Array, images: jax.Array) -> jax.A
     chosen = jax.vmap(lambda k: donors(k, size, v, corruption.self_donor))(keys)
     slices = images.reshape(corruption.groups, size, *images.shape[1:])
     return jax.vmap(lambda x, ids: x[ids, jnp.arange(v)])(slices, chosen).reshape(images.shape)
-
-
-def _words(kinds: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in kinds.split(",") if word.strip())

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from cxrjax import optim
@@ -83,6 +84,17 @@ def progress(config) -> Callable:
     The run's steps are known as for `ramp`, which see.
     """
     return lambda step: jnp.minimum(step / _total_steps(config), 1.0)
+
+
+def frozen_at_first(config, share: float) -> Callable:
+    """(parameters, step) -> the same, through which no gradient goes for the first `share` of the run."""
+    done = progress(config)
+
+    def hold(params, step):
+        frozen = done(step) < share
+        return jax.tree.map(lambda leaf: jnp.where(frozen, jax.lax.stop_gradient(leaf), leaf), params)
+
+    return hold
 
 
 def _total_steps(config, what: str = "") -> int:

@@ -40,7 +40,7 @@ from cxrjax import monitors, optim, rng
 from cxrjax.input import device, views
 from cxrjax.input.augment import Augment, augment
 from cxrjax.losses import distill
-from cxrjax.methods.base import Aux, Method, progress, ramp
+from cxrjax.methods.base import Aux, Method, frozen_at_first, progress, ramp
 from cxrjax.models import backbone, heads
 from cxrjax.models.prototypes import Prototypes
 
@@ -54,6 +54,7 @@ def make(config) -> Method:
     projector = heads.MLP(sizes, norm="none", activation="gelu", initial="normal", dtype=dtype)
     prototypes = Prototypes(config.prototypes, dtype)
     momentum, done = ramp(config, config.momentum), progress(config)
+    hold = frozen_at_first(config, config.freeze_share)
     crops = {"image": 2 * [views.Crop(config.model.image_px, **config.views)]}
     settings = {"image": Augment(**config.augment)}
     if local.count:
@@ -93,10 +94,6 @@ def make(config) -> Method:
         pooled = jnp.concatenate(pooled, axis=1)
         z, _ = heads.run(projector, params["projector"], {}, pooled, train=True)
         return prototypes.apply({"params": params["prototypes"]}, z), pooled, stats
-
-    def hold(learned, step):
-        frozen = done(step) < config.freeze_share
-        return jax.tree.map(lambda leaf: jnp.where(frozen, jax.lax.stop_gradient(leaf), leaf), learned)
 
     def temperature(step):
         start, end, share = (

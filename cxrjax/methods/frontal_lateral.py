@@ -37,7 +37,7 @@ from cxrjax.input import device, paired
 from cxrjax.input.studies import pick
 from cxrjax.losses import contrastive, distill, masked, prototypes
 from cxrjax.losses.views import counted_info_nce, word_alignment
-from cxrjax.methods.base import Aux, Joint, Method, progress
+from cxrjax.methods.base import Aux, Joint, Method, frozen_at_first
 from cxrjax.models import backbone, bert, selection, swin, text_tower
 from cxrjax.models.cross_decoder import CrossDecoder, WordHead
 from cxrjax.models.prototypes import Prototypes
@@ -60,7 +60,8 @@ def make(config) -> Method:
     decoder = partial(CrossDecoder, heads=config.decoder.heads, **config.decoder.reading, dtype=dtype)
     mlm_decoder, view_decoder = decoder(config.decoder.mlm_depth), decoder(config.decoder.view_depth)
     words, clusters = WordHead(config.text.vocab_size, dtype), Prototypes(config.prototypes.count)
-    see, done, listed = paired.Views(config), progress(config), set(config.masking.entities.split())
+    see, hold = paired.Views(config), frozen_at_first(config, config.prototypes.freeze_share)
+    listed = set(config.masking.entities.split())
     nce = partial(counted_info_nce, temperature=config.loss.temperature, groups=config.loss.groups)
     scales = [config.standardise, config.lateral.standardise]
     if wrong.no_standardisation:
@@ -159,10 +160,6 @@ def make(config) -> Method:
         options |= {"valid": {"L": there}, "shift": not wrong.raw_prototypes}
         value, codes = prototypes.swapped(scores, pairs, **options)
         return value, codes["T"]
-
-    def hold(known, step):
-        frozen = done(step) < config.prototypes.freeze_share
-        return jax.tree.map(lambda leaf: jnp.where(frozen, jax.lax.stop_gradient(leaf), leaf), known)
 
     def init(key, batch):
         def normal(name, rows, columns):

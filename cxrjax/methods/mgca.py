@@ -34,7 +34,7 @@ from cxrjax import monitors, rng
 from cxrjax.input import device, paired
 from cxrjax.losses import contrastive, local
 from cxrjax.losses import prototypes as assign
-from cxrjax.methods.base import Aux, Joint, Method, progress
+from cxrjax.methods.base import Aux, Joint, Method, frozen_at_first
 from cxrjax.models import bert, heads, regions, text_looks
 from cxrjax.models.prototypes import Prototypes
 
@@ -48,7 +48,7 @@ def make(config) -> Method:
     by_cls = config.loss.weights == "cls"
     encoder = regions.make(config.model, **config.regions, looks=by_cls)
     tower, see = text_looks.make(config.text), paired.Views(config)
-    dtype, done = jnp.dtype(config.model.dtype), progress(config)
+    dtype, hold = jnp.dtype(config.model.dtype), frozen_at_first(config, config.prototypes.freeze_share)
     sizes = (config.head.hidden, config.head.out)
     # A BatchNorm takes away again what a bias before it adds.
     head = heads.MLP(sizes, last_norm=True, last_affine=False, bias=False, last_bias=False, dtype=dtype)
@@ -121,10 +121,6 @@ def make(config) -> Method:
         value = assign.assignment(of_r, codes_v, temperature) + assign.assignment(of_v, codes_r, temperature)
         first = jax.nn.one_hot(jnp.argmax(codes_v, axis=1), config.prototypes.count)
         return value / 2, jnp.mean(first.max(axis=0))
-
-    def hold(learned, step):
-        frozen = done(step) < config.prototypes.freeze_share
-        return jax.tree.map(lambda leaf: jnp.where(frozen, jax.lax.stop_gradient(leaf), leaf), learned)
 
     def init(key, batch):
         params, stats, frozen = {}, {}, {}

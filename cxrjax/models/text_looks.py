@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from cxrjax.models import regions, text_tower
-from cxrjax.models.bert import VARIANTS, Bert, Block
+from cxrjax.models.bert import Block
 from cxrjax.models.text_tower import TextTower
 
 
@@ -17,30 +17,23 @@ def make(text: Mapping[str, Any]) -> TextTower:
     The last block runs by itself behind a shorter encoder, so that its input is known and nothing is computed twice.
     "looks" has no gradient and is 0 where there is padding.
     """
-    tower, size = text_tower.make(text), VARIANTS[text["variant"]]
-    dtype = jnp.dtype(text["dtype"])
+    tower = text_tower.make(text)
+    bert = tower.module
     # The stack that the last block is in, see models/bert.py.
-    name = "lower" if text["frozen_layers"] == size.depth else "layers"
-    shorter = Bert(
-        vocab_size=text["vocab_size"],
-        width=size.width,
-        depth=size.depth - 1,
-        heads=size.heads,
-        frozen_layers=min(text["frozen_layers"], size.depth - 1),
-        dtype=dtype,
-    )
-    block = Block(size.heads, shorter.hidden or 4 * size.width, shorter.norm, shorter.eps, dtype)
+    name = "lower" if bert.frozen_layers == bert.depth else "layers"
+    shorter = bert.clone(depth=bert.depth - 1, frozen_layers=min(bert.frozen_layers, bert.depth - 1))
+    block = Block(bert.heads, bert.hidden or 4 * bert.width, bert.norm, bert.eps, bert.dtype)
 
     def apply(params, frozen, ids, mask):
         every = {**params, **frozen}
         last = jax.tree.map(lambda leaf: leaf[-1], every[name])
         below = {**every, name: jax.tree.map(lambda leaf: leaf[:-1], every[name])}
-        x = shorter.apply({"params": below}, ids, mask)["tokens"].astype(dtype)
+        x = shorter.apply({"params": below}, ids, mask)["tokens"].astype(bert.dtype)
         lengths = jnp.maximum(mask.sum(-1), 1)
         tokens = block.apply({"params": last}, x, lengths).astype(jnp.float32)
         pooled = text_tower.pool(text["pool"], {"tokens": tokens, "cls": tokens[:, 0]}, mask[..., None])
         real = jnp.arange(ids.shape[1]) < lengths[:, None]
-        looks = regions.looks(x, last["qkv"], size.heads, real).mean(axis=1)
+        looks = regions.looks(x, last["qkv"], bert.heads, real).mean(axis=1)
         return {"tokens": tokens, "pooled": pooled, "looks": jnp.where(mask, looks, 0)}
 
-    return TextTower(tower.init, apply, tower.width)
+    return tower._replace(apply=apply)

@@ -17,11 +17,13 @@ class TextTower(NamedTuple):
     """init: key → (params, frozen), to be kept at params["text"] and state["frozen"]["text"].
 
     apply: (params, frozen, ids b l, mask b l bool) → {"tokens": b l d, "pooled": b d}, float32. width: d.
+    module: what both run.
     """
 
     init: Callable
     apply: Callable
     width: int
+    module: Bert
 
 
 def make(text: Mapping[str, Any]) -> TextTower:
@@ -56,7 +58,7 @@ def make(text: Mapping[str, Any]) -> TextTower:
         out = encoder.apply({"params": {**params, **frozen}}, ids, mask)
         return {"tokens": out["tokens"], "pooled": pool(text["pool"], out, mask[..., None])}
 
-    return TextTower(init, apply, size.width)
+    return TextTower(init, apply, size.width, encoder)
 
 
 def pool(kind: str, out: Mapping[str, jax.Array], mask: jax.Array) -> jax.Array:

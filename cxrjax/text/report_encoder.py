@@ -9,7 +9,6 @@ It is trained on the reports of the train split alone, from noise, in one to two
 these reports are worded, not what their words mean elsewhere: give Bio_ClinicalBERT or CXR-BERT where you have them.
 """
 
-import fcntl
 import functools
 import json
 import os
@@ -67,8 +66,7 @@ def folder(converted_set: ConvertedSet, seed: int = 0) -> Path:
     if target.exists():
         return target
     try:
-        with open(converted_set.directory / f".{FOLDER}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with writer.alone(converted_set.directory / f".{FOLDER}.lock"):
             if not target.exists():
                 _make(converted_set, target, seed)
     except OSError as error:

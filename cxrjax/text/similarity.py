@@ -15,7 +15,6 @@ common ones and order counts for nothing, but it is there at once and needs no w
 """
 
 import argparse
-import fcntl
 import functools
 import hashlib
 import json
@@ -33,7 +32,7 @@ import pandas as pd
 from ml_collections import ConfigDict
 
 from cxrjax import recipes
-from cxrjax.datasets import schema
+from cxrjax.datasets import schema, writer
 from cxrjax.input import paired
 from cxrjax.input.source import ConvertedSet, open_set, source
 from cxrjax.input.studies import Studies, studies
@@ -90,8 +89,7 @@ def made(converted_set: ConvertedSet, see: paired.Views, encoder: str | Path, sp
     if not path.exists():
         try:
             folder.mkdir(exist_ok=True)
-            with open(folder / ".lock", "w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            with writer.alone(folder / ".lock"):
                 if not path.exists():
                     _make(studies(source(converted_set, split)), see, encoder, path)
         except OSError as error:
