@@ -67,7 +67,7 @@ def get_config(arg: str = ""):
 
     config.batch_size = 64
     config.duration.total_steps = 300
-    config.optim.update({"lr": 1e-3, "warmup_steps": 30, "betas": (0.9, 0.999)})
+    config.optim.betas = (0.9, 0.999)
     recipes.phantom_reports(config)
     config.data.views = ""  # laterals too
 

@@ -44,8 +44,6 @@ def get_config(arg: str = ""):
 
     config.batch_size = 32
     config.duration.total_steps = 300
-    config.optim.lr = 1e-3
-    config.optim.warmup_steps = 30
     recipes.phantom_reports(config)
 
     if "mimic_cxr" in words:

@@ -62,8 +62,6 @@ def get_config(arg: str = ""):
 
     config.batch_size = 64
     config.duration.total_steps = 240
-    config.optim.lr = 1e-3
-    config.optim.warmup_steps = 24
     recipes.phantom_reports(config)
 
     if "mimic_cxr" in words:

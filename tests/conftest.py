@@ -11,6 +11,11 @@ import pytest
 jax.config.update("jax_default_matmul_precision", "highest")
 
 
+def pytest_runtest_setup(item):
+    """Most of a quick test's time is compilation, and most of a slow one's is what was compiled."""
+    jax.config.update("jax_disable_most_optimizations", item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="session")
 def phantom_dir(tmp_path_factory):
     """Data folder that holds the set "phantom", 48 studies at 64 px, and later "phantom_smoke"."""

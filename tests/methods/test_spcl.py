@@ -85,7 +85,8 @@ def test_unknown_words_are_explained(batch):
 
 
 def variant(**changes):
-    config = runs.config("spcl")
+    """Of the paper's reading: whole pictures, and every token in one of the two parts."""
+    config = runs.config("spcl", partition__keep_ratio=1.0, views__transform="none")
     config.update_from_flattened_dict(changes)
     return methods.make(config)
 
