@@ -95,7 +95,9 @@ def encoder_weights(model: trained.Trained) -> tuple[dict[str, np.ndarray], dict
     params = model.method.encoder(model.params, model.state)
     if variant in resnet.VARIANTS:
         statistics = model.state["batch_stats"]["encoder"]
-        return torch_resnet.to_huggingface(params, statistics, variant=variant, image_px=architecture.image_px)
+        # Where a method enlarges its pictures, the network itself takes the enlarged ones.
+        image_px = model.config.get("regions", {}).get("enlarge_px") or architecture.image_px
+        return torch_resnet.to_huggingface(params, statistics, variant=variant, image_px=image_px)
     size, grid = vit.VARIANTS[variant], architecture.image_px // architecture.patch_px
     return torch_vit.to_huggingface(
         params,
@@ -143,9 +145,9 @@ def can_compare() -> bool:
 def compare(model: trained.Trained, folder: str | Path) -> Parity:
     """Features of the method's `encode` against those of the loaded folder, through its own processor.
 
-    The pictures are computed: noise, two ramps, discs and black, with the size that the encoder was trained on.
+    The pictures are computed: noise, two ramps, discs and black, of the size that the folder's processor gives.
     """
-    images = _pictures(model.method.image_px)
+    images = _pictures(json.loads((Path(folder) / huggingface.CONFIG).read_text())["image_size"])
     with jax.default_matmul_precision("highest"):
         ours = jax.jit(model.method.encode)(model.params, model.state, images[..., None])
     pooled, patches = _their_features(folder, images, model_card.pooling(model.config))

@@ -94,6 +94,11 @@ patches = out.last_hidden_state  # batch, channels, rows, columns of the last ma
 
 There is no classifier; `eval()` matters, since BatchNorm must use the statistics of the pre-training pictures."""
 
+_ENLARGED = """
+
+In pre-training it saw pictures that were first brought to {px} px and then enlarged, the corner pixels staying the
+corners. The processor here brings pictures to the larger size at once."""
+
 _REPORTS = """- It learned from reports as well. Their encoder is in `text/`: `BertModel.from_pretrained("text")` and
   `BertTokenizer.from_pretrained("text")`. The projections of both to a joint space are not part of this folder.
 """
@@ -158,11 +163,12 @@ def _vit(settings: ConfigDict, config: dict[str, Any]) -> dict[str, str]:
 
 def _resnet(settings: ConfigDict, config: dict[str, Any]) -> dict[str, str]:
     blocks = "-".join(map(str, config["depths"]))
+    enlarged = config["image_size"] != settings.model.image_px
     return {
         "title": _title(settings, settings.model.variant),
         "architecture": f"ResNet, {config['layer_type']} blocks {blocks}, width {config['hidden_sizes'][-1]}",
         "pool": "the mean of the last map",
-        "use": _RESNET_USE,
+        "use": _RESNET_USE + (_ENLARGED.format(px=settings.model.image_px) if enlarged else ""),
         "first_layer": "first convolution",
     }
 
@@ -196,5 +202,5 @@ def _measured(workdir: Path, step: int) -> str:
             rows.append(f"| {file.parts[-3]} | {name} | {value['value']:.4f} | {interval} | {value['n']} |")
     if not rows:
         return f"Nothing: the run has no evaluation of step {step}."
-    header = ["| evaluation | metric | value | 95 % interval | pictures |", "|---|---|---|---|---|"]
-    return "\n".join([*header, *rows, "", "Intervals are over resampled patients."])
+    header = ["| evaluation | metric | value | 95 % interval | n |", "|---|---|---|---|---|"]
+    return "\n".join([*header, *rows, "", "Intervals are over resampled patients; n counts pictures, or studies in retrieval."])

@@ -105,6 +105,16 @@ def test_resnets_load_in_one_line(tmp_path, capsys):
     np.testing.assert_allclose(ours["patches"], theirs.last_hidden_state.permute(0, 2, 3, 1), atol=2e-5)
 
 
+def test_a_method_that_enlarges_its_pictures_is_exported_for_the_larger_ones(tmp_path):
+    pytest.importorskip("transformers")
+    settings = runs.config("gloria", "mimic_cxr,smoke", regions__enlarge_px=48)
+    runs.write(tmp_path / "run", settings)
+    tokenizer.save(tokenizer.train(["a small heart"], 60), tmp_path / "run")
+    assert export.export(tmp_path / "run", tmp_path / "model").difference < 1e-4
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["image_size"] == 48
+    assert "first brought to 32 px and then enlarged" in (tmp_path / "model" / "README.md").read_text()
+
+
 def test_what_a_method_keeps_frozen_is_exported_too(tmp_path):
     pytest.importorskip("transformers")
     runs.write(tmp_path / "run", runs.config("moco_v3"))
