@@ -55,8 +55,9 @@ def test_a_report_without_words_has_no_local_loss(batch):
 def test_cls_counts_as_a_word_where_asked_for(batch):
     """The released reading has one word more, the first; local losses then differ and word lists do not."""
     found = {}
+    _, params, state = made()
     for asked in (False, True):
-        method, params, state = made(loss__cls_is_a_word=asked)
+        method = methods.make(runs.config("gloria", loss__cls_is_a_word=asked))
         _, aux = jax.jit(method.loss)(params, state, batch, jax.random.key(1), 0)
         _, text = outputs(method, params, state, batch)
         found[asked] = float(aux.terms["local"]), np.asarray(text["word_mask"]).sum(1).tolist()

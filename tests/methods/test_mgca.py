@@ -1,5 +1,7 @@
 """MGCA against its losses taken apart, and its switches, on texts as odd as a batch can hold them."""
 
+from functools import cache
+
 import jax
 import numpy as np
 import pytest
@@ -22,6 +24,13 @@ def made(words="smoke", **changes):
     return method, params, state
 
 
+@cache
+def plain():
+    """The smoke config's method, its start, and its terms on the odd studies."""
+    case = made()
+    return case, terms_of(*case, odd_studies())[0]
+
+
 def terms_of(method, params, state, batch):
     _, aux = jax.jit(method.loss)(params, state, batch, jax.random.key(1), 0)
     return {name: float(value) for name, value in aux.terms.items()}, aux
@@ -29,23 +38,24 @@ def terms_of(method, params, state, batch):
 
 def test_negatives_of_one_device_only(batch):
     """Two groups: each half of the batch is an InfoNCE of its own; nothing else of the loss changes."""
-    both = {groups: terms_of(*made(loss__groups=groups), batch)[0] for groups in (1, 2)}
-    assert both[2]["ita"] < both[1]["ita"] - 0.1
-    assert both[2]["cta"] == pytest.approx(both[1]["cta"], rel=1e-5)
-    assert both[2]["cpa"] == pytest.approx(both[1]["cpa"], rel=1e-5)
+    (_, *start), one = plain()
+    method = methods.make(runs.config("mgca", loss__groups=2))
+    two, _ = terms_of(method, *start, batch)
+    assert two["ita"] < one["ita"] - 0.1
+    assert (two["cta"], two["cpa"]) == pytest.approx((one["cta"], one["cpa"]), rel=1e-5)
 
 
 @pytest.mark.parametrize("switch", ["padding_counts", "raw_seen_words"])
 def test_each_released_switch_changes_the_token_loss_alone(batch, switch):
-    plain, _ = terms_of(*made(), batch)
-    released, _ = terms_of(*made(**{f"loss__{switch}": True}), batch)
-    assert released["cta"] != pytest.approx(plain["cta"], rel=1e-3)
-    assert (released["ita"], released["cpa"]) == pytest.approx((plain["ita"], plain["cpa"]), rel=1e-5)
+    (_, *start), default = plain()
+    released, _ = terms_of(methods.make(runs.config("mgca", **{f"loss__{switch}": True})), *start, batch)
+    assert released["cta"] != pytest.approx(default["cta"], rel=1e-3)
+    assert (released["ita"], released["cpa"]) == pytest.approx((default["ita"], default["cpa"]), rel=1e-5)
 
 
 def test_the_weights_of_tokens_are_where_cls_looks(batch):
-    by_cls, _ = terms_of(*made(), batch)
-    uniform, _ = terms_of(*made(loss__weights="uniform"), batch)
+    (_, *start), by_cls = plain()
+    uniform, _ = terms_of(methods.make(runs.config("mgca", loss__weights="uniform")), *start, batch)
     assert by_cls["cta"] != pytest.approx(uniform["cta"], rel=1e-5)
     assert (by_cls["ita"], by_cls["cpa"]) == pytest.approx((uniform["ita"], uniform["cpa"]), rel=1e-5)
     with pytest.raises(ValueError, match="loss.weights must be 'cls' or 'uniform', got 'max'"):
@@ -55,9 +65,9 @@ def test_the_weights_of_tokens_are_where_cls_looks(batch):
 def test_a_report_without_words_moves_no_word_statistics(batch):
     """The third study is padding alone: its picture has no part in the tokens' loss, nor padding in their BatchNorm."""
     method, params, state = made()
-    _, aux = terms_of(method, params, state, batch)
+    loss = jax.jit(method.loss)
     other = {**batch, "ids": np.where(batch["text_mask"], batch["ids"], 7)}
-    _, again = terms_of(method, params, state, other)
+    aux, again = (loss(params, state, given, jax.random.key(1), 0)[1] for given in (batch, other))
     for a, b in zip(*(jax.tree.leaves(x.state["batch_stats"]["word_head"]) for x in (aux, again)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
 
