@@ -29,7 +29,8 @@ def get_config(arg: str = ""):
     config = shared.pretrain()
     config.method = "supervised"
     config.model = recipes.vit()
-    config.model.drop_path = 0.0  # of a ViT
+    config.model.update({"drop_path": 0.0, "pool": "cls"})  # of a ViT; pool of its patches: mean
+    config.encoder = "learned"  # or frozen: a linear head alone; drifting: frozen but for BatchNorm's statistics
     config.task = "multilabel"  # or multiclass
     config.labels = PHANTOM
     config.policy = "U-Ignore"  # or U-Zeros, U-Ones, MGCA: unmentioned is absent; "": unmentioned is not known

@@ -17,6 +17,7 @@ import pandas
 from cxrjax.config import names
 from cxrjax.datasets import schema
 from cxrjax.input import policies
+from cxrjax.methods.base import Answers
 
 KINDS = ("binary", "multilabel", "multiclass")
 TREATMENTS = ("ignore", "absent", "present")
@@ -66,6 +67,7 @@ class Encoder(NamedTuple):
     encode: uint8 b h w 1 -> {"pooled": b d float32, …}, compiled by whoever made it (see `encoders.from_method`).
     digest: changes whenever the features of any picture could change; the feature cache relies on it.
     mesh: where encode wants its images; None for host arrays. joint: of an encoder that was trained with reports.
+    answers: of one that was trained to answer for labels; encode then gives "logits" too.
     """
 
     encode: Callable[[Any], dict[str, Any]]
@@ -75,6 +77,7 @@ class Encoder(NamedTuple):
     step: int = 0
     mesh: jax.sharding.Mesh | None = None
     joint: Joint | None = None
+    answers: Answers | None = None
 
 
 class FeatureTable(NamedTuple):

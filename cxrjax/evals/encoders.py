@@ -45,7 +45,8 @@ def from_method(
             method.joint.tokens,
             method.joint.words,
         )
-    return Encoder(lambda images: compiled(params, state, images), method.image_px, identity, name, step, mesh, joint)
+    described = method.image_px, identity, name, step, mesh, joint, method.answers
+    return Encoder(lambda images: compiled(params, state, images), *described)
 
 
 def random_init(

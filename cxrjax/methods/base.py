@@ -7,6 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from cxrjax import optim
+from cxrjax.models import backbone
+
+ENCODERS = ("learned", "frozen", "drifting")
 
 
 def encoder_params(params: Any, state: Any) -> Any:
@@ -33,6 +36,16 @@ class Joint(NamedTuple):
     words: Callable
 
 
+class Answers(NamedTuple):
+    """What the c logits of a trained head mean: their names, and whether each is a question of its own.
+
+    kind: "multilabel", whose probabilities are sigmoids, or "multiclass", a softmax.
+    """
+
+    names: tuple[str, ...]
+    kind: str
+
+
 class Method(NamedTuple):
     """A record of pure functions; losses are written on global arrays and name no device.
 
@@ -41,11 +54,12 @@ class Method(NamedTuple):
     init:   (key, batch) -> (params, state); params is what the optimizer updates, state is everything else.
     loss:   (params, state, batch, key, step) -> (scalar, Aux).
     after:  (params, state, step) -> state, once the parameters are updated: EMA, centre, queue.
-    encode: (params, state, images uint8 b h w 1) -> {"pooled": b d, "patches": b p q d}, float32.
+    encode: (params, state, images uint8 b h w 1) -> {"pooled": b d, "patches": b p q d}, float32; of a method that
+      trains a head, its answer as well: "logits" b c, "mask_logits" b h w 1, or "boxes" b k 4 with "scores", "classes".
     image_px: side of the pictures that encode was trained on.
     couples_batch: whether the loss mixes examples, so that accumulating gradients over slices would change it.
     encoder: (params, state) -> the parameters of the network that encode runs, for export.
-    joint: of a method that learns from reports as well.
+    joint: of a method that learns from reports as well. answers: of a method whose encode gives logits.
     """
 
     views: Callable
@@ -57,6 +71,7 @@ class Method(NamedTuple):
     couples_batch: bool = True
     encoder: Callable = encoder_params
     joint: Joint | None = None
+    answers: Answers | None = None
 
 
 class Aux(NamedTuple):
@@ -65,6 +80,45 @@ class Aux(NamedTuple):
     state: Any
     terms: dict
     report: dict
+
+
+class Trunk(NamedTuple):
+    """The encoder under a head, on the params and state of the whole method.
+
+    init: key -> (params, state), to which the method adds its head.
+    apply: (params, state, images b h w c float, *, train, key=None, levels=False) -> (features, running statistics
+      for state["batch_stats"]["encoder"]), as `backbone.Backbone.apply`.
+    """
+
+    init: Callable
+    apply: Callable
+    backbone: backbone.Backbone
+
+
+def trunk(config) -> Trunk:
+    """The encoder of config.model, trained with its head or not, as config.encoder says.
+
+    "learned": with the head. "frozen": parameters, running statistics of BatchNorm and every path stay as they start,
+    so that features are those of the evaluated encoder. "drifting": the parameters stay, but a BatchNorm normalises by
+    the batch and moves its statistics: what released code that only stops the gradients does (MGCA, MLVICX).
+    What never learns is in state["frozen"]["encoder"], see `encoder_params`. Raises ValueError for another word.
+    """
+    mode, encoder = config.get("encoder", "learned"), backbone.make(config.model)
+    if mode not in ENCODERS:
+        raise ValueError(f"encoder must be one of {', '.join(map(repr, ENCODERS))}, got {mode!r}")
+
+    def init(key):
+        params, stats = encoder.init(key)
+        state = {"batch_stats": {"encoder": stats}}
+        if mode == "learned":
+            return {"encoder": params}, state
+        return {"encoder": {}}, {**state, "frozen": {"encoder": params}}
+
+    def apply(params, state, images, *, train, key=None, levels=False):
+        whole, stats = encoder_params(params, state), state["batch_stats"]["encoder"]
+        return encoder.apply(whole, stats, images, train=train and mode != "frozen", key=key, levels=levels)
+
+    return Trunk(init, apply, encoder)
 
 
 def ramp(config, start: float, end: float = 1.0) -> Callable:

@@ -11,7 +11,8 @@ w       loss.weights    of the present labels, or of the classes                
 
 Labels are named in the config, since every set has its own: what a set does not label is not known there and counts for
 nothing. What an uncertain or unmentioned label counts as is a published policy (cxrjax/input/policies.py); with policy
-"" it is not known either. CheXNet (Rajpurkar et al., 1711.05225) is the multilabel form, on DenseNet-121 and with
+"" it is not known either. config.encoder says whether f learns with the head (`base.trunk`), model.pool whether f(x) is
+[CLS] or the mean over the patches. CheXNet (Rajpurkar et al., 1711.05225) is the multilabel form, on DenseNet-121 and with
 weights that balance both answers. All else, stochastic depth as model.drop_path among it, is our choice.
 """
 
@@ -28,15 +29,14 @@ from cxrjax.datasets.schema import UNCERTAIN
 from cxrjax.input import device, policies, source, views
 from cxrjax.input.augment import Augment, augment
 from cxrjax.losses import classification
-from cxrjax.methods.base import Aux, Method
-from cxrjax.models import backbone
+from cxrjax.methods.base import Answers, Aux, Method, trunk
 
 KINDS = ("multilabel", "multiclass")
 
 
 def make(config) -> Method:
-    """config: model, task, labels, policy, loss, views, augment, standardise: every key is in configs/supervised.py."""
-    encoder, labels = backbone.make(config.model), names(config.labels)
+    """config: model, encoder, task, labels, policy, loss, views, augment, standardise; see configs/supervised.py."""
+    encoder, labels = trunk(config), names(config.labels)
     check(config, labels)
     head = nn.Dense(len(labels), kernel_init=nn.initializers.normal(0.01))
     weights = jnp.asarray(config.loss.weights or np.ones(len(labels)), jnp.float32)
@@ -46,20 +46,19 @@ def make(config) -> Method:
         images = augment(rng.fold(key, "augment"), batch["image"], settings)
         images = device.standardise(images[:, 0], **config.standardise)  # b h w 1
         drop = rng.fold(key, "drop_path")
-        y, moved = encoder.apply(params["encoder"], state["batch_stats"]["encoder"], images, train=True, key=drop)
+        y, moved = encoder.apply(params, state, images, train=True, key=drop)
         logits, smoothing = head.apply({"params": params["head"]}, y["pooled"]), config.loss.smoothing
         if config.task == "multilabel":
             value = classification.binary(logits, batch["labels"], positive_weights=weights, smoothing=smoothing)
         else:
             value = classification.multiclass(logits, batch["labels"], class_weights=weights, smoothing=smoothing)
         report = monitors.embedding(y["pooled"]) | {"known_labels": jnp.mean(batch["labels"] >= 0)}
-        return value, Aux({"batch_stats": {"encoder": moved}}, {"cross_entropy": value}, report)
+        return value, Aux({**state, "batch_stats": {"encoder": moved}}, {"cross_entropy": value}, report)
 
     def init(key, batch):
-        params, stats = {}, {}
-        params["encoder"], stats["encoder"] = encoder.init(rng.fold(key, "encoder"))
-        params["head"] = head.init(rng.fold(key, "head"), jnp.zeros((1, encoder.width)))["params"]
-        return params, {"batch_stats": stats}
+        params, state = encoder.init(rng.fold(key, "encoder"))
+        params["head"] = head.init(rng.fold(key, "head"), jnp.zeros((1, encoder.backbone.width)))["params"]
+        return params, state
 
     @cache
     def label_names():
@@ -76,10 +75,11 @@ def make(config) -> Method:
 
     def encode(params, state, images):
         images = device.standardise(images, **config.standardise)
-        y, _ = encoder.apply(params["encoder"], state["batch_stats"]["encoder"], images, train=False)
+        y, _ = encoder.apply(params, state, images, train=False)
         return y | {"logits": head.apply({"params": params["head"]}, y["pooled"])}
 
-    return Method(make_views, init, loss, lambda params, state, step: state, encode, config.model.image_px)
+    functions = make_views, init, loss, lambda params, state, step: state, encode
+    return Method(*functions, config.model.image_px, answers=Answers(labels, config.task))
 
 
 def answers(codes: np.ndarray, known: Sequence[str], wanted: Sequence[str], policy: str) -> np.ndarray:

@@ -21,8 +21,9 @@ class Backbone(NamedTuple):
     init: key → (params, state). params are exactly those of the Linen module, so that what a method keeps at
       params["encoder"] can be exported and started from; state are its running statistics, to be kept at
       state["batch_stats"]["encoder"]: the tree {"bn1": {"mean", "var"}, …} of a ResNet, {} of a ViT.
-    apply: (params, state, images b h w c float, *, train, key=None) → ({"pooled": b d, "patches": b p q d}, state), the
-      features float32. train: a ResNet normalises by the batch and returns moved statistics; a ViT drops paths, drawn
+    apply: (params, state, images b h w c float, *, train, key=None, levels=False) → ({"pooled": b d, "patches":
+      b p q d}, state), the features float32. levels: adds "levels", what heads of segmentation and detection read: of a
+      ViT the outputs of its blocks before the last LayerNorm, l b p q d; of a ResNet its five maps. train: a ResNet normalises by the batch and returns moved statistics; a ViT drops paths, drawn
       from `key`, where the config's drop_path is above 0. Pictures of one channel are repeated over `channels`.
     width: d. image_px: side of the pictures that the config names; apply takes other sizes as well.
     module: the Linen module itself, for more of its outputs.
@@ -70,14 +71,17 @@ def _vit(module: ViT, pool: str) -> Backbone:
     def init(key):
         return module.init(key, _blank(module.image_px, module.channels))["params"], {}
 
-    def apply(params, state, images, *, train, key=None):
+    def apply(params, state, images, *, train, key=None, levels=False):
         if train and module.drop_path and key is None:
             raise ValueError(f"drop_path={module.drop_path} draws what it drops: give apply a key in training")
         images = _repeat(images, module.channels)
-        out = module.apply({"params": params}, images, key=key if train else None)
+        out = module.apply({"params": params}, images, key=key if train else None, intermediates=levels)
         p, q = (side // module.patch_px for side in images.shape[1:3])
         pooled = out["cls"] if pool == "cls" else out["patches"].mean(axis=1)
-        return {"pooled": pooled, "patches": out["patches"].reshape(len(images), p, q, -1)}, state
+        features = {"pooled": pooled, "patches": out["patches"].reshape(len(images), p, q, -1)}
+        if levels:
+            features["levels"] = out["blocks"][:, :, 1:].reshape(-1, *features["patches"].shape)
+        return features, state
 
     return Backbone(init, apply, module.size.width, module.image_px, module)
 
@@ -87,10 +91,12 @@ def _resnet(module: ResNet, image_px: int) -> Backbone:
         variables = module.init(key, _blank(image_px, module.channels), train=False)
         return variables["params"], variables["batch_stats"]
 
-    def apply(params, state, images, *, train, key=None):
+    def apply(params, state, images, *, train, key=None, levels=False):
         images, variables = _repeat(images, module.channels), {"params": params, "batch_stats": state}
         out, updated = module.apply(variables, images, train, mutable=["batch_stats"])
         features = {"pooled": out["pooled"], "patches": out["taps"][-1].astype(jnp.float32)}
+        if levels:
+            features["levels"] = out["taps"]
         return features, updated["batch_stats"] if train else state
 
     return Backbone(init, apply, module.size.widths[-1], image_px, module)
