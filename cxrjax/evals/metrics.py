@@ -133,23 +133,26 @@ def interval(value: float, samples: np.ndarray, n: int) -> Interval:
     return Interval(float(value), float(low), float(high), int(n))
 
 
-def summarise(
-    kind: str,
-    names: Sequence[str],
-    targets: np.ndarray,
-    scores: np.ndarray,
-    patient_ids: Sequence[str],
-    resamples: int = 1000,
-    seed: int = 0,
-) -> tuple[dict[str, Interval], dict[str, int], list[str]]:
-    """All metrics of a task with intervals.
+class Measures(NamedTuple):
+    """The metrics of one table of predictions as a function of weights, for `bootstrap`.
 
-    kind: of the task; names: c; targets: n c (1, 0, MASKED); scores: n c, larger means more likely present: a label is
-    predicted from 0.5 on, in a multiclass task the class with the largest score is.
-    Returns (metrics, positives per metric, notes). "auroc", "auprc", "accuracy" and "balanced_accuracy" are means over
-    the labels (a multiclass task has one accuracy anyway); "auroc/<label>" is one label's, in a multiclass task that
-    class against the rest. A label with one value only is skipped and named; a resample with one value only is left
-    out of that label's intervals and the mean's, and counted.
+    parts: m names such as "auroc/Mass"; statistic: weights n r -> m r; means: metrics whose mean over the labels is
+    taken; labels: how many the task has, positives and judged: of each that has both values; notes: those left out.
+    """
+
+    parts: list[str]
+    statistic: Callable[[np.ndarray], np.ndarray]
+    means: list[str]
+    labels: int
+    positives: dict[str, int]
+    judged: dict[str, int]
+    notes: list[str]
+
+
+def measures(kind: str, names: Sequence[str], targets: np.ndarray, scores: np.ndarray) -> Measures:
+    """Sorts the scores n c once for all weights; arguments as in `summarise`, which says what is measured.
+
+    Raises ValueError if no label has both values.
     """
     positives = (targets == 1).sum(axis=0)
     judged = (targets != MASKED).sum(axis=0)
@@ -176,17 +179,45 @@ def summarise(
     def statistic(weights):
         return np.concatenate([measure(prepared, weights) for measure, prepared in areas + shares])
 
-    values = _with_means(parts, statistic(np.ones((len(targets), 1))).T, means, len(names))
-    samples = _with_means(parts, bootstrap(statistic, patient_ids, resamples, seed), means, len(names))
+    counts = [{names[c]: int(of_label[c]) for c in evaluable} for of_label in (positives, judged)]
+    return Measures(parts, statistic, means, len(names), *counts, notes)
+
+
+def named(measured: Measures, samples: np.ndarray) -> dict[str, np.ndarray]:
+    """Names the columns of samples (r m) of `measured.statistic`, transposed, and adds the means over the labels."""
+    return _with_means(measured.parts, samples, measured.means, measured.labels)
+
+
+def summarise(
+    kind: str,
+    names: Sequence[str],
+    targets: np.ndarray,
+    scores: np.ndarray,
+    patient_ids: Sequence[str],
+    resamples: int = 1000,
+    seed: int = 0,
+) -> tuple[dict[str, Interval], dict[str, int], list[str]]:
+    """All metrics of a task with intervals.
+
+    kind: of the task; names: c; targets: n c (1, 0, MASKED); scores: n c, larger means more likely present: a label is
+    predicted from 0.5 on, in a multiclass task the class with the largest score is.
+    Returns (metrics, positives per metric, notes). "auroc", "auprc", "accuracy" and "balanced_accuracy" are means over
+    the labels (a multiclass task has one accuracy anyway); "auroc/<label>" is one label's, in a multiclass task that
+    class against the rest. A label with one value only is skipped and named; a resample with one value only is left
+    out of that label's intervals and the mean's, and counted.
+    """
+    measured = measures(kind, names, targets, scores)
+    values = named(measured, measured.statistic(np.ones((len(targets), 1))).T)
+    samples = named(measured, bootstrap(measured.statistic, patient_ids, resamples, seed))
+    evaluable = [c for c, name in enumerate(names) if name in measured.judged]
     any_judged = int((targets[:, evaluable] != MASKED).any(axis=1).sum())
     any_positive = int((targets[:, evaluable] == 1).any(axis=1).sum())
     metrics, counts = {}, {}
     for name in values:
-        label = names.index(name.partition("/")[2]) if "/" in name else None
-        n = any_judged if label is None else judged[label]
-        metrics[name] = interval(values[name][0], samples[name], n)
-        counts[name] = any_positive if label is None else int(positives[label])
-    return metrics, counts, notes + _degenerate_notes(samples, resamples)
+        label = name.partition("/")[2]
+        metrics[name] = interval(values[name][0], samples[name], measured.judged.get(label, any_judged))
+        counts[name] = measured.positives.get(label, any_positive)
+    return metrics, counts, measured.notes + _degenerate_notes(samples, resamples)
 
 
 def prediction_table(names, targets, scores, patient_ids, image_ids) -> pandas.DataFrame:
@@ -241,21 +272,21 @@ def paired_difference(
 
 def _with_means(parts, samples, groups, labels) -> dict[str, np.ndarray]:
     """Names the columns of samples (r m) and adds each group's mean; a task's only label needs no name of its own."""
-    named = dict(zip(parts, samples.T, strict=True))
+    columns = dict(zip(parts, samples.T, strict=True))
     means = {}
     # A mean over fewer labels than in the other resamples would be another quantity: it stays NaN and is left out.
     for metric in groups:
-        members = [name for name in named if name.startswith(f"{metric}/")]
-        means[metric] = np.mean([named[name] for name in members], axis=0)
-    return means | {name: column for name, column in named.items() if labels > 1 or "/" not in name}
+        members = [name for name in columns if name.startswith(f"{metric}/")]
+        means[metric] = np.mean([columns[name] for name in members], axis=0)
+    return means | {name: column for name, column in columns.items() if labels > 1 or "/" not in name}
 
 
 def _degenerate_notes(samples: Mapping[str, np.ndarray], resamples: int) -> list[str]:
     missing = {name: int(np.isnan(column).sum()) for name, column in samples.items() if name.startswith("auroc")}
-    named = ", ".join(f"{name} {count}" for name, count in missing.items() if count)
-    if not named:
+    listed = ", ".join(f"{name} {count}" for name, count in missing.items() if count)
+    if not listed:
         return []
-    return [f"resamples (of {resamples}) in which a label had one value only, left out of its intervals: {named}"]
+    return [f"resamples (of {resamples}) in which a label had one value only, left out of its intervals: {listed}"]
 
 
 def _hits(targets, predicted) -> scipy.sparse.csr_matrix:
