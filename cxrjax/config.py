@@ -9,7 +9,7 @@ from pathlib import Path
 from ml_collections import ConfigDict, config_dict
 
 # Keys that may change between a run and its resumption, since no number depends on them.
-_FREE = ("checkpoint", "evals", "input", "log_every_steps", "mesh", "sharding")
+_FREE = ("checkpoint", "evals", "grid", "input", "log_every_steps", "mesh", "sharding")
 
 
 def pretrain() -> ConfigDict:
@@ -81,6 +81,7 @@ def pretrain() -> ConfigDict:
             },
             "log_every_steps": 20,
             "evals": {},
+            "grid": "",  # a run for each combination, such as "data.fraction=0.01,0.1; seed=0,1,2": cxrjax/grid.py
         }
     )
 

@@ -25,11 +25,22 @@ def main(config, name: str, options) -> None:
 
 
 def pretrain(config, name: str, options) -> None:
-    from cxrjax import train
+    """One run, or where config.grid is given one for each of its combinations."""
+    from cxrjax import grid, train
+    from cxrjax.interop import initial
 
+    config = initial.of_run(config)
+    name = f"{name}-grid" if config.get("grid") else name
     workdir = Path(options.workdir or Path("runs") / f"{name}-{shared.digest(config)}")
-    claim(workdir, config)
-    train.fit(config, workdir)
+
+    def train_one(config, workdir):
+        claim(workdir, config)
+        train.fit(config, workdir)
+
+    if config.get("grid"):
+        grid.run(config, workdir, train_one)
+    else:
+        train_one(config, workdir)
     print(f"done: {workdir}", flush=True)
 
 

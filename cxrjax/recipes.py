@@ -2,6 +2,7 @@
 
     vit(variant, image_px, patch_px)  config.model of a ViT; the defaults are what a laptop CPU trains in minutes
     resnet(variant, image_px)         config.model of a ResNet
+    of_run()                          config.model of a head: the encoder of the run that it starts from
     text(variant)                     config.text of a BERT and of what it reads
     radiograph_pair(config)           two views that a small encoder can tell to be of one radiograph
     photograph_pair(config, augment)  two views as the papers on photographs have them
@@ -19,7 +20,7 @@ heads and crops of its smoke run.
 
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from cxrjax.evals import tasks
 from cxrjax.input.augment import PAIR, Augment
@@ -40,6 +41,19 @@ def vit(variant: str = "mini", image_px: int = 64, patch_px: int = 8) -> dict[st
 
 def resnet(variant: str = "resnet50", image_px: int = 224) -> dict[str, Any]:
     return {"variant": variant, "image_px": image_px, "channels": 1, "dtype": "float32"}
+
+
+def of_run() -> dict[str, Any]:
+    """What is not given comes from the run at config.init_from, see `initial.of_run`."""
+    return {
+        "variant": "",
+        "image_px": config_dict.placeholder(int),
+        "patch_px": config_dict.placeholder(int),  # of a ViT
+        "drop_path": 0.0,  # of a ViT
+        "pool": "",  # of a ViT: cls or mean
+        "dtype": "",
+        "remat": "",
+    }
 
 
 def text(variant: str = "mini") -> dict[str, Any]:

@@ -118,6 +118,8 @@ def build(config) -> Run:
 def _sources(config) -> tuple[list[source.Source], tuple[str, ...]]:
     """What the run trains on, without the patients of other sets that it is judged on, and sentences about these."""
 
+    folds = _folds(config)
+
     def chosen(name, without=()):
         return source.source(
             source.open_set(name),
@@ -126,6 +128,7 @@ def _sources(config) -> tuple[list[source.Source], tuple[str, ...]]:
             exclude_patient_ids=without,
             fraction=config.data.fraction,
             fraction_seed=config.data.get("fraction_seed", 0),
+            **folds,
         )
 
     sets = names(config.data.sets)
@@ -142,6 +145,22 @@ def _sources(config) -> tuple[list[source.Source], tuple[str, ...]]:
         return pictures, left_out.sentences
     whole = [studies.studies(each, **{f"require_{part}": True for part in required}) for each in pictures]
     return whole, (*left_out.sentences, *(repr(each) for each in whole if any(each.left_out.values())))
+
+
+def _folds(config) -> dict[str, int]:
+    """The cross-validation of the config, which all of its judges of the set that is trained on must share."""
+    folds = {key: config.data.get(key, 0) for key in ("folds", "fold")}
+    sets = names(config.data.sets)
+    if folds["folds"] and len(sets) > 1:
+        raise ValueError(f"data.folds = {folds['folds']} cuts one set by patient; data.sets names {len(sets)}: {sets}")
+    for name, entry in config.evals.items():
+        judged_in = {key: entry.get(key, 0) for key in folds}
+        if entry.get("set") in sets and judged_in != folds:
+            raise ValueError(
+                f"evals.{name} judges with {judged_in} what is trained on with {folds}: give both the same, or "
+                "patients that are trained on would be judged"
+            )
+    return folds
 
 
 def fit(config, workdir: Path) -> TrainState:

@@ -31,11 +31,7 @@ def load(directory: str | Path, step: int | str = "latest", dtype: str | None = 
     dtype: of the method's computation; by default the config's.
     Raises CheckpointNotFound, CheckpointMismatch, and ValueError where the run's config.json is gone.
     """
-    found = Path(checkpoint.find(directory, step))
-    workdir = next((above for above in list(found.parents)[:2] if (above / "config.json").is_file()), None)
-    if workdir is None:
-        raise ValueError(f"There is no config.json beside {found}; copy it from the workdir that the run was made in.")
-    config = shared.from_json((workdir / "config.json").read_text())
+    found, workdir, config = settings(directory, step)
     computed = config.copy_and_resolve_references()
     if dtype is not None:
         computed.model.dtype = dtype
@@ -47,3 +43,12 @@ def load(directory: str | Path, step: int | str = "latest", dtype: str | None = 
     return Trained(
         config, method, stored["params"], stored["state"], int(found.name), checkpoint.digest(found), workdir
     )
+
+
+def settings(directory: str | Path, step: int | str = "latest") -> tuple[Path, Path, ConfigDict]:
+    """The folder of one step, its workdir, and the config of its run; arguments and errors as of `load`."""
+    found = Path(checkpoint.find(directory, step))
+    workdir = next((above for above in list(found.parents)[:2] if (above / "config.json").is_file()), None)
+    if workdir is None:
+        raise ValueError(f"There is no config.json beside {found}; copy it from the workdir that the run was made in.")
+    return found, workdir, shared.from_json((workdir / "config.json").read_text())

@@ -118,6 +118,19 @@ def share_of_patients(set_name: str, patient_ids: Iterable[str], fraction: float
     return set(ordered[: max(1, round(fraction * len(ordered)))])
 
 
+def fold_of_patients(set_name: str, patient_ids: Iterable[str], folds: int) -> dict[str, int]:
+    """Patient -> number of its fold, 0 … folds − 1; the folds differ by one patient at most.
+
+    Depends on the names only: the same for every size of a set ("montgomery/256"), machine and order. Raises ValueError
+    for fewer than three folds (one to test on, one to choose on, the rest to train on), or fewer patients than folds.
+    """
+    salt, patients = f"{set_name.split('/')[0]}|folds", set(patient_ids)
+    if not 3 <= folds <= len(patients):
+        raise ValueError(f"folds = {folds}: choose 3 … {len(patients)}, the number of patients in {set_name!r}")
+    ordered = sorted(patients, key=lambda patient: hashlib.sha256(f"{salt}|{patient}".encode()).digest())
+    return {patient: number % folds for number, patient in enumerate(ordered)}
+
+
 def assert_patients_disjoint(patients: Mapping[str, Iterable[str]], set_name: str = "") -> None:
     """Raises ValueError naming the patients that are in more than one split.
 

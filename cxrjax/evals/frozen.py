@@ -19,6 +19,32 @@ def select(
     with one value only in train is dropped from all three and named.
     Raises ValueError for a patient in two splits, an unknown label, features that are not numbers, or nothing to fit.
     """
+    kept, keys, notes = usable(tables, task, label_names)
+    train = keys["train"]
+    positive, judged = (train.values == 1).sum(axis=0), (train.values != MASKED).sum(axis=0)
+    taught = (positive > 0) & (positive < judged)
+    lacking = [
+        f"{name!r} ({some} of {all_} positive)" for name, some, all_ in zip(train.names, positive, judged, strict=True)
+    ]
+    lacking = [text for text, fine in zip(lacking, taught, strict=True) if not fine]
+    if not taught.any() or (lacking and task.kind == "multiclass"):
+        raise ValueError(
+            f"the train split cannot teach this {task.kind} task: {', '.join(lacking) or 'no picture is left'}; "
+            "choose other labels, or more training pictures"
+        )
+    if lacking:
+        notes.append(f"skipped, because the train split has one value only: {', '.join(lacking)}")
+        names = tuple(np.array(train.names)[taught].tolist())
+        keys = {split: key._replace(names=names, values=key.values[:, taught]) for split, key in keys.items()}
+    if not np.ptp(kept["train"].features, axis=0).any():
+        notes.append("every training picture has the same features: the encoder has collapsed")
+    return kept, keys, notes
+
+
+def usable(
+    tables: Mapping[str, FeatureTable], task: Task, label_names: Sequence[str]
+) -> tuple[dict[str, FeatureTable], dict[str, Targets], list[str]]:
+    """Keeps the pictures of each split that the task says something about; arguments and errors as of `select`."""
     schema.assert_patients_disjoint({split: table.patient_ids.tolist() for split, table in tables.items()})
     kept, keys, notes = {}, {}, []
     for split, table in tables.items():
@@ -32,24 +58,6 @@ def select(
         notes += [f"{split}: {note}" for note in key.notes]
         kept[split] = FeatureTable(*(column[key.keep] for column in table))
         keys[split] = key._replace(values=key.values[key.keep], keep=key.keep[key.keep])
-    train = keys["train"]
-    positive, judged = (train.values == 1).sum(axis=0), (train.values != MASKED).sum(axis=0)
-    usable = (positive > 0) & (positive < judged)
-    lacking = [
-        f"{name!r} ({some} of {all_} positive)" for name, some, all_ in zip(train.names, positive, judged, strict=True)
-    ]
-    lacking = [text for text, fine in zip(lacking, usable, strict=True) if not fine]
-    if not usable.any() or (lacking and task.kind == "multiclass"):
-        raise ValueError(
-            f"the train split cannot teach this {task.kind} task: {', '.join(lacking) or 'no picture is left'}; "
-            "choose other labels, or more training pictures"
-        )
-    if lacking:
-        notes.append(f"skipped, because the train split has one value only: {', '.join(lacking)}")
-        names = tuple(np.array(train.names)[usable].tolist())
-        keys = {split: key._replace(names=names, values=key.values[:, usable]) for split, key in keys.items()}
-    if not np.ptp(kept["train"].features, axis=0).any():
-        notes.append("every training picture has the same features: the encoder has collapsed")
     return kept, keys, notes
 
 

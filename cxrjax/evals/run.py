@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from cxrjax import methods, trained
 from cxrjax.config import determining, judged, names
 from cxrjax.datasets import overlap
-from cxrjax.evals import encoders, joint, metrics, retrieve
+from cxrjax.evals import classify, encoders, joint, metrics, retrieve
 from cxrjax.evals.base import Encoder, Result, digest, make_task
 from cxrjax.evals.features import features, source_digest
 from cxrjax.evals.knn import NEIGHBOURS, knn
@@ -35,6 +35,7 @@ JUDGES = {
     "probe": ("train", "val", "test"),
     "knn": ("train", "val", "test"),
     "zeroshot": ("val", "test"),
+    "classify": ("val", "test"),
     "retrieve": (),
 }
 LIBRARIES = ("cxrjax", "jax", "jaxlib", "flax", "numpy", "scipy", "pandas", "opencv-python-headless")
@@ -49,9 +50,10 @@ def defaults() -> ConfigDict:
 
     task: kind "binary" with `positive` and `negative` label names, "multilabel" or "multiclass" with `labels`, and a
     `name` for the logs; lists of names may be comma-separated. views: projections to keep (empty: all). fraction: share
-    of the train patients to fit on, fraction_seed: which of the set's nested lists. limit: most pictures of each split,
-    the same random ones every time (0: all), for a quick look along training. bootstrap: resamples of the test
-    patients. every_steps is for the trainer. An empty name is made from the others.
+    of the train patients to fit on, fraction_seed: which of the set's nested lists. folds, fold: a cross-validation by
+    patient in place of the set's own splits (`source.source`). limit: most pictures of each split, the same random ones
+    every time (0: all), for a quick look along training. bootstrap: resamples of the test patients.
+    every_steps is for the trainer. An empty name is made from the others.
 
     Judge "zeroshot": prompts, label -> {"positive": prompts, "negative": prompts}, beside `zeroshot.PROMPTS`. Judge
     "retrieve" has no task: split, the studies to find each other; at, the k of recall; classes, labels of which just
@@ -67,6 +69,8 @@ def defaults() -> ConfigDict:
             "views": (),
             "fraction": 1.0,
             "fraction_seed": 0,
+            "folds": 0,
+            "fold": 0,
             "limit": 0,
             "batch_size": 64,
             "bootstrap": 1000,
@@ -112,11 +116,16 @@ def evaluate(
 
 
 def scalars(entry: Mapping[str, Any], result: Result) -> dict[str, float]:
-    """What to log: eval/<set>/<task>/<metric> -> value; judges beside the probe put their name before the metric."""
+    """What to log: eval/<set>/<task>/<metric> -> value; judges beside the probe put their name before the metric.
+
+    What a judge found on the validation pictures is there as val_<metric>: a run can keep its best step by it.
+    """
     entry = complete(entry)
     prefix = "" if entry["judge"] == "probe" else f"{entry['judge']}_"
     place = f"eval/{entry['set']}/{entry['task']['name']}"
-    return {f"{place}/{prefix}{name}": interval.value for name, interval in result.metrics.items()}
+    found = {name: interval.value for name, interval in result.metrics.items()}
+    found |= {f"val_{name}": value for name, value in result.details.get("validation", {}).items()}
+    return {f"{place}/{prefix}{name}": value for name, value in found.items()}
 
 
 def standalone(config: ConfigDict, workdir: Path | None = None) -> dict[str, dict[str, Result]]:
@@ -192,11 +201,11 @@ def _judge(encoder: Encoder, entry: dict[str, Any], workdir: Path, seed: int) ->
         return _judge_retrieval(
             encoder, entry, source(converted, entry["split"], views=views or None), table_of, shared
         )
-    seen = joint.pictures(encoder) if entry["judge"] == "zeroshot" else encoder
+    seen = {"zeroshot": joint.pictures, "classify": classify.logits}.get(entry["judge"], lambda given: given)(encoder)
     tables, inputs, notes = {}, {}, []
     for split in JUDGES[entry["judge"]]:
         share = {"fraction": entry["fraction"], "fraction_seed": entry["fraction_seed"]} if split == "train" else {}
-        chosen = source(converted, split, views=views or None, **share)
+        chosen = source(converted, split, views=views or None, folds=entry["folds"], fold=entry["fold"], **share)
         if 0 < entry["limit"] < len(chosen):
             notes.append(f"{split}: a random {entry['limit']:,} of {len(chosen):,} pictures, as the limit says")
             chosen = _some(chosen, entry["limit"])
@@ -207,6 +216,8 @@ def _judge(encoder: Encoder, entry: dict[str, Any], workdir: Path, seed: int) ->
         result = probe(**given, solver=entry["solver"], strengths=entry["strengths"])
     elif entry["judge"] == "knn":
         result = knn(**given, neighbours=entry["neighbours"], temperature=entry["temperature"])
+    elif entry["judge"] == "classify":
+        result = classify.classify(**given, answers=classify.of(encoder))
     else:
         embed = partial(joint.texts, encoder, batch_size=entry["batch_size"])
         result = zeroshot(**given, embed=embed, prompts=entry["prompts"], temperature=entry["temperature"])

@@ -30,6 +30,9 @@ ORIGIN_FIELDS = (
 )  # not in sets that are converted long since
 
 
+JOINED = "+"  # between the names of splits that are read as one
+
+
 class SetNotFound(ValueError):
     """A set name that is not converted in the data folder."""
 
@@ -86,6 +89,8 @@ def index(converted_set: ConvertedSet, split: str) -> pd.DataFrame:
     Raises ValueError for a split that the set does not have.
     """
     _check_split(converted_set, split)
+    if JOINED in split:
+        return pd.concat([index(converted_set, part) for part in split.split(JOINED)], ignore_index=True)
     if converted_set.split_sizes[split] == 0:
         return pd.DataFrame(columns=list(INDEX_FIELDS))
     path = converted_set.directory / f"index-{split}.parquet"
@@ -112,12 +117,16 @@ def source(
     exclude_patient_ids: Collection[str] = (),
     fraction: float = 1.0,
     fraction_seed: int = 0,
+    folds: int = 0,
+    fold: int = 0,
 ) -> "Source":
-    """Selects records of a split; the filters apply in the order of the arguments.
+    """Selects records of a split; the filters apply in the order of the arguments, but for the folds, which come first.
 
     views: projections to keep, of UNKNOWN, PA, AP, LATERAL. image_ids: the only pictures to keep.
     fraction: share (0, 1] of the split's patients, as in the set's lists of fractions: a smaller share is contained in
         a larger one, and the choice depends on the set's name, the patient ids and fraction_seed only.
+    folds, fold: where folds is not 0, the set's own splits are laid together and cut by patient into so many parts:
+        "test" is part number `fold`, "val" the one after it, "train" the rest (see `schema.fold_of_patients`).
     Raises ValueError for an unknown split or view, a fraction outside (0, 1], or a filter that leaves no picture.
     """
     unknown_views = sorted(set(views or ()) - set(schema.VIEWS))
@@ -125,9 +134,14 @@ def source(
         raise ValueError(f"views must be a list of {', '.join(schema.VIEWS)}, but it is {views!r}.")
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction must be above 0 and at most 1, but it is {fraction}.")
+    place, part = f"split {split!r} of set {converted_set.name!r}", split
+    if folds:
+        place = f"{place} in fold {fold} of {folds}"
+        split = JOINED.join(name for name, size in converted_set.split_sizes.items() if size)
     table = index(converted_set, split)
     kept = np.arange(len(table))
-    place = f"split {split!r} of set {converted_set.name!r}"
+    if folds:
+        kept = _part(converted_set.name, table["patient_id"], part, folds, fold)
     if len(kept) == 0:
         raise ValueError(f"There are no pictures in {place}; its splits have {_sizes(converted_set)}.")
 
@@ -141,7 +155,7 @@ def source(
         kept = kept[mask]
 
     if views is not None:
-        keep(table["view"].isin(list(views)).to_numpy(), f"views={sorted(views)}")
+        keep(table["view"].iloc[kept].isin(list(views)).to_numpy(), f"views={sorted(views)}")
     if image_ids is not None:
         wanted = set(image_ids)
         absent = wanted.difference(table["image_id"])
@@ -157,8 +171,20 @@ def source(
     return Source(converted_set, split, kept)
 
 
+def _part(set_name: str, patient_ids: pd.Series, part: str, folds: int, fold: int) -> np.ndarray:
+    if part not in schema.SPLITS or not 0 <= fold < folds:
+        raise ValueError(
+            f"split {part!r}, fold {fold} of {folds}: folds are counted from 0, and are cut into {schema.SPLITS}"
+        )
+    number = patient_ids.map(schema.fold_of_patients(set_name, patient_ids, folds)).to_numpy()
+    of_val = (fold + 1) % folds
+    mask = {"test": number == fold, "val": number == of_val, "train": (number != fold) & (number != of_val)}
+    return np.flatnonzero(mask[part])
+
+
 class Source:
-    """Records of one split by number: `len(source)`, `source[i]` -> example. It can be pickled.
+    """Records of a split, or of several as "train+val", by number: `len(source)`, `source[i]` -> example. It can be
+    pickled.
 
     An example maps the set's fields: text is str, view its name, labels int8 (c,), pictures encoded bytes (`image`,
     and `mask` where the set has one); and `set`, the set's name.
@@ -230,7 +256,7 @@ def _not_found(name: str, data_dir: Path) -> str:
 
 
 def _check_split(converted_set: ConvertedSet, split: str) -> None:
-    if split not in converted_set.split_sizes:
+    if not set(split.split(JOINED)) <= set(converted_set.split_sizes):
         raise ValueError(f"Set {converted_set.name!r} has no split {split!r}; it has {_sizes(converted_set)}.")
 
 

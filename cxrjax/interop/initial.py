@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from cxrjax import checkpoint, trained
+from cxrjax import checkpoint, recipes, trained
 from cxrjax.config import names
 from cxrjax.input import paired, source
 from cxrjax.interop import huggingface, torch_bert, torch_resnet, torch_swin, torch_vit
@@ -15,6 +15,37 @@ from cxrjax.models import bert, posemb, resnet, vit
 from cxrjax.text import report_encoder
 
 PLACES = ("encoder", "text", "lateral")
+
+
+def of_run(config: Any) -> Any:
+    """The config with the whole model that it trains: what config.model does not give (None or "") is filled in.
+
+    Where it names no variant, with the model, the pool and `standardise` of the run at config.init_from, so that a head
+    meets the features that were trained; a given image_px, drop_path, dtype or remat stays. Without init_from, or with
+    a variant, with `recipes.vit` or `recipes.resnet`. A config that gives everything is returned as it is.
+    Raises ValueError for a Hugging Face folder without a variant.
+    """
+    given = {key: value for key, value in config.model.items() if value not in (None, "")}
+    if len(given) == len(config.model):
+        return config
+    folder, found = config.init_from, recipes.vit()
+    config = config.copy_and_resolve_references()
+    if given.get("variant") in resnet.VARIANTS:
+        found = recipes.resnet()
+        given.pop("patch_px", None)
+    elif folder and "variant" not in given:
+        if _is_huggingface(folder):
+            raise ValueError(
+                f"init_from={folder!r} is a Hugging Face folder: name the variant that it holds, for example "
+                f"--config.model.variant=B; ViTs: {', '.join(vit.VARIANTS)}; ResNets: {', '.join(resnet.VARIANTS)}"
+            )
+        *_, run = trained.settings(folder)
+        found = run.model.to_dict()
+        found["pool"] = run.get("pool") or found.get("pool", "cls")
+        config.standardise = run.standardise
+    with config.unlocked():
+        config.model = {**found, **given}
+    return config
 
 
 def initialise(config: Any, train_state: Any, abstract: Any) -> Any:
@@ -57,7 +88,7 @@ def _named_encoders(config: Any, abstract: Any) -> dict[str, dict[str, Any]]:
     found = {}
     if folder := config.get("init_from"):
         wanted = encoder_params(abstract.params, abstract.state)
-        if (Path(folder) / huggingface.CONFIG).is_file() and not checkpoint.steps(folder):
+        if _is_huggingface(folder):
             encoder, statistics = _from_huggingface(config, folder, wanted)
         else:
             encoder, statistics = _from_run(folder, wanted, _statistics(abstract.state))
@@ -103,7 +134,11 @@ def _merged(one: Any, other: Any) -> Any:
 def _from_run(folder: str, wanted: Any, statistics: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """The parameters of the network that a run's method encodes with, and the running statistics beside them."""
     learned = trained.load(folder)
-    found = learned.method.encoder(learned.params, learned.state), _statistics(learned.state)
+    encoder = learned.method.encoder(learned.params, learned.state)
+    if "pos_embed" in encoder and "pos_embed" in wanted:
+        sides = [round(np.shape(table["pos_embed"])[0] ** 0.5) for table in (encoder, wanted)]
+        encoder = {**encoder, "pos_embed": posemb.resize(encoder["pos_embed"], *((side, side) for side in sides))}
+    found = encoder, _statistics(learned.state)
     shapes = {path: np.shape(leaf) for tree in found for path, leaf in _leaves(tree)}
     expected = {path: leaf.shape for tree in (wanted, statistics) for path, leaf in _leaves(tree)}
     wrong = [
@@ -118,6 +153,10 @@ def _from_run(folder: str, wanted: Any, statistics: Any) -> tuple[dict[str, Any]
             f"{dict(learned.config.model)}"
         )
     return found
+
+
+def _is_huggingface(folder: str) -> bool:
+    return (Path(folder) / huggingface.CONFIG).is_file() and not checkpoint.steps(folder)
 
 
 def _statistics(state: Any) -> Any:

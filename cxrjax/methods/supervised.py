@@ -12,8 +12,8 @@ w       loss.weights    of the present labels, or of the classes                
 Labels are named in the config, since every set has its own: what a set does not label is not known there and counts for
 nothing. What an uncertain or unmentioned label counts as is a published policy (cxrjax/input/policies.py); with policy
 "" it is not known either. config.encoder says whether f learns with the head (`base.trunk`), model.pool whether f(x) is
-[CLS] or the mean over the patches. CheXNet (Rajpurkar et al., 1711.05225) is the multilabel form, on DenseNet-121 and with
-weights that balance both answers. All else, stochastic depth as model.drop_path among it, is our choice.
+[CLS] or the mean over the patches. CheXNet (Rajpurkar et al., 1711.05225) is the multilabel form, on DenseNet-121 and
+with weights that balance both answers. All else, stochastic depth as model.drop_path among it, is our choice.
 """
 
 from collections.abc import Sequence

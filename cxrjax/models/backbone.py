@@ -22,9 +22,10 @@ class Backbone(NamedTuple):
       params["encoder"] can be exported and started from; state are its running statistics, to be kept at
       state["batch_stats"]["encoder"]: the tree {"bn1": {"mean", "var"}, …} of a ResNet, {} of a ViT.
     apply: (params, state, images b h w c float, *, train, key=None, levels=False) → ({"pooled": b d, "patches":
-      b p q d}, state), the features float32. levels: adds "levels", what heads of segmentation and detection read: of a
-      ViT the outputs of its blocks before the last LayerNorm, l b p q d; of a ResNet its five maps. train: a ResNet normalises by the batch and returns moved statistics; a ViT drops paths, drawn
-      from `key`, where the config's drop_path is above 0. Pictures of one channel are repeated over `channels`.
+      b p q d}, state), the features float32. train: a ResNet normalises by the batch and returns moved statistics; a
+      ViT drops paths, drawn from `key`, where the config's drop_path is above 0. levels: adds "levels", what heads of
+      segmentation and detection read: the outputs of a ViT's blocks before its last LayerNorm, l b p q d, or the five
+      maps of a ResNet. Pictures of one channel are repeated over `channels`.
     width: d. image_px: side of the pictures that the config names; apply takes other sizes as well.
     module: the Linen module itself, for more of its outputs.
     """

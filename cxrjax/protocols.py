@@ -1,0 +1,81 @@
+"""What the configs of trained heads share: the keys of fine-tuning and segmentation, and their judges' entries.
+
+    finetune()                       a config of the method `supervised` that starts from a run
+    segmentation()                   a config of the method `segment` that starts from a run
+    classify(config, set, task)      judges the head along training and keeps the step that is best on val
+    judge_masks(config, set)         the same for masks
+    folds(config, number)            cross-validation by patient in place of the set's own splits
+
+A config calls one of the first two, sets what is its protocol's, then says how it is judged.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from cxrjax import config as shared
+from cxrjax import recipes
+from cxrjax.input.augment import Augment
+
+
+def finetune() -> ConfigDict:
+    config = _head("supervised")
+    config.task = "multilabel"  # or multiclass
+    config.labels = ""
+    config.policy = ""  # of unknown labels: U-Ignore, U-Zeros, U-Ones, MGCA
+    config.loss = {"weights": (), "smoothing": 0.0}  # one weight per label, of its presence or class
+    config.views = {"scale": (0.5, 1.0), "ratio": (3 / 4, 4 / 3), "flip": 0.0, "rotation_degrees": 10.0}
+    return config
+
+
+def segmentation() -> ConfigDict:
+    config = _head("segment")
+    config.target = "mask"  # or finding_mask, boxes (their union), mask_heart …: what the set has
+    config.head = {"kind": "", "features": 16}  # unetr, setr_pup, upernet of a ViT; unet of a ResNet
+    config.loss = {"dice": 1.0, "cross_entropy": 1.0, "focal": 0.0, "log_dice": 0.0, "gamma": 2.0}  # weights
+    config.views = {"scale": (0.6, 1.0), "ratio": (3 / 4, 4 / 3), "flip": 0.5, "rotation_degrees": 10.0}
+    return config
+
+
+def _head(method: str) -> ConfigDict:
+    config = shared.pretrain()
+    config.method = method
+    config.model = recipes.of_run()
+    config.encoder = "learned"  # or frozen: the head alone learns; drifting: frozen but for BatchNorm's statistics
+    config.augment = Augment()._asdict()
+    config.standardise = {"mode": "fixed", "mean": 0.4978, "std": 0.2449}  # of the run, where there is one
+    return config
+
+
+def classify(config: ConfigDict, converted_set: str, task: dict[str, Any], every_steps: int, views: str = "PA,AP"):
+    entry = {"judge": "classify", "set": converted_set, "task": task, "views": views, "every_steps": every_steps}
+    _judged(config, "classify", entry, "auroc")
+
+
+def judge_masks(config: ConfigDict, converted_set: str, every_steps: int, views: str = "PA,AP") -> None:
+    task = {"name": config.target}
+    entry = {"judge": "segment", "set": converted_set, "task": task, "views": views, "every_steps": every_steps}
+    _judged(config, "segment", entry, "dice_present")
+
+
+def _judged(config: ConfigDict, judge: str, entry: dict[str, Any], metric: str) -> None:
+    config.evals = {judge: entry}
+    task = entry["task"].get("name") or "all"
+    config.checkpoint.best_metric = f"eval/{entry['set']}/{task}/{judge}_val_{metric}"
+
+
+def folds(config: ConfigDict, number: int) -> None:
+    """Fold 0 is the test; --config.data.fold=1 … and the grid's data.fold choose another, for the judges as well."""
+    config.data.update({"folds": number, "fold": 0})
+    for entry in config.evals.values():
+        entry.folds, entry.fold = config.data.get_ref("folds"), config.data.get_ref("fold")
+
+
+def smoke(config: ConfigDict) -> None:
+    """Seconds, on an encoder of its own; a best step is looked for in the set that it is judged on."""
+    phantom = config.data.sets.startswith("phantom")
+    config.model = recipes.resnet() if config.model.variant.startswith("resnet") else recipes.vit()
+    config.model.update({"drop_path": 0.0, "pool": "cls"})
+    recipes.smoke(config)
+    if phantom:
+        config.checkpoint.best_metric = config.checkpoint.best_metric.replace("/phantom/", "/phantom_smoke/")
