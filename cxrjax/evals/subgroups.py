@@ -1,0 +1,188 @@
+"""How well a model does on women and men, on the ages, on each view, and in each hospital, with intervals of their own.
+
+Sex, age and view come from the converted set, whatever else is known (a hospital, a scanner, a skin tone) from a table
+of the user's. A group is compared with everybody else whose group is known, on the same resamples of patients.
+
+A label counts in a group from ten positive and ten negative patients on: then only one resample in 22,000 lacks a side.
+Below that the interval would rest on the resamples that happen to have both, so there is none, and the group is listed
+with its size. Our choice. Where labels are left out of a group's mean, its gap to the others is over the same labels in
+both, but its mean is not comparable with that of a group with more labels; the number of labels stands beside it.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas
+
+from cxrjax.datasets.table import column, read_table
+from cxrjax.evals import compare, metrics
+from cxrjax.evals.base import Interval
+from cxrjax.input.source import ConvertedSet, index
+
+AGE_BANDS = (18, 40, 60, 80)
+UNKNOWN = "unknown"
+FEWEST_PATIENTS = 10
+
+
+class Group(NamedTuple):
+    """One group of the judged pictures.
+
+    n pictures, of `patients`; positives: with some positive label; labels: those that count. metrics: name -> Interval;
+    gap: the first metric minus that of all others whose group is known. Both are empty or None where there are too few.
+    """
+
+    attribute: str
+    value: str
+    n: int
+    patients: int
+    positives: int
+    labels: tuple[str, ...]
+    metrics: dict[str, Interval]
+    gap: Interval | None
+
+
+def age_band(age: float) -> str:
+    """ "0–17", "18–39", "40–59", "60–79", "80+"; "unknown" for a negative age."""
+    if age < 0 or not np.isfinite(age):
+        return UNKNOWN
+    place = int(np.searchsorted(AGE_BANDS, age, side="right"))
+    low = (0, *AGE_BANDS)[place]
+    return f"{low}–{AGE_BANDS[place] - 1}" if place < len(AGE_BANDS) else f"{low}+"
+
+
+def attributes(
+    converted_set: ConvertedSet, image_ids: Sequence[str], more: str | Path = ""
+) -> tuple[pandas.DataFrame, list[str]]:
+    """What is known of pictures: a row per image id, in their order, a column per attribute, and notes.
+
+    more: a table (CSV, TSV, Parquet) with a column image_id, every other column of which is an attribute too.
+    An attribute that is known of no picture is left out; a picture whose value is not known has "unknown".
+    Raises ValueError for pictures that the set does not have, TableError for a table that cannot be read.
+    """
+    splits = [index(converted_set, split) for split, size in converted_set.split_sizes.items() if size]
+    known = pandas.concat(splits, ignore_index=True).drop_duplicates("image_id").set_index("image_id")
+    wanted = pandas.Index(np.asarray(image_ids, dtype=str))
+    absent = wanted[~wanted.isin(known.index)]
+    if len(absent):
+        raise ValueError(
+            f"{len(absent)} of {len(wanted)} judged pictures are not in set {converted_set.name!r}, {absent[0]!r} is "
+            "the first; was the set converted again, or is it another one?"
+        )
+    rows = known.loc[wanted]
+    found = {
+        "sex": rows["sex"].replace("", UNKNOWN).tolist() if "sex" in rows else [],
+        "age": [age_band(age) for age in rows["age"]] if "age" in rows else [],
+        "view": rows["view"].replace("UNKNOWN", UNKNOWN).tolist(),
+    }
+    notes = []
+    if more:
+        path = Path(more)
+        table = read_table(path)
+        ids = column(table, "image_id", path)
+        for name in table:
+            if name.lower() != "image_id":
+                of = {image_id: value for image_id, value in zip(ids, table[name], strict=True) if value}
+                found[name] = [of.get(image_id, UNKNOWN) for image_id in wanted]
+    for name in [name for name, values in found.items() if set(values) <= {UNKNOWN}]:
+        notes.append(f"subgroups by {name} cannot be formed: the set records it for none of these pictures")
+        del found[name]
+    return pandas.DataFrame({"image_id": wanted, **found}), notes
+
+
+def groups(predictions: pandas.DataFrame, known: pandas.DataFrame, resamples: int = 1000, seed: int = 0) -> list[Group]:
+    """The metrics of each group: "auroc" and "auprc" over the labels, or the means of what else was measured.
+
+    predictions: as `metrics.prediction_table` makes them, or with measures per picture (see `compare.values`).
+    known: as `attributes` makes it, in any order. An attribute with one known value gives no group.
+    """
+    rows = known.set_index("image_id").loc[predictions["image_id"]].reset_index(drop=True)
+    sets = []
+    for attribute in rows:
+        every = rows[attribute].to_numpy(str)
+        named = sorted(set(every) - {UNKNOWN}, key=_order)
+        for value in named if len(named) > 1 else ():
+            sets.append((attribute, value, every == value, (every != value) & (every != UNKNOWN)))
+        if len(named) > 1 and (every == UNKNOWN).any():
+            sets.append((attribute, UNKNOWN, every == UNKNOWN, np.zeros(len(every), bool)))
+    measured = [_measure(predictions, inside, outside) for _, _, inside, outside in sets]
+    sizes = [len(names) + gap for names, gap, _, _ in measured]
+
+    def statistic(weights):
+        rows = [one(weights) for _, _, _, one in measured if one]
+        return np.concatenate(rows) if rows else np.empty((0, weights.shape[1]))
+
+    value = statistic(np.ones((len(predictions), 1)))[:, 0]
+    samples = metrics.bootstrap(statistic, predictions["patient_id"], resamples, seed)
+    stops = np.cumsum([0, *sizes])
+    found = []
+    for (attribute, name, inside, _), (names, gap, counted, _), start in zip(sets, measured, stops[:-1], strict=True):
+        own = predictions[inside]
+        spans = [metrics.interval(value[m], samples[:, m], len(own)) for m in range(start, start + len(names) + gap)]
+        positive = own[[f"target/{label}" for label in compare.labels(own)]].to_numpy() == 1
+        found.append(
+            Group(
+                attribute,
+                name,
+                len(own),
+                own["patient_id"].nunique(),
+                int(positive.any(axis=1).sum()),
+                counted,
+                dict(zip(names, spans, strict=False)),
+                spans[-1] if gap else None,
+            )
+        )
+    return found
+
+
+def _measure(predictions: pandas.DataFrame, inside: np.ndarray, outside: np.ndarray):
+    """(metric names, whether a gap follows, labels that count, function of all weights n r -> rows r) of a group."""
+    labels = compare.labels(predictions)
+    if labels:
+        own, others = (_countable(predictions[side], labels) for side in (inside, outside))
+        both = [name for name in own if name in others]
+        if not own:
+            return (), False, (), None
+        in_group, in_both, in_rest = (
+            _areas(predictions[side], names) if names else None
+            for side, names in ((inside, own), (inside, both), (outside, both))
+        )
+
+        def areas(weights):
+            rows = in_group(weights[inside])
+            if both:
+                gap = in_both(weights[inside])[:1] - in_rest(weights[outside])[:1]
+                rows = np.concatenate([rows, gap])
+            return rows
+
+        return ("auroc", "auprc"), bool(both), tuple(own), areas
+    enough = [predictions["patient_id"][side].nunique() >= FEWEST_PATIENTS for side in (inside, outside)]
+    if not enough[0]:
+        return (), False, (), None
+    own = compare.measured("", predictions[inside])
+    rest = compare.measured("", predictions[outside]) if enough[1] else None
+
+    def means(weights):
+        rows = own.statistic(weights[inside])
+        return rows if rest is None else np.concatenate([rows, rows[:1] - rest.statistic(weights[outside])[:1]])
+
+    return tuple(own.parts), rest is not None, (), means
+
+
+def _countable(table: pandas.DataFrame, labels: Sequence[str]) -> list[str]:
+    def patients(name, value):
+        return table["patient_id"][table[f"target/{name}"] == value].nunique()
+
+    return [name for name in labels if min(patients(name, 0), patients(name, 1)) >= FEWEST_PATIENTS]
+
+
+def _areas(table: pandas.DataFrame, names: Sequence[str]):
+    ranked = [metrics.rank(table[f"target/{name}"].to_numpy(), table[f"score/{name}"].to_numpy()) for name in names]
+    return lambda weights: np.mean([metrics.ranked_areas(one, weights) for one in ranked], axis=0)
+
+
+def _order(value: str) -> tuple:
+    """Numbers by size ("5" before "18–39"), and then words."""
+    number = value.replace("+", "–").split("–")[0]
+    return (0, int(number), value) if number.isdigit() else (1, 0, value)

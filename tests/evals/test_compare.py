@@ -1,0 +1,98 @@
+import numpy as np
+import pandas
+import pytest
+
+from cxrjax.evals import compare, metrics
+
+
+def tables(count, n=200, labels=("a", "b"), seed=0, skill=1.0):
+    """Predictions of `count` seeds: the same pictures and targets, other scores; two pictures a patient."""
+    generator = np.random.default_rng(9)
+    targets = (generator.random((n, len(labels))) < 0.4).astype(np.int8)
+    ids, patients = np.array([f"i{k}" for k in range(n)]), np.array([f"p{k // 2}" for k in range(n)])
+    generator = np.random.default_rng(seed)
+    found = []
+    for _ in range(count):
+        scores = 1 / (1 + np.exp(-generator.normal(size=targets.shape) - skill * targets))
+        found.append(metrics.prediction_table(labels, targets, scores, patients, ids))
+    return found
+
+
+def flat(found):
+    return {(name, key): value for name, row in found.items() for key, value in row._asdict().items()}
+
+
+def test_one_seed_a_subject_is_the_metric_and_its_paired_difference():
+    (first,), (second,) = tables(1, skill=1.5), tables(1, seed=1, skill=0.5)
+    shuffled = second.sample(frac=1, random_state=0)
+    found = compare.compare("multilabel", {"old": [shuffled], "new": [first]}, "old", resamples=100, seed=4)
+    for metric in ("auroc", "auprc"):
+        expected = metrics.paired_difference(first, second, metric, 100, 4)
+        for name, gain in expected.items():
+            assert found.differences["new"][name] == pytest.approx(gain)
+    names = ("a", "b")
+    ordered = first.sort_values("image_id", ignore_index=True)
+    targets, scores = (ordered[[f"{side}/{name}" for name in names]].to_numpy() for side in ("target", "score"))
+    alone, counts, _ = metrics.summarise("multilabel", names, targets, scores, ordered["patient_id"], 100, 4)
+    assert flat(found.metrics["new"]) == pytest.approx(flat(alone)) and found.positives == counts
+    assert "old" not in found.differences and found.spread == {}
+    assert (found.pictures, found.patients) == (200, 100)
+
+
+def test_seeds_are_averaged_on_shared_resamples():
+    several = tables(3)
+    found = compare.compare("multilabel", {"base": tables(1, seed=7), "three": several}, resamples=60, seed=1)
+    each = [metrics.paired_difference(one, tables(1, seed=7)[0], "auroc", 60, 1)["auroc"].value for one in several]
+    assert found.differences["three"]["auroc"].value == pytest.approx(np.mean(each))
+    low, high = found.spread["three"]["auroc"]
+    assert low < found.metrics["three"]["auroc"].value < high
+    same = compare.compare("multilabel", {"one": several[:1], "thrice": several[:1] * 3}, resamples=60)
+    assert flat(same.metrics["one"]) == pytest.approx(flat(same.metrics["thrice"]))
+    assert same.differences["thrice"]["auroc"][:3] == pytest.approx((0, 0, 0), abs=1e-12)
+
+
+def test_labels_that_one_run_was_not_judged_on_are_left_out_of_all():
+    (full,), (partial,) = tables(1, labels=("a", "b", "c")), tables(1, labels=("a", "b", "c"), seed=2)
+    partial = partial.drop(columns=["target/b", "score/b"])
+    found = compare.compare("multilabel", {"full": [full], "partial": [partial]}, resamples=20)
+    assert set(found.metrics["full"]) == set(found.metrics["partial"]) and "auroc/b" not in found.metrics["full"]
+    mean = np.mean([found.metrics["full"][f"auroc/{name}"].value for name in "ac"])
+    assert found.metrics["full"]["auroc"].value == pytest.approx(mean)
+    assert any("not every run was judged on it: b" in note for note in found.notes)
+
+
+def test_predictions_that_do_not_belong_together_are_refused():
+    (table,) = tables(1)
+    with pytest.raises(ValueError, match="200 and 199, 199 in both"):
+        compare.compare("multilabel", {"a": [table], "b": [table[1:]]})
+    other = table.assign(**{"target/b": 1 - table["target/b"]})
+    with pytest.raises(ValueError, match="different targets for 'b'"):
+        compare.compare("multilabel", {"a": [table], "b": [other]})
+    moved = table.assign(patient_id="someone")
+    with pytest.raises(ValueError, match="different pictures"):
+        compare.compare("multilabel", {"a": [table], "b": [moved]})
+    with pytest.raises(ValueError, match=r"'c' is not among what is compared: \['a'\]"):
+        compare.compare("multilabel", {"a": [table]}, "c")
+    with pytest.raises(ValueError, match="no label in common"):
+        compare.compare("multilabel", {"a": [table], "b": tables(1, labels=("x", "y"))})
+
+
+def test_measures_per_picture_are_averaged_without_pictures_that_have_none():
+    generator = np.random.default_rng(3)
+    ids, patients = [f"i{k}" for k in range(40)], [f"p{k // 4}" for k in range(40)]
+    dice = np.where(np.arange(40) % 5 == 0, np.nan, generator.uniform(0.5, 1, 40))
+    about = {"image_id": ids, "patient_id": patients, "mask": [b""] * 40, "report": range(40)}
+    ours = pandas.DataFrame({**about, "dice": dice, "hit/image_to_text@5": dice > 0.7, "rank/image_to_text": 3.0})
+    theirs = ours.assign(dice=dice - 0.1)
+    assert list(compare.values(ours)) == ["dice", "image_to_text_recall@5"]
+    found = compare.compare("", {"theirs": [theirs], "ours": [ours]}, resamples=50, seed=2)
+    assert found.metrics["ours"]["dice"].value == pytest.approx(np.nanmean(dice))
+    assert found.metrics["ours"]["dice"].n == 32 and found.positives == {}
+    assert found.differences["ours"]["dice"][:3] == pytest.approx((0.1, 0.1, 0.1))
+    generator, naive = np.random.default_rng(2), []
+    for _ in range(50):
+        drawn = np.unique(patients)[generator.integers(10, size=10)]
+        naive.append(np.nanmean(np.concatenate([dice[np.array(patients) == patient] for patient in drawn])))
+    assert found.metrics["ours"]["dice"][1:3] == pytest.approx(np.percentile(naive, [2.5, 97.5]))
+    with pytest.raises(ValueError, match="measure nothing per picture"):
+        compare.compare("", {"nothing": [ours[["image_id", "patient_id"]]]})
