@@ -80,7 +80,7 @@ def test_center_crop_refuses_a_small_picture():
 
 def test_crops_keep_to_scale_ratio_and_picture():
     rng = np.random.default_rng(0)
-    windows = np.array([views._random_window(300, 400, rng, (0.2, 0.6), (0.75, 4 / 3)) for _ in range(2000)])
+    windows = np.array([views.random_window(300, 400, rng, (0.2, 0.6), (0.75, 4 / 3)) for _ in range(2000)])
     top, left, height, width = windows.T
     assert (top >= 0).all() and (left >= 0).all() and (top + height <= 300).all() and (left + width <= 400).all()
     area, ratio = height * width / (300 * 400), width / height
@@ -94,7 +94,7 @@ def test_crops_keep_to_scale_ratio_and_picture():
 
 def test_crop_is_its_window_resized():
     image = picture(300, 400)
-    top, left, height, width = views._random_window(300, 400, np.random.default_rng(5), (0.3, 0.5), views.RATIO)
+    top, left, height, width = views.random_window(300, 400, np.random.default_rng(5), (0.3, 0.5), views.RATIO)
     assert height > 64 and width > 64
     expected = cv2.resize(image[top : top + height, left : left + width], (64, 64), interpolation=cv2.INTER_AREA)
     cut = views.random_resized_crop(image, np.random.default_rng(5), 64, (0.3, 0.5))
@@ -102,8 +102,8 @@ def test_crop_is_its_window_resized():
 
 
 def test_crop_of_a_strip_falls_back_to_its_middle():
-    assert views._random_window(20, 400, np.random.default_rng(0), (0.9, 1.0), (0.75, 4 / 3)) == (0, 186, 20, 27)
-    assert views._random_window(400, 21, np.random.default_rng(0), (0.9, 1.0), (0.75, 4 / 3)) == (186, 0, 28, 21)
+    assert views.random_window(20, 400, np.random.default_rng(0), (0.9, 1.0), (0.75, 4 / 3)) == (0, 186, 20, 27)
+    assert views.random_window(400, 21, np.random.default_rng(0), (0.9, 1.0), (0.75, 4 / 3)) == (186, 0, 28, 21)
 
 
 def test_hflip_mirrors_half_of_the_time():
