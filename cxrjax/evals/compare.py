@@ -1,9 +1,9 @@
 """Several subjects on the same pictures: each one's metrics, and the paired differences to one of them.
 
-A subject is a model, with one table of predictions per seed that it was trained with; its metric is the mean over its
-seeds. All subjects and seeds are judged on the same resamples of patients, so that what makes a resample hard for all
-of them drops out of a difference. The interval covers the choice of the test patients. With several seeds it holds for
-the mean of these very seeds; how far the seeds lie apart is in `spread`.
+A subject is a model, with a table of predictions of each of its runs: its seeds, the folds of a cross-validation. Its
+metric is the mean over its runs. All subjects and runs are judged on the same resamples of patients, so that what makes
+a resample hard for all of them drops out of a difference. The interval covers the choice of the test patients. It holds
+for the mean of these very runs; how far they lie apart is in `spread`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,14 +16,11 @@ from cxrjax.evals import metrics
 from cxrjax.evals.base import MASKED, Interval
 from cxrjax.evals.metrics import Measures
 
-NOT_MEASURED = ("image_id", "patient_id", "report", "fold")
-"""Columns of a table of predictions that are no measure of a picture, beside "target/…", "score/…" and "rank/…"."""
-
 
 class Comparison(NamedTuple):
     """What was found; every mapping is subject -> metric -> it.
 
-    differences: subject minus baseline, without the baseline itself. spread: lowest and highest seed, where there are
+    differences: subject minus baseline, without the baseline itself. spread: lowest and highest run, where there are
     several. positives: metric -> positive pictures, of tables that have targets.
     """
 
@@ -42,51 +39,27 @@ def labels(table: pandas.DataFrame) -> list[str]:
 
 
 def values(table: pandas.DataFrame) -> dict[str, np.ndarray]:
-    """What a table measures of each picture, such as "dice": name -> n float64, NaN where a picture has no value.
+    """What a table measures of each picture: name -> n float64, NaN where a picture has no value.
 
-    A retrieval's hits are named for the recall that they are averaged to.
+    These are its columns "value/<name>" and, of a retrieval, "hit/<direction>@<k>", which are averaged to a recall, and
+    "precision/<direction>@<k>".
     """
     found = {}
     for column in table:
         kind, _, rest = column.partition("/")
-        if column in NOT_MEASURED or kind in ("target", "score", "rank"):
-            continue
-        if pandas.api.types.is_numeric_dtype(table[column]):
+        if kind == "value":
+            found[rest] = table[column].to_numpy(np.float64)
+        elif kind in ("hit", "precision"):
             direction, _, k = rest.partition("@")
-            measure = {"hit": "recall"}.get(kind, kind)
-            found[f"{direction}_{measure}@{k}" if k else column] = table[column].to_numpy(np.float64)
+            found[f"{direction}_{'recall' if kind == 'hit' else kind}@{k}"] = table[column].to_numpy(np.float64)
     return found
 
 
-def aligned(tables: Sequence[pandas.DataFrame]) -> tuple[list[pandas.DataFrame], list[str]]:
-    """The tables in the order of their image ids, with the labels that all of them have; and notes on the others.
-
-    Raises ValueError unless all are of the same pictures and patients, with the same targets.
-    """
-    tables = [table.sort_values("image_id", ignore_index=True) for table in tables]
-    first, notes = tables[0], []
-    for table in tables[1:]:
-        if not first[["image_id", "patient_id"]].equals(table[["image_id", "patient_id"]]):
-            common = len(set(first["image_id"]) & set(table["image_id"]))
-            raise ValueError(
-                f"predictions of different pictures cannot be compared: {len(first)} and {len(table)}, {common} in "
-                "both; judge all on the same set, split, views and task"
-            )
-    everywhere = [name for name in labels(first) if all(f"target/{name}" in table for table in tables)]
-    left = sorted({name for table in tables for name in labels(table)} - set(everywhere))
-    if left:
-        notes.append(f"left out, because not every run was judged on it: {', '.join(left)}")
-    if labels(first) and not everywhere:
-        raise ValueError("the predictions have no label in common, so there is nothing to compare")
-    for name in everywhere:
-        if any(not first[f"target/{name}"].equals(table[f"target/{name}"]) for table in tables):
-            raise ValueError(f"the predictions have different targets for {name!r}; were all made for one task?")
-    dropped = [f"{column}/{name}" for name in left for column in ("target", "score")]
-    return [table.drop(columns=dropped, errors="ignore") for table in tables], notes
-
-
 def measured(kind: str, table: pandas.DataFrame) -> Measures:
-    """The metrics of a table as a function of weights; a table without targets has the mean of each of its `values`."""
+    """The metrics of a table as a function of weights; a table without targets has the mean of each of its `values`.
+
+    Raises ValueError for a table that has neither, or no label with both values.
+    """
     names = labels(table)
     if names:
         targets, scores = (table[[f"{column}/{name}" for name in names]].to_numpy() for column in ("target", "score"))
@@ -106,6 +79,36 @@ def measured(kind: str, table: pandas.DataFrame) -> Measures:
     return Measures(list(found), statistic, [], len(found), {}, sizes, [])
 
 
+def pictures(subjects: Mapping[str, Sequence[pandas.DataFrame]]) -> pandas.DataFrame:
+    """All judged pictures, once each: image_id, patient_id, and target/<label> of the labels that every run has.
+
+    Raises ValueError unless every subject is judged on the same pictures, fold by fold, with the same targets.
+    """
+    parts = {name: {frozenset(table["image_id"]) for table in tables} for name, tables in subjects.items()}
+    first = next(iter(parts))
+    for name, judged in parts.items():
+        if judged != parts[first]:
+            ours, theirs = (set().union(*one) for one in (judged, parts[first]))
+            raise ValueError(
+                f"predictions of different pictures cannot be compared: {name!r} has {len(ours)} and {first!r} "
+                f"{len(theirs)}, {len(ours & theirs)} in both; judge all on the same set, split, views, folds and task"
+            )
+    tables = [table for each in subjects.values() for table in each]
+    shared = [name for name in labels(tables[0]) if all(f"target/{name}" in table for table in tables)]
+    if labels(tables[0]) and not shared:
+        raise ValueError("the predictions have no label in common, so there is nothing to compare")
+    columns = ["image_id", "patient_id", *(f"target/{name}" for name in shared)]
+    together = pandas.concat([table[columns] for table in tables], ignore_index=True).drop_duplicates()
+    if together["image_id"].duplicated().any():
+        twice = together[together["image_id"].duplicated(keep=False)]
+        differing = [name for name in columns[1:] if (twice.groupby("image_id")[name].nunique() > 1).any()]
+        raise ValueError(
+            f"the predictions have different {', '.join(differing)} for {twice['image_id'].nunique()} of the same "
+            "pictures; were all made for one task, on one version of the set?"
+        )
+    return together.sort_values("image_id", ignore_index=True)
+
+
 def compare(
     kind: str,
     subjects: Mapping[str, Sequence[pandas.DataFrame]],
@@ -115,59 +118,80 @@ def compare(
 ) -> Comparison:
     """Judges all subjects on the same resamples of patients.
 
-    kind: of the task ("" for tables without targets); subjects: name -> a table of predictions per seed; baseline: the
-    subject that the others are compared with (""; the first).
-    Raises ValueError for an unknown baseline, and for tables that do not belong together (see `aligned`).
+    kind: of the task ("" for tables without targets); subjects: name -> a table of predictions per run; baseline: the
+    subject that the others are compared with ("": the first).
+    A label that not every run was judged on, or that has one value only in one of them, is left out of all and named.
+    Raises ValueError for an unknown baseline, and for tables that do not belong together (see `pictures`).
     """
     baseline = baseline or next(iter(subjects))
     if baseline not in subjects:
         raise ValueError(f"the baseline {baseline!r} is not among what is compared: {list(subjects)}")
-    tables, notes = aligned([table for each in subjects.values() for table in each])
-    every = [measured(kind, table) for table in tables]
-    if any(one.parts != every[0].parts for one in every):
-        raise ValueError(f"the predictions measure different things: {sorted({', '.join(one.parts) for one in every})}")
-    sizes = [len(each) for each in subjects.values()]
-    starts = np.cumsum([0, *sizes])
-    groups = [every[start:stop] for start, stop in zip(starts[:-1], starts[1:], strict=True)]
-    width, first = len(every[0].parts), tables[0]
+    known = pictures(subjects)
+    tables = [table for each in subjects.values() for table in each]
+    left = sorted({name for table in tables for name in labels(table)} - set(labels(known)))
+    notes = [f"left out, because not every run was judged on it: {', '.join(left)}"] if left else []
+    dropped = [f"{column}/{name}" for name in left for column in ("target", "score")]
+    every = [measured(kind, table.drop(columns=dropped, errors="ignore")) for table in tables]
+    parts = [part for part in every[0].parts if all(part in one.parts for one in every)]
+    if not parts:
+        raise ValueError(f"the predictions measure different things: {sorted({str(one.parts) for one in every})}")
+    notes += sorted({note for one in every for note in one.notes})
+    common = every[0]._replace(parts=parts)
+    rows = [[one.parts.index(part) for part in parts] for one in every]
+    patients, owner = np.unique(known["patient_id"].to_numpy(str), return_inverse=True)
+    owners = [np.searchsorted(patients, table["patient_id"].to_numpy(str)) for table in tables]
+    stops = np.cumsum([0, *(len(each) for each in subjects.values())])
+    runs_of = {name: range(*span) for name, span in zip(subjects, zip(stops[:-1], stops[1:], strict=True), strict=True)}
 
-    def statistic(weights):
-        return np.concatenate([np.mean([one.statistic(weights) for one in group], axis=0) for group in groups])
+    def of_run(run, weights):
+        return every[run].statistic(weights[owners[run]])[rows[run]]
 
-    ones = np.ones((len(first), 1))
-    samples = metrics.bootstrap(statistic, first["patient_id"], resamples, seed)  # r s*m
-    drawn, found = {}, {}
-    for number, (name, group) in enumerate(zip(subjects, groups, strict=True)):
-        drawn[name] = metrics.named(every[0], samples[:, number * width : (number + 1) * width])
-        found[name] = [{m: v[0] for m, v in metrics.named(one, one.statistic(ones).T).items()} for one in group]
-    value = {name: {m: float(np.mean([one[m] for one in of])) for m in of[0]} for name, of in found.items()}
+    def statistic(weights):  # of patients p r
+        return np.concatenate([np.mean([of_run(run, weights) for run in runs], axis=0) for runs in runs_of.values()])
 
-    targets = first[[f"target/{name}" for name in labels(first)]].to_numpy()
-    judged = [name in every[0].judged for name in labels(first)]
-    everyone = int((targets[:, judged] != MASKED).any(axis=1).sum()) if labels(first) else len(first)
-    any_positive = int((targets[:, judged] == 1).any(axis=1).sum()) if labels(first) else 0
-
-    def size(metric):
-        return every[0].judged.get(metric.partition("/")[2] if labels(first) else metric, everyone)
+    samples = metrics.bootstrap(statistic, patients, resamples, seed).reshape(resamples, len(runs_of), len(parts))
+    drawn = {name: metrics.named(common, samples[:, number]) for number, name in enumerate(runs_of)}
+    ones = np.ones((len(patients), 1))
+    alone = {name: [metrics.named(common, of_run(run, ones).T) for run in runs] for name, runs in runs_of.items()}
+    found = {
+        name: {metric: np.array([run[metric][0] for run in runs]) for metric in runs[0]} for name, runs in alone.items()
+    }
+    sizes, positives = _sizes(known, tables[0], parts, list(found[baseline]))
 
     def intervals(name, minus=None):
-        centre, spread = value[name], drawn[name]
+        value = {metric: of_runs.mean() for metric, of_runs in found[name].items()}
+        spread = drawn[name]
         if minus is not None:
-            centre = {m: v - value[minus][m] for m, v in centre.items()}
-            spread = {m: v - drawn[minus][m] for m, v in spread.items()}
-        return {m: metrics.interval(centre[m], spread[m], size(m)) for m in centre}
+            value = {metric: one - found[minus][metric].mean() for metric, one in value.items()}
+            spread = {metric: one - drawn[minus][metric] for metric, one in spread.items()}
+        return {metric: metrics.interval(value[metric], spread[metric], sizes[metric]) for metric in value}
 
-    positives = {m: every[0].positives.get(m.partition("/")[2], any_positive) for m in value[baseline]}
     return Comparison(
         {name: intervals(name) for name in subjects},
         {name: intervals(name, baseline) for name in subjects if name != baseline},
         {
-            name: {m: (min(one[m] for one in of), max(one[m] for one in of)) for m in of[0]}
-            for name, of in found.items()
-            if len(of) > 1
+            name: {metric: (float(one.min()), float(one.max())) for metric, one in of_runs.items()}
+            for name, of_runs in found.items()
+            if len(subjects[name]) > 1
         },
-        positives if labels(first) else {},
-        len(first),
-        first["patient_id"].nunique(),
-        notes + every[0].notes,
+        positives,
+        len(known),
+        len(patients),
+        notes,
     )
+
+
+def _sizes(known, table, parts, names) -> tuple[dict[str, int], dict[str, int]]:
+    """Judged and positive pictures of each metric; a measure per picture has no positives."""
+    if not labels(known):
+        values_of = values(table)
+        return {name: int(np.isfinite(values_of[name]).sum()) for name in names}, {}
+    used = [name for name in labels(known) if f"auroc/{name}" in parts]
+    targets = known[[f"target/{name}" for name in used]]
+    sizes, positives = {}, {}
+    for metric in names:
+        label = metric.partition("/")[2]
+        chosen = targets[[f"target/{label}"]] if label in used else targets
+        sizes[metric] = int((chosen != MASKED).any(axis=1).sum())
+        positives[metric] = int((chosen == 1).any(axis=1).sum())
+    return sizes, positives

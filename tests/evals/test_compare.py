@@ -63,13 +63,13 @@ def test_labels_that_one_run_was_not_judged_on_are_left_out_of_all():
 
 def test_predictions_that_do_not_belong_together_are_refused():
     (table,) = tables(1)
-    with pytest.raises(ValueError, match="200 and 199, 199 in both"):
+    with pytest.raises(ValueError, match="'b' has 199 and 'a' 200, 199 in both"):
         compare.compare("multilabel", {"a": [table], "b": [table[1:]]})
     other = table.assign(**{"target/b": 1 - table["target/b"]})
-    with pytest.raises(ValueError, match="different targets for 'b'"):
+    with pytest.raises(ValueError, match="different target/b for 200 of the same pictures"):
         compare.compare("multilabel", {"a": [table], "b": [other]})
     moved = table.assign(patient_id="someone")
-    with pytest.raises(ValueError, match="different pictures"):
+    with pytest.raises(ValueError, match="different patient_id for 200"):
         compare.compare("multilabel", {"a": [table], "b": [moved]})
     with pytest.raises(ValueError, match=r"'c' is not among what is compared: \['a'\]"):
         compare.compare("multilabel", {"a": [table]}, "c")
@@ -82,8 +82,8 @@ def test_measures_per_picture_are_averaged_without_pictures_that_have_none():
     ids, patients = [f"i{k}" for k in range(40)], [f"p{k // 4}" for k in range(40)]
     dice = np.where(np.arange(40) % 5 == 0, np.nan, generator.uniform(0.5, 1, 40))
     about = {"image_id": ids, "patient_id": patients, "mask": [b""] * 40, "report": range(40)}
-    ours = pandas.DataFrame({**about, "dice": dice, "hit/image_to_text@5": dice > 0.7, "rank/image_to_text": 3.0})
-    theirs = ours.assign(dice=dice - 0.1)
+    ours = pandas.DataFrame({**about, "value/dice": dice, "hit/image_to_text@5": dice > 0.7, "rank/image_to_text": 3.0})
+    theirs = ours.assign(**{"value/dice": dice - 0.1})
     assert list(compare.values(ours)) == ["dice", "image_to_text_recall@5"]
     found = compare.compare("", {"theirs": [theirs], "ours": [ours]}, resamples=50, seed=2)
     assert found.metrics["ours"]["dice"].value == pytest.approx(np.nanmean(dice))
@@ -96,3 +96,25 @@ def test_measures_per_picture_are_averaged_without_pictures_that_have_none():
     assert found.metrics["ours"]["dice"][1:3] == pytest.approx(np.percentile(naive, [2.5, 97.5]))
     with pytest.raises(ValueError, match="measure nothing per picture"):
         compare.compare("", {"nothing": [ours[["image_id", "patient_id"]]]})
+
+
+def test_folds_are_averaged_as_runs_on_pictures_of_their_own():
+    (whole,), (other,) = tables(1), tables(1, seed=5, skill=0.3)
+    halves = [one.sort_values("image_id")[part] for one in (whole, other) for part in (slice(0, 80), slice(80, None))]
+    halves[0]["target/b"] = halves[2]["target/b"] = 1
+    found = compare.compare(
+        "multilabel", {"ours": halves[:2], "theirs": halves[3:1:-1]}, "theirs", resamples=40, seed=1
+    )
+    expected = np.mean([metrics.auroc(half["target/a"], half["score/a"]) for half in halves[:2]])
+    assert found.metrics["ours"]["auroc/a"].value == pytest.approx(expected)
+    assert "auroc/b" not in found.metrics["ours"] and any("'b' was skipped" in note for note in found.notes)
+    assert found.pictures == 200 and found.differences["ours"]["auroc"].value > 0
+    patients, naive = np.unique(whole["patient_id"].to_numpy(str)), []
+    generator = np.random.default_rng(1)
+    for _ in range(40):
+        drawn = patients[generator.integers(len(patients), size=len(patients))]
+        rows = [pandas.concat([one[one["patient_id"] == name] for name in drawn]) for one in halves[:2]]
+        naive.append(np.mean([metrics.auroc(one["target/a"], one["score/a"]) for one in rows]))
+    assert found.metrics["ours"]["auroc/a"][1:3] == pytest.approx(np.percentile(naive, [2.5, 97.5]))
+    with pytest.raises(ValueError, match="cannot be compared"):
+        compare.compare("multilabel", {"ours": halves[:2], "theirs": [other]})

@@ -69,11 +69,11 @@ def test_labels_with_few_patients_do_not_count_and_groups_with_none_are_only_cou
 
 def test_measures_per_picture_have_groups_too():
     table, known = predictions()
-    table = table[["image_id", "patient_id"]].assign(dice=np.linspace(0, 1, len(table)))
+    table = table[["image_id", "patient_id"]].assign(**{"value/dice": np.linspace(0, 1, len(table))})
     found = subgroups.groups(table, known, resamples=20)
     own = table["image_id"].isin(known["image_id"][known["sex"] == "F"])
-    assert found[0].metrics["dice"].value == pytest.approx(table["dice"][own].mean())
-    assert found[0].gap.value == pytest.approx(table["dice"][own].mean() - found[1].metrics["dice"].value)
+    assert found[0].metrics["dice"].value == pytest.approx(table["value/dice"][own].mean())
+    assert found[0].gap.value == pytest.approx(table["value/dice"][own].mean() - found[1].metrics["dice"].value)
 
 
 def test_bands_of_age_hold_their_lower_end():
