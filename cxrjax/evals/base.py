@@ -67,7 +67,8 @@ class Encoder(NamedTuple):
     encode: uint8 b h w 1 -> {"pooled": b d float32, …}, compiled by whoever made it (see `encoders.from_method`).
     digest: changes whenever the features of any picture could change; the feature cache relies on it.
     mesh: where encode wants its images; None for host arrays. joint: of an encoder that was trained with reports.
-    answers: of one that was trained to answer for labels; encode then gives "logits" too.
+    answers: of one that was trained to answer for labels; encode then gives "logits" too. target: of one that was
+    trained to make masks; encode then gives "mask_logits" b h w 1.
     """
 
     encode: Callable[[Any], dict[str, Any]]
@@ -78,6 +79,7 @@ class Encoder(NamedTuple):
     mesh: jax.sharding.Mesh | None = None
     joint: Joint | None = None
     answers: Answers | None = None
+    target: str = ""
 
 
 class FeatureTable(NamedTuple):

@@ -45,7 +45,7 @@ def from_method(
             method.joint.tokens,
             method.joint.words,
         )
-    described = method.image_px, identity, name, step, mesh, joint, method.answers
+    described = method.image_px, identity, name, step, mesh, joint, method.answers, method.target
     return Encoder(lambda images: compiled(params, state, images), *described)
 
 

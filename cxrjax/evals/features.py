@@ -1,26 +1,21 @@
 """Features of a split, computed once per (encoder, pictures, preprocessing) and kept as .npz.
 
-Every judge of frozen features starts from the same table, so a second task or judge on a checkpoint reads no picture.
+Every judge of frozen features starts from the same table, so a second task or judge on a checkpoint encodes no picture;
+and a second checkpoint decodes none (see `pictures`).
 """
 
 import os
 from collections import deque
-from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from cxrjax import parallel
+from cxrjax.evals import pictures
 from cxrjax.evals.base import Encoder, FeatureTable, digest
-from cxrjax.input import pipeline, views
 from cxrjax.input.source import Source
-
-PREPROCESSING = "fit-1"
-"""Names what `views.fit` does to a picture; a change of its pixels needs a new name, or old caches stay valid."""
 
 
 def features(
@@ -29,14 +24,16 @@ def features(
     batch_size: int,
     cache_dir: str | os.PathLike | None = None,
     cache_bytes: float = 8 * 2**30,
+    pictures_bytes: float = pictures.LIMIT_BYTES,
 ) -> FeatureTable:
     """Pooled features of every picture of the source, in its order.
 
     batch_size: pictures at once on all devices together, rounded up to a multiple of their number; one shape serves.
     cache_dir: where tables are kept (None: nowhere); the least recently used go when they exceed cache_bytes together.
+    pictures_bytes: fitted pictures of a split that take more are not kept beside the set.
     """
     directory = None if cache_dir is None else Path(cache_dir)
-    identity = digest(encoder.digest, encoder.image_px, PREPROCESSING, source_digest(source))
+    identity = digest(encoder.digest, encoder.image_px, pictures.PREPROCESSING, source_digest(source))
     path = None if directory is None else directory / f"{identity}.npz"
     if path is not None and _everywhere(path.is_file()):
         os.utime(path)
@@ -44,7 +41,7 @@ def features(
             return FeatureTable(*(stored[name] for name in FeatureTable._fields))
     table = source.table
     result = FeatureTable(
-        _encode(encoder, source, batch_size),
+        _encode(encoder, source, batch_size, pictures_bytes),
         np.stack(table["labels"].tolist()).astype(np.int8),
         table["patient_id"].to_numpy(str),
         table["image_id"].to_numpy(str),
@@ -70,32 +67,36 @@ def source_digest(source: Source) -> str:
     return digest(converted.name, list(converted.label_names), stored, source.split, *names, labels)
 
 
-def _encode(encoder: Encoder, source: Source, batch_size: int) -> np.ndarray:
-    processes = jax.process_count()
-    devices = 1 if encoder.mesh is None else parallel.num_devices(encoder.mesh)
+def share(source: Source, batch_size: int, mesh: jax.sharding.Mesh | None) -> tuple[Source, int]:
+    """What this process reads: (its records, its batch size), so that all take part in every batch.
+
+    batch_size: at least so many pictures at once on all devices together, of one shape. Batches of all processes laid
+    together are the records in their order, the last one filled up by the last record.
+    """
+    processes, devices = jax.process_count(), 1 if mesh is None else parallel.num_devices(mesh)
     batch_size = -(-batch_size // devices) * devices
-    own = source
-    if processes > 1:
-        # Every process must take part in the same number of batches, so the last one is filled up for all together.
-        filled = -(-len(source) // batch_size) * batch_size
-        order = np.minimum(np.arange(filled), len(source) - 1).reshape(-1, processes, batch_size // processes)
-        own = Source(source.converted_set, source.split, source.positions[order[:, jax.process_index()].ravel()])
+    if processes == 1:
+        return source, batch_size
+    filled = -(-len(source) // batch_size) * batch_size
+    order = np.minimum(np.arange(filled), len(source) - 1).reshape(-1, processes, batch_size // processes)
+    own = Source(source.converted_set, source.split, source.positions[order[:, jax.process_index()].ravel()])
+    return own, batch_size // processes
+
+
+def _encode(encoder: Encoder, source: Source, batch_size: int, pictures_bytes: float) -> np.ndarray:
+    own, size = share(source, batch_size, encoder.mesh)
     running, done = deque(), []
-    fit = partial(_fit, px=encoder.image_px)
-    for batch, _ in pipeline.evaluation_batches(own, fit, batch_size // processes):
-        images = batch["image"] if encoder.mesh is None else parallel.to_global(batch["image"], encoder.mesh)
+    for images in pictures.batches(own, encoder.image_px, size, limit_bytes=pictures_bytes):
+        images = images if encoder.mesh is None else parallel.to_global(images, encoder.mesh)
         running.append(encoder.encode(images)["pooled"])
         if len(running) > 1:  # fetch a batch only while the next one is computed
-            done.append(_fetch(running.popleft()))
-    done.append(_fetch(running.popleft()))
+            done.append(fetch(running.popleft()))
+    done.append(fetch(running.popleft()))
     return np.concatenate(done)[: len(source)].astype(np.float32)
 
 
-def _fit(example: Mapping[str, Any], rng: np.random.Generator, px: int) -> dict[str, np.ndarray]:
-    return {"image": views.fit(views.decode(example["image"]), px)[..., None]}
-
-
-def _fetch(values: jax.Array) -> np.ndarray:
+def fetch(values: jax.Array) -> np.ndarray:
+    """The whole of an array over all processes, on the host."""
     return np.asarray(values if jax.process_count() == 1 else multihost_utils.process_allgather(values, tiled=True))
 
 

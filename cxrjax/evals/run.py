@@ -22,13 +22,13 @@ from ml_collections import ConfigDict
 from cxrjax import methods, trained
 from cxrjax.config import determining, judged, names
 from cxrjax.datasets import overlap
-from cxrjax.evals import classify, encoders, joint, metrics, retrieve
+from cxrjax.evals import classify, encoders, joint, metrics, pictures, retrieve, segment
 from cxrjax.evals.base import Encoder, Result, digest, make_task
 from cxrjax.evals.features import features, source_digest
 from cxrjax.evals.knn import NEIGHBOURS, knn
 from cxrjax.evals.probe import STRENGTHS, probe
 from cxrjax.evals.zeroshot import zeroshot
-from cxrjax.input.source import Source, open_set, source
+from cxrjax.input.source import ConvertedSet, Source, open_set, source
 
 # The splits that each looks at; retrieval at the one that its entry names.
 JUDGES = {
@@ -36,6 +36,7 @@ JUDGES = {
     "knn": ("train", "val", "test"),
     "zeroshot": ("val", "test"),
     "classify": ("val", "test"),
+    "segment": ("train", "val", "test"),  # of train the masks alone, for their mean
     "retrieve": (),
 }
 LIBRARIES = ("cxrjax", "jax", "jaxlib", "flax", "numpy", "scipy", "pandas", "opencv-python-headless")
@@ -53,7 +54,9 @@ def defaults() -> ConfigDict:
     of the train patients to fit on, fraction_seed: which of the set's nested lists. folds, fold: a cross-validation by
     patient in place of the set's own splits (`source.source`). limit: most pictures of each split, the same random ones
     every time (0: all), for a quick look along training. bootstrap: resamples of the test patients.
-    every_steps is for the trainer. An empty name is made from the others.
+    cache_gib: features kept in the workdir; pictures_gib: fitted pictures of a split kept beside the set, at most.
+    every_steps is for the trainer. An empty name is made from the others. Judge "segment" needs no task; threshold: of
+    the probability that a pixel is inside, 0 to choose it on val.
 
     Judge "zeroshot": prompts, label -> {"positive": prompts, "negative": prompts}, beside `zeroshot.PROMPTS`. Judge
     "retrieve" has no task: split, the studies to find each other; at, the k of recall; classes, labels of which just
@@ -75,11 +78,13 @@ def defaults() -> ConfigDict:
             "batch_size": 64,
             "bootstrap": 1000,
             "cache_gib": 8.0,
+            "pictures_gib": pictures.LIMIT_BYTES / 2**30,
             "every_steps": 0,
             "solver": "logistic",
             "strengths": STRENGTHS,
             "neighbours": NEIGHBOURS,
             "temperature": 0.07,
+            "threshold": 0.5,
             "prompts": {},
             "split": "test",
             "at": retrieve.AT,
@@ -181,6 +186,10 @@ def complete(entry: Mapping[str, Any]) -> dict[str, Any]:
         if set(task) - {"name"}:
             raise ValueError(f"retrieval looks for reports and has no task, got {task}; name labels with 'classes'")
         task["name"] = task.get("name") or "reports"
+    elif full["judge"] == "segment":
+        if set(task) - {"name"}:
+            raise ValueError(f"masks are judged without a task, got {task}; config.target of the run names them")
+        task["name"] = task.get("name") or "mask"
     elif not task.get("name"):
         record = make_task(task)
         sides = ["+".join(names) for names in (record.positive, record.negative, record.labels) if names]
@@ -193,24 +202,26 @@ def complete(entry: Mapping[str, Any]) -> dict[str, Any]:
 def _judge(encoder: Encoder, entry: dict[str, Any], workdir: Path, seed: int) -> tuple[Result, dict[str, str]]:
     converted, cache = open_set(entry["set"], entry["data_dir"] or None), workdir / "evals" / "features"
     table_of = partial(
-        features, batch_size=entry["batch_size"], cache_dir=cache, cache_bytes=entry["cache_gib"] * 2**30
+        features,
+        batch_size=entry["batch_size"],
+        cache_dir=cache,
+        cache_bytes=entry["cache_gib"] * 2**30,
+        pictures_bytes=entry["pictures_gib"] * 2**30,
     )
     shared = {"resamples": entry["bootstrap"], "seed": seed}
-    views = names(entry["views"])
     if entry["judge"] == "retrieve":
-        return _judge_retrieval(
-            encoder, entry, source(converted, entry["split"], views=views or None), table_of, shared
+        studies = source(converted, entry["split"], views=names(entry["views"]) or None)
+        return _judge_retrieval(encoder, entry, studies, table_of, shared)
+    chosen, notes = _chosen(converted, entry)
+    inputs = {split: source_digest(each) for split, each in chosen.items()}
+    if entry["judge"] == "segment":
+        options = {"pictures_bytes": entry["pictures_gib"] * 2**30, **shared}
+        result = segment.segment(
+            encoder, chosen, batch_size=entry["batch_size"], threshold=entry["threshold"], **options
         )
+        return result._replace(notes=notes + result.notes), inputs
     seen = {"zeroshot": joint.pictures, "classify": classify.logits}.get(entry["judge"], lambda given: given)(encoder)
-    tables, inputs, notes = {}, {}, []
-    for split in JUDGES[entry["judge"]]:
-        share = {"fraction": entry["fraction"], "fraction_seed": entry["fraction_seed"]} if split == "train" else {}
-        chosen = source(converted, split, views=views or None, folds=entry["folds"], fold=entry["fold"], **share)
-        if 0 < entry["limit"] < len(chosen):
-            notes.append(f"{split}: a random {entry['limit']:,} of {len(chosen):,} pictures, as the limit says")
-            chosen = _some(chosen, entry["limit"])
-        inputs[split] = source_digest(chosen)
-        tables[split] = table_of(seen, chosen)
+    tables = {split: table_of(seen, each) for split, each in chosen.items()}
     given = {**tables, "task": make_task(entry["task"]), "label_names": converted.label_names, **shared}
     if entry["judge"] == "probe":
         result = probe(**given, solver=entry["solver"], strengths=entry["strengths"])
@@ -222,6 +233,19 @@ def _judge(encoder: Encoder, entry: dict[str, Any], workdir: Path, seed: int) ->
         embed = partial(joint.texts, encoder, batch_size=entry["batch_size"])
         result = zeroshot(**given, embed=embed, prompts=entry["prompts"], temperature=entry["temperature"])
     return result._replace(notes=notes + result.notes), inputs
+
+
+def _chosen(converted: ConvertedSet, entry: dict[str, Any]) -> tuple[dict[str, Source], list[str]]:
+    """The pictures of each split that the judge looks at, and a note where they are not all of them."""
+    found, notes, filters = {}, [], {"views": names(entry["views"]) or None}
+    filters |= {key: entry[key] for key in ("folds", "fold")}
+    for split in JUDGES[entry["judge"]]:
+        share = {key: entry[key] for key in ("fraction", "fraction_seed")} if split == "train" else {}
+        found[split] = source(converted, split, **filters, **share)
+        if 0 < entry["limit"] < len(found[split]):
+            notes.append(f"{split}: a random {entry['limit']:,} of {len(found[split]):,} pictures, as the limit says")
+            found[split] = _some(found[split], entry["limit"])
+    return found, notes
 
 
 def _judge_retrieval(encoder, entry, chosen: Source, table_of, shared) -> tuple[Result, dict[str, str]]:
@@ -272,6 +296,8 @@ def _compare(workdir, entry, encoder, result, reference, of_reference, seed) -> 
     both, drawn = (result.predictions, of_reference.predictions), {"resamples": entry["bootstrap"], "seed": seed}
     if entry["judge"] == "retrieve":
         table = retrieve.paired_difference(*both, **drawn)
+    elif entry["judge"] == "segment":
+        table = segment.paired_difference(*both, **drawn)
     else:
         table = {}
         for metric in ("auroc", "auprc"):

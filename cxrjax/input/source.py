@@ -94,17 +94,30 @@ def index(converted_set: ConvertedSet, split: str) -> pd.DataFrame:
     if converted_set.split_sizes[split] == 0:
         return pd.DataFrame(columns=list(INDEX_FIELDS))
     path = converted_set.directory / f"index-{split}.parquet"
-    stamp = _stamp(converted_set, split)
+    made_of = stamp(converted_set, split)
     if path.exists():
         try:
             stored = pq.read_table(path)
         except (pa.ArrowInvalid, OSError):
             stored = None
-        if stored is not None and (stored.schema.metadata or {}).get(b"cxrjax_stamp") == stamp:
+        if stored is not None and (stored.schema.metadata or {}).get(b"cxrjax_stamp") == made_of:
             return stored.to_pandas()
     table = _scan(converted_set, split)
-    _write(path, table, stamp)
+    _write(path, table, made_of)
     return table
+
+
+def stamp(converted_set: ConvertedSet, split: str) -> bytes:
+    """Hash of names, sizes and times of a split's files: whatever rewrites the set changes it."""
+    info = tfds.builder_from_directory(str(converted_set.directory)).info
+    states = [(path.name, path.stat()) for path in map(Path, info.splits[split].filepaths)]
+    text = "\n".join(
+        [
+            " ".join(INDEX_FIELDS + ORIGIN_FIELDS),
+            *(f"{name} {state.st_size} {state.st_mtime_ns}" for name, state in states),
+        ]
+    )
+    return hashlib.sha256(text.encode()).hexdigest().encode()
 
 
 def source(
@@ -281,19 +294,6 @@ def _scan(converted_set: ConvertedSet, split: str) -> pd.DataFrame:
     fields = [*INDEX_FIELDS, *(name for name in ORIGIN_FIELDS if name in readers)]
     rows = [[example[name] for name in fields] for example in examples]
     return pd.DataFrame(rows, columns=fields)
-
-
-def _stamp(converted_set: ConvertedSet, split: str) -> bytes:
-    """Names, sizes and times of a split's files: whatever rewrites the set changes it."""
-    info = tfds.builder_from_directory(str(converted_set.directory)).info
-    states = [(path.name, path.stat()) for path in map(Path, info.splits[split].filepaths)]
-    text = "\n".join(
-        [
-            " ".join(INDEX_FIELDS + ORIGIN_FIELDS),
-            *(f"{name} {state.st_size} {state.st_mtime_ns}" for name, state in states),
-        ]
-    )
-    return hashlib.sha256(text.encode()).hexdigest().encode()
 
 
 def _write(path: Path, table: pd.DataFrame, stamp: bytes) -> None:

@@ -60,6 +60,7 @@ class Method(NamedTuple):
     couples_batch: whether the loss mixes examples, so that accumulating gradients over slices would change it.
     encoder: (params, state) -> the parameters of the network that encode runs, for export.
     joint: of a method that learns from reports as well. answers: of a method whose encode gives logits.
+    target: of one whose encode gives mask logits, what they are a mask of (see `input.masks`).
     """
 
     views: Callable
@@ -72,6 +73,7 @@ class Method(NamedTuple):
     encoder: Callable = encoder_params
     joint: Joint | None = None
     answers: Answers | None = None
+    target: str = ""
 
 
 class Aux(NamedTuple):

@@ -1,0 +1,97 @@
+"""Pictures and masks of a set as the judges see them, fitted to a size once and then read without decoding.
+
+<set's folder>/fitted/<split>-<px>-<what>-<stamp>.pixels    n px px uint8, in the order of the records
+                      <the same>.there                      n bytes, 1 where a record's pixels are written
+
+Every judge of every checkpoint of every run on a set reads the same file, whatever part of the split it looks at; what
+is missing is filled in when it is first asked for, by several processes at once if need be: they write the same. The
+stamp stands for the set's files; what was kept of a set that has been converted again is removed. Where a file would be
+larger than allowed, or the folder cannot be written, pictures are decoded each time.
+"""
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cxrjax.input import masks, pipeline, views
+from cxrjax.input.source import Source, index, stamp
+
+PREPROCESSING = "fit-1"
+"""Names what `views.fit` does to a picture; a change of its pixels needs a new name, or what was kept stays valid."""
+IMAGE = "image"
+LIMIT_BYTES = 16 * 2**30
+UNKNOWN = 127
+"""In masks, which are 255 inside and 0 outside: every pixel of a picture without a mask."""
+
+
+def batches(
+    source: Source, px: int, batch_size: int, what: str = IMAGE, limit_bytes: float = LIMIT_BYTES
+) -> Iterator[np.ndarray]:
+    """Every record once, in the order of the source: uint8 b px px 1; the last batch repeats the last record.
+
+    what: "image", or a mask as `input.masks` knows it: 255 inside, 0 outside, UNKNOWN where the picture has none.
+    limit_bytes: what would be larger is not kept.
+    """
+    kept = _kept(source, px, what, limit_bytes)
+    if kept is None:
+        for batch, _ in pipeline.evaluation_batches(source, partial(fitted, px=px, what=what), batch_size):
+            yield batch["pixels"]
+        return
+    for start in range(0, len(source), batch_size):
+        rows = np.minimum(np.arange(start, start + batch_size), len(source) - 1)
+        yield kept[source.positions[rows]][..., None]
+
+
+def fitted(example: Mapping[str, Any], rng: np.random.Generator, px: int, what: str) -> dict[str, np.ndarray]:
+    """The pixels of one record, px px 1, as `pipeline.evaluation_batches` wants them."""
+    image = views.decode(example["image"])
+    if what == IMAGE:
+        return {"pixels": views.fit(image, px)[..., None]}
+    inside, known = masks.mask(example, what, image.shape)
+    _, inside = masks.together(image, inside, partial(views.fit, px=px))
+    return {"pixels": (inside if known else np.full_like(inside, UNKNOWN))[..., None]}
+
+
+def _kept(source: Source, px: int, what: str, limit_bytes: float) -> np.ndarray | None:
+    """The file's pixels n px px, in which the records of the source are; None where nothing can be kept."""
+    name = f"{source.split}-{px}-{what}"
+    count = len(index(source.converted_set, source.split))
+    if count * px * px > limit_bytes:
+        return None
+    folder = source.converted_set.directory / "fitted"
+    stem = f"{name}-{PREPROCESSING}-{stamp(source.converted_set, source.split).decode()[:12]}"
+    try:
+        folder.mkdir(exist_ok=True)
+        for old in folder.glob(f"{name}-*"):
+            if not old.name.startswith(stem):
+                old.unlink(missing_ok=True)
+        pixels = _open(folder / f"{stem}.pixels", (count, px, px))
+        there = _open(folder / f"{stem}.there", (count,))
+    except OSError as error:
+        logging.warning("pictures of %s are decoded every time: %s", source.converted_set.name, error)
+        return None
+    missing = np.unique(source.positions[there[source.positions] == 0])
+    if len(missing):
+        rest = Source(source.converted_set, source.split, missing)
+        size, done = 64, 0
+        for batch, valid in pipeline.evaluation_batches(rest, partial(fitted, px=px, what=what), size):
+            rows = missing[done : done + size]
+            pixels[rows] = batch["pixels"][valid, ..., 0]
+            pixels.flush()
+            there[rows] = 1  # only now: a reader of the same file takes what is marked
+            done += size
+        there.flush()
+    return pixels
+
+
+def _open(path: Path, shape: tuple[int, ...]) -> np.memmap:
+    size = int(np.prod(shape))
+    with path.open("ab") as file:
+        if os.fstat(file.fileno()).st_size != size:
+            file.truncate(size)  # zeros, and on most file systems no space until they are written
+    return np.memmap(path, np.uint8, "r+", shape=shape)

@@ -1,0 +1,83 @@
+"""Segmentation: a head that makes a mask of an encoder's features, on a frozen encoder or together with it.
+
+    s = head(f(x)),  b h w, one logit per pixel
+    loss = w_d dice + w_c cross-entropy + w_f focal_γ + w_l (−log Dice of the batch)       losses/segmentation.py
+         + 0.4 × the same of the auxiliary logits, where the head has them (UPerNet)
+
+symbol  here           meaning                                             default
+w_·     config.loss    weights of the terms; a term of weight 0 is absent  dice 1, cross_entropy 1
+γ       loss.gamma     exponent of the focal loss                          2
+
+f: config.encoder, learned, frozen or drifting (`base.trunk`). Heads: models/segmenters.py. Target: config.target, any
+mask of the set, or the union of its boxes (MGCA's masks of RSNA). A picture without a mask counts for nothing.
+Picture and mask are cut, turned and mirrored as two channels of one array. Dice + cross-entropy is the usual pair
+(nnU-Net, Isensee et al. 2021); MGCA's is focal 10 with log_dice 1, MRM's focal 2 with dice 1, and its auxiliary weight
+is 0.4 as well.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+
+from cxrjax import monitors, rng
+from cxrjax.input import device, masks, views
+from cxrjax.input.augment import Augment, augment
+from cxrjax.losses import segmentation
+from cxrjax.methods.base import Aux, Method, trunk
+from cxrjax.models import segmenters
+
+TERMS = ("dice", "cross_entropy", "focal", "log_dice")
+AUXILIARY = 0.4
+
+
+def make(config) -> Method:
+    """config: model, encoder, head, target, loss, views, augment, standardise; see configs/segment.py for every key."""
+    encoder = trunk(config)
+    head = segmenters.make(config.head, encoder.backbone)
+    weights = {name: config.loss[name] for name in TERMS if config.loss[name]}
+    if not weights:
+        raise ValueError(f"loss = {dict(config.loss)} weighs nothing; give one of {', '.join(TERMS)} a weight")
+    crop, settings = views.Crop(config.model.image_px, **config.views), Augment(**config.augment)
+
+    def loss(params, state, batch, key, step):
+        images = augment(rng.fold(key, "augment"), batch["image"], settings)
+        images = device.standardise(images[:, 0], **config.standardise)  # b h w 1
+        drop = rng.fold(key, "drop_path")
+        y, moved = encoder.apply(params, state, images, train=True, key=drop, levels=True)
+        s, auxiliary, moved_head = head.apply(params["head"], state["batch_stats"]["head"], y, images, True)
+        terms = measure(s, batch)
+        if auxiliary is not None:
+            terms |= {f"auxiliary_{name}": AUXILIARY * value for name, value in measure(auxiliary, batch).items()}
+        known = batch["known"].astype(jnp.float32)
+        hard = 1 - segmentation.dice(jnp.where(s > 0, 1e4, -1e4), batch["mask"], known, smooth=1e-6)
+        report = monitors.embedding(y["pooled"]) | {"dice": hard, "known_masks": known.mean()}
+        return sum(terms.values()), Aux({**state, "batch_stats": {"encoder": moved, "head": moved_head}}, terms, report)
+
+    def measure(s, batch):
+        options = {"focal": {"gamma": config.loss.gamma}}
+        return {
+            name: weight * getattr(segmentation, name)(s, batch["mask"], batch["known"], **options.get(name, {}))
+            for name, weight in weights.items()
+        }
+
+    def init(key, batch):
+        params, state = encoder.init(rng.fold(key, "encoder"))
+        params["head"], state["batch_stats"]["head"] = head.init(rng.fold(key, "head"))
+        return params, state
+
+    def make_views(example, rng):
+        image = views.decode(example["image"])
+        # A picture of no set has no mask: `blank_batch` makes one.
+        inside, known = np.zeros_like(image), False
+        if example["set"]:
+            inside, known = masks.mask(example, config.target, image.shape)
+        image, inside = masks.together(image, inside, lambda both: views.crop(both, rng, crop))
+        return {"image": image[None, :, :, None], "mask": (inside > 0)[:, :, None], "known": np.bool_(known)}
+
+    def encode(params, state, images):
+        images = device.standardise(images, **config.standardise)
+        y, _ = encoder.apply(params, state, images, train=False, levels=True)
+        s, *_ = head.apply(params["head"], state["batch_stats"]["head"], y, images, False)
+        return {"pooled": y["pooled"], "patches": y["patches"], "mask_logits": s}
+
+    functions = make_views, init, loss, lambda params, state, step: state, encode
+    return Method(*functions, config.model.image_px, target=config.target)
