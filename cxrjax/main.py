@@ -1,4 +1,4 @@
-"""Pre-train or evaluate, as the config says.
+"""Pre-train, evaluate or report, as the config says.
 
     python -m cxrjax.main --config=configs/spcl.py [--config.any.key=value …] [--workdir DIR]
 
@@ -16,7 +16,7 @@ from cxrjax import config as shared
 
 def main(config, name: str, options) -> None:
     """Dispatches on config.job; see `command.run` for the arguments."""
-    jobs = {"pretrain": pretrain, "evaluate": evaluate}
+    jobs = {"pretrain": pretrain, "evaluate": evaluate, "report": report}
     if config.job not in jobs:
         raise ValueError(f"config.job is {config.job!r}; it must be one of {', '.join(jobs)}")
     if options.distributed:
@@ -48,6 +48,13 @@ def evaluate(config, name: str, options) -> None:
     from cxrjax.evals import run
 
     run.standalone(config, Path(options.workdir) if options.workdir else None)
+
+
+def report(config, name: str, options) -> None:
+    from cxrjax.evals import report
+
+    page = report.write(config, Path(options.workdir or Path("runs") / f"{name}-{shared.digest(config)}"))
+    print(f"done: {page}, with report.md and report.json beside it", flush=True)
 
 
 def claim(workdir: Path, config) -> None:

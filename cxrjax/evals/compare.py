@@ -56,14 +56,20 @@ def values(table: pandas.DataFrame) -> dict[str, np.ndarray]:
 
 
 def measured(kind: str, table: pandas.DataFrame) -> Measures:
-    """The metrics of a table as a function of weights; a table without targets has the mean of each of its `values`.
+    """The metrics of a table as a function of weights: of labels, of boxes, or else the mean of each of its `values`.
 
-    Raises ValueError for a table that has neither, or no label with both values.
+    Raises ValueError for a table that has none of these, or no label with both values.
     """
     names = labels(table)
     if names:
         targets, scores = (table[[f"{column}/{name}" for name in names]].to_numpy() for column in ("target", "score"))
         return metrics.measures(kind, names, targets, scores)
+    if "true_boxes" in table:
+        from cxrjax.evals import detect  # needs pycocotools
+
+        named_boxes = sorted({name for row in table["true_labels"] for name in row})
+        parts, statistic = detect.measures(table, named_boxes)
+        return Measures(parts, statistic, [], len(parts), {}, dict.fromkeys(parts, len(table)), [])
     found = values(table)
     if not found:
         raise ValueError(f"the predictions measure nothing per picture; their columns are {list(table)}")
@@ -185,7 +191,7 @@ def _sizes(known, table, parts, names) -> tuple[dict[str, int], dict[str, int]]:
     """Judged and positive pictures of each metric; a measure per picture has no positives."""
     if not labels(known):
         values_of = values(table)
-        return {name: int(np.isfinite(values_of[name]).sum()) for name in names}, {}
+        return {name: int(np.isfinite(values_of.get(name, np.zeros(len(known)))).sum()) for name in names}, {}
     used = [name for name in labels(known) if f"auroc/{name}" in parts]
     targets = known[[f"target/{name}" for name in used]]
     sizes, positives = {}, {}

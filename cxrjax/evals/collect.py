@@ -1,0 +1,201 @@
+"""Finds the saved evaluations of any number of runs, and puts those of one question together.
+
+A question is a set, a task and a judge. Its subjects are the models that answer it. Runs whose configs differ in
+nothing but their seed, fold and share of the labels are runs of one subject, and so are all runs of one given name.
+The references that a run was compared with, such as "pixels-32", are subjects too, once each however many runs have
+them.
+"""
+
+import glob
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas
+
+from cxrjax.config import names
+
+TRAINED_HEADS = ("classify", "segment", "detect")
+"""Judges of heads that were trained with their run, whose share of the labels is the run's and not the judge's."""
+_ASKED = ("set", "judge", "limit", "folds")
+_ASKED_OF_REPORTS = ("split", "at", "classes", "per_class")
+_REPEATED = ("seed", "grid", "evals", "checkpoint", "input", "log_every_steps", "mesh", "sharding")
+_REPEATED_DATA = ("fraction", "fraction_seed", "fold")
+_SKIPPED = ("checkpoints", "tensorboard", "features")
+
+
+class Run(NamedTuple):
+    """One saved evaluation: its subject, its folder (results.json, predictions.parquet), the run's workdir; the share
+    of the labels, seed and fold that it was trained with; results as saved."""
+
+    subject: str
+    folder: Path
+    workdir: Path
+    fraction: float
+    seed: int
+    fold: int
+    results: dict[str, Any]
+
+    def predictions(self) -> pandas.DataFrame:
+        return pandas.read_parquet(self.folder / "predictions.parquet")
+
+
+class Question(NamedTuple):
+    """name: for headings; kind: of its task ("" if it has none); entry: of its first run."""
+
+    name: str
+    kind: str
+    entry: dict[str, Any]
+    runs: list[Run]
+
+
+class _Found(NamedTuple):
+    """An evaluation before its subject has a name. like: what the runs of a subject have in common."""
+
+    given: str
+    place: Path
+    folder: Path
+    workdir: Path
+    like: str
+    config: dict[str, Any]
+    results: dict[str, Any]
+
+
+def collect(runs: str | Sequence[str]) -> tuple[list[Question], list[str]]:
+    """The questions that the runs answer, in the order in which they are met, and notes on what could not be read.
+
+    runs: folders that hold runs at any depth, comma-separated, "name=folder" to give it a name; a folder may have
+    wildcards. Of each evaluation the step counts at which the run was finished, or else its last.
+    Raises ValueError for a folder without evaluations.
+    """
+    found, notes = [], []
+    for item in names(runs):
+        given, _, pattern = item.rpartition("=")
+        places = sorted(map(Path, glob.glob(str(Path(pattern).expanduser()))))
+        here = [one for place in places for one in _evaluations(given.strip(), place, notes)]
+        if not here:
+            raise ValueError(
+                f"runs: {pattern!r} has no evaluation (…/evals/<name>/<step>/results.json); judge the run first, such "
+                "as with configs/eval_probe.py, or name its workdir"
+            )
+        found += here
+    if not found:
+        raise ValueError("a report needs runs: --config.runs=name=runs/…,name=runs/…")
+    subjects = _subjects(found)
+    questions: dict[str, Question] = {}
+    for one, subject in zip(found, subjects, strict=True):
+        entry, data = one.results["entry"], one.config.get("data", {})
+        task = {key: value for key, value in entry.get("task", {}).items() if key != "name"}
+        asked = _asked(entry, task)
+        share = data if entry["judge"] in TRAINED_HEADS else entry
+        run = Run(
+            subject,
+            one.folder,
+            one.workdir,
+            float(share.get("fraction", 1.0)),
+            int(one.config.get("seed", one.results["seed"])),
+            int(entry.get("fold") or 0),
+            one.results,
+        )
+        title = f"{entry['set']} · {entry.get('task', {}).get('name') or 'all'} · {entry['judge']}"
+        question = questions.setdefault(asked, Question(title, task.get("kind", ""), entry, []))
+        # Every run judges the references again: with the same features and options they are one.
+        same = [(other.subject, other.fraction, other.results["encoder"]["digest"]) for other in question.runs]
+        if not (is_reference(one.results) and (subject, run.fraction, one.results["encoder"]["digest"]) in same):
+            question.runs.append(run)
+    return list(questions.values()), notes
+
+
+def _asked(entry: dict[str, Any], task: dict[str, Any]) -> str:
+    """What two evaluations must have in common to be compared; a key that older results lack is as if it were off."""
+    keys = (*_ASKED, *(_ASKED_OF_REPORTS if entry["judge"] == "retrieve" else ()))
+    plain = {key: entry.get(key) or None for key in keys} | {"views": sorted(names(entry.get("views") or ()))}
+    sides = {key: list(names(value)) if key != "kind" else value for key, value in task.items() if value}
+    return json.dumps([plain, sides], sort_keys=True)
+
+
+def _evaluations(given: str, place: Path, notes: list[str]) -> Iterator[_Found]:
+    for directory, folders, _ in os.walk(place):
+        folders[:] = sorted(name for name in folders if name not in _SKIPPED and not name.startswith("."))
+        if Path(directory).name != "evals":
+            continue
+        workdir = Path(directory).parent
+        for evaluation in (Path(directory) / name for name in folders):
+            steps = {int(path.parent.name): path for path in evaluation.glob("*/results.json") if _is_step(path)}
+            if not steps:
+                continue
+            path = steps[_step(workdir, steps)]
+            try:
+                results, config = json.loads(path.read_text()), _config(workdir)
+                lacking = sorted({"name", "encoder", "entry", "metrics", "seed"} - set(results))
+                if lacking or not path.with_name("predictions.parquet").is_file():
+                    raise ValueError(f"it lacks {', '.join(lacking) or 'predictions.parquet'}")
+            except ValueError as error:
+                notes.append(f"{path} was left out: {error}")
+                continue
+            yield _Found(given, place, path.parent, workdir, _likeness(config, workdir), config, results)
+
+
+def _subjects(found: Sequence[_Found]) -> list[str]:
+    """A name for each: the one given, with the place below its folder where that holds several models."""
+    models: dict[tuple[str, Path], list[str]] = {}
+    first: dict[str, Path] = {}
+    for one in found:
+        likenesses = models.setdefault((one.given, one.place), [])
+        if one.like not in likenesses:
+            likenesses.append(one.like)
+        first.setdefault(one.like, one.workdir)
+    plain = {}
+    for one in found:
+        whole = len(models[one.given, one.place]) == 1 or first[one.like] == one.place
+        tail = "" if whole else Path(os.path.relpath(first[one.like], one.place)).as_posix()
+        plain[one.workdir] = "/".join(filter(None, (one.given or one.place.resolve().name, tail)))
+    # Two models have one name only if it was given to both.
+    likes: dict[str, set] = {}
+    for one in found:
+        if not one.given:
+            likes.setdefault(plain[one.workdir], set()).add(one.like)
+    doubled = {name for name, each in likes.items() if len(each) > 1}
+    references: dict[str, set] = {}
+    for one in found:
+        if is_reference(one.results):
+            references.setdefault(one.results["encoder"]["name"], set()).add(one.results["encoder"]["digest"])
+    names_of = []
+    for one in found:
+        name = one.workdir.as_posix() if not one.given and plain[one.workdir] in doubled else plain[one.workdir]
+        encoder = one.results["encoder"]
+        if is_reference(one.results):
+            alone = len(references[encoder["name"]]) == 1
+            name = encoder["name"] if alone else f"{name} ({encoder['name']})"
+        names_of.append(name)
+    return names_of
+
+
+def is_reference(results: dict[str, Any]) -> bool:
+    encoder = results["encoder"]
+    return encoder["step"] == 0 and results["name"].endswith(f"-{encoder['name']}")
+
+
+def _likeness(config: dict[str, Any], workdir: Path) -> str:
+    if not config:
+        return workdir.as_posix()
+    rest = {key: value for key, value in config.items() if key not in _REPEATED}
+    rest["data"] = {key: value for key, value in config.get("data", {}).items() if key not in _REPEATED_DATA}
+    return json.dumps(rest, sort_keys=True)
+
+
+def _config(workdir: Path) -> dict[str, Any]:
+    path = workdir / "config.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _step(workdir: Path, steps) -> int:
+    path = workdir / "finished.json"
+    finished = json.loads(path.read_text()).get("step") if path.is_file() else None
+    return finished if finished in steps else max(steps)
+
+
+def _is_step(path: Path) -> bool:
+    return path.parent.name.isdigit()

@@ -1,0 +1,217 @@
+"""A report as one HTML page that needs nothing beside it, and as Markdown.
+
+A report is a list of parts: headings, texts, tables, drawings, pictures, notes. Tables are sorted by a click on the
+head of a column, by value where a cell is a number or an interval; without scripts they are plain tables.
+"""
+
+import base64
+import html
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from cxrjax.evals.base import Interval
+
+
+class Heading(NamedTuple):
+    """level: 2 or 3; short: how the table of contents names it ("": not at all)."""
+
+    text: str
+    level: int = 2
+    short: str = ""
+
+
+class Text(NamedTuple):
+    text: str
+
+
+class Notes(NamedTuple):
+    """Sentences that a reader must know."""
+
+    sentences: list[str]
+
+
+class Gain(NamedTuple):
+    """A difference with its interval: shown with its sign, and bold where the interval leaves out zero."""
+
+    interval: Interval
+
+
+class Table(NamedTuple):
+    """columns: names; rows: of str, int, float, Interval, Gain or None (nothing is known)."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence]
+    explanation: str = ""
+
+
+class Drawing(NamedTuple):
+    """svg: as `charts` draws it; Markdown has its caption only."""
+
+    svg: str
+    caption: str
+
+
+class Pictures(NamedTuple):
+    """items: (PNG bytes, caption)."""
+
+    title: str
+    items: Sequence[tuple[bytes, str]]
+
+
+_STYLE = """
+:root{color-scheme:light}
+body{font:15px/1.5 system-ui,sans-serif;color:#1a1a1a;background:#fff;max-width:1100px;margin:0 auto;padding:1.5rem}
+h1{font-size:1.6rem;margin:.2rem 0}h2{border-top:1px solid #ccc;padding-top:1rem;margin-top:2.5rem}
+h3{margin:1.6rem 0 .4rem}nav ul{columns:2;padding-left:1.2rem}.about{color:#555}
+.wide{overflow-x:auto}table{border-collapse:collapse;margin:.4rem 0 1rem;font-variant-numeric:tabular-nums}
+caption{text-align:left;font-weight:600;padding:.2rem 0}th,td{padding:.25rem .7rem;border-bottom:1px solid #ddd}
+th{text-align:left;vertical-align:bottom;border-bottom:2px solid #888}td{white-space:nowrap}td.number{text-align:right}
+th button{all:unset;cursor:pointer;font-weight:600}th button:focus-visible{outline:2px solid #0072b2}
+th button::after{content:"\\2195";color:#bbb;padding-left:.3rem}
+th[aria-sort=ascending] button::after{content:"\\2191";color:#333}
+th[aria-sort=descending] button::after{content:"\\2193";color:#333}
+.clear{font-weight:700}figure{display:inline-block;margin:.4rem 1.2rem .8rem 0;vertical-align:top}
+figcaption{font-size:.85rem;color:#444;max-width:460px}.pictures figcaption{max-width:224px}
+svg text{font:12px system-ui,sans-serif;fill:#333}svg{max-width:100%;height:auto}
+.legend{list-style:none;padding:0;margin:.2rem 0;font-size:.85rem;display:flex;flex-wrap:wrap;gap:.2rem 1rem}
+.notes{background:#fff8e1;border-left:4px solid #e69f00;padding:.4rem 1rem;font-size:.9rem}
+.pictures img{display:block;width:224px;height:224px;image-rendering:auto;background:#000}
+@media print{th button::after{content:""}nav{display:none}}
+"""
+
+# A cell sorts by data-value where it has one; cells of which nothing is known stay last either way.
+_SCRIPT = """
+document.querySelectorAll('table').forEach(function (table) {
+  var heads = Array.from(table.tHead.rows[0].cells), body = table.tBodies[0];
+  heads.forEach(function (head, column) {
+    head.querySelector('button').addEventListener('click', function () {
+      var down = head.getAttribute('aria-sort') === 'ascending', sign = down ? -1 : 1;
+      heads.forEach(function (other) { other.removeAttribute('aria-sort'); });
+      head.setAttribute('aria-sort', down ? 'descending' : 'ascending');
+      var rows = Array.from(body.rows).map(function (row) {
+        var cell = row.cells[column], number = cell.dataset.value;
+        return {row: row, text: cell.textContent, number: number === undefined ? NaN : Number(number)};
+      });
+      rows.sort(function (a, b) {
+        if (!a.text !== !b.text) return a.text ? -1 : 1;
+        if (isNaN(a.number) !== isNaN(b.number)) return isNaN(a.number) ? 1 : -1;
+        var order = isNaN(a.number) ? a.text.localeCompare(b.text, 'en', {numeric: true}) : a.number - b.number;
+        return sign * order;
+      });
+      rows.forEach(function (item) { body.appendChild(item.row); });
+    });
+  });
+});
+"""
+
+
+def to_html(title: str, about: str, parts: Sequence) -> str:
+    """The page. title, about: plain text."""
+    heads = [part for part in parts if isinstance(part, Heading) and part.short]
+    links = [f'<li><a href="#{_anchor(heads, head)}">{_text(head.short)}</a></li>' for head in heads]
+    contents = f"<nav><ul>{''.join(links)}</ul></nav>" if len(links) > 1 else ""
+    body = "\n".join(_html(part, heads) for part in parts)
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{_text(title)}</title>\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">\n'
+        f'<style>{_STYLE}</style></head><body>\n<h1>{_text(title)}</h1><p class="about">{_text(about)}</p>\n'
+        f"{contents}\n{body}\n<script>{_SCRIPT}</script></body></html>\n"
+    )
+
+
+def to_markdown(title: str, about: str, parts: Sequence) -> str:
+    """The same as text, without drawings and pictures."""
+    lines = [f"# {title}", "", about, ""]
+    for part in parts:
+        match part:
+            case Heading():
+                lines += [f"{'#' * part.level} {part.text}", ""]
+            case Text():
+                lines += [part.text, ""]
+            case Notes():
+                lines += [*(f"* {_cell(sentence)}" for sentence in part.sentences), ""]
+            case Table():
+                lines += [f"**{part.title}**", "", *([part.explanation, ""] if part.explanation else [])]
+                lines += [_row(part.columns), _row("---" for _ in part.columns)]
+                lines += [*(_row(shown(cell)[0] for cell in row) for row in part.rows), ""]
+    return "\n".join(lines)
+
+
+def shown(cell) -> tuple[str, float | None, bool]:
+    """How a cell reads, what it sorts by, and whether it is to stand out."""
+    match cell:
+        case None:
+            return "", None, False
+        case Gain():
+            value, low, high = cell.interval[:3]
+            if not math.isfinite(value):
+                return "", None, False
+            if not math.isfinite(low):
+                return f"{value:+.3f}", value, False
+            return f"{value:+.3f} ({low:+.3f} to {high:+.3f})", value, low > 0 or high < 0
+        case Interval():
+            if not math.isfinite(cell.value):
+                return "", None, False
+            bounds = f" ({cell.low:.3f} to {cell.high:.3f})" if math.isfinite(cell.low) else ""
+            return f"{cell.value:.3f}{bounds}", cell.value, False
+        case bool():
+            return ("yes" if cell else "no"), None, False
+        case int():
+            return f"{cell:,}", cell, False
+        case float():
+            return (f"{cell:.3f}", cell, False) if math.isfinite(cell) else ("", None, False)
+    return str(cell), None, False
+
+
+def _html(part, heads) -> str:
+    match part:
+        case Heading():
+            anchor = f' id="{_anchor(heads, part)}"' if part.short else ""
+            return f"<h{part.level}{anchor}>{_text(part.text)}</h{part.level}>"
+        case Text():
+            return f"<p>{_text(part.text)}</p>"
+        case Notes():
+            return f'<ul class="notes">{"".join(f"<li>{_text(one)}</li>" for one in part.sentences)}</ul>'
+        case Drawing():
+            return f"<figure>{part.svg}<figcaption>{_text(part.caption)}</figcaption></figure>"
+        case Pictures():
+            return f'<div class="pictures"><h3>{_text(part.title)}</h3>{"".join(map(_picture, part.items))}</div>'
+        case Table():
+            head = "".join(f'<th scope="col"><button>{_text(name)}</button></th>' for name in part.columns)
+            rows = "".join(f"<tr>{''.join(map(_td, row))}</tr>" for row in part.rows)
+            text = f"<p>{_text(part.explanation)}</p>" if part.explanation else ""
+            table = f"<table><caption>{_text(part.title)}</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody>"
+            return f'{text}<div class="wide">{table}</table></div>'
+    raise TypeError(f"a report has no part like {part!r}")
+
+
+def _picture(item: tuple[bytes, str]) -> str:
+    data, caption = item
+    source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    return f'<figure><img src="{source}" alt="{_text(caption)}"><figcaption>{_text(caption)}</figcaption></figure>'
+
+
+def _td(cell) -> str:
+    text, value, clear = shown(cell)
+    classes = [*(["number"] if value is not None else []), *(["clear"] if clear else [])]
+    attributes = f' class="{" ".join(classes)}"' if classes else ""
+    attributes += f' data-value="{value!r}"' if value is not None else ""
+    return f"<td{attributes}>{_text(text)}</td>"
+
+
+def _anchor(heads: Sequence[Heading], head: Heading) -> str:
+    return f"part-{next(number for number, one in enumerate(heads) if one is head)}"
+
+
+def _row(cells) -> str:
+    return f"| {' | '.join(_cell(cell) for cell in cells)} |"
+
+
+def _cell(text: str) -> str:
+    return str(text).replace("|", "\\|").replace("\n", " ")
+
+
+def _text(text: str) -> str:
+    return html.escape(str(text))
