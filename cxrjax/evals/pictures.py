@@ -18,12 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from cxrjax.input import masks, pipeline, views
+from cxrjax.input import boxes, masks, pipeline, views
 from cxrjax.input.source import Source, index, stamp
 
 PREPROCESSING = "fit-1"
 """Names what `views.fit` does to a picture; a change of its pixels needs a new name, or what was kept stays valid."""
 IMAGE = "image"
+WHOLE = "whole"
 LIMIT_BYTES = 16 * 2**30
 UNKNOWN = 127
 """In masks, which are 255 inside and 0 outside: every pixel of a picture without a mask."""
@@ -34,7 +35,8 @@ def batches(
 ) -> Iterator[np.ndarray]:
     """Every record once, in the order of the source: uint8 b px px 1; the last batch repeats the last record.
 
-    what: "image", or a mask as `input.masks` knows it: 255 inside, 0 outside, UNKNOWN where the picture has none.
+    what: "image"; "whole", the picture without its aspect as detectors see it (`boxes.whole`); or a mask as
+    `input.masks` knows it: 255 inside, 0 outside, UNKNOWN where the picture has none.
     limit_bytes: what would be larger is not kept.
     """
     kept = _kept(source, px, what, limit_bytes)
@@ -50,8 +52,8 @@ def batches(
 def fitted(example: Mapping[str, Any], rng: np.random.Generator, px: int, what: str) -> dict[str, np.ndarray]:
     """The pixels of one record, px px 1, as `pipeline.evaluation_batches` wants them."""
     image = views.decode(example["image"])
-    if what == IMAGE:
-        return {"pixels": views.fit(image, px)[..., None]}
+    if what in (IMAGE, WHOLE):
+        return {"pixels": (views.fit if what == IMAGE else boxes.whole)(image, px)[..., None]}
     inside, known = masks.mask(example, what, image.shape)
     _, inside = masks.together(image, inside, partial(views.fit, px=px))
     return {"pixels": (inside if known else np.full_like(inside, UNKNOWN))[..., None]}
@@ -78,7 +80,7 @@ def _kept(source: Source, px: int, what: str, limit_bytes: float) -> np.ndarray 
     missing = np.unique(source.positions[there[source.positions] == 0])
     if len(missing):
         rest = Source(source.converted_set, source.split, missing)
-        size, done = 64, 0
+        size, done = min(64, len(missing)), 0
         for batch, valid in pipeline.evaluation_batches(rest, partial(fitted, px=px, what=what), size):
             rows = missing[done : done + size]
             pixels[rows] = batch["pixels"][valid, ..., 0]

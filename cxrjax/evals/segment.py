@@ -7,7 +7,8 @@ them, and a picture without anything counts 1 if nothing is predicted, else 0 (M
 empty, that number says how often the model keeps silent, and is not comparable with the other. Both are means over
 pictures; MGCA's mean of the means of its batches is in the details, as it was defined.
 
-The reference that knows no picture is the mean of the training masks, cut where it fits the validation masks best.
+The reference that knows no picture is the mean of the training masks, cut where it fits the validation masks best:
+"mean_mask" is its dice_present, "gain" what the encoder's is above it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,7 +33,7 @@ MGCA_BATCH = 16  # of its segmentation of RSNA
 
 
 class Counts(NamedTuple):
-    """Pixels of n pictures: truth n; predicted and both n t, at each threshold; known: n bool, whether it has a mask."""
+    """Pixels of n pictures: truth n; predicted and both n t, at each threshold; known: n bool, whether it has one."""
 
     truth: np.ndarray
     predicted: np.ndarray
@@ -76,16 +77,15 @@ def segment(
         if not counts.known.any():
             raise ValueError(f"no picture of {sources[split]!r} has a {encoder.target!r}, so nothing can be judged")
         if not counts.known.all():
-            notes.append(
-                f"{split}: {(~counts.known).sum()} of {len(counts.known)} pictures have no mask and do not count"
-            )
+            lacking = f"{(~counts.known).sum()} of {len(counts.known)}"
+            notes.append(f"{split}: {lacking} pictures have no mask and do not count")
     best, best_mean = (best_threshold(counts) for counts in (found["val"], mean_of["val"]))
     scores, scores_mean = overlap(found["test"], best), overlap(mean_of["test"], best_mean)
     kept = found["test"].known
     table = tables["test"][kept]
     columns = {f"value/{name}": scores[name][kept] for name in METRICS}
-    columns |= {f"value/mean_mask_{name}": scores_mean[name][kept] for name in METRICS}
-    columns |= {f"value/gain_{name}": scores[name][kept] - scores_mean[name][kept] for name in METRICS}
+    of_mean = scores_mean["dice_present"][kept]
+    columns |= {"value/mean_mask": of_mean, "value/gain": scores["dice_present"][kept] - of_mean}
     predictions = pandas.DataFrame(
         {
             "image_id": table["image_id"].to_numpy(str),
@@ -98,7 +98,8 @@ def segment(
     )
     empty = int((predictions["truth_px"] == 0).sum())
     notes.append(
-        f"test: {empty} of {len(predictions)} masks are empty; they are left out of '_present' and count 1 or 0 in '_all'"
+        f"test: {empty} of {len(predictions)} masks are empty: they are left out of dice_present and iou_present, and "
+        "count 1 (nothing predicted) or 0 in dice_all and iou_all"
     )
     of_val = overlap(found["val"], best)
     details = {

@@ -95,7 +95,7 @@ class UNet(nn.Module):
     """U-Net on the five maps of a ResNet, of pictures whose sides are multiples of 32 px → logits b h w 1.
 
     features: channels at full resolution, 16; 16 times as many deepest. Five times: nearest ×2, the map of that size
-    beside it, two convolutions with BatchNorm. 3 151 552 parameters on ResNet-34.
+    beside it, two convolutions with BatchNorm. 3 151 697 parameters on ResNet-34.
     Source: Ronneberger et al. 2015, as segmentation_models_pytorch 0.2 has it, which MGCA takes.
     """
 

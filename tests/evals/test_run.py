@@ -75,8 +75,9 @@ def test_features_are_cached_per_encoder_pictures_and_size(frontal, tmp_path, mo
     again = features(encoder, sources.source(converted, "train", views=("AP", "PA")), 4, tmp_path)
     for ours, theirs in zip(first, again, strict=True):
         np.testing.assert_array_equal(ours, theirs)
+    another = features(encoder._replace(digest="other"), frontal, 16, tmp_path)
+    np.testing.assert_array_equal(another.features, first.features)  # another encoder finds the pictures fitted
     for other_encoder, other in (
-        (encoder._replace(digest="other"), frontal),
         (encoder._replace(image_px=9), frontal),
         (encoder, sources.source(converted, "train")),
         (encoder, sources.source(converted, "test", views=("PA", "AP"))),

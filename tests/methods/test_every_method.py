@@ -75,6 +75,12 @@ def batch_of(method):
     found = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     if "labels" in found:  # which a picture of no set does not have
         found["labels"] = rng.integers(0, 2, found["labels"].shape).astype(np.int8)
+    if "boxes" in found:  # and neither boxes: one in most pictures, from smaller than a patch to half the picture
+        start, side = rng.uniform(0, 0.5, (len(rows), 2)), rng.uniform(0.05, 0.5, (len(rows), 1))
+        found["boxes"][:12, 0] = np.concatenate([start, start + side], axis=1)[:12]
+        found["classes"][:12, 0] = np.arange(12) % 8
+    if "mask" in found:  # and no mask either: where it is bright
+        found |= {"mask": found["image"][:, 0] > 140, "known": np.ones(len(rows), bool)}
     if "report_embedding" in found:  # and neither what a set's encoder makes of its report
         found["report_embedding"] = rng.normal(size=(len(rows), 8)).astype(np.float32)
     return found

@@ -1,0 +1,113 @@
+"""Fitted pictures that are kept beside their set: each is decoded once, whoever asks, and never stale."""
+
+import os
+
+import numpy as np
+import pytest
+
+from cxrjax.evals import encoders, pictures
+from cxrjax.evals.features import features
+from cxrjax.input import source, views
+from tests import radiographs
+
+
+@pytest.fixture
+def converted(tmp_path):
+    rows = [(f"{n}", f"patient {n}", "train", radiographs.radiograph(n)) for n in range(5)]
+    rows += [(f"{n}", f"patient {n}", ("val", "test")[n % 2], radiographs.radiograph(n)) for n in range(5, 9)]
+    return radiographs.write(tmp_path, "clinic", rows)
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """How often a picture was decoded."""
+    calls, decode = [], views.decode
+    monkeypatch.setattr(views, "decode", lambda *given: calls.append(1) or decode(*given))
+    return calls
+
+
+def whole(chosen, px=16, size=2, **options):
+    return np.concatenate(list(pictures.batches(chosen, px, size, **options)))
+
+
+def test_many_checkpoints_decode_a_picture_once(converted, decoded, tmp_path):
+    train = source.source(converted, "train")
+    for step in range(3):
+        encoder = encoders.pixels(16)._replace(digest=f"{step}", name=f"checkpoint {step}")
+        table = features(encoder, train, 2, tmp_path / f"run {step}")
+        assert len(decoded) == 5, "a second checkpoint, in a workdir of its own, reads what the first one left"
+        picture = views.fit(views.decode(train[4]["image"]), 16)
+        decoded.pop()
+        np.testing.assert_allclose(table.features[4], picture.ravel() / 255, atol=1e-6)
+
+
+def test_parts_of_a_split_share_what_is_there(converted, decoded):
+    train = source.source(converted, "train")
+    some = source.Source(converted, "train", [3, 1])
+    first = whole(some)
+    assert len(decoded) == 2 and first.shape == (2, 16, 16, 1)
+    everything = whole(train)
+    assert len(decoded) == 5
+    np.testing.assert_array_equal(everything[[3, 1]], first)
+    np.testing.assert_array_equal(everything[5], everything[4])  # the last batch is filled up
+    assert whole(train, px=8).shape == (6, 8, 8, 1) and len(decoded) == 10
+
+
+def test_several_splits_as_one(converted):
+    joined = source.source(converted, "test", folds=3, fold=1)
+    expected = [views.fit(views.decode(joined[i]["image"]), 16) for i in range(len(joined))]
+    np.testing.assert_array_equal(whole(joined, size=len(joined))[..., 0], expected)
+
+
+def test_a_set_that_was_converted_again_is_read_again(converted, decoded, tmp_path):
+    train = source.source(converted, "train")
+    whole(train)
+    (record,) = converted.directory.glob("*train*array_record*")
+    os.utime(record, ns=(1, 1))
+    whole(train)
+    assert len(decoded) == 10
+    assert len(list((converted.directory / "fitted").glob("train-16-image-*.pixels"))) == 1, "the old file is gone"
+
+
+def test_what_cannot_be_kept_is_decoded_each_time(converted, decoded, monkeypatch, caplog):
+    train = source.source(converted, "train")
+    kept = whole(train)
+    np.testing.assert_array_equal(whole(train, px=8, limit_bytes=5 * 64 - 1), whole(train, px=8, limit_bytes=0))
+    assert len(decoded) == 5 + 6 + 6
+    assert not list((converted.directory / "fitted").glob("train-8-*"))
+
+    def refuse(*_, **__):
+        raise PermissionError("read-only file system")
+
+    monkeypatch.setattr(pictures, "_open", refuse)
+    np.testing.assert_array_equal(whole(train), kept)
+    assert "decoded every time: read-only file system" in caplog.text
+
+
+def test_a_crash_leaves_nothing_marked_that_is_not_there(converted, monkeypatch):
+    train, fitted, calls = source.source(converted, "train"), pictures.fitted, []
+
+    def crash(*given, **named):
+        calls.append(1)
+        if len(calls) > 3:
+            raise RuntimeError("the machine stopped")
+        return fitted(*given, **named)
+
+    expected = whole(train, limit_bytes=0)
+    monkeypatch.setattr(pictures, "fitted", crash)
+    with pytest.raises(RuntimeError):
+        whole(train)
+    monkeypatch.setattr(pictures, "fitted", fitted)
+    np.testing.assert_array_equal(whole(train), expected)
+
+
+def test_masks_are_kept_too_and_unknown_ones_are_told(phantom_dir, decoded):
+    chosen = source.source(source.open_set("phantom", phantom_dir), "val", views=("PA", "AP"))
+    masks = whole(chosen, px=24, what="mask")
+    assert set(np.unique(masks)) == {0, 255} and 0.1 < (masks == 255).mean() < 0.5
+    before = len(decoded)
+    whole(chosen, px=24, what="mask")
+    assert len(decoded) == before
+
+    example = {**chosen[0], "has_mask": np.bool_(False)}
+    assert set(np.unique(pictures.fitted(example, None, 24, "mask")["pixels"])) == {pictures.UNKNOWN}
