@@ -1,12 +1,14 @@
-"""What the configs of trained heads share: the keys of fine-tuning and segmentation, and their judges' entries.
+"""What the configs of trained heads share: the keys of fine-tuning, segmentation and detection, and judges' entries.
 
     finetune()                       a config of the method `supervised` that starts from a run
     segmentation()                   a config of the method `segment` that starts from a run
+    detection()                      a config of the method `detect` that starts from a run
     classify(config, set, task)      judges the head along training and keeps the step that is best on val
     judge_masks(config, set)         the same for masks
+    judge_boxes(config, set)         the same for boxes
     folds(config, number)            cross-validation by patient in place of the set's own splits
 
-A config calls one of the first two, sets what is its protocol's, then says how it is judged.
+A config calls one of the first three, sets what is its protocol's, then says how it is judged.
 """
 
 from typing import Any
@@ -37,6 +39,27 @@ def segmentation() -> ConfigDict:
     return config
 
 
+def detection() -> ConfigDict:
+    config = _head("detect")
+    config.labels = ""  # of boxes; "" takes every box, as one class
+    config.head = {
+        "kind": "",  # dense on a ViT, yolov3 on a ResNet
+        "width": 256,  # channels; MGCA's YOLOv3 has 512 at its coarsest level
+        "layers": 4,  # of a dense head's towers
+        "scales": (4, 2, 1, 0.5),  # of a dense head's pyramid, times the grid of the patches
+        "score": "product",  # of a YOLOv3: object × class; or object, as MGCA's code
+    }
+    config.loss = {"assign": "best_prior", "inclusive_iou": False, "object_is_background": False}  # of a YOLOv3
+    config.boxes = {"most": 10, "min_visible": 0.3}  # per picture; share of a box that a window must show
+    config.answer = {
+        "most": 100,
+        "confidence": 0.02,
+        "overlap": 0.5,
+    }  # boxes per picture, least score, NMS from this IoU
+    config.views = {"scale": (0.6, 1.0), "ratio": (3 / 4, 4 / 3), "flip": 0.5, "rotation_degrees": 0.0}
+    return config
+
+
 def _head(method: str) -> ConfigDict:
     config = shared.pretrain()
     config.method = method
@@ -56,6 +79,11 @@ def judge_masks(config: ConfigDict, converted_set: str, every_steps: int, views:
     task = {"name": config.target}
     entry = {"judge": "segment", "set": converted_set, "task": task, "views": views, "every_steps": every_steps}
     _judged(config, "segment", entry, "dice_present")
+
+
+def judge_boxes(config: ConfigDict, converted_set: str, every_steps: int, views: str = "PA,AP") -> None:
+    entry = {"judge": "detect", "set": converted_set, "task": {"name": "boxes"}, "views": views}
+    _judged(config, "detect", {**entry, "every_steps": every_steps, "bootstrap": 200}, "map")
 
 
 def _judged(config: ConfigDict, judge: str, entry: dict[str, Any], metric: str) -> None:

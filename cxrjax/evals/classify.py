@@ -26,7 +26,7 @@ def logits(encoder: Encoder) -> Encoder:
 
 def of(encoder: Encoder) -> Answers:
     """What the encoder's head answers for; raises ValueError for an encoder without one."""
-    if encoder.answers is None:
+    if encoder.answers is None or encoder.answers.kind == "boxes":
         raise ValueError(
             f"{encoder.name!r} has no head that answers for labels; judge a run of the method 'supervised' "
             "(configs/finetune.py), and name no references"

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from cxrjax import methods, trained
 from cxrjax.config import determining, judged, names
 from cxrjax.datasets import overlap
-from cxrjax.evals import classify, encoders, joint, metrics, pictures, retrieve, segment
+from cxrjax.evals import classify, detect, encoders, joint, metrics, pictures, retrieve, segment
 from cxrjax.evals.base import Encoder, Result, digest, make_task
 from cxrjax.evals.features import features, source_digest
 from cxrjax.evals.knn import NEIGHBOURS, knn
@@ -36,10 +36,11 @@ JUDGES = {
     "knn": ("train", "val", "test"),
     "zeroshot": ("val", "test"),
     "classify": ("val", "test"),
+    "detect": ("val", "test"),
     "segment": ("train", "val", "test"),  # of train the masks alone, for their mean
     "retrieve": (),
 }
-LIBRARIES = ("cxrjax", "jax", "jaxlib", "flax", "numpy", "scipy", "pandas", "opencv-python-headless")
+LIBRARIES = ("cxrjax", "jax", "jaxlib", "flax", "numpy", "scipy", "pandas", "opencv-python-headless", "pycocotools")
 
 
 class EvaluationError(ValueError):
@@ -56,7 +57,7 @@ def defaults() -> ConfigDict:
     every time (0: all), for a quick look along training. bootstrap: resamples of the test patients.
     cache_gib: features kept in the workdir; pictures_gib: fitted pictures of a split kept beside the set, at most.
     every_steps is for the trainer. An empty name is made from the others. Judge "segment" needs no task; threshold: of
-    the probability that a pixel is inside, 0 to choose it on val.
+    the probability that a pixel is inside, 0 to choose it on val. Nor does "detect"; confidence: least score of a box.
 
     Judge "zeroshot": prompts, label -> {"positive": prompts, "negative": prompts}, beside `zeroshot.PROMPTS`. Judge
     "retrieve" has no task: split, the studies to find each other; at, the k of recall; classes, labels of which just
@@ -85,6 +86,7 @@ def defaults() -> ConfigDict:
             "neighbours": NEIGHBOURS,
             "temperature": 0.07,
             "threshold": 0.5,
+            "confidence": 0.0,
             "prompts": {},
             "split": "test",
             "at": retrieve.AT,
@@ -186,10 +188,11 @@ def complete(entry: Mapping[str, Any]) -> dict[str, Any]:
         if set(task) - {"name"}:
             raise ValueError(f"retrieval looks for reports and has no task, got {task}; name labels with 'classes'")
         task["name"] = task.get("name") or "reports"
-    elif full["judge"] == "segment":
+    elif full["judge"] in ("segment", "detect"):
+        what, where = ("mask", "target") if full["judge"] == "segment" else ("boxes", "labels")
         if set(task) - {"name"}:
-            raise ValueError(f"masks are judged without a task, got {task}; config.target of the run names them")
-        task["name"] = task.get("name") or "mask"
+            raise ValueError(f"{what} are judged without a task, got {task}; config.{where} of the run names them")
+        task["name"] = task.get("name") or what
     elif not task.get("name"):
         record = make_task(task)
         sides = ["+".join(names) for names in (record.positive, record.negative, record.labels) if names]
@@ -214,11 +217,12 @@ def _judge(encoder: Encoder, entry: dict[str, Any], workdir: Path, seed: int) ->
         return _judge_retrieval(encoder, entry, studies, table_of, shared)
     chosen, notes = _chosen(converted, entry)
     inputs = {split: source_digest(each) for split, each in chosen.items()}
-    if entry["judge"] == "segment":
-        options = {"pictures_bytes": entry["pictures_gib"] * 2**30, **shared}
-        result = segment.segment(
-            encoder, chosen, batch_size=entry["batch_size"], threshold=entry["threshold"], **options
-        )
+    if entry["judge"] in ("segment", "detect"):
+        options = {"batch_size": entry["batch_size"], "pictures_bytes": entry["pictures_gib"] * 2**30, **shared}
+        if entry["judge"] == "segment":
+            result = segment.segment(encoder, chosen, threshold=entry["threshold"], **options)
+        else:
+            result = detect.detect(encoder, chosen, confidence=entry["confidence"], **options)
         return result._replace(notes=notes + result.notes), inputs
     seen = {"zeroshot": joint.pictures, "classify": classify.logits}.get(entry["judge"], lambda given: given)(encoder)
     tables = {split: table_of(seen, each) for split, each in chosen.items()}
@@ -298,6 +302,8 @@ def _compare(workdir, entry, encoder, result, reference, of_reference, seed) -> 
         table = retrieve.paired_difference(*both, **drawn)
     elif entry["judge"] == "segment":
         table = segment.paired_difference(*both, **drawn)
+    elif entry["judge"] == "detect":
+        table = detect.paired_difference(*both, encoder.answers.names, entry["confidence"], **drawn)
     else:
         table = {}
         for metric in ("auroc", "auprc"):

@@ -37,9 +37,9 @@ class Joint(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """What the c logits of a trained head mean: their names, and whether each is a question of its own.
+    """What the answers of a trained head mean: the names of its c logits, and whether each is a question of its own.
 
-    kind: "multilabel", whose probabilities are sigmoids, or "multiclass", a softmax.
+    kind: "multilabel", whose probabilities are sigmoids; "multiclass", a softmax; or "boxes", whose classes they name.
     """
 
     names: tuple[str, ...]

@@ -5,16 +5,19 @@ Boxes are relative, y0 x0 y1 x1. `Candidates` are what a head finds before `nms`
 """
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from cxrjax.losses.boxes import iou
+from cxrjax.models.backbone import Backbone
 from cxrjax.models.batchnorm import BatchNorm
 from cxrjax.models.decoders import Deconvolution
+from cxrjax.models.resnet import ResNet
 from cxrjax.models.vit import TORCH_CONV, gelu
 
 # (width, height) in pixels of 416: Redmon and Farhadi 2018, section 2.3; three for each of the levels, coarse to fine.
@@ -40,6 +43,62 @@ class Found(NamedTuple):
     boxes: jax.Array
     scores: jax.Array
     classes: jax.Array
+
+
+class Detector(NamedTuple):
+    """A head of some kind on some encoder, as pure functions.
+
+    init: key -> (params, running statistics). apply: (params, statistics, features of `Backbone.apply`, train) ->
+    (maps, statistics). decode: maps -> Candidates. kind: whose loss the maps are for, "dense" or "yolov3".
+    levels: whether the features must have "levels".
+    """
+
+    init: Callable
+    apply: Callable
+    decode: Callable
+    kind: str
+    levels: bool
+
+
+def make(head: Mapping[str, Any], encoder: Backbone, classes: int) -> Detector:
+    """The head of config.head.
+
+    head: kind, "dense" on a ViT, "yolov3" on a ResNet, or "" for the one that the encoder takes; width; layers and
+    scales of a dense one; score of a YOLOv3. Raises ValueError for another kind or one that the encoder does not take.
+    """
+    of_resnet = isinstance(encoder.module, ResNet)
+    kind = head["kind"] or ("yolov3" if of_resnet else "dense")
+    if kind != ("yolov3" if of_resnet else "dense"):
+        raise ValueError(f"head.kind is {kind!r}; it is 'yolov3' on a ResNet, 'dense' on a ViT, or '' for either")
+    px, dtype = encoder.image_px, encoder.module.dtype
+    if of_resnet:
+        module = YoloHead(classes, head["width"], dtype)
+        taps = [jnp.zeros((1, px // 2**i, px // 2**i, encoder.module.size.widths[i - 1])) for i in (3, 4, 5)]
+
+        def init(key):
+            variables = module.init(key, taps, False)
+            return variables["params"], variables["batch_stats"]
+
+        def apply(params, stats, features, train):
+            variables = {"params": params, "batch_stats": stats}
+            maps, moved = module.apply(variables, features["levels"][2:], train, mutable=["batch_stats"])
+            return maps, moved["batch_stats"] if train else stats
+
+        return Detector(init, apply, partial(decode_yolo, score=head["score"]), kind, True)
+
+    pyramid = SimplePyramid(head["width"], tuple(head["scales"]), dtype)
+    module, side = DenseHead(classes, head["width"], head["layers"], dtype), px // encoder.module.patch_px
+
+    def init(key):
+        one, other = jax.random.split(key)
+        maps, variables = pyramid.init_with_output(one, jnp.zeros((1, side, side, encoder.width)))
+        return {"pyramid": variables["params"], "places": module.init(other, maps)["params"]}, {}
+
+    def apply(params, stats, features, train):
+        maps = pyramid.apply({"params": params["pyramid"]}, features["patches"])
+        return module.apply({"params": params["places"]}, maps), stats
+
+    return Detector(init, apply, lambda maps: decode_dense(*maps), kind, False)
 
 
 def priors() -> jax.Array:
@@ -186,9 +245,9 @@ class DenseHead(nn.Module):
         start = nn.initializers.constant(-math.log((1 - START) / START))
         quality, box = convolution(self.classes, "logits", bias_init=start), convolution(4, "boxes")
         logits, boxes = [], []
-        for level, x in enumerate(maps):
+        for x in maps:
             logits.append(quality(climb(x, towers[0])))
-            y = box(climb(x, towers[1])) * self.param(f"scale{level}", nn.initializers.ones, ())
+            y = box(climb(x, towers[1]))
             grid = jnp.asarray(y.shape[1:3])
             middle = (jnp.stack(jnp.indices(y.shape[1:3]), axis=-1) + 0.5 + y[..., :2]) / grid
             boxes.append(corners(middle, BASE_CELLS * jnp.exp(jnp.minimum(y[..., 2:], MOST_GROWTH)) / grid))
@@ -223,7 +282,7 @@ def nms(candidates: Candidates, *, most: int, confidence: float, overlap: float,
 
         def pick(alive, _):
             i = jnp.argmax(alive)
-            taken = alive[i] >= confidence
+            taken = ~(alive[i] < confidence)  # so that what is no number shows
             double = (iou(boxes[i], boxes) >= overlap) & (kind == kind[i])
             alive = jnp.where(double | (jnp.arange(pairs) == i), -jnp.inf, alive)
             found = jnp.where(taken, boxes[i], 0), jnp.where(taken, score[i], 0), jnp.where(taken, kind[i], -1)

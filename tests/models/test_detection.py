@@ -159,7 +159,7 @@ def test_dense_head_starts_with_a_box_at_every_place():
     maps = [RNG.normal(size=(1, 8, 8, 16)).astype(np.float32), RNG.normal(size=(1, 4, 4, 16)).astype(np.float32)]
     head = detection.DenseHead(classes=3, width=16, layers=1)
     variables = jax.jit(lambda: head.init(jax.random.key(0), maps))()
-    assert set(variables["params"]) >= {"quality0", "box0", "logits", "boxes", "scale0", "scale1"}
+    assert set(variables["params"]) >= {"quality0", "box0", "logits", "boxes"}
     params = jax.tree.map_with_path(
         lambda path, leaf: jnp.zeros_like(leaf) if path[-1].key == "kernel" else leaf, variables["params"]
     )

@@ -1,0 +1,272 @@
+"""Judges the boxes that an encoder's head finds: mean average precision, by pycocotools' own matching and accumulation.
+
+"map" is the mean over the classes and over the IoUs 0.40, 0.45, … 0.75 (MGCA's eight), "map50" that at an IoU of 0.5
+alone. Every picture counts: one with boxes in which nothing is found lowers the recall, and a box in one that has none
+is a false alarm. "map_mgca_compat" is what MGCA's released code computes: of the same boxes those from a score of 0.5
+on, over the pictures alone that have a box and in which some such box was found, so that misses and false alarms
+elsewhere are free.
+
+Boxes are matched picture by picture, which is done once; a resample of the patients accumulates the matches of its
+pictures, each as often as it was drawn. What was found on the validation pictures is kept for the trainer to choose a
+step by (`checkpoint.best_metric`), and decides nothing here.
+"""
+
+import contextlib
+import io
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas
+
+from cxrjax import parallel
+from cxrjax.datasets import schema
+from cxrjax.evals import metrics, pictures
+from cxrjax.evals.base import Encoder, Interval, Result
+from cxrjax.evals.features import fetch, share
+from cxrjax.input import boxes
+from cxrjax.input.source import Source
+
+THRESHOLDS = tuple(round(0.40 + 0.05 * step, 2) for step in range(8))
+COMPAT_CONFIDENCE = 0.5
+COMPAT = "map_mgca_compat"
+
+
+class Matches(NamedTuple):
+    """n pictures with their boxes matched at every one of THRESHOLDS.
+
+    evaluator: a COCOeval; pictures: k lists of n, per class what it says of a picture, None where there is no box.
+    """
+
+    evaluator: Any
+    pictures: list[list[dict | None]]
+
+
+def detect(
+    encoder: Encoder,
+    sources: Mapping[str, Source],
+    *,
+    batch_size: int = 64,
+    confidence: float = 0.0,
+    pictures_bytes: float = pictures.LIMIT_BYTES,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Result:
+    """Judges the boxes of an encoder's head on sources["test"], and on "val" for the choice of a step.
+
+    confidence: least score of a box that counts, beside what the run's config.answer lets through; MGCA's is 0.5.
+    Classes that no test box has are left out and named. Raises ValueError for an encoder without boxes, a patient in
+    both splits, a set or split without boxes, or boxes that are not numbers.
+    """
+    if encoder.answers is None or encoder.answers.kind != "boxes":
+        raise ValueError(
+            f"{encoder.name!r} finds no boxes; judge a run of the method 'detect' (configs/detect.py), and name no "
+            "references but 'random'"
+        )
+    labels = encoder.answers.names
+    schema.assert_patients_disjoint({split: each.table["patient_id"].tolist() for split, each in sources.items()})
+    tables = {split: predict(encoder, sources[split], batch_size, pictures_bytes) for split in ("val", "test")}
+    found, counts, notes = summarise(tables["test"], labels, confidence, resamples, seed)
+    validation = {}
+    if tables["val"]["true_labels"].map(len).any():
+        named, statistic = measures(tables["val"], labels, confidence)
+        values = statistic(np.ones((len(tables["val"]), 1)))[:, 0]
+        validation = {name: float(value) for name, value in zip(named, values, strict=True) if "/" not in name}
+        validation = {name: value for name, value in validation.items() if np.isfinite(value)}
+    else:
+        notes.append("val: no picture has a box of these labels, so no step can be chosen by it")
+    details = {"judge": "detect", "ious": THRESHOLDS, "confidence": confidence, "validation": validation}
+    return Result(found, tables["test"], notes, {**details, "labels": list(labels), "n_positive": counts})
+
+
+def predict(encoder: Encoder, source: Source, batch_size: int, limit_bytes: float) -> pandas.DataFrame:
+    """A row per picture, in the order of the source: image_id, patient_id, what is there and what was found.
+
+    true_boxes and boxes are lists of [y0, x0, y1, x1], relative; true_labels and labels name them; scores are of boxes,
+    by which they fall.
+    """
+    names = encoder.answers.names
+    own, size = share(source, batch_size, encoder.mesh)
+    parts = []
+    for images in pictures.batches(own, encoder.image_px, size, pictures.WHOLE, limit_bytes):
+        answer = encoder.encode(images if encoder.mesh is None else parallel.to_global(images, encoder.mesh))
+        parts.append([fetch(answer[name]) for name in ("boxes", "scores", "classes")])
+    found, scores, classes = (np.concatenate(part)[: len(source)] for part in zip(*parts, strict=True))
+    table = source.table
+    broken = ~(np.isfinite(found).all(axis=(1, 2)) & np.isfinite(scores).all(axis=1))
+    if broken.any():
+        first = table["image_id"].iloc[int(broken.argmax())]
+        raise ValueError(
+            f"the boxes of {broken.sum()} of {len(broken)} pictures are NaN or infinite, {first!r} is the first; "
+            "training has diverged"
+        )
+    wanted = () if names == (boxes.ANY,) else names
+    truth = [boxes.of_example(source[i], wanted) for i in range(len(source))]
+    there = classes >= 0
+    return pandas.DataFrame(
+        {
+            "image_id": table["image_id"].to_numpy(str),
+            "patient_id": table["patient_id"].to_numpy(str),
+            "true_boxes": [each.boxes.astype(float).tolist() for each in truth],
+            "true_labels": [[names[c] for c in each.classes] for each in truth],
+            "boxes": [row[kept].astype(float).tolist() for row, kept in zip(found, there, strict=True)],
+            "scores": [row[kept].astype(float).tolist() for row, kept in zip(scores, there, strict=True)],
+            "labels": [[names[c] for c in row[kept]] for row, kept in zip(classes, there, strict=True)],
+        }
+    )
+
+
+def summarise(
+    predictions: pandas.DataFrame, labels: Sequence[str], confidence: float, resamples: int, seed: int
+) -> tuple[dict[str, Interval], dict[str, int], list[str]]:
+    """Metrics with intervals over resampled patients, pictures with a box per metric, and notes.
+
+    A resample in which a class has no box is left out of that class's intervals and the mean's. Raises ValueError where
+    no picture has a box.
+    """
+    with_box = {name: int(predictions["true_labels"].map(lambda row, name=name: name in row).sum()) for name in labels}
+    some = int(predictions["true_labels"].map(len).gt(0).sum())
+    if not some:
+        raise ValueError(f"no picture has a box of {list(labels)}, so nothing can be judged")
+    notes = [f"{name!r} was skipped: no test picture has a box of it" for name, count in with_box.items() if not count]
+    named, statistic = measures(predictions, labels, confidence)
+    values = statistic(np.ones((len(predictions), 1)))[:, 0]
+    samples = metrics.bootstrap(statistic, predictions["patient_id"], resamples, seed)
+    judged = {COMPAT: int(_answered(predictions).sum())}
+    found = {}
+    for column, name in enumerate(named):
+        if np.isfinite(values[column]):
+            n = judged.get(name, len(predictions))
+            found[name] = metrics.interval(values[column], samples[:, column], n)
+        elif name == COMPAT:
+            notes.append(f"{COMPAT} has no value: of no picture with a box was one found with a score of 0.5")
+    left = len(predictions) - judged[COMPAT]
+    notes.append(f"{COMPAT} leaves {left} of {len(predictions)} pictures out: no box there, or none found from 0.5 on")
+    missing = {name: int(np.isnan(samples[:, column]).sum()) for column, name in enumerate(named) if name in found}
+    counted = ", ".join(f"{name} {count}" for name, count in missing.items() if count)
+    if counted:
+        notes.append(f"resamples (of {resamples}) in which a class had no box, left out of its intervals: {counted}")
+    return found, {name: with_box.get(name.partition("/")[2], some) for name in found}, notes
+
+
+def measures(
+    predictions: pandas.DataFrame, labels: Sequence[str], confidence: float = 0.0
+) -> tuple[list[str], Callable[[np.ndarray], np.ndarray]]:
+    """The m names of the metrics, and their values m r as a function of weights n r, whole numbers: see `bootstrap`.
+
+    A class that no picture has a box of is not counted; a metric without a value is NaN.
+    """
+    present = [name for name in labels if predictions["true_labels"].map(lambda row, name=name: name in row).any()]
+    strict = match(predictions, present, confidence)
+    answered = _answered(predictions)
+    compat = match(predictions, present, max(confidence, COMPAT_CONFIDENCE))
+    each = present if len(labels) > 1 else []
+    at_half = THRESHOLDS.index(0.5)
+
+    def of_rows(rows):
+        found, lenient = precisions(strict, rows), precisions(compat, rows[answered[rows]])  # k t
+        means = [found.mean(), found[:, at_half].mean(), _mean_of_known(lenient)]
+        return [*means, *(found[: len(each)].mean(axis=1)), *(found[: len(each), at_half])]
+
+    def statistic(weights):
+        return np.array([of_rows(np.repeat(np.arange(len(column)), column.astype(int))) for column in weights.T]).T
+
+    return ["map", "map50", COMPAT, *(f"{metric}/{name}" for metric in ("map", "map50") for name in each)], statistic
+
+
+def match(predictions: pandas.DataFrame, labels: Sequence[str], confidence: float) -> Matches:
+    """Matches the boxes with a score of at least `confidence` to the true ones, by COCOeval.evaluate."""
+    coco, cocoeval = _pycocotools()
+
+    def dataset(kind, scored):
+        number, annotations = {name: k + 1 for k, name in enumerate(labels)}, []
+        scores = predictions["scores"] if scored else predictions["true_labels"].map(lambda row: [1.0] * len(row))
+        rows = zip(predictions[f"{kind}boxes"], predictions[f"{kind}labels"], scores, strict=True)
+        for picture, row in enumerate(rows):
+            for (y0, x0, y1, x1), name, score in zip(*row, strict=True):
+                if name in number and (not scored or score >= confidence):
+                    box = [x0, y0, x1 - x0, y1 - y0]
+                    # Numbers start from 1: COCOeval reads 0 as "not matched".
+                    described = {"id": len(annotations) + 1, "image_id": picture, "category_id": number[name]}
+                    annotations.append(
+                        {**described, "bbox": box, "area": box[2] * box[3], "iscrowd": 0, "score": score}
+                    )
+        made = coco.COCO()
+        images = [{"id": picture} for picture in range(len(predictions))]
+        categories = [{"id": k, "name": name} for name, k in number.items()]
+        made.dataset = {"images": images, "annotations": annotations, "categories": categories}
+        made.createIndex()
+        return made
+
+    with contextlib.redirect_stdout(io.StringIO()):  # every step of it reports its time
+        evaluator = cocoeval.COCOeval(dataset("true_", False), dataset("", True), "bbox")
+        evaluator.params.iouThrs = np.array(THRESHOLDS)
+        evaluator.params.areaRng, evaluator.params.areaRngLbl = [[0, 1e5**2]], ["all"]
+        evaluator.params.maxDets = [100]
+        evaluator.evaluate()
+    n = len(predictions)
+    return Matches(evaluator, [evaluator.evalImgs[k * n : (k + 1) * n] for k in range(len(labels))])
+
+
+def precisions(matches: Matches, rows: np.ndarray) -> np.ndarray:
+    """Average precision k t of every class and IoU over the pictures of these rows, by COCOeval.accumulate.
+
+    rows: numbers of pictures, which may repeat. NaN where a class has no box in them.
+    """
+    evaluator = matches.evaluator
+    parts = [[pictures[row] for row in rows] for pictures in matches.pictures]
+    for parameters in (evaluator.params, evaluator._paramsEval):
+        parameters.imgIds = list(range(len(rows)))
+    evaluator.evalImgs = [picture for part in parts for picture in part]
+    if not evaluator.evalImgs:
+        return np.full((len(parts), len(THRESHOLDS)), np.nan)
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluator.accumulate()
+    precision = evaluator.eval["precision"][..., 0, 0]  # t, recalls, k; −1 for an absent class
+    return np.where((precision >= 0).all(axis=1), precision.mean(axis=1), np.nan).T
+
+
+def paired_difference(
+    first: pandas.DataFrame,
+    second: pandas.DataFrame,
+    labels: Sequence[str],
+    confidence: float = 0.0,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Each metric of `first` minus that of `second`, predictions of the same pictures, on the same resamples."""
+    first, second = (table.sort_values("image_id", ignore_index=True) for table in (first, second))
+    if not (first["image_id"].equals(second["image_id"]) and first["true_labels"].equals(second["true_labels"])):
+        raise ValueError("the two predictions are of different pictures or boxes, so they cannot be compared")
+    named, ours = measures(first, labels, confidence)
+    theirs = measures(second, labels, confidence)[1]
+
+    def statistic(weights):
+        return ours(weights) - theirs(weights)
+
+    values = statistic(np.ones((len(first), 1)))[:, 0]
+    samples = metrics.bootstrap(statistic, first["patient_id"], resamples, seed)
+    gains = {name: metrics.interval(values[i], samples[:, i], len(first)) for i, name in enumerate(named)}
+    return {name: gain for name, gain in gains.items() if np.isfinite(gain.value)}
+
+
+def _mean_of_known(values: np.ndarray) -> float:
+    """Over the classes that the answered pictures have, as in MGCA; NaN of none."""
+    known = np.isfinite(values)
+    return values[known].mean() if known.any() else np.nan
+
+
+def _answered(predictions: pandas.DataFrame) -> np.ndarray:
+    """n bool: pictures that have a box and in which one was found from COMPAT_CONFIDENCE on."""
+    sure = predictions["scores"].map(lambda row: any(score >= COMPAT_CONFIDENCE for score in row))
+    return (sure & predictions["true_labels"].map(len).gt(0)).to_numpy(bool)
+
+
+def _pycocotools():
+    try:
+        from pycocotools import coco, cocoeval
+    except ImportError as error:
+        raise ValueError(
+            "detection is judged by pycocotools, which is not installed: pip install 'cxrjax[eval]'"
+        ) from error
+    return coco, cocoeval
