@@ -13,7 +13,7 @@ import numpy as np
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c6d31")
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 2", "1 2", "12 4", "6 2 2 2")
-WIDTH, HEIGHT = 460, 360
+WIDTH, HEIGHT = 500, 360
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 46
 _ROW = 26
 
@@ -86,7 +86,7 @@ def rows(names: Sequence[str], found: Sequence[tuple[float, float, float]], x_na
     height = _ROW * len(names) + BOTTOM
 
     def place(x, row):
-        return left + (x - low) / (high - low) * (WIDTH + 120 - left - RIGHT), _ROW * (row + 0.5)
+        return left + (x - low) / (high - low) * (WIDTH - left - RIGHT), _ROW * (row + 0.5)
 
     parts = []
     for tick in ticks(low, high):
@@ -102,8 +102,8 @@ def rows(names: Sequence[str], found: Sequence[tuple[float, float, float]], x_na
             parts.append(_line([place(bottom, row), place(top, row)], COLOURS[0], "", 1.8))
             note = f"<title>{_text(name)}: {value:.3f} ({bottom:.3f} to {top:.3f})</title>"
             parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{COLOURS[0]}">{note}</circle>')
-    parts.append(_label((left + WIDTH + 120 - RIGHT) / 2, height - 8, x_name, "middle"))
-    return _svg(parts, WIDTH + 120, height)
+    parts.append(_label((left + WIDTH - RIGHT) / 2, height - 8, x_name, "middle"))
+    return _svg(parts, WIDTH, height)
 
 
 def legend(names: Sequence[str]) -> str:

@@ -62,7 +62,7 @@ class Pictures(NamedTuple):
 
 _STYLE = """
 :root{color-scheme:light}
-body{font:15px/1.5 system-ui,sans-serif;color:#1a1a1a;background:#fff;max-width:1100px;margin:0 auto;padding:1.5rem}
+body{font:15px/1.5 system-ui,sans-serif;color:#1a1a1a;background:#fff;max-width:1200px;margin:0 auto;padding:1.5rem}
 h1{font-size:1.6rem;margin:.2rem 0}h2{border-top:1px solid #ccc;padding-top:1rem;margin-top:2.5rem}
 h3{margin:1.6rem 0 .4rem}nav ul{columns:2;padding-left:1.2rem}.about{color:#555}
 .wide{overflow-x:auto}table{border-collapse:collapse;margin:.4rem 0 1rem;font-variant-numeric:tabular-nums}
@@ -72,12 +72,14 @@ th button{all:unset;cursor:pointer;font-weight:600}th button:focus-visible{outli
 th button::after{content:"\\2195";color:#bbb;padding-left:.3rem}
 th[aria-sort=ascending] button::after{content:"\\2191";color:#333}
 th[aria-sort=descending] button::after{content:"\\2193";color:#333}
-.clear{font-weight:700}figure{display:inline-block;margin:.4rem 1.2rem .8rem 0;vertical-align:top}
-figcaption{font-size:.85rem;color:#444;max-width:460px}.pictures figcaption{max-width:224px}
+.clear{font-weight:700}
+figure{display:inline-block;width:500px;max-width:100%;margin:.4rem 1.2rem .8rem 0;vertical-align:top}
+.pictures figure{width:224px;overflow-wrap:anywhere}
+figcaption{font-size:.85rem;color:#444}
 svg text{font:12px system-ui,sans-serif;fill:#333}svg{max-width:100%;height:auto}
 .legend{list-style:none;padding:0;margin:.2rem 0;font-size:.85rem;display:flex;flex-wrap:wrap;gap:.2rem 1rem}
 .notes{background:#fff8e1;border-left:4px solid #e69f00;padding:.4rem 1rem;font-size:.9rem}
-.pictures img{display:block;width:224px;height:224px;image-rendering:auto;background:#000}
+.pictures img{display:block;width:224px;height:224px;background:#000}
 @media print{th button::after{content:""}nav{display:none}}
 """
 

@@ -103,7 +103,7 @@ def section(question: collect.Question, options: Options) -> tuple[list[Any], di
     first = {name: tables[0] for name, tables in subjects.items()}
     share_text = f"At {top:.0%} of the labels; of several runs the first." if _several(subjects, shares) else ""
     if compare.labels(next(iter(first.values()))):
-        more, facts["labels"] = labels(main, subjects, options)
+        more, facts["labels"] = labels(main, subjects, baseline)
         parts += more
         more, facts["curves"] = drawings(subjects, options)
         parts += more
@@ -161,31 +161,45 @@ def comparisons(
     return parts
 
 
-def labels(main: compare.Comparison, subjects, options: Options) -> tuple[list[Any], dict[str, Any]]:
-    """A row per label and subject, with DeLong's interval of the AUROC beside that of the bootstrap."""
+def labels(main: compare.Comparison, subjects, baseline: str) -> tuple[list[Any], dict[str, Any]]:
+    """A row per label and subject, with DeLong's interval and p value beside the intervals of the bootstrap."""
     table, facts = [], {}
     for subject, tables in subjects.items():
-        for name in [column for column in compare.labels(tables[0]) if f"target/{column}" in tables[0]]:
-            metric = f"auroc/{name}" if f"auroc/{name}" in main.metrics[subject] else "auroc"
-            if metric == "auroc" and len(compare.labels(tables[0])) > 1:
-                continue
-            check = None
-            if len(tables) == 1:
-                try:
-                    given = (tables[0][f"{side}/{name}"].to_numpy() for side in ("target", "score"))
-                    check = delong.interval(*given, tables[0]["patient_id"])
-                except ValueError:  # too few patients of one side for a variance
-                    check = None
-            gain = main.differences.get(subject, {}).get(metric)
-            auprc = main.metrics[subject][metric.replace("auroc", "auprc")]
-            found = main.metrics[subject][metric]
-            table.append(
-                [name, subject, found.n, main.positives[metric], found, gain and page.Gain(gain), auprc, check]
-            )
-            facts.setdefault(name, {})[subject] = {"auroc": found, "auprc": auprc, "delong": check}
-    columns = ["label", "subject", "pictures", "positive", "auroc", "auroc, difference", "auprc", "auroc, DeLong"]
-    text = "DeLong's interval, with a patient's pictures taken together (Obuchowski 1997), checks the bootstrap's."
-    return [page.Table("Labels", columns, table, text)], facts
+        for name in compare.labels(tables[0]):
+            alone = len(compare.labels(tables[0])) == 1
+            areas = [area if alone else f"{area}/{name}" for area in ("auroc", "auprc")]
+            if areas[0] not in main.metrics[subject]:
+                continue  # left out of the comparison, which says so
+            found, auprc = (main.metrics[subject][area] for area in areas)
+            gain = main.differences.get(subject, {}).get(areas[0])
+            check, p = _delong(name, tables, subjects[baseline] if gain else None)
+            cells = [name, subject, found.n, main.positives[areas[0]], found, gain and page.Gain(gain), auprc, check, p]
+            table.append(cells)
+            facts.setdefault(name, {})[subject] = {"auroc": found, "auprc": auprc, "delong": check, "delong_p": p}
+    columns = ["label", "subject", "pictures", "positive", "auroc", "auroc, difference", "auprc"]
+    text = (
+        "DeLong's interval and p value of the difference, with a patient's pictures taken together (Obuchowski 1997), "
+        "check the bootstrap's; they are of single runs. No correction is made for the number of tests."
+    )
+    return [page.Table("Labels", [*columns, "auroc, DeLong", "p, DeLong"], table, text)], facts
+
+
+def _delong(name: str, tables, references) -> tuple[Interval | None, float | None]:
+    """DeLong's interval of one run's AUROC, and p of its difference to one run of the baseline; None where there is
+    more than one run, or too few patients of one side."""
+    if len(tables) > 1:
+        return None, None
+    ours = tables[0].sort_values("image_id")
+    targets, scores = (ours[f"{side}/{name}"].to_numpy() for side in ("target", "score"))
+    patients = ours["patient_id"].to_numpy(str)
+    try:
+        found = delong.interval(targets, scores, patients)
+        if references is None or len(references) > 1:
+            return found, None
+        theirs = references[0].sort_values("image_id")[f"score/{name}"].to_numpy()
+        return found, delong.difference(targets, scores, theirs, patients)[1]
+    except ValueError:
+        return None, None
 
 
 def drawings(subjects, options: Options) -> tuple[list[Any], dict[str, Any]]:
