@@ -20,29 +20,28 @@ PLACES = ("encoder", "text", "lateral")
 def of_run(config: Any) -> Any:
     """The config with the whole model that it trains: what config.model does not give (None or "") is filled in.
 
-    Where it names no variant, with the model, the pool and `standardise` of the run at config.init_from, so that a head
-    meets the features that were trained; a given image_px, drop_path, dtype or remat stays. Without init_from, or with
-    a variant, with `recipes.vit` or `recipes.resnet`. A config that gives everything is returned as it is.
-    Raises ValueError for a Hugging Face folder without a variant.
+    With the model and pool of the run at config.init_from, so that a head meets the features that were trained; and
+    then `standardise` is the run's too. What is given, such as image_px, drop_path, dtype or remat, stays. Without a
+    run, or with another variant than its, by `recipes.vit` or `recipes.resnet`. A config that gives everything is
+    returned as it is. Raises ValueError for a Hugging Face folder without a variant.
     """
     given = {key: value for key, value in config.model.items() if value not in (None, "")}
     if len(given) == len(config.model):
         return config
-    folder, found = config.init_from, recipes.vit()
-    config = config.copy_and_resolve_references()
-    if given.get("variant") in resnet.VARIANTS:
-        found = recipes.resnet()
-        given.pop("patch_px", None)
-    elif folder and "variant" not in given:
-        if _is_huggingface(folder):
-            raise ValueError(
-                f"init_from={folder!r} is a Hugging Face folder: name the variant that it holds, for example "
-                f"--config.model.variant=B; ViTs: {', '.join(vit.VARIANTS)}; ResNets: {', '.join(resnet.VARIANTS)}"
-            )
+    config, folder, run = config.copy_and_resolve_references(), config.init_from, None
+    if folder and not _is_huggingface(folder):
         *_, run = trained.settings(folder)
+    elif folder and "variant" not in given:
+        raise ValueError(
+            f"init_from={folder!r} is a Hugging Face folder: name the variant that it holds, for example "
+            f"--config.model.variant=B; ViTs: {', '.join(vit.VARIANTS)}; ResNets: {', '.join(resnet.VARIANTS)}"
+        )
+    if run is not None and given.get("variant", run.model.variant) == run.model.variant:
         found = run.model.to_dict()
         found["pool"] = run.get("pool") or found.get("pool", "cls")
         config.standardise = run.standardise
+    else:
+        found = recipes.resnet() if given.get("variant") in resnet.VARIANTS else recipes.vit()
     with config.unlocked():
         config.model = {**found, **given}
     return config

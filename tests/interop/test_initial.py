@@ -10,7 +10,7 @@ import pytest
 from cxrjax import methods, parallel, trained
 from cxrjax.input import paired
 from cxrjax.interop import huggingface, torch_bert, torch_resnet, torch_swin, torch_vit
-from cxrjax.interop.initial import initialise
+from cxrjax.interop.initial import initialise, of_run
 from cxrjax.methods.base import encoder_params
 from cxrjax.models import posemb, swin, text_tower
 from cxrjax.models.bert import VARIANTS, Bert
@@ -163,3 +163,65 @@ def test_wrong_folder_is_explained(tmp_path):
     settings = runs.config(init_from=str(tmp_path / "nowhere"))
     with pytest.raises(FileNotFoundError, match="no folder .*nowhere"):
         initialise(settings, *fresh(settings))
+
+
+def test_a_head_takes_the_model_of_its_run(tmp_path):
+    """Size, patches, pool and standardisation; what the config gives stays, and a finished config is left alone."""
+    run = runs.config(pool="mean", model__image_px=48, standardise__mode="per_image", cls_shortcut=False)
+    runs.write(tmp_path / "run", run)
+    config = runs.config("finetune", "", init_from=str(tmp_path / "run"), model__drop_path=0.3, model__dtype="bfloat16")
+    found = of_run(config)
+    expected = run.model.to_dict() | {"drop_path": 0.3, "dtype": "bfloat16", "pool": "mean"}
+    assert found.model.to_dict() == expected and found.standardise.mode == "per_image"
+    config.model.image_px = 64
+    assert of_run(config).model.image_px == 64 and config.model.variant == "", "a config of its own"
+    assert of_run(of_run(config)).model == of_run(config).model and of_run(run) is run
+
+
+def test_a_head_without_a_run_has_a_model_too(tmp_path):
+    for name, words, variant in (("finetune", "", "mini"), ("segment", "resnet", "resnet18")):
+        config = of_run(runs.config(name, words))
+        assert config.model.variant == variant and methods.make(config).image_px == config.model.image_px
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="is a Hugging Face folder: name the variant that it holds"):
+        of_run(runs.config("finetune", "", init_from=str(tmp_path)))
+
+
+PRETRAINING = [name for name in methods.available() if name not in ("supervised", "segment", "detect")]
+
+
+@pytest.mark.parametrize("name", PRETRAINING)
+def test_every_methods_encoder_can_be_fine_tuned(name, tmp_path, monkeypatch):
+    """Each array of the encoder under a head is one of those that the run encodes with."""
+    run = runs.config(name)
+    monkeypatch.setattr(trained, "settings", lambda folder: (tmp_path, tmp_path, run))
+    config = of_run(runs.config("finetune", "", init_from=str(tmp_path)))
+    shapes = []
+    for settings in (run, config):
+        method = methods.make(settings, 10)
+        batch = methods.blank_batch(method)
+        params, state = jax.eval_shape(method.init, jax.random.key(0), batch)
+        places = jax.tree.leaves_with_path(jax.eval_shape(method.encoder, params, state))
+        shapes.append({jax.tree_util.keystr(path): leaf.shape for path, leaf in places})
+    assert shapes[1] and shapes[1].items() <= shapes[0].items()
+
+
+def test_learned_positions_are_resized_for_larger_pictures(tmp_path):
+    runs.write(tmp_path / "run", runs.config(model__positions="learned"))
+    table = trained.load(tmp_path / "run").params["encoder"]["pos_embed"]
+    config = of_run(runs.config("finetune", "", init_from=str(tmp_path / "run"), model__image_px=48))
+    started = initialise(config, *fresh(config))
+    expected = posemb.resize(table, (8, 8), (12, 12))
+    np.testing.assert_allclose(started.params["encoder"]["pos_embed"], expected, atol=1e-6)
+
+
+def test_frozen_encoders_start_from_the_run_and_keep_their_place(tmp_path):
+    """A ResNet under a frozen head: arrays in state["frozen"], running statistics where they always are."""
+    runs.write(tmp_path / "run", runs.config("simclr", model__variant="resnet_test"))
+    learned = trained.load(tmp_path / "run")
+    config = of_run(runs.config("finetune", "", init_from=str(tmp_path / "run"), encoder="frozen", labels="Mass"))
+    started = initialise(config, *fresh(config))
+    assert started.params["encoder"] == {}
+    jax.tree.map(np.testing.assert_array_equal, started.state["frozen"]["encoder"], learned.params["encoder"])
+    statistics = (tree.state["batch_stats"]["encoder"] for tree in (started, learned))
+    jax.tree.map(np.testing.assert_array_equal, *statistics)

@@ -1,0 +1,62 @@
+"""The configs of trained heads: each word makes something that can be built, and keeps its best step by what it logs."""
+
+import re
+from types import SimpleNamespace
+
+import jax
+import pytest
+
+from cxrjax import config as shared
+from cxrjax import grid, methods, optim
+from cxrjax.evals import run
+from cxrjax.evals.segment import METRICS
+from cxrjax.interop.initial import of_run
+from cxrjax.methods.base import Answers
+from tests import runs
+from tests.test_recipes import words
+
+JUDGES = {"supervised": "classify", "segment": "segment", "detect": "detect"}
+CONFIGS = ["finetune", "segment", *sorted(path.stem for path in runs.CONFIGS.glob("eval_*_*.py"))]
+HEADS = [name for name in CONFIGS if "protocols" in (runs.CONFIGS / f"{name}.py").read_text()]
+CASES = [(name, word) for name in HEADS for word in ("", *(word for word in words(name) if word != "smoke"))]
+LOGGED = {"classify": ("auroc", "log_likelihood"), "segment": METRICS}
+
+
+@pytest.mark.parametrize(("name", "word"), CASES)
+def test_every_word_makes_a_run(name, word):
+    """Sizes divide, rules of the optimizer find parameters, labels are named, the best step is kept by the val split."""
+    config = of_run(runs.config(name, word))
+    made = methods.make(config, total_steps=1000)
+    params, _ = jax.eval_shape(made.init, jax.random.key(0), methods.blank_batch(made))
+    steps = optim.duration(config.duration, "total", config.batch_size, 80_000)
+    optim.make(config.optim, params, steps, config.batch_size, 80_000 / config.batch_size)
+    ((key, entry),) = config.evals.items()
+    full = run.complete(entry)
+    assert full["judge"] == key == JUDGES[config.method] and full["set"] == config.data.sets
+    if key in LOGGED:
+        result = SimpleNamespace(metrics={}, details={"validation": dict.fromkeys(LOGGED[key], 0.5)})
+        assert config.checkpoint.best_metric in run.scalars(entry, result)
+    if config.get("grid"):
+        assert len(grid.parse(config)) > 1
+    assert not config.encoder == "frozen" or not jax.tree.leaves(params["encoder"])
+    if config.method == "supervised":
+        assert made.answers == Answers(shared.names(config.labels), config.task)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_smoke_shrinks_every_word(name):
+    for word in words(name):
+        config = runs.config(name, f"{word},smoke" if word != "smoke" else word)
+        assert config.model.variant in ("test", "resnet_test") and config.model.image_px == 32
+        assert config.batch_size == 16 and config.duration.to_dict()["total_steps"] == 6
+        ((_, entry),) = config.evals.items()
+        assert entry.every_steps == 6 and entry.bootstrap == 50 and f"/{entry.set}/" in config.checkpoint.best_metric
+        assert "phantom" not in (config.data.sets, entry.set)
+
+
+def test_numbers_of_peers_come_with_their_source():
+    """A docstring that quotes results says whose they are."""
+    for name in HEADS:
+        text = (runs.CONFIGS / f"{name}.py").read_text().split('"""')[1]
+        if name.startswith("eval_"):
+            assert re.search(r"\d{4}\.\d{5}|github\.com", text) and "Ours:" in text.replace("is our choice", "Ours:")
