@@ -1,4 +1,4 @@
-"""The configs of trained heads: each word makes something that can be built, and keeps its best step by what it logs."""
+"""The configs of trained heads: each word makes something that can be built, and keeps its best step by val alone."""
 
 import re
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ from tests import runs
 from tests.test_recipes import words
 
 JUDGES = {"supervised": "classify", "segment": "segment", "detect": "detect"}
-CONFIGS = ["finetune", "segment", *sorted(path.stem for path in runs.CONFIGS.glob("eval_*_*.py"))]
+CONFIGS = ["finetune", "segment", "detect", *sorted(path.stem for path in runs.CONFIGS.glob("eval_*_*.py"))]
 HEADS = [name for name in CONFIGS if "protocols" in (runs.CONFIGS / f"{name}.py").read_text()]
 CASES = [(name, word) for name in HEADS for word in ("", *(word for word in words(name) if word != "smoke"))]
 LOGGED = {"classify": ("auroc", "log_likelihood"), "segment": METRICS}
@@ -24,7 +24,7 @@ LOGGED = {"classify": ("auroc", "log_likelihood"), "segment": METRICS}
 
 @pytest.mark.parametrize(("name", "word"), CASES)
 def test_every_word_makes_a_run(name, word):
-    """Sizes divide, rules of the optimizer find parameters, labels are named, the best step is kept by the val split."""
+    """Sizes divide, rules of the optimizer find parameters, labels are named, the metric of the best step is logged."""
     config = of_run(runs.config(name, word))
     made = methods.make(config, total_steps=1000)
     params, _ = jax.eval_shape(made.init, jax.random.key(0), methods.blank_batch(made))

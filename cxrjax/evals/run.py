@@ -191,7 +191,7 @@ def complete(entry: Mapping[str, Any]) -> dict[str, Any]:
     elif full["judge"] in ("segment", "detect"):
         what, where = ("mask", "target") if full["judge"] == "segment" else ("boxes", "labels")
         if set(task) - {"name"}:
-            raise ValueError(f"{what} are judged without a task, got {task}; config.{where} of the run names them")
+            raise ValueError(f"judge {full['judge']!r} takes no task, got {task}; config.{where} of the run does")
         task["name"] = task.get("name") or what
     elif not task.get("name"):
         record = make_task(task)

@@ -115,7 +115,7 @@ def test_the_judge_writes_what_it_found_and_names_its_conventions(phantom_dir, t
 def test_a_threshold_can_be_chosen_on_the_validation_pictures(phantom_dir, tmp_path):
     shifted = dark()
     encode = shifted.encode
-    shifted = shifted._replace(encode=lambda images: {"mask_logits": encode(images)["mask_logits"] + 2})
+    shifted = shifted._replace(encode=lambda images: {"mask_logits": encode(images)["mask_logits"] + 5})
     found = [run.evaluate(shifted, entry(phantom_dir, threshold=t), tmp_path / str(t)) for t in (0.5, 0)]
     assert found[1].details["threshold"] > 0.6
     assert found[1].details["validation"]["dice_present"] > found[0].details["validation"]["dice_present"]
@@ -127,7 +127,7 @@ def test_mistakes_are_explained(phantom_dir, tmp_path):
         (encoders.pixels(), {}, "'pixels-32' makes no masks; judge a run of the method 'segment'"),
         (dark("mask_heart"), {}, "has no 'mask_heart'; it has .*finding_mask"),
         (broken, {}, "NaN or infinite, .* is the first"),
-        (dark(), {"task": {"kind": "multilabel"}}, "masks are judged without a task"),
+        (dark(), {"task": {"kind": "multilabel"}}, "judge 'segment' takes no task, got .*config.target of the run"),
     ):
         with pytest.raises(run.EvaluationError, match=words):
             run.evaluate(encoder, entry(phantom_dir, **changes), tmp_path)
