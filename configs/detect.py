@@ -47,6 +47,7 @@ def get_config(arg: str = ""):
     if "grid" in words:
         config.grid = "data.fraction=0.01,0.1,1; seed=0,1,2"
     if "smoke" in words:
+        config.head.update({"width": 32, "layers": 1})
         protocols.smoke(config)
     return config
 
