@@ -98,6 +98,30 @@ def test_measures_per_picture_are_averaged_without_pictures_that_have_none():
         compare.compare("", {"nothing": [ours[["image_id", "patient_id"]]]})
 
 
+def test_boxes_are_compared_by_mean_average_precision():
+    pytest.importorskip("pycocotools")
+    from cxrjax.evals import detect
+
+    generator = np.random.default_rng(0)
+    corners = generator.uniform(0, 0.5, (24, 1, 2))
+    truth = np.concatenate([corners, corners + 0.3], axis=2)
+    about = {"image_id": [f"i{k}" for k in range(24)], "patient_id": [f"p{k // 2}" for k in range(24)]}
+    about |= {"true_boxes": truth.tolist(), "true_labels": [["Mass" if k % 2 else "Nodule"] for k in range(24)]}
+
+    def found(blur):
+        moved = truth + generator.normal(size=truth.shape) * blur
+        scores = generator.uniform(size=(24, 1)).tolist()
+        return pandas.DataFrame({**about, "boxes": moved.tolist(), "scores": scores, "labels": about["true_labels"]})
+
+    good, bad = found(0.01), found(0.06)
+    ours = compare.compare("", {"bad": [bad], "good": [good]}, resamples=20, seed=1)
+    expected = detect.paired_difference(good, bad, ("Mass", "Nodule"), resamples=20, seed=1)
+    assert set(ours.differences["good"]) == set(expected)
+    for name in ("map", "map50", "map/Mass"):
+        assert ours.differences["good"][name] == pytest.approx(expected[name])
+    assert ours.differences["good"]["map"].low > 0
+
+
 def test_folds_are_averaged_as_runs_on_pictures_of_their_own():
     (whole,), (other,) = tables(1), tables(1, seed=5, skill=0.3)
     halves = [one.sort_values("image_id")[part] for one in (whole, other) for part in (slice(0, 80), slice(80, None))]

@@ -1,6 +1,9 @@
+import hypothesis
+import hypothesis.strategies as some
 import numpy as np
 import pandas
 import pytest
+import scipy.stats
 import sklearn.metrics
 
 from cxrjax.evals import metrics
@@ -31,6 +34,33 @@ def test_metrics_equal_scikit_learn_with_ties_and_weights(seed, tied):
         assert metrics.balanced_accuracy(targets, predicted, given) == pytest.approx(
             sklearn.metrics.balanced_accuracy_score(targets, predicted, sample_weight=given)
         )
+
+
+# Ties of all kinds, the largest and smallest doubles, neighbours that differ in the last bit, and both zeros.
+WILD = (0.0, -0.0, 5e-324, 1.0, float(np.nextafter(1, 2)), -1.7e308, 1.7e308, 0.1 + 0.2, 0.3, -1e-300, 1e16, 1e16 + 2)
+PICTURES = some.lists(some.tuples(some.booleans(), some.sampled_from(WILD), some.integers(0, 3)), min_size=2)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered in reduce")  # scikit-learn sums the scores
+@hypothesis.settings(max_examples=100, deadline=None, derandomize=True)
+@hypothesis.given(PICTURES)
+def test_adversarial_scores_are_judged_as_by_scikit_learn_and_scipy(pictures):
+    targets, scores, weights = (np.array(column) for column in zip(*pictures, strict=True))
+    targets = targets.astype(np.int8)
+    for given in (np.ones(len(targets)), weights.astype(float)):
+        ours = metrics.auroc(targets, scores, given), metrics.auprc(targets, scores, given)
+        if min(given[targets == 1].sum(), given[targets == 0].sum()) == 0:
+            assert np.isnan(ours).all()
+            continue
+        drawn = np.repeat(np.arange(len(targets)), given.astype(int))
+        assert ours[0] == pytest.approx(sklearn.metrics.roc_auc_score(targets[drawn], scores[drawn]), abs=1e-12)
+        assert ours[1] == pytest.approx(
+            sklearn.metrics.average_precision_score(targets[drawn], scores[drawn]), abs=1e-12
+        )
+        sides = (scores[drawn][targets[drawn] == side] for side in (1, 0))
+        above = scipy.stats.mannwhitneyu(*sides, method="asymptotic").statistic
+        pairs = given[targets == 1].sum() * given[targets == 0].sum()
+        assert ours[0] == pytest.approx(above / pairs, abs=1e-12)
 
 
 def test_masked_pictures_do_not_count():
