@@ -9,7 +9,7 @@ nothing else are one subject, with the mean over its runs. Every table compares 
 same resamples of patients. No checkpoint is read and nothing is judged again; pictures and subgroups are shown where
 the converted set is at hand. Without --workdir the report goes to runs/report-….
 
-Cost: seconds for small sets; for 25,000 pictures with 14 labels about a minute per subject.
+Cost: seconds for small sets; for 25,000 pictures with 14 labels about a minute and a half per subject.
 """
 
 from ml_collections import ConfigDict

@@ -150,36 +150,33 @@ def _evaluations(given: str, place: Path, notes: list[str]) -> Iterator[_Found]:
 def _subjects(found: Sequence[_Found]) -> list[str]:
     """A name for each: the one given, with the place below its folder where that holds several models."""
     models: dict[tuple[str, Path], list[str]] = {}
-    first: dict[str, Path] = {}
+    first: dict[tuple[Path, str], Path] = {}
     for one in found:
         likenesses = models.setdefault((one.given, one.place), [])
         if one.like not in likenesses:
             likenesses.append(one.like)
-        first.setdefault(one.like, one.workdir)
-    plain = {}
+        first.setdefault((one.place, one.like), one.workdir)
+    plain = []
     for one in found:
-        whole = len(models[one.given, one.place]) == 1 or first[one.like] == one.place
-        tail = "" if whole else Path(os.path.relpath(first[one.like], one.place)).as_posix()
-        plain[one.workdir] = "/".join(filter(None, (one.given or one.place.resolve().name, tail)))
-    # Two models have one name only if it was given to both.
+        here = first[one.place, one.like]
+        whole = len(models[one.given, one.place]) == 1 or here == one.place
+        tail = "" if whole else here.relative_to(one.place).as_posix()
+        plain.append("/".join(filter(None, (one.given or one.place.resolve().name, tail))))
     likes: dict[str, set] = {}
-    for one in found:
-        if not one.given:
-            likes.setdefault(plain[one.workdir], set()).add(one.like)
-    doubled = {name for name, each in likes.items() if len(each) > 1}
-    references: dict[str, set] = {}
-    for one in found:
+    digests: dict[str, set] = {}
+    for one, name in zip(found, plain, strict=True):
+        likes.setdefault("" if one.given else name, set()).add(one.like)
         if is_reference(one.results):
-            references.setdefault(one.results["encoder"]["name"], set()).add(one.results["encoder"]["digest"])
-    names_of = []
-    for one in found:
-        name = one.workdir.as_posix() if not one.given and plain[one.workdir] in doubled else plain[one.workdir]
-        encoder = one.results["encoder"]
+            digests.setdefault(one.results["encoder"]["name"], set()).add(one.results["encoder"]["digest"])
+    subjects = []
+    for one, name in zip(found, plain, strict=True):
+        # Two models have one name only if it was given to both.
+        name = name if one.given or len(likes[name]) == 1 else one.workdir.as_posix()
         if is_reference(one.results):
-            alone = len(references[encoder["name"]]) == 1
-            name = encoder["name"] if alone else f"{name} ({encoder['name']})"
-        names_of.append(name)
-    return names_of
+            encoder = one.results["encoder"]["name"]
+            name = encoder if len(digests[encoder]) == 1 else f"{name} ({encoder})"
+        subjects.append(name)
+    return subjects
 
 
 def is_reference(results: dict[str, Any]) -> bool:

@@ -3,6 +3,7 @@ import json
 import re
 import shutil
 import subprocess
+import types
 import xml.etree.ElementTree as ElementTree
 
 import cv2
@@ -10,6 +11,7 @@ import numpy as np
 import pandas
 import pytest
 
+from cxrjax import main
 from cxrjax.evals import charts, collect, compare, examples, metrics, page, report
 from cxrjax.evals.base import Interval
 from cxrjax.input import source as sources
@@ -223,7 +225,8 @@ def test_a_baseline_can_be_named_and_what_cannot_be_compared_is_said(written, tm
     config = config.copy_and_resolve_references()
     save(tmp_path / "fewer", tables[0][1:])
     config.update({"runs": f"{config.runs.split(',')[0]},fewer={tmp_path / 'fewer'}", "resamples": 5})
-    text = report.write(config, tmp_path / "out").with_suffix(".md").read_text()
+    main.main(config, "report", types.SimpleNamespace(workdir=str(tmp_path / "out"), distributed=False))
+    text = (tmp_path / "out" / "report.md").read_text()
     assert "no paired differences at 100% of the labels: predictions of different pictures" in text
     assert "As saved by each run" in text
     config.baseline = "nobody"
