@@ -71,6 +71,7 @@ def _head(method: str) -> ConfigDict:
 
 
 def classify(config: ConfigDict, converted_set: str, task: dict[str, Any], every_steps: int, views: str = "PA,AP"):
+    task = {"name": "all", **task}
     entry = {"judge": "classify", "set": converted_set, "task": task, "views": views, "every_steps": every_steps}
     _judged(config, "classify", entry, "auroc")
 

@@ -54,9 +54,11 @@ def test_smoke_shrinks_every_word(name):
         assert "phantom" not in (config.data.sets, entry.set)
 
 
-def test_numbers_of_peers_come_with_their_source():
-    """A docstring that quotes results says whose they are."""
+def test_protocols_name_their_source_and_what_is_ours():
+    """And those with a defect put right have the word that brings it back."""
     for name in HEADS:
         text = (runs.CONFIGS / f"{name}.py").read_text().split('"""')[1]
         if name.startswith("eval_"):
-            assert re.search(r"\d{4}\.\d{5}|github\.com", text) and "Ours:" in text.replace("is our choice", "Ours:")
+            assert re.search(r"\d{4}\.\d{5}|github\.com", text)
+            assert re.search(r"Ours:|our choice|put right", text)
+        assert ("`compat`" in text) == ("compat" in words(name))

@@ -1,12 +1,16 @@
 """Cross-validation by patient: every patient is tested on once, and is never on two sides of a fold."""
 
+import os
+from pathlib import Path
+
 import numpy as np
+import pandas
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cxrjax import train
-from cxrjax.datasets import schema
+from cxrjax.datasets import manifest, schema
 from cxrjax.evals import encoders, run
 from cxrjax.input import source
 from tests import radiographs, runs
@@ -23,6 +27,37 @@ def test_folds_are_even_and_depend_on_names_alone(patients, folds, random):
     assert set(found) == set(patients) and sizes.max() - sizes.min() <= 1
     random.shuffle(patients)
     assert schema.fold_of_patients("montgomery/512", patients, folds) == found
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from(schema.SPLITS)), min_size=1, max_size=12))
+def test_no_set_is_written_with_a_patient_in_two_splits(pictures):
+    """Every set's reader makes a manifest, and every manifest is checked before a record is written."""
+    rows = [
+        manifest.Row(Path(f"{i}.png"), f"{i}", patient, f"{i}", split, view="PA", labels=(1,))
+        for i, (patient, split) in enumerate(pictures)
+    ]
+    given_set = manifest.Manifest("clinic", ("Finding",), tuple(rows), "Made for a test.")
+    if len({patient for patient, _ in pictures}) == len(set(pictures)):
+        manifest.check(given_set)
+    else:
+        with pytest.raises(ValueError, match="in more than one split of set 'clinic'"):
+            manifest.check(given_set)
+
+
+FOLDER = os.environ.get("CXRJAX_REAL_DATA")
+
+
+@pytest.mark.skipif(not FOLDER, reason="CXRJAX_REAL_DATA names no folder of real sets")
+def test_no_patient_of_the_real_sets_is_in_two_splits_or_folds():
+    found = 0
+    for path in sorted(Path(FOLDER).glob("*/labels.csv")):
+        table = pandas.read_csv(path, dtype=str)
+        schema.assert_patients_disjoint({split: part["patient_id"] for split, part in table.groupby("split")}, path)
+        fold = table["patient_id"].map(schema.fold_of_patients(path.parent.name, table["patient_id"], 5))
+        schema.assert_patients_disjoint({f"{n}": part["patient_id"] for n, part in table.groupby(fold)})
+        found += 1
+    assert found
 
 
 @pytest.fixture(scope="module")
