@@ -236,7 +236,8 @@ def paired_difference(
 ) -> dict[str, Interval]:
     """Each metric of `first` minus that of `second`, predictions of the same pictures, on the same resamples."""
     first, second = (table.sort_values("image_id", ignore_index=True) for table in (first, second))
-    if not (first["image_id"].equals(second["image_id"]) and first["true_labels"].equals(second["true_labels"])):
+    truths = [table["true_labels"].map(list) for table in (first, second)]  # arrays, where they were read from a file
+    if not (first["image_id"].equals(second["image_id"]) and truths[0].equals(truths[1])):
         raise ValueError("the two predictions are of different pictures or boxes, so they cannot be compared")
     named, ours = measures(first, labels, confidence)
     theirs = measures(second, labels, confidence)[1]

@@ -159,11 +159,13 @@ def test_intervals_resample_patients_and_name_what_is_left_out():
         detect.summarise(table(([], [])), ("any",), 0.0, 10, 0)
 
 
-def test_paired_differences_share_their_resamples():
+def test_paired_differences_share_their_resamples(tmp_path):
     first = random_table()
+    first.to_parquet(tmp_path / "predictions.parquet")
+    read = pandas.read_parquet(tmp_path / "predictions.parquet")
     worse = first.copy()
     worse["boxes"] = [[list(np.array(box) + 0.07) for box in row] for row in first["boxes"]]
-    nothing = detect.paired_difference(first, first.sample(frac=1, random_state=0), ("a", "b"), resamples=20)
+    nothing = detect.paired_difference(first, read.sample(frac=1, random_state=0), ("a", "b"), resamples=20)
     assert all(gain[:3] == (0, 0, 0) for gain in nothing.values())
     gain = detect.paired_difference(first, worse, ("a", "b"), resamples=60)["map"]
     assert 0 < gain.low <= gain.value <= gain.high
