@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 
 from cxrjax import command, flops, methods, parallel, train
 from cxrjax.input import throughput
+from cxrjax.interop import initial
 from cxrjax.methods.mae import kept_patches
 from cxrjax.methods.spcl import partition_sizes
 
@@ -56,6 +57,7 @@ def benchmark(config: ConfigDict, steps: int = 10, input_seconds: float = 10.0) 
     """Builds the run of `config`, counts, compiles, and times `steps` steps; raises ValueError for other jobs."""
     if config.get("job") != "pretrain":
         raise ValueError(f"config.job is {config.get('job')!r}: benchmark measures pre-training configs")
+    config = initial.of_run(config)
     run = train.build(config)
     batch = parallel.to_global(run.batches[0], run.mesh)
     counted = cost(config, run.abstract.params, run.abstract.state, batch)

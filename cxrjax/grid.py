@@ -42,22 +42,27 @@ class Line(NamedTuple):
     high: float
 
 
-def run(config: ConfigDict, workdir: Path, train_one: Callable, resamples: int = 1000) -> list[Line]:
+def run(config: ConfigDict, workdir: Path, claim: Callable, fit: Callable, resamples: int = 1000) -> list[Line]:
     """Trains what is not finished and writes grid.json and grid.md into workdir.
 
-    train_one: (config, workdir) -> None, resumable; it raises where the folder holds a run with other settings.
+    claim: (workdir, config), raises where the folder holds a run with other settings, finished or not. fit: (config,
+    workdir), trains or resumes. With several hosts the first one writes, and alone gets the lines.
     """
     combinations = parse(config)
     for settings in combinations:
         cell, folder = cell_of(config, settings), folder_of(workdir, settings)
+        claim(folder, cell)
         if (folder / FINISHED).exists():
             print(f"finished already: {folder}", flush=True)
             continue
         print(f"run {combinations.index(settings) + 1} of {len(combinations)}: {folder}", flush=True)
-        train_one(cell, folder)
+        fit(cell, folder)
         best = "best" if config.checkpoint.best_metric else "latest"
-        (folder / FINISHED).write_text(json.dumps({"step": int(Path(checkpoint.find(folder, best)).name)}) + "\n")
+        if jax.process_index() == 0:
+            (folder / FINISHED).write_text(json.dumps({"step": int(Path(checkpoint.find(folder, best)).name)}) + "\n")
         jax.clear_caches()  # what was compiled for one run serves no other
+    if jax.process_index():
+        return []
     lines = tabulate(config, workdir, combinations, resamples)
     (workdir / "grid.json").write_text(json.dumps([line._asdict() for line in lines], indent=2) + "\n")
     (workdir / "grid.md").write_text(markdown(lines))

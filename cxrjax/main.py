@@ -33,14 +33,11 @@ def pretrain(config, name: str, options) -> None:
     name = f"{name}-grid" if config.get("grid") else name
     workdir = Path(options.workdir or Path("runs") / f"{name}-{shared.digest(config)}")
 
-    def train_one(config, workdir):
+    if config.get("grid"):
+        grid.run(config, workdir, claim, train.fit)
+    else:
         claim(workdir, config)
         train.fit(config, workdir)
-
-    if config.get("grid"):
-        grid.run(config, workdir, train_one)
-    else:
-        train_one(config, workdir)
     print(f"done: {workdir}", flush=True)
 
 

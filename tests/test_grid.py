@@ -53,7 +53,7 @@ def trainer(monkeypatch, trained, fail_at=None):
     """Stands in for the trainer: writes the results of a run whose scores are better the more it is trained on."""
     monkeypatch.setattr(checkpoint, "find", lambda folder, step: folder / "checkpoints" / "7")
 
-    def train_one(config, folder):
+    def fit(config, folder):
         if len(trained) == fail_at:
             raise SystemExit(143)
         trained.append(folder.name)
@@ -69,14 +69,19 @@ def trainer(monkeypatch, trained, fail_at=None):
         found = {name: {"value": value, "low": 0, "high": 1, "n": 60} for name in ("auroc", "mAP", "auroc/Mass")}
         (place / "results.json").write_text(json.dumps({"metrics": found}))
 
-    return train_one
+    return fit
 
 
 def test_a_grid_goes_on_where_it_stopped_and_is_tabulated(tmp_path, monkeypatch):
-    config, trained = settings("data.fraction=0.5,1; seed=0,1"), []
+    config, trained, claimed = settings("data.fraction=0.5,1; seed=0,1"), [], []
+
+    def claim(folder, config):
+        claimed.append(folder.name)
+
     with pytest.raises(SystemExit):
-        grid.run(config, tmp_path, trainer(monkeypatch, trained, fail_at=3), resamples=20)
-    lines = grid.run(config, tmp_path, trainer(monkeypatch, trained), resamples=200)
+        grid.run(config, tmp_path, claim, trainer(monkeypatch, trained, fail_at=3), resamples=20)
+    lines = grid.run(config, tmp_path, claim, trainer(monkeypatch, trained), resamples=200)
+    assert claimed == [*trained, *trained], "a finished run is still checked for other settings"
     assert trained == [f"data.fraction-{f}_seed-{s}" for f in (0.5, 1.0) for s in (0, 1)], "none is trained twice"
     assert [(line.settings, line.metric, line.runs) for line in lines] == [
         ({"data.fraction": fraction}, metric, 2) for fraction in (0.5, 1.0) for metric in ("auroc", "mAP")
