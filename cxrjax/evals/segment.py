@@ -25,6 +25,7 @@ from cxrjax.datasets import schema
 from cxrjax.evals import metrics, pictures
 from cxrjax.evals.base import Encoder, Interval, Result
 from cxrjax.evals.features import fetch, share
+from cxrjax.imaging import pixels
 from cxrjax.input.source import Source
 
 METRICS = ("dice_present", "dice_all", "iou_present", "iou_all")
@@ -66,7 +67,9 @@ def segment(
     schema.assert_patients_disjoint({split: table["patient_id"].tolist() for split, table in tables.items()})
     read = partial(pictures.batches, px=encoder.image_px, what=encoder.target, limit_bytes=pictures_bytes)
     tried = (threshold,) if threshold else THRESHOLDS
-    found = {split: count(encoder, sources[split], tried, batch_size, pictures_bytes) for split in ("val", "test")}
+    found = {"val": count(encoder, sources["val"], tried, batch_size, pictures_bytes)[0]}
+    chosen = tried[best_threshold(found["val"])]
+    found["test"], drawn = count(encoder, sources["test"], (chosen,), batch_size, pictures_bytes, draw=True)
     mean = mean_mask(read(sources["train"], batch_size=batch_size), len(sources["train"]))
     mean_of = {
         split: count_fixed(mean, read(sources[split], batch_size=batch_size), len(sources[split]))
@@ -79,8 +82,8 @@ def segment(
         if not counts.known.all():
             lacking = f"{(~counts.known).sum()} of {len(counts.known)}"
             notes.append(f"{split}: {lacking} pictures have no mask and do not count")
-    best, best_mean = (best_threshold(counts) for counts in (found["val"], mean_of["val"]))
-    scores, scores_mean = overlap(found["test"], best), overlap(mean_of["test"], best_mean)
+    best_mean = best_threshold(mean_of["val"])
+    scores, scores_mean = overlap(found["test"], 0), overlap(mean_of["test"], best_mean)
     kept = found["test"].known
     table = tables["test"][kept]
     columns = {f"value/{name}": scores[name][kept] for name in METRICS}
@@ -91,8 +94,9 @@ def segment(
             "image_id": table["image_id"].to_numpy(str),
             "patient_id": table["patient_id"].to_numpy(str),
             "truth_px": found["test"].truth[kept],
-            "predicted_px": found["test"].predicted[kept, best],
-            "both_px": found["test"].both[kept, best],
+            "predicted_px": found["test"].predicted[kept, 0],
+            "both_px": found["test"].both[kept, 0],
+            "overlay/mask": [png for png, known in zip(drawn, kept, strict=True) if known],
             **columns,
         }
     )
@@ -101,12 +105,12 @@ def segment(
         f"test: {empty} of {len(predictions)} masks are empty: they are left out of dice_present and iou_present, and "
         "count 1 (nothing predicted) or 0 in dice_all and iou_all"
     )
-    of_val = overlap(found["val"], best)
+    of_val = overlap(found["val"], tried.index(chosen))
     details = {
         "judge": "segment",
         "target": encoder.target,
         "px": encoder.image_px,
-        "threshold": tried[best],
+        "threshold": chosen,
         "mean_mask_threshold": THRESHOLDS[best_mean],
         "validation": {name: value for name in METRICS if np.isfinite(value := _nanmean(of_val[name]))},
         "mean_of_batch_means": {"batch": MGCA_BATCH, "dice_all": batch_means(scores["dice_all"][kept], MGCA_BATCH)},
@@ -115,16 +119,29 @@ def segment(
     return Result(summarise(predictions, resamples, seed), predictions, notes, details)
 
 
-def count(encoder: Encoder, source: Source, thresholds: Sequence[float], batch_size: int, limit_bytes: float) -> Counts:
-    """Counts the pixels that the encoder's head calls inside at each threshold."""
+def count(
+    encoder: Encoder,
+    source: Source,
+    thresholds: Sequence[float],
+    batch_size: int,
+    limit_bytes: float,
+    draw: bool = False,
+) -> tuple[Counts, list[bytes]]:
+    """Counts the pixels that the encoder's head calls inside at each threshold.
+
+    draw: also gives what is inside at the first threshold, a PNG of 0 and 255 per picture.
+    """
     cuts = np.log(thresholds) - np.log1p(-np.asarray(thresholds))
     own, size = share(source, batch_size, encoder.mesh)
     read = partial(pictures.batches, own, encoder.image_px, size, limit_bytes=limit_bytes)
-    parts = []
+    parts, drawn = [], []
     for images, inside in zip(read(), read(what=encoder.target), strict=True):
         if encoder.mesh is not None:
             images, inside = (parallel.to_global(each, encoder.mesh) for each in (images, inside))
-        parts.append([fetch(part) for part in _count(encoder.encode(images)["mask_logits"], inside, cuts)])
+        logits = encoder.encode(images)["mask_logits"]
+        parts.append([fetch(part) for part in _count(logits, inside, cuts)])
+        if draw:
+            drawn += [pixels.encode(255 * mask, "png") for mask in fetch(_inside(logits, cuts[0]))]
     truth, predicted, both, known, finite = (np.concatenate(part)[: len(source)] for part in zip(*parts, strict=True))
     if not finite.all():
         first = source.table["image_id"].iloc[int((~finite).argmax())]
@@ -132,7 +149,13 @@ def count(encoder: Encoder, source: Source, thresholds: Sequence[float], batch_s
             f"the masks of {(~finite).sum()} of {len(finite)} pictures are NaN or infinite, {first!r} is the first; "
             "training has diverged"
         )
-    return Counts(truth, predicted, both, known)
+    return Counts(truth, predicted, both, known), drawn[: len(source)]
+
+
+@jax.jit
+def _inside(logits, cut):
+    """logits b h w 1 -> uint8 b h w, 1 inside."""
+    return (logits[..., 0] >= cut).astype(jnp.uint8)
 
 
 @jax.jit
@@ -140,11 +163,10 @@ def _count(logits, inside, cuts):
     """logits b h w 1, inside b h w 1 uint8, cuts t -> truth b, predicted b t, both b t, known b, finite b."""
     true = inside == 255
     predicted = logits >= cuts  # b h w t
-    pixels = (1, 2)
     return (
         true.sum((1, 2, 3)),
-        predicted.sum(pixels),
-        (predicted & true).sum(pixels),
+        predicted.sum((1, 2)),
+        (predicted & true).sum((1, 2)),
         (inside != pictures.UNKNOWN).all((1, 2, 3)),
         jnp.isfinite(logits).all((1, 2, 3)),
     )

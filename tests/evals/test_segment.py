@@ -2,6 +2,7 @@
 
 import json
 
+import cv2
 import jax.numpy as jnp
 import numpy as np
 import pandas
@@ -102,6 +103,8 @@ def test_the_judge_writes_what_it_found_and_names_its_conventions(phantom_dir, t
     for i, (image, mask) in enumerate(zip(rows[::2], rows[1::2], strict=True)):
         p, t = image["pixels"] <= 0.35 * 255, mask["pixels"] == 255
         assert 2 * (p & t).sum() / (p.sum() + t.sum()) == pytest.approx(table["value/dice_present"][i])
+        drawn = cv2.imdecode(np.frombuffer(table["overlay/mask"][i], np.uint8), cv2.IMREAD_GRAYSCALE)
+        np.testing.assert_array_equal(drawn, 255 * p[..., 0])
     assert report["metrics"]["dice_present"]["value"] == pytest.approx(table["value/dice_present"].mean())
     gain = report["metrics"]["dice_present"]["value"] - report["metrics"]["mean_mask"]["value"]
     assert report["metrics"]["gain"]["value"] == pytest.approx(gain)
