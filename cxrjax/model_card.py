@@ -203,4 +203,5 @@ def _measured(workdir: Path, step: int) -> str:
     if not rows:
         return f"Nothing: the run has no evaluation of step {step}."
     header = ["| evaluation | metric | value | 95 % interval | n |", "|---|---|---|---|---|"]
-    return "\n".join([*header, *rows, "", "Intervals are over resampled patients; n counts pictures, or studies in retrieval."])
+    closing = "Intervals are over resampled patients; n counts pictures, or studies in retrieval."
+    return "\n".join([*header, *rows, "", closing])
