@@ -13,7 +13,6 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +22,7 @@ import pandas
 from ml_collections import ConfigDict
 
 from cxrjax import checkpoint
-from cxrjax.evals import metrics
+from cxrjax.evals import compare
 
 REPEATED = ("seed", "data.fold", "data.fraction_seed")
 FINISHED = "finished.json"
@@ -129,31 +128,19 @@ def tabulate(config: ConfigDict, workdir: Path, combinations: Sequence[dict], re
 def summarise(places: Sequence[Path], resamples: int = 1000, seed: int = 0) -> list[tuple]:
     """(metric, runs, mean, deviation, low, high) of the same evaluation of several runs.
 
-    places: folders with predictions.parquet and results.json. The metrics are those over all labels that can be had of
-    resampled predictions; others, such as mAP, are given without an interval.
+    places: folders with predictions.parquet and results.json. The metrics are those over all labels; one that cannot be
+    had of resampled predictions is given without an interval.
     """
     tables = [pandas.read_parquet(place / "predictions.parquet") for place in places]
-    statistics = [_statistic(table) for table in tables]
-    results = [json.loads((place / "results.json").read_text())["metrics"] for place in places]
-    common = [name for name in results[0] if "/" not in name and all(name in result for result in results)]
-    patients = np.unique(np.concatenate([table["patient_id"].to_numpy(str) for table in tables]))
-    owners = [np.searchsorted(patients, table["patient_id"].to_numpy(str)) for table in tables]
-    names = [name for name in common if all(name in statistic for statistic in statistics)]
-
-    def mean(weights):  # of patients: p r -> m r
-        of_runs = [
-            np.stack([statistic[name](weights[owner]) for name in names])
-            for statistic, owner in zip(statistics, owners, strict=True)
-        ]
-        return np.mean(of_runs, axis=0)
-
-    samples = metrics.bootstrap(mean, patients, resamples, seed) if names else np.empty((resamples, 0))
+    results = [json.loads((place / "results.json").read_text()) for place in places]
+    kind = results[0]["entry"]["task"].get("kind", "")
+    (drawn,) = compare.compare(kind, {"": tables}, resamples=resamples, seed=seed).metrics.values()
     found = []
-    for name in common:
-        values = [math.nan if result[name]["value"] is None else result[name]["value"] for result in results]
-        bounds = (math.nan, math.nan)
-        if name in names:
-            bounds = metrics.interval(np.mean(values), samples[:, names.index(name)], len(patients))[1:3]
+    for name in results[0]["metrics"]:
+        if "/" in name or not all(name in result["metrics"] for result in results):
+            continue
+        values = [math.nan if (one := result["metrics"][name]["value"]) is None else one for result in results]
+        bounds = drawn[name][1:3] if name in drawn else (math.nan, math.nan)
         deviation = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
         found.append((name, len(values), float(np.mean(values)), deviation, *bounds))
     return found
@@ -170,30 +157,6 @@ def markdown(lines: Sequence[Line]) -> str:
         settings = [f"{line.settings[key]}" for key in keys]
         rows.append([*settings, line.evaluation, line.metric, f"{line.runs}", f"{line.mean:.3f}{bounds}", deviation])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
-
-
-def _statistic(table: pandas.DataFrame) -> dict[str, Callable]:
-    """metric -> (weights n r -> r), for what can be computed of the rows of predictions."""
-    names = [column.removeprefix("target/") for column in table if column.startswith("target/")]
-    ranked = []
-    for name in names:
-        targets = table[f"target/{name}"].to_numpy()
-        if (targets == 1).any() and (targets == 0).any():
-            ranked.append(metrics.rank(targets, table[f"score/{name}"].to_numpy()))
-    if ranked:
-        return {
-            metric: lambda weights, i=i: np.mean([metrics.ranked_areas(one, weights)[i] for one in ranked], axis=0)
-            for i, metric in enumerate(("auroc", "auprc"))
-        }
-    columns = [name for name in table if name.startswith("value/")]
-    return {name.removeprefix("value/"): partial(_mean, table[name].to_numpy(float)) for name in columns}
-
-
-def _mean(column: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Weighted mean of a column n over the rows that have a value."""
-    known = ~np.isnan(column)
-    total = weights[known].sum(axis=0)
-    return np.divide(column[known] @ weights[known], total, out=np.full(len(total), np.nan), where=total > 0)
 
 
 def _flat(config: ConfigDict, prefix: str = "") -> dict[str, Any]:

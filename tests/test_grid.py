@@ -49,6 +49,10 @@ def test_judges_look_at_the_fold_that_is_left_out():
     assert judged == [(0, 0, 5), (3, 3, 5)]
 
 
+def write_results(place, found, **task):
+    (place / "results.json").write_text(json.dumps({"entry": {"task": task}, "metrics": found}))
+
+
 def trainer(monkeypatch, trained, fail_at=None):
     """Stands in for the trainer: writes the results of a run whose scores are better the more it is trained on."""
     monkeypatch.setattr(checkpoint, "find", lambda folder, step: folder / "checkpoints" / "7")
@@ -59,7 +63,7 @@ def trainer(monkeypatch, trained, fail_at=None):
         trained.append(folder.name)
         rng = np.random.default_rng(config.seed)
         truth = np.tile([0, 1], 30)
-        table = pandas.DataFrame({"patient_id": [f"{i // 3}" for i in range(60)]})
+        table = pandas.DataFrame({"image_id": map(str, range(60)), "patient_id": [f"{i // 3}" for i in range(60)]})
         table["target/Mass"] = truth.astype(np.int8)
         table["score/Mass"] = config.data.fraction * truth + rng.normal(size=60)
         place = folder / "evals" / "classify" / "7"
@@ -67,7 +71,7 @@ def trainer(monkeypatch, trained, fail_at=None):
         table.to_parquet(place / "predictions.parquet")
         value = metrics.auroc(truth, table["score/Mass"].to_numpy())
         found = {name: {"value": value, "low": 0, "high": 1, "n": 60} for name in ("auroc", "mAP", "auroc/Mass")}
-        (place / "results.json").write_text(json.dumps({"metrics": found}))
+        write_results(place, found, kind="multilabel")
 
     return fit
 
@@ -103,10 +107,11 @@ def test_one_draw_of_patients_serves_all_seeds(tmp_path):
     for seed in range(4):
         place = tmp_path / f"{seed}"
         place.mkdir()
-        table = pandas.DataFrame({"patient_id": [f"{i}" for i in range(40)], "value/dice_present": scores})
+        names = [f"{i}" for i in range(40)]
+        table = pandas.DataFrame({"image_id": names, "patient_id": names, "value/dice_present": scores})
         table = table.sample(frac=1, random_state=seed)  # the order of the rows says nothing
         table.to_parquet(place / "predictions.parquet")
-        (place / "results.json").write_text(json.dumps({"metrics": {"dice_present": {"value": scores.mean()}}}))
+        write_results(place, {"dice_present": {"value": scores.mean()}})
         places.append(place)
     one, four = grid.summarise(places[:1]), grid.summarise(places)
     np.testing.assert_allclose(four[0][4:], one[0][4:], rtol=1e-9)
@@ -119,9 +124,10 @@ def test_folds_of_other_patients_are_weighed_by_their_own(tmp_path):
     for fold, value in enumerate((0.2, 0.8)):
         place = tmp_path / f"{fold}"
         place.mkdir()
-        table = pandas.DataFrame({"patient_id": [f"{fold} {i}" for i in range(9)], "value/dice_all": value})
+        names = [f"{fold} {i}" for i in range(9)]
+        table = pandas.DataFrame({"image_id": names, "patient_id": names, "value/dice_all": value})
         table.to_parquet(place / "predictions.parquet")
-        (place / "results.json").write_text(json.dumps({"metrics": {"dice_all": {"value": value}}}))
+        write_results(place, {"dice_all": {"value": value}})
         places.append(place)
     ((_, count, mean, deviation, low, high),) = grid.summarise(places)
     assert (count, mean, low, high) == pytest.approx((2, 0.5, 0.5, 0.5)) and deviation == pytest.approx(0.6 / 2**0.5)

@@ -1,9 +1,9 @@
 """Operating points: ROC and precision–recall curves with bands, and what one threshold does to the pictures.
 
 A threshold that is chosen on the pictures it is judged on is too good. So there are two kinds of point here. Those of a
-given threshold, such as 0.5 or one that `choose_threshold` took from other pictures, and those that are named by one
-side of the curve ("sensitivity where specificity is at least 0.9"): these are properties of the curve, the threshold is
-found again in every resample, and so the interval covers its choice.
+given threshold, such as 0.5 or one that was chosen on other pictures, and those that are named by one side of the curve
+("sensitivity where specificity is at least 0.9"): these are properties of the curve, the threshold is found again in
+every resample, and so the interval covers its choice.
 
 Bands are pointwise 95 % percentile intervals over resampled patients: of sensitivity at each false positive rate, and
 of precision at each recall.
@@ -110,24 +110,6 @@ def at_threshold(targets: np.ndarray, scores: np.ndarray, threshold: float, weig
             _share(2 * hits, 2 * hits + alarms + missed),
         ]
     )
-
-
-def choose_threshold(targets: np.ndarray, scores: np.ndarray, sensitivity: float | None = None) -> float:
-    """The score to call positive from on, for use on other pictures than these.
-
-    targets, scores: n. sensitivity: the highest score that reaches it; None: the one of the highest sensitivity +
-    specificity (Youden, Cancer 1950), the highest of equals.
-    Raises ValueError if a side is missing.
-    """
-    targets, scores = np.asarray(targets), np.asarray(scores, np.float64)
-    if not ((targets == 1).any() and (targets == 0).any()):
-        raise ValueError("a threshold can be chosen only on pictures of both values; give one, or other pictures")
-    counted = counts(rank(targets, scores), np.ones((len(targets), 1)))
-    levels = -np.unique(-scores[targets == 1])
-    if sensitivity is not None:
-        return float(levels[np.argmax(counted.true[:, 0] >= sensitivity * counted.positives[0] - _TOLERANCE)])
-    gain = counted.true / counted.positives - counted.false / counted.negatives
-    return float(levels[np.argmax(gain[:, 0] >= gain.max() - 1e-12)])
 
 
 def points(

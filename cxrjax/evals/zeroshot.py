@@ -20,7 +20,7 @@ import numpy as np
 import scipy.special
 
 from cxrjax.datasets import schema
-from cxrjax.evals import joint, metrics
+from cxrjax.evals import frozen, joint
 from cxrjax.evals.base import FeatureTable, Result, Targets, Task, targets
 
 _EFFUSION = {
@@ -215,17 +215,7 @@ def zeroshot(
         notes += more
         details["thresholds"] = dict(zip(key.names, levels.tolist(), strict=True))
         scores = scipy.special.expit((margin["test"] - levels) / temperature)
-    chosen = tables["test"]
-    found, counts, more = metrics.summarise(
-        task.kind, key.names, key.values, scores, chosen.patient_ids, resamples, seed
-    )
-    details["n_positive"] = counts
-    details["splits"] = {
-        split: {"pictures": len(table.image_ids), "patients": len(set(table.patient_ids))}
-        for split, table in tables.items()
-    }
-    table = metrics.prediction_table(key.names, key.values, scores, chosen.patient_ids, chosen.image_ids)
-    return Result(found, table, notes + more, details)
+    return frozen.conclude(task.kind, tables, keys, scores, notes, details, resamples, seed)
 
 
 def ensemble(vectors: np.ndarray) -> np.ndarray:

@@ -72,16 +72,6 @@ def test_shares_at_a_threshold_are_those_of_the_confusion_matrix():
     assert np.isnan(nobody[2]).all() and (nobody[0] == 0).all() and (nobody[1] == 1).all()
 
 
-def test_thresholds_are_chosen_by_youden_or_sensitivity():
-    targets = np.array([0, 0, 1, 0, 1, 1, -1])
-    scores = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 9.0])
-    assert operating.choose_threshold(targets, scores) == 0.5  # 2/3 + 1; 0.3 has 1 + 2/3 and is lower
-    assert operating.choose_threshold(targets, scores, sensitivity=2 / 3) == 0.5
-    assert operating.choose_threshold(targets, scores, sensitivity=0.7) == 0.3
-    with pytest.raises(ValueError, match="pictures of both values"):
-        operating.choose_threshold(np.ones(3), scores[:3])
-
-
 def test_intervals_of_points_choose_the_threshold_in_every_resample():
     targets, scores, _ = drawn(5, n=60)
     patients = np.array([f"p{number // 2}" for number in range(60)])
