@@ -79,7 +79,7 @@ def test_a_collapse_shows_in_every_run(method, tmp_path, capsys):
     watched |= set() if method in ONE_VIEW else {"alignment", "retrieval_top1"}
     assert watched <= set(aux.report)
 
-    result = SimpleNamespace(metrics={"auroc": SimpleNamespace(value=0.5)})
+    result = SimpleNamespace(metrics={"auroc": SimpleNamespace(value=0.5)}, details={})
     judged = run.scalars(config.evals.phantom_knn, result)
     reported = {f"train/report/{name}": 1.0 for name in aux.report}
     with track.Tracker(tmp_path, 2, config.batch_size, every=1) as tracker:
