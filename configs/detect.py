@@ -16,9 +16,10 @@ protocol is configs/eval_mgca_detection.py.
 
 from cxrjax import config as shared
 from cxrjax import protocols
+from cxrjax.datasets import findings
 
 WORDS = ("phantom", "nih", "rsna", "frozen", "grid", "resnet", "smoke")
-PHANTOM = "Atelectasis,Cardiomegaly,Consolidation,Edema,Effusion,Mass,Nodule,Pneumothorax"
+PHANTOM = ",".join(findings.LABELS[1:])  # all but "No Finding"
 
 
 def get_config(arg: str = ""):

@@ -17,13 +17,11 @@ al. 2022, table 9): AdamW, layer decay, stochastic depth; published protocols ar
 
 from cxrjax import config as shared
 from cxrjax import protocols
+from cxrjax.datasets import chestxray14, findings
 
 WORDS = ("phantom", "tb", "chestxray14", "frozen", "grid", "smoke")
-PHANTOM = "Atelectasis,Cardiomegaly,Consolidation,Edema,Effusion,Mass,Nodule,Pneumothorax"
-CHESTXRAY14 = (
-    "Atelectasis,Cardiomegaly,Consolidation,Edema,Effusion,Emphysema,Fibrosis,Hernia,Infiltration,Mass,Nodule,"
-    "Pleural_Thickening,Pneumonia,Pneumothorax"
-)
+PHANTOM = ",".join(findings.LABELS[1:])  # all but "No Finding"
+CHESTXRAY14 = ",".join(chestxray14.FINDINGS)
 
 
 def get_config(arg: str = ""):

@@ -13,14 +13,12 @@ Cost per picture, ViT-B/16 at 224 px: 17.3 G multiply–accumulates forward.
 
 from cxrjax import config as shared
 from cxrjax import recipes
+from cxrjax.datasets import chestxray14, findings
 from cxrjax.input.augment import Augment
 
 WORDS = ("chestxray14", "resnet", "five_sets", "smoke")
-PHANTOM = "Atelectasis,Cardiomegaly,Consolidation,Edema,Effusion,Mass,Nodule,Pneumothorax"
-CHESTXRAY14 = (
-    "Atelectasis,Cardiomegaly,Consolidation,Edema,Effusion,Emphysema,Fibrosis,Hernia,Infiltration,Mass,Nodule,"
-    "Pleural_Thickening,Pneumonia,Pneumothorax"
-)
+PHANTOM = ",".join(findings.LABELS[1:])  # all but "No Finding"
+CHESTXRAY14 = ",".join(chestxray14.FINDINGS)
 FIVE_SETS = "Normal,No Finding,Pneumonia,Bacterial pneumonia,Viral pneumonia,Tuberculosis,COVID-19"
 
 
