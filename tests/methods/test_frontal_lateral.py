@@ -134,7 +134,6 @@ def test_only_the_masked_stream_sees_the_mask(paper):
     assert one == pytest.approx(other, rel=1e-6)
 
 
-@pytest.mark.slow
 def test_one_device_is_eight_where_some_have_no_lateral(paper):
     """Two studies a device, of which two devices have none and one has one."""
 
@@ -151,7 +150,6 @@ def test_one_device_is_eight_where_some_have_no_lateral(paper):
         np.testing.assert_allclose(found[name], value, rtol=2e-5, atol=1e-6, err_msg=name)
 
 
-@pytest.mark.slow
 def test_released_defects(official):
     """What the released code teaches nobody."""
     terms, gradients, _, state = official.step()
@@ -233,7 +231,6 @@ def test_optimizer_groups_and_schedule(paper):
         assert value == pytest.approx(factor * (1 if bias else 1.05), rel=1e-4), path
 
 
-@pytest.mark.slow
 def test_every_defect_changes_the_loss_of_its_own(vocabulary, paper):
     """One switch at a time on the same parameters, but for the two that need others; half precision is near."""
     expected, _, _, _ = paper.step()
