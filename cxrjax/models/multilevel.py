@@ -9,6 +9,7 @@ import numpy as np
 from einops import rearrange
 
 from cxrjax.models.heads import uniform
+from cxrjax.models.interpolation import both_axes, resize_matrix
 
 
 class LevelFusion(nn.Module):
@@ -40,8 +41,8 @@ class LevelFusion(nn.Module):
             resize = [resize_matrix(size, self.side) for size in x.shape[1:3]]
             if self.fused:
                 resize = [pool @ matrix for matrix in resize]
-            x = _Projection(self.features, self.dtype, name=name)(_both_axes(x.astype(self.dtype), *resize))
-            total = total + (x if self.fused else _both_axes(x, pool, pool))
+            x = _Projection(self.features, self.dtype, name=name)(both_axes(x.astype(self.dtype), *resize))
+            total = total + (x if self.fused else both_axes(x, pool, pool))
         return rearrange(total, "b p q c -> b (c p q)")
 
 
@@ -59,28 +60,8 @@ class _Projection(nn.Module):
         return x @ kernel.astype(self.dtype) + bias.astype(self.dtype)
 
 
-def resize_matrix(size: int, side: int) -> np.ndarray:
-    """Bilinear resizing of one axis, side × size; rows sum to 1. As torch's interpolate(align_corners=False).
-
-    Two neighbours of each new centre and no more, also when shrinking: jax.image.resize needs antialias=False for that.
-    """
-    place = np.maximum((np.arange(side) + 0.5) * size / side - 0.5, 0)
-    low = np.minimum(place.astype(int), size - 1)
-    high = np.minimum(low + 1, size - 1)
-    matrix = np.zeros((side, size))
-    rows = np.arange(side)
-    np.add.at(matrix, (rows, low), 1 - (place - low))
-    np.add.at(matrix, (rows, high), place - low)
-    return matrix
-
-
 def pool_matrix(size: int, cells: int) -> np.ndarray:
     """Means over `cells` equal parts of one axis, cells × size, as torch's AdaptiveAvgPool where they divide evenly."""
     if size % cells:
         raise ValueError(f"{size} positions do not divide into {cells} equal cells")
     return np.repeat(np.eye(cells), size // cells, axis=1) * cells / size
-
-
-def _both_axes(x, rows, columns):
-    rows, columns = (jnp.asarray(matrix, x.dtype) for matrix in (rows, columns))
-    return jnp.einsum("qw,bpwc->bpqc", columns, jnp.einsum("ph,bhwc->bpwc", rows, x))

@@ -14,6 +14,7 @@ import numpy as np
 from einops import rearrange
 
 from cxrjax.models import backbone
+from cxrjax.models.interpolation import resize_matrix
 from cxrjax.models.vit import LAYER_NORM_EPS, ViT
 
 
@@ -51,7 +52,8 @@ def make(model: Mapping[str, Any], *, layer: int = 3, enlarge_px: int = 0, looks
 def enlarged(images: jax.Array, px: int) -> jax.Array:
     """b h w c → b px px c, bilinear, the corner pixels staying the corners (torch's align_corners)."""
     for axis, formula in ((1, "bhwc,ih->biwc"), (2, "bhwc,jw->bhjc")):
-        images = jnp.einsum(formula, images, _interpolation(images.shape[axis], px), precision="highest")
+        matrix = resize_matrix(images.shape[axis], px, aligned=True).astype(np.float32)
+        images = jnp.einsum(formula, images, matrix, precision="highest")
     return images
 
 
@@ -102,9 +104,3 @@ def _resnet(module, layer, enlarge_px):
         return features, updated["batch_stats"] if train else state
 
     return apply
-
-
-def _interpolation(size: int, px: int) -> np.ndarray:
-    """px size: the rows by which a line of `size` pixels becomes one of `px`."""
-    at = np.arange(px) * (size - 1) / max(px - 1, 1)
-    return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(size))).astype(np.float32)

@@ -14,6 +14,7 @@ import numpy as np
 from cxrjax.models.backbone import Backbone
 from cxrjax.models.batchnorm import BatchNorm
 from cxrjax.models.decoders import UNETR, Deconvolution
+from cxrjax.models.interpolation import both_axes, resize_matrix
 from cxrjax.models.resnet import ResNet
 from cxrjax.models.vit import Linear
 
@@ -159,8 +160,8 @@ class UPerNet(nn.Module):
             return ConvNormReLU(self.features, side, dtype=self.dtype, name=name)(x, train)
 
         maps = self._pyramid(levels, train)
-        pools = [conv(resample(maps[3], _pool, (k, k)), f"pool{k}") for k in (1, 2, 3, 6)]
-        context = [maps[3], *(resize(pool, maps[3].shape[1:3]) for pool in pools)]
+        pools = [conv(pool(maps[3], k), f"pool{k}") for k in (1, 2, 3, 6)]
+        context = [maps[3], *(resize(x, maps[3].shape[1:3]) for x in pools)]
         sums = [conv(x, f"lateral{i + 1}") for i, x in enumerate(maps[:3])]
         sums.append(conv(jnp.concatenate(context, axis=-1), "context", 3))
         for i in (2, 1, 0):
@@ -187,28 +188,16 @@ def resize(x: jax.Array, size: tuple[int, int], aligned: bool = False) -> jax.Ar
     """Bilinear resize of b p q d, as torch.nn.functional.interpolate(align_corners=aligned)."""
     if tuple(x.shape[1:3]) == tuple(size):
         return x
-    return resample(x, lambda old, new: _bilinear(old, new, aligned), size)
+    return both_axes(x, *(resize_matrix(old, new, aligned) for old, new in zip(x.shape[1:3], size, strict=True)))
 
 
-def resample(x: jax.Array, weights: Callable[[int, int], np.ndarray], size: tuple[int, int]) -> jax.Array:
-    """b p q d → b h w d for size h w; weights: (old, new) → (new, old), of rows and of columns."""
-    rows, columns = (jnp.asarray(weights(old, new), x.dtype) for old, new in zip(x.shape[1:3], size, strict=True))
-    return jnp.einsum("hp,wq,bpqd->bhwd", rows, columns, x)
+def pool(x: jax.Array, cells: int) -> jax.Array:
+    """Means of b p q d over cells × cells parts, as torch.nn.AdaptiveAvgPool2d has them."""
+    return both_axes(x, *(_pool_matrix(side, cells) for side in x.shape[1:3]))
 
 
-def _bilinear(old: int, new: int, aligned: bool) -> np.ndarray:
-    scale = (old - 1) / max(new - 1, 1) if aligned else old / new
-    places = np.arange(new) * scale if aligned else np.clip((np.arange(new) + 0.5) * scale - 0.5, 0, None)
-    low = np.minimum(places.astype(int), old - 1)
-    share = np.minimum(places - low, 1.0)
-    matrix = np.zeros((new, old), np.float32)
-    np.add.at(matrix, (np.arange(new), low), 1 - share)
-    np.add.at(matrix, (np.arange(new), np.minimum(low + 1, old - 1)), share)
-    return matrix
-
-
-def _pool(old: int, new: int) -> np.ndarray:
-    """Means over `new` parts that cover `old` places, as torch.nn.AdaptiveAvgPool2d has them."""
+def _pool_matrix(old: int, new: int) -> np.ndarray:
+    """Means over `new` parts that cover `old` places and may overlap by one, new × old."""
     matrix = np.zeros((new, old), np.float32)
     for i in range(new):
         start, end = i * old // new, -(-(i + 1) * old // new)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from cxrjax.models.gates import ContextGate
-from cxrjax.models.multilevel import LevelFusion, pool_matrix, resize_matrix
+from cxrjax.models.interpolation import resize_matrix
+from cxrjax.models.multilevel import LevelFusion, pool_matrix
 
 WIDTHS = (64, 64, 128, 256, 512)
 SIDES = (112, 56, 28, 14, 7)
