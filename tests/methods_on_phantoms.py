@@ -15,13 +15,12 @@ import traceback
 from pathlib import Path
 
 import jax
-import numpy as np
 import pandas
 
 from cxrjax import config as shared
 from cxrjax import methods, train
 from cxrjax.datasets import phantom
-from cxrjax.evals import metrics
+from cxrjax.evals import compare
 from cxrjax.evals import run as evals
 from tests import runs
 
@@ -58,31 +57,13 @@ def row(workdirs: list[Path], steps: int) -> str:
             [pandas.read_parquet(w / "evals" / folder / str(step) / "predictions.parquet") for w in workdirs]
             for folder, step in ((judge, steps), (f"{judge}-random", 0))
         )
-        after, before, gain = _mean_auroc(ours, theirs)
-        cells += [f"{before:.3f}", f"{after:.3f}", f"{gain.value:+.3f} ({gain.low:+.3f} to {gain.high:+.3f})"]
+        found = compare.compare("multilabel", {"untrained": theirs, "trained": ours})
+        gain = found.differences["trained"]["auroc"]
+        cells += [f"{found.metrics[side]['auroc'].value:.3f}" for side in ("untrained", "trained")]
+        cells.append(f"{gain.value:+.3f} ({gain.low:+.3f} to {gain.high:+.3f})")
     lines = [json.loads((w / "metrics.jsonl").read_text().splitlines()[-1]) for w in workdirs]
     watched = [min(line[f"train/report/{name}"] for line in lines) for name in ("effective_rank", "feature_std")]
     return " | ".join([*cells, *(f"{value:.2g}" for value in watched)])
-
-
-def _mean_auroc(ours: list[pandas.DataFrame], theirs: list[pandas.DataFrame]):
-    """Mean over findings and seeds, and the interval of the difference: one draw of patients serves all seeds."""
-    names = [column.removeprefix("target/") for column in ours[0] if column.startswith("target/")]
-    ranked = [
-        [[metrics.rank(table[f"target/{name}"], table[f"score/{name}"]) for name in names] for table in side]
-        for side in (ours, theirs)
-    ]
-
-    def both(weights):
-        def mean(tables):
-            return np.mean([metrics.ranked_areas(finding, weights)[0] for table in tables for finding in table], axis=0)
-
-        return np.stack([mean(tables) for tables in ranked])
-
-    after, before = both(np.ones((len(ours[0]), 1)))[:, 0]
-    patients = ours[0]["patient_id"]
-    samples = metrics.bootstrap(lambda w: np.diff(both(w)[::-1], axis=0), patients, resamples=1000, seed=0)
-    return after, before, metrics.interval(after - before, samples[:, 0], len(ours[0]))
 
 
 def main():

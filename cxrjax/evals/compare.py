@@ -73,15 +73,8 @@ def measured(kind: str, table: pandas.DataFrame) -> Measures:
     found = values(table)
     if not found:
         raise ValueError(f"the predictions measure nothing per picture; their columns are {list(table)}")
-    stacked = np.stack(list(found.values()))  # m n
-    there = np.isfinite(stacked)
-    filled = np.where(there, stacked, 0)
-
-    def statistic(weights):
-        total = there.astype(np.float64) @ weights
-        return np.divide(filled @ weights, total, out=np.full(total.shape, np.nan), where=total > 0)
-
-    sizes = dict(zip(found, there.sum(axis=1).tolist(), strict=True))
+    sizes = {name: int(np.isfinite(column).sum()) for name, column in found.items()}
+    statistic = metrics.known_means(np.stack(list(found.values())))
     return Measures(list(found), statistic, [], len(found), {}, sizes, [])
 
 

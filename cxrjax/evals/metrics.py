@@ -220,6 +220,25 @@ def summarise(
     return metrics, counts, measured.notes + _degenerate_notes(samples, resamples)
 
 
+def known_means(values: np.ndarray) -> Callable:
+    """(weights n r -> m r): the weighted mean of each row of values m n over what is no NaN; NaN where nothing is."""
+    known = np.isfinite(values)
+    filled, known = np.where(known, values, 0), known.astype(np.float64)
+    return lambda weights: _divide(filled @ weights, known @ weights)
+
+
+def mean_intervals(
+    columns: Mapping[str, np.ndarray], patient_ids: Sequence[str], resamples: int = 1000, seed: int = 0
+) -> dict[str, Interval]:
+    """The mean of each column n, NaN left out, with its interval over resampled patients."""
+    values = np.stack(list(columns.values())).astype(np.float64)
+    statistic = known_means(values)
+    means = statistic(np.ones((values.shape[1], 1)))[:, 0]
+    samples = bootstrap(statistic, patient_ids, resamples, seed)
+    sizes = np.isfinite(values).sum(axis=1)
+    return {name: interval(means[row], samples[:, row], sizes[row]) for row, name in enumerate(columns)}
+
+
 def prediction_table(names, targets, scores, patient_ids, image_ids) -> pandas.DataFrame:
     """Predictions as saved: image_id, patient_id, then target/<label> (1, 0, MASKED) and score/<label> per label."""
     table = pandas.DataFrame({"image_id": np.asarray(image_ids, str), "patient_id": np.asarray(patient_ids, str)})

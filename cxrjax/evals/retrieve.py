@@ -177,7 +177,7 @@ def retrieve(
                 for kind, name in enumerate(class_names):
                     one = np.where(classes == kind, precision[:, number], np.nan)
                     columns[f"{direction}_precision@{k}/{name}"] = one
-    found = _means(columns, pictures.patient_ids, resamples, seed)
+    found = metrics.mean_intervals(columns, pictures.patient_ids, resamples, seed)
     notes += [
         "chance: " + ", ".join(f"{name} {value:.4f}" for name, value in chance.items()),
         f"intervals resample the patients of the queries; the {count:,} candidates stay the same",
@@ -210,23 +210,7 @@ def paired_difference(
             direction, k = rest.split("@")
             measure = "recall" if kind == "hit" else kind
             columns[f"{direction}_{measure}@{k}"] = (first[name] - second[name]).to_numpy()
-    return _means(columns, first["patient_id"].to_numpy(), resamples, seed)
-
-
-def _means(columns: Mapping[str, np.ndarray], patient_ids, resamples: int, seed: int) -> dict[str, Interval]:
-    """Means over the queries of each column (s; NaN is left out), with intervals over resampled patients."""
-    values = np.stack(list(columns.values()))  # m s
-    there = np.isfinite(values)
-
-    def statistic(weights):
-        total = there.astype(np.float64) @ weights
-        given = np.where(there, values, 0) @ weights
-        return np.divide(given, total, out=np.full_like(given, np.nan), where=total > 0)
-
-    mean = statistic(np.ones((values.shape[1], 1)))[:, 0]
-    samples = metrics.bootstrap(statistic, patient_ids, resamples, seed)  # r m
-    sizes = there.sum(axis=1)
-    return {name: metrics.interval(mean[c], samples[:, c], sizes[c]) for c, name in enumerate(columns)}
+    return metrics.mean_intervals(columns, first["patient_id"].to_numpy(), resamples, seed)
 
 
 def _ranks(queries, candidates, report, at, classes):

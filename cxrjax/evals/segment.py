@@ -224,20 +224,8 @@ def batch_means(scores: np.ndarray, batch: int) -> float:
 def summarise(predictions: pandas.DataFrame, resamples: int, seed: int) -> dict[str, Interval]:
     """Mean of every column value/<metric> over its pictures, with its interval over resampled patients."""
     columns = [name for name in predictions if name.startswith("value/") and predictions[name].notna().any()]
-    values = predictions[columns].to_numpy(float).T  # m n
-    known = ~np.isnan(values)
-    filled = np.where(known, values, 0)
-
-    def statistic(weights):
-        total = known @ weights
-        return np.divide(filled @ weights, total, out=np.full(total.shape, np.nan), where=total > 0)
-
-    samples = metrics.bootstrap(statistic, predictions["patient_id"], resamples, seed)
-    means = statistic(np.ones((len(predictions), 1)))[:, 0]
-    return {
-        name.removeprefix("value/"): metrics.interval(means[column], samples[:, column], int(known[column].sum()))
-        for column, name in enumerate(columns)
-    }
+    values = {name.removeprefix("value/"): predictions[name].to_numpy(float) for name in columns}
+    return metrics.mean_intervals(values, predictions["patient_id"], resamples, seed)
 
 
 def paired_difference(
