@@ -9,7 +9,7 @@ from pathlib import Path
 from ml_collections import ConfigDict, config_dict
 
 # Keys that may change between a run and its resumption, since no number depends on them.
-_FREE = ("checkpoint", "evals", "grid", "input", "log_every_steps", "mesh", "sharding")
+FREE = ("checkpoint", "evals", "grid", "input", "log_every_steps", "mesh", "sharding")
 
 
 def pretrain() -> ConfigDict:
@@ -148,7 +148,7 @@ def determining(config: ConfigDict) -> dict:
     Evaluations are not in it, but the other sets that they judge on are, in data.judged_on: these decide what is left
     out of training.
     """
-    found = {key: value for key, value in config.to_dict().items() if key not in _FREE}
+    found = {key: value for key, value in config.to_dict().items() if key not in FREE}
     if "judged_on" in found.get("data", {}):
         found["data"] = found["data"] | {"judged_on": ", ".join(judged(config))}
     return json.loads(json.dumps(found))
@@ -161,14 +161,15 @@ def digest(config: ConfigDict) -> str:
 
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
     """ "key: old → new" for the keys that determine the numbers of a run."""
-    a, b = (_flat(determining(config)) for config in (old, new))
+    a, b = (flat(determining(config)) for config in (old, new))
     missing = "(absent)"
     keys = [key for key in sorted(a.keys() | b.keys()) if a.get(key, missing) != b.get(key, missing)]
     return [f"{key}: {a.get(key, missing)} → {b.get(key, missing)}" for key in keys]
 
 
-def _flat(tree: dict, prefix: str = "") -> dict:
-    flat = {}
+def flat(tree: Mapping, prefix: str = "") -> dict:
+    """{"a": {"b": 1}} → {"a.b": 1}."""
+    found = {}
     for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found

@@ -22,6 +22,7 @@ import pandas
 from ml_collections import ConfigDict
 
 from cxrjax import checkpoint
+from cxrjax.config import flat
 from cxrjax.evals import compare
 
 REPEATED = ("seed", "data.fold", "data.fraction_seed")
@@ -75,7 +76,7 @@ def parse(config: ConfigDict) -> list[dict[str, Any]]:
     Values take the type of the setting that they replace. Raises ValueError for a key that the config does not have, a
     value that is not of its type, a key or value given twice, or nothing to vary.
     """
-    known = sorted(key for key in _flat(config) if key != "grid")
+    known = {key: value for key, value in flat(config.to_dict()).items() if key.split(".")[0] not in ("grid", "evals")}
     choices: dict[str, list] = {}
     for part in filter(None, (part.strip() for part in config.grid.split(";"))):
         key, _, values = (piece.strip() for piece in part.partition("="))
@@ -84,7 +85,7 @@ def parse(config: ConfigDict) -> list[dict[str, Any]]:
             raise ValueError(
                 f"grid: there is no setting {key!r} to vary." + (f" Did you mean {near[0]!r}?" if near else "")
             )
-        found = [_typed(key, value.strip(), _flat(config)[key]) for value in values.split(",") if value.strip()]
+        found = [_typed(key, value.strip(), known[key]) for value in values.split(",") if value.strip()]
         if key in choices or not found or len(set(found)) < len(found):
             raise ValueError(f"grid: {part!r} gives {key!r} twice, a value twice, or none")
         choices[key] = found
@@ -157,14 +158,6 @@ def markdown(lines: Sequence[Line]) -> str:
         settings = [f"{line.settings[key]}" for key in keys]
         rows.append([*settings, line.evaluation, line.metric, f"{line.runs}", f"{line.mean:.3f}{bounds}", deviation])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
-
-
-def _flat(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in config.items():
-        if key != "evals":
-            flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _typed(key: str, text: str, current: Any) -> Any:

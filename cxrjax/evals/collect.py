@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas
 
-from cxrjax.config import names
+from cxrjax.config import FREE, names
 
 TRAINED_HEADS = ("classify", "segment", "detect")
 """Judges of heads that were trained with their run, whose share of the labels is the run's and not the judge's."""
 _ASKED = ("set", "judge", "limit", "folds")
 _ASKED_OF_REPORTS = ("split", "at", "classes", "per_class")
-_REPEATED = ("seed", "grid", "evals", "checkpoint", "input", "log_every_steps", "mesh", "sharding")
+_REPEATED = ("seed", *FREE)
 _REPEATED_DATA = ("fraction", "fraction_seed", "fold")
 _SKIPPED = ("checkpoints", "tensorboard", "features")
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from cxrjax.input import views
+from cxrjax.input import boxes, views
 
 BOXES = "boxes"
 
@@ -24,7 +24,7 @@ def mask(example: Mapping[str, Any], target: str, shape: tuple[int, int]) -> tup
             f"set {example['set']!r} has no {target!r}; it has {', '.join(n for n in has if n != 'has_mask') or 'none'}"
         )
     if target == BOXES:
-        return _union(example[BOXES], shape), True
+        return _union(boxes.of_example(example, ()).boxes, shape), True
     found = views.decode(example[target])
     if found.shape != tuple(shape):
         raise ValueError(f"{target} of {example['image_id']!r} has {found.shape} px, its picture {tuple(shape)}")
@@ -45,14 +45,12 @@ def together(
     return np.ascontiguousarray(both[..., 0]), np.where(both[..., 1] >= 128, 255, 0).astype(np.uint8)
 
 
-def _union(boxes: Mapping[str, Any], shape: tuple[int, int]) -> np.ndarray:
+def _union(found: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     inside = np.zeros(shape, np.uint8)
-    readers = boxes.get("reader") or [""] * len(boxes["bbox"])
-    for (top, left, bottom, right), reader in zip(np.asarray(boxes["bbox"]), readers, strict=True):
-        if reader == "":
-            rows, columns = (
-                np.round(np.array(pair) * side).astype(int)
-                for pair, side in zip(((top, bottom), (left, right)), shape, strict=True)
-            )
-            inside[slice(*rows), slice(*columns)] = 255
+    for top, left, bottom, right in found.astype(np.float64):
+        rows, columns = (
+            np.round(np.array(pair) * side).astype(int)
+            for pair, side in zip(((top, bottom), (left, right)), shape, strict=True)
+        )
+        inside[slice(*rows), slice(*columns)] = 255
     return inside
