@@ -46,7 +46,7 @@ def get_config(arg: str = ""):
     if "frozen" in words:
         config.encoder = "frozen"
     if "grid" in words:
-        config.grid = "data.fraction=0.01,0.1,1; seed=0,1,2"
+        config.grid = protocols.SHARES
     if "smoke" in words:
         config.head.update({"width": 32, "layers": 1})
         protocols.smoke(config)

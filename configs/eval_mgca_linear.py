@@ -55,7 +55,7 @@ def get_config(arg: str = ""):
     protocols.classify(config, config.data.sets, task, every_steps=500, views="" if "covidx" in words else "PA,AP")
     config.checkpoint.best_metric = config.checkpoint.best_metric.replace("val_auroc", "val_log_likelihood")
     if "grid" in words:
-        config.grid = "data.fraction=0.01,0.1,1; seed=0,1,2"
+        config.grid = protocols.SHARES
     if "smoke" in words:
         protocols.smoke(config)
     return config

@@ -51,7 +51,7 @@ def get_config(arg: str = ""):
     config.data.views = ""
     config.checkpoint.best_metric = config.checkpoint.best_metric.replace("dice_present", "dice_all")
     if "grid" in words:
-        config.grid = "data.fraction=0.01,0.1,1; seed=0,1,2"
+        config.grid = protocols.SHARES
     if "smoke" in words:
         protocols.smoke(config)
     return config

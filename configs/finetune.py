@@ -58,7 +58,7 @@ def get_config(arg: str = ""):
         config.model.drop_path = 0.0
         config.optim.update({"wd": 1e-6, "layer_decay": None})
     if "grid" in words:
-        config.grid = "data.fraction=0.01,0.1,1; seed=0,1,2"
+        config.grid = protocols.SHARES
     if "smoke" in words:
         protocols.smoke(config)
     return config

@@ -39,7 +39,7 @@ def get_config(arg: str = ""):
     if "folds" in words:
         protocols.folds(config, 5)
     if "grid" in words:
-        config.grid = "data.fold=0,1,2,3,4" if "folds" in words else "data.fraction=0.01,0.1,1; seed=0,1,2"
+        config.grid = "data.fold=0,1,2,3,4" if "folds" in words else protocols.SHARES
     if "smoke" in words:
         protocols.smoke(config)
     return config

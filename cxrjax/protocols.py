@@ -19,6 +19,9 @@ from cxrjax import config as shared
 from cxrjax import recipes
 from cxrjax.input.augment import Augment
 
+SHARES = "data.fraction=0.01,0.1,1; seed=0,1,2"
+"""The grid of label efficiency: three shares of the labels, three times each."""
+
 
 def finetune() -> ConfigDict:
     config = _head("supervised")

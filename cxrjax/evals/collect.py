@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas
 
 from cxrjax.config import FREE, names
@@ -40,15 +39,8 @@ class Run(NamedTuple):
     results: dict[str, Any]
 
     def predictions(self) -> pandas.DataFrame:
-        """The saved table; of boxes those that counted, with a score of at least the judge's `confidence`."""
-        table = pandas.read_parquet(self.folder / "predictions.parquet")
-        least = self.results.get("details", {}).get("confidence", 0)
-        if least and "scores" in table:
-            kept = [np.asarray(row) >= least for row in table["scores"]]
-            for column in ("boxes", "labels", "scores"):
-                rows = zip(table[column], kept, strict=True)
-                table[column] = [[one for one, keep in zip(row, which, strict=True) if keep] for row, which in rows]
-        return table
+        """The saved table."""
+        return pandas.read_parquet(self.folder / "predictions.parquet")
 
 
 class Question(NamedTuple):

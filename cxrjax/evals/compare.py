@@ -16,6 +16,9 @@ from cxrjax.evals import metrics
 from cxrjax.evals.base import MASKED, Interval
 from cxrjax.evals.metrics import Measures
 
+TRUTH = ("truth_px", "report", "true_boxes", "true_labels")
+"""Columns that say what there is in a picture, where there are no targets: of masks, of reports, of boxes."""
+
 
 class Comparison(NamedTuple):
     """What was found; every mapping is subject -> metric -> it.
@@ -67,8 +70,7 @@ def measured(kind: str, table: pandas.DataFrame) -> Measures:
     if "true_boxes" in table:
         from cxrjax.evals import detect  # needs pycocotools
 
-        named_boxes = sorted({name for row in table["true_labels"] for name in row})
-        parts, statistic = detect.measures(table, named_boxes)
+        parts, statistic = detect.measures(table)
         return Measures(parts, statistic, [], len(parts), {}, dict.fromkeys(parts, len(table)), [])
     found = values(table)
     if not found:
@@ -79,9 +81,10 @@ def measured(kind: str, table: pandas.DataFrame) -> Measures:
 
 
 def pictures(subjects: Mapping[str, Sequence[pandas.DataFrame]]) -> pandas.DataFrame:
-    """All judged pictures, once each: image_id, patient_id, and target/<label> of the labels that every run has.
+    """All judged pictures, once each: image_id, patient_id, and what is there: of the columns target/<label> and TRUTH
+    those that every run has.
 
-    Raises ValueError unless every subject is judged on the same pictures, fold by fold, with the same targets.
+    Raises ValueError unless every subject is judged on the same pictures, fold by fold, with the same truth.
     """
     parts = {name: {frozenset(table["image_id"]) for table in tables} for name, tables in subjects.items()}
     first = next(iter(parts))
@@ -96,14 +99,18 @@ def pictures(subjects: Mapping[str, Sequence[pandas.DataFrame]]) -> pandas.DataF
     shared = [name for name in labels(tables[0]) if all(f"target/{name}" in table for table in tables)]
     if labels(tables[0]) and not shared:
         raise ValueError("the predictions have no label in common, so there is nothing to compare")
-    columns = ["image_id", "patient_id", *(f"target/{name}" for name in shared)]
-    together = pandas.concat([table[columns] for table in tables], ignore_index=True).drop_duplicates()
+    truth = [column for column in TRUTH if all(column in table for table in tables)]
+    columns = ["image_id", "patient_id", *(f"target/{name}" for name in shared), *truth]
+    together = pandas.concat([table[columns] for table in tables], ignore_index=True)
+    together[truth] = together[truth].map(_hashable)
+    together = together.drop_duplicates()
     if together["image_id"].duplicated().any():
         twice = together[together["image_id"].duplicated(keep=False)]
         differing = [name for name in columns[1:] if (twice.groupby("image_id")[name].nunique() > 1).any()]
         raise ValueError(
             f"the predictions have different {', '.join(differing)} for {twice['image_id'].nunique()} of the same "
-            "pictures; were all made for one task, on one version of the set?"
+            "pictures; were all made for one task, on one version of the set, with masks of one size and "
+            "the same words of reports?"
         )
     return together.sort_values("image_id", ignore_index=True)
 
@@ -155,7 +162,7 @@ def compare(
     found = {
         name: {metric: np.array([run[metric][0] for run in runs]) for metric in runs[0]} for name, runs in alone.items()
     }
-    sizes, positives = _sizes(known, tables[0], parts, list(found[baseline]))
+    sizes, positives = _sizes(known, next(iter(subjects.values())), parts, list(found[baseline]))
 
     def intervals(name, minus=None):
         value = {metric: of_runs.mean() for metric, of_runs in found[name].items()}
@@ -180,10 +187,15 @@ def compare(
     )
 
 
-def _sizes(known, table, parts, names) -> tuple[dict[str, int], dict[str, int]]:
+def _hashable(value):
+    """Lists as tuples; those of a file are arrays."""
+    return tuple(map(_hashable, value)) if isinstance(value, list | tuple | np.ndarray) else value
+
+
+def _sizes(known, tables, parts, names) -> tuple[dict[str, int], dict[str, int]]:
     """Judged and positive pictures of each metric; a measure per picture has no positives."""
     if not labels(known):
-        values_of = values(table)
+        values_of = values(pandas.concat(tables).drop_duplicates("image_id"))
         return {name: int(np.isfinite(values_of.get(name, np.zeros(len(known)))).sum()) for name in names}, {}
     used = [name for name in labels(known) if f"auroc/{name}" in parts]
     targets = known[[f"target/{name}" for name in used]]

@@ -14,6 +14,7 @@ step by (`checkpoint.best_metric`), and decides nothing here.
 import contextlib
 import io
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,6 +56,7 @@ def detect(
     """Judges the boxes of an encoder's head on sources["test"], and on "val" for the choice of a step.
 
     confidence: least score of a box that counts, beside what the run's config.answer lets through; MGCA's is 0.5.
+    The predictions keep no others.
     Classes that no test box has are left out and named. Raises ValueError for an encoder without boxes, a patient in
     both splits, a set or split without boxes, or boxes that are not numbers.
     """
@@ -65,11 +67,12 @@ def detect(
         )
     labels = encoder.answers.names
     schema.assert_patients_disjoint({split: each.table["patient_id"].tolist() for split, each in sources.items()})
-    tables = {split: predict(encoder, sources[split], batch_size, pictures_bytes) for split in ("val", "test")}
-    found, counts, notes = summarise(tables["test"], labels, confidence, resamples, seed)
+    read = partial(predict, encoder, batch_size=batch_size, limit_bytes=pictures_bytes, confidence=confidence)
+    tables = {split: read(sources[split]) for split in ("val", "test")}
+    found, counts, notes = summarise(tables["test"], labels, resamples, seed)
     validation = {}
     if tables["val"]["true_labels"].map(len).any():
-        named, statistic = measures(tables["val"], labels, confidence)
+        named, statistic = measures(tables["val"])
         values = statistic(np.ones((len(tables["val"]), 1)))[:, 0]
         validation = {name: float(value) for name, value in zip(named, values, strict=True) if "/" not in name}
         validation = {name: value for name, value in validation.items() if np.isfinite(value)}
@@ -79,11 +82,13 @@ def detect(
     return Result(found, tables["test"], notes, {**details, "labels": list(labels), "n_positive": counts})
 
 
-def predict(encoder: Encoder, source: Source, batch_size: int, limit_bytes: float) -> pandas.DataFrame:
+def predict(
+    encoder: Encoder, source: Source, batch_size: int, limit_bytes: float, confidence: float = 0.0
+) -> pandas.DataFrame:
     """A row per picture, in the order of the source: image_id, patient_id, what is there and what was found.
 
     true_boxes and boxes are lists of [y0, x0, y1, x1], relative; true_labels and labels name them; scores are of boxes,
-    by which they fall.
+    by which they fall, and at least `confidence`.
     """
     names = encoder.answers.names
     own, size = share(source, batch_size, encoder.mesh)
@@ -102,7 +107,7 @@ def predict(encoder: Encoder, source: Source, batch_size: int, limit_bytes: floa
         )
     wanted = () if names == (boxes.ANY,) else names
     truth = [boxes.of_example(source[i], wanted) for i in range(len(source))]
-    there = classes >= 0
+    there = (classes >= 0) & (scores >= confidence)
     return pandas.DataFrame(
         {
             "image_id": table["image_id"].to_numpy(str),
@@ -117,7 +122,7 @@ def predict(encoder: Encoder, source: Source, batch_size: int, limit_bytes: floa
 
 
 def summarise(
-    predictions: pandas.DataFrame, labels: Sequence[str], confidence: float, resamples: int, seed: int
+    predictions: pandas.DataFrame, labels: Sequence[str], resamples: int, seed: int
 ) -> tuple[dict[str, Interval], dict[str, int], list[str]]:
     """Metrics with intervals over resampled patients, pictures with a box per metric, and notes.
 
@@ -129,7 +134,7 @@ def summarise(
     if not some:
         raise ValueError(f"no picture has a box of {list(labels)}, so nothing can be judged")
     notes = [f"{name!r} was skipped: no test picture has a box of it" for name, count in with_box.items() if not count]
-    named, statistic = measures(predictions, labels, confidence)
+    named, statistic = measures(predictions)
     values = statistic(np.ones((len(predictions), 1)))[:, 0]
     samples = metrics.bootstrap(statistic, predictions["patient_id"], resamples, seed)
     judged = {COMPAT: int(_answered(predictions).sum())}
@@ -149,18 +154,16 @@ def summarise(
     return found, {name: with_box.get(name.partition("/")[2], some) for name in found}, notes
 
 
-def measures(
-    predictions: pandas.DataFrame, labels: Sequence[str], confidence: float = 0.0
-) -> tuple[list[str], Callable[[np.ndarray], np.ndarray]]:
+def measures(predictions: pandas.DataFrame) -> tuple[list[str], Callable[[np.ndarray], np.ndarray]]:
     """The m names of the metrics, and their values m r as a function of weights n r, whole numbers: see `bootstrap`.
 
-    A class that no picture has a box of is not counted; a metric without a value is NaN.
+    The classes are those that some picture has a box of; only one needs no name. A metric without a value is NaN.
     """
-    present = [name for name in labels if predictions["true_labels"].map(lambda row, name=name: name in row).any()]
-    strict = match(predictions, present, confidence)
+    present = sorted({name for row in predictions["true_labels"] for name in row})
+    strict = match(predictions, present)
     answered = _answered(predictions)
-    compat = match(predictions, present, max(confidence, COMPAT_CONFIDENCE))
-    each = present if len(labels) > 1 else []
+    compat = match(predictions, present, COMPAT_CONFIDENCE)
+    each = present if len(present) > 1 else []
     at_half = THRESHOLDS.index(0.5)
 
     def of_rows(rows):
@@ -174,7 +177,7 @@ def measures(
     return ["map", "map50", COMPAT, *(f"{metric}/{name}" for metric in ("map", "map50") for name in each)], statistic
 
 
-def match(predictions: pandas.DataFrame, labels: Sequence[str], confidence: float) -> Matches:
+def match(predictions: pandas.DataFrame, labels: Sequence[str], confidence: float = 0.0) -> Matches:
     """Matches the boxes with a score of at least `confidence` to the true ones, by COCOeval.evaluate."""
     coco, cocoeval = _pycocotools()
 
@@ -224,31 +227,6 @@ def precisions(matches: Matches, rows: np.ndarray) -> np.ndarray:
         evaluator.accumulate()
     precision = evaluator.eval["precision"][..., 0, 0]  # t, recalls, k; −1 for an absent class
     return np.where((precision >= 0).all(axis=1), precision.mean(axis=1), np.nan).T
-
-
-def paired_difference(
-    first: pandas.DataFrame,
-    second: pandas.DataFrame,
-    labels: Sequence[str],
-    confidence: float = 0.0,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> dict[str, Interval]:
-    """Each metric of `first` minus that of `second`, predictions of the same pictures, on the same resamples."""
-    first, second = (table.sort_values("image_id", ignore_index=True) for table in (first, second))
-    truths = [table["true_labels"].map(list) for table in (first, second)]  # arrays, where they were read from a file
-    if not (first["image_id"].equals(second["image_id"]) and truths[0].equals(truths[1])):
-        raise ValueError("the two predictions are of different pictures or boxes, so they cannot be compared")
-    named, ours = measures(first, labels, confidence)
-    theirs = measures(second, labels, confidence)[1]
-
-    def statistic(weights):
-        return ours(weights) - theirs(weights)
-
-    values = statistic(np.ones((len(first), 1)))[:, 0]
-    samples = metrics.bootstrap(statistic, first["patient_id"], resamples, seed)
-    gains = {name: metrics.interval(values[i], samples[:, i], len(first)) for i, name in enumerate(named)}
-    return {name: gain for name, gain in gains.items() if np.isfinite(gain.value)}
 
 
 def _mean_of_known(values: np.ndarray) -> float:

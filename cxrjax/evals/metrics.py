@@ -184,8 +184,17 @@ def measures(kind: str, names: Sequence[str], targets: np.ndarray, scores: np.nd
 
 
 def named(measured: Measures, samples: np.ndarray) -> dict[str, np.ndarray]:
-    """Names the columns of samples (r m) of `measured.statistic`, transposed, and adds the means over the labels."""
-    return _with_means(measured.parts, samples, measured.means, measured.labels)
+    """Names the columns of samples (r m) of `measured.statistic`, transposed, and adds the means over the labels.
+
+    A task's only label needs no name of its own.
+    """
+    columns = dict(zip(measured.parts, samples.T, strict=True))
+    means = {}
+    # A mean over fewer labels than in the other resamples would be another quantity: it stays NaN and is left out.
+    for metric in measured.means:
+        members = [name for name in columns if name.startswith(f"{metric}/")]
+        means[metric] = np.mean([columns[name] for name in members], axis=0)
+    return means | {name: column for name, column in columns.items() if measured.labels > 1 or "/" not in name}
 
 
 def summarise(
@@ -246,58 +255,6 @@ def prediction_table(names, targets, scores, patient_ids, image_ids) -> pandas.D
         table[f"target/{name}"] = targets[:, column].astype(np.int8)
         table[f"score/{name}"] = scores[:, column].astype(np.float64)
     return table
-
-
-def paired_difference(
-    first: pandas.DataFrame, second: pandas.DataFrame, metric: str = "auroc", resamples: int = 1000, seed: int = 0
-) -> dict[str, Interval]:
-    """Metric of `first` minus metric of `second` (prediction tables of the same pictures), on the same resamples.
-
-    metric: "auroc" or "auprc". Returns the mean over the labels as "<metric>" and each label's as "<metric>/<label>".
-    Raises ValueError unless both tables hold the same pictures, labels and targets.
-    """
-    if metric not in ("auroc", "auprc"):
-        raise ValueError(f"no paired difference for metric {metric!r}; choose 'auroc' or 'auprc'")
-    first, second = (table.sort_values("image_id", ignore_index=True) for table in (first, second))
-    names = [column.removeprefix("target/") for column in first if column.startswith("target/")]
-    if not first["image_id"].equals(second["image_id"]):
-        common = len(set(first["image_id"]) & set(second["image_id"]))
-        raise ValueError(
-            f"the two predictions are of different pictures: {len(first)} and {len(second)}, {common} in both; "
-            "a paired difference needs the same set, split, views and task"
-        )
-    differing = [name for name in names if not first[f"target/{name}"].equals(second.get(f"target/{name}"))]
-    if differing:
-        raise ValueError(f"the two predictions have different targets for {differing}; were both made for one task?")
-    targets = first[[f"target/{name}" for name in names]].to_numpy()
-    names = [name for name, column in zip(names, targets.T, strict=True) if (column == 1).any() and (column == 0).any()]
-    if not names:
-        raise ValueError("no label has both values in these pictures, so there is nothing to compare")
-    pairs = [[rank(table[f"target/{name}"], table[f"score/{name}"]) for table in (first, second)] for name in names]
-    area = ("auroc", "auprc").index(metric)
-    parts = [f"{metric}/{name}" for name in names]
-
-    def statistic(weights):
-        return np.stack(
-            [ranked_areas(ours, weights)[area] - ranked_areas(theirs, weights)[area] for ours, theirs in pairs]
-        )
-
-    values = _with_means(parts, statistic(np.ones((len(first), 1))).T, [metric], len(names) + 1)
-    samples = _with_means(parts, bootstrap(statistic, first["patient_id"], resamples, seed), [metric], len(names) + 1)
-    judged = {f"{metric}/{name}": int((first[f"target/{name}"] != MASKED).sum()) for name in names}
-    everyone = int((targets != MASKED).any(axis=1).sum())
-    return {name: interval(values[name][0], samples[name], judged.get(name, everyone)) for name in values}
-
-
-def _with_means(parts, samples, groups, labels) -> dict[str, np.ndarray]:
-    """Names the columns of samples (r m) and adds each group's mean; a task's only label needs no name of its own."""
-    columns = dict(zip(parts, samples.T, strict=True))
-    means = {}
-    # A mean over fewer labels than in the other resamples would be another quantity: it stays NaN and is left out.
-    for metric in groups:
-        members = [name for name in columns if name.startswith(f"{metric}/")]
-        means[metric] = np.mean([columns[name] for name in members], axis=0)
-    return means | {name: column for name, column in columns.items() if labels > 1 or "/" not in name}
 
 
 def _degenerate_notes(samples: Mapping[str, np.ndarray], resamples: int) -> list[str]:

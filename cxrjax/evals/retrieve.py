@@ -23,7 +23,7 @@ import scipy.special
 
 from cxrjax.datasets.schema import PRESENT, UNCERTAIN
 from cxrjax.evals import joint, metrics
-from cxrjax.evals.base import FeatureTable, Interval, Result
+from cxrjax.evals.base import FeatureTable, Result
 from cxrjax.input.source import Source
 from cxrjax.input.studies import studies
 
@@ -194,23 +194,6 @@ def retrieve(
     if classes is not None:
         details["classes"] = dict(zip(class_names, np.bincount(classes).tolist(), strict=True))
     return Result(found, table, notes, details)
-
-
-def paired_difference(
-    first: pandas.DataFrame, second: pandas.DataFrame, resamples: int = 1000, seed: int = 0
-) -> dict[str, Interval]:
-    """Recall and precision of `first` minus those of `second` (predictions of the same studies), same resamples."""
-    first, second = (table.sort_values("image_id", ignore_index=True) for table in (first, second))
-    if not first[["image_id", "report"]].equals(second[["image_id", "report"]]):
-        raise ValueError("the two predictions are of different studies or reports; judge both on the same ones")
-    columns = {}
-    for name in first:
-        kind, _, rest = name.partition("/")
-        if kind in ("hit", "precision"):
-            direction, k = rest.split("@")
-            measure = "recall" if kind == "hit" else kind
-            columns[f"{direction}_{measure}@{k}"] = (first[name] - second[name]).to_numpy()
-    return metrics.mean_intervals(columns, first["patient_id"].to_numpy(), resamples, seed)
 
 
 def _ranks(queries, candidates, report, at, classes):

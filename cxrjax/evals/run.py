@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from cxrjax import methods, trained
 from cxrjax.config import determining, judged, names
 from cxrjax.datasets import overlap
-from cxrjax.evals import classify, detect, encoders, joint, metrics, pictures, retrieve, segment
+from cxrjax.evals import classify, compare, detect, encoders, joint, metrics, pictures, retrieve, segment
 from cxrjax.evals.base import Encoder, Result, digest, make_task
 from cxrjax.evals.features import features, source_digest
 from cxrjax.evals.knn import NEIGHBOURS, knn
@@ -297,20 +297,12 @@ def _untrained(found: trained.Trained, seed: int) -> Encoder:
 
 def _compare(workdir, entry, encoder, result, reference, of_reference, seed) -> None:
     """Prints and saves the paired differences of an encoder to a reference."""
-    both, drawn = (result.predictions, of_reference.predictions), {"resamples": entry["bootstrap"], "seed": seed}
-    if entry["judge"] == "retrieve":
-        table = retrieve.paired_difference(*both, **drawn)
-    elif entry["judge"] == "segment":
-        table = segment.paired_difference(*both, **drawn)
-    elif entry["judge"] == "detect":
-        table = detect.paired_difference(*both, encoder.answers.names, entry["confidence"], **drawn)
-    else:
-        table = {}
-        for metric in ("auroc", "auprc"):
-            table |= metrics.paired_difference(*both, metric, **drawn)
-    first, gain = next(iter(table.items()))
+    subjects = {encoder.name: [result.predictions], reference.name: [of_reference.predictions]}
+    found = compare.compare(entry["task"].get("kind", ""), subjects, reference.name, entry["bootstrap"], seed)
+    gains = {name: gain for name, gain in found.differences[encoder.name].items() if math.isfinite(gain.value)}
+    first, gain = next(iter(gains.items()))
     print(f"  {encoder.name} minus {reference.name}: {first} {gain.value:+.3f} ({gain.low:+.3f} to {gain.high:+.3f})")
-    numbers = {name: {key: _number(value) for key, value in row._asdict().items()} for name, row in table.items()}
+    numbers = {name: {key: _number(value) for key, value in row._asdict().items()} for name, row in gains.items()}
     path = workdir / "evals" / entry["name"] / str(encoder.step) / f"versus-{reference.name}.json"
     if jax.process_index() == 0:
         path.write_text(json.dumps(numbers, indent=2) + "\n")

@@ -228,18 +228,6 @@ def summarise(predictions: pandas.DataFrame, resamples: int, seed: int) -> dict[
     return metrics.mean_intervals(values, predictions["patient_id"], resamples, seed)
 
 
-def paired_difference(
-    first: pandas.DataFrame, second: pandas.DataFrame, resamples: int = 1000, seed: int = 0
-) -> dict[str, Interval]:
-    """Each metric of `first` minus that of `second`, predictions of the same pictures, on the same resamples."""
-    first, second = (table.sort_values("image_id", ignore_index=True) for table in (first, second))
-    if not (first["image_id"].equals(second["image_id"]) and first["truth_px"].equals(second["truth_px"])):
-        raise ValueError("the two predictions are of different pictures, masks or sizes, so they cannot be compared")
-    columns = [f"value/{name}" for name in METRICS]
-    gains = first[["image_id", "patient_id"]].join(first[columns] - second[columns])
-    return summarise(gains, resamples, seed)
-
-
 def _nanmean(values: np.ndarray) -> float:
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else float("nan")

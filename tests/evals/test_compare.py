@@ -22,14 +22,19 @@ def flat(found):
     return {(name, key): value for name, row in found.items() for key, value in row._asdict().items()}
 
 
+def mean_area(table, metric="auroc", weights=None):
+    return np.mean([getattr(metrics, metric)(table[f"target/{n}"], table[f"score/{n}"], weights) for n in "ab"], axis=0)
+
+
 def test_one_seed_a_subject_is_the_metric_and_its_paired_difference():
     (first,), (second,) = tables(1, skill=1.5), tables(1, seed=1, skill=0.5)
     shuffled = second.sample(frac=1, random_state=0)
     found = compare.compare("multilabel", {"old": [shuffled], "new": [first]}, "old", resamples=100, seed=4)
     for metric in ("auroc", "auprc"):
-        expected = metrics.paired_difference(first, second, metric, 100, 4)
-        for name, gain in expected.items():
-            assert found.differences["new"][name] == pytest.approx(gain)
+        weights = np.concatenate(list(metrics.patient_weights(first["patient_id"], 100, 4)), axis=1)
+        gain, drawn = (mean_area(first, metric, w) - mean_area(second, metric, w) for w in (None, weights))
+        expected = (gain, *np.percentile(drawn, [2.5, 97.5]), 200)
+        assert found.differences["new"][metric] == pytest.approx(expected)
     names = ("a", "b")
     ordered = first.sort_values("image_id", ignore_index=True)
     targets, scores = (ordered[[f"{side}/{name}" for name in names]].to_numpy() for side in ("target", "score"))
@@ -42,13 +47,30 @@ def test_one_seed_a_subject_is_the_metric_and_its_paired_difference():
 def test_seeds_are_averaged_on_shared_resamples():
     several = tables(3)
     found = compare.compare("multilabel", {"base": tables(1, seed=7), "three": several}, resamples=60, seed=1)
-    each = [metrics.paired_difference(one, tables(1, seed=7)[0], "auroc", 60, 1)["auroc"].value for one in several]
+    each = [mean_area(one) - mean_area(tables(1, seed=7)[0]) for one in several]
     assert found.differences["three"]["auroc"].value == pytest.approx(np.mean(each))
     low, high = found.spread["three"]["auroc"]
     assert low < found.metrics["three"]["auroc"].value < high
     same = compare.compare("multilabel", {"one": several[:1], "thrice": several[:1] * 3}, resamples=60)
     assert flat(same.metrics["one"]) == pytest.approx(flat(same.metrics["thrice"]))
     assert same.differences["thrice"]["auroc"][:3] == pytest.approx((0, 0, 0), abs=1e-12)
+
+
+def test_a_difference_sees_what_two_intervals_cannot():
+    generator = np.random.default_rng(5)
+    targets = (generator.random(400) < 0.5).astype(np.int8)
+    shared = generator.normal(size=400) + 0.8 * targets
+    patients = [f"p{number // 2}" for number in range(400)]
+    found = compare.compare(
+        "binary",
+        {
+            name: [metrics.prediction_table(("positive",), targets[:, None], scores[:, None], patients, range(400))]
+            for name, scores in (("worse", shared), ("better", shared + 0.3 * targets))
+        },
+        resamples=300,
+    )
+    assert found.metrics["better"]["auroc"].low < found.metrics["worse"]["auroc"].high
+    assert 0 < found.differences["better"]["auroc"].low
 
 
 def test_labels_that_one_run_was_not_judged_on_are_left_out_of_all():
@@ -71,6 +93,17 @@ def test_predictions_that_do_not_belong_together_are_refused():
     moved = table.assign(patient_id="someone")
     with pytest.raises(ValueError, match="different patient_id for 200"):
         compare.compare("multilabel", {"a": [table], "b": [moved]})
+    about = {"image_id": table["image_id"], "patient_id": table["patient_id"], "value/dice": 0.5}
+    rows = [[[0.0, 0.0, 0.5, 0.5]], []] * 100
+    for column, truth, false in (
+        ("truth_px", 7, 8),
+        ("report", 7, 8),
+        ("true_boxes", rows, [[[0.0, 0.0, 0.5, 0.6]], []] * 100),
+        ("true_labels", [["Mass"], []] * 100, [["Nodule"], []] * 100),
+    ):
+        one, other = (pandas.DataFrame({**about, column: value}) for value in (truth, false))
+        with pytest.raises(ValueError, match=f"different {column} for {100 if column[4] == '_' else 200} of the same"):
+            compare.compare("", {"a": [one], "b": [other]})
     with pytest.raises(ValueError, match=r"'c' is not among what is compared: \['a'\]"):
         compare.compare("multilabel", {"a": [table]}, "c")
     with pytest.raises(ValueError, match="no label in common"):
@@ -98,7 +131,7 @@ def test_measures_per_picture_are_averaged_without_pictures_that_have_none():
         compare.compare("", {"nothing": [ours[["image_id", "patient_id"]]]})
 
 
-def test_boxes_are_compared_by_mean_average_precision():
+def test_boxes_are_compared_by_mean_average_precision(tmp_path):
     pytest.importorskip("pycocotools")
     from cxrjax.evals import detect
 
@@ -115,11 +148,25 @@ def test_boxes_are_compared_by_mean_average_precision():
 
     good, bad = found(0.01), found(0.06)
     ours = compare.compare("", {"bad": [bad], "good": [good]}, resamples=20, seed=1)
-    expected = detect.paired_difference(good, bad, ("Mass", "Nodule"), resamples=20, seed=1)
-    assert set(ours.differences["good"]) == set(expected)
-    for name in ("map", "map50", "map/Mass"):
-        assert ours.differences["good"][name] == pytest.approx(expected[name])
+    (names, of_good), (_, of_bad) = detect.measures(good), detect.measures(bad)
+    weights = np.concatenate(list(metrics.patient_weights(good["patient_id"], 20, 1)), axis=1)
+    gains, drawn = (of_good(w) - of_bad(w) for w in (np.ones((24, 1)), weights))
+    assert list(ours.differences["good"]) == names and {"map", "map50", "map/Mass"} < set(names)
+    for name, (gain,), of_resamples in zip(names, gains, drawn, strict=True):
+        known = of_resamples[np.isfinite(of_resamples)]
+        assert ours.differences["good"][name] == pytest.approx((gain, *np.percentile(known, [2.5, 97.5]), 24))
     assert ours.differences["good"]["map"].low > 0
+    good.to_parquet(tmp_path / "predictions.parquet")
+    again = pandas.read_parquet(tmp_path / "predictions.parquet").sample(frac=1, random_state=0)
+    same = compare.compare("", {"given": [good], "read": [again]}, resamples=20).differences["read"]
+    assert all(gain[:3] == (0, 0, 0) for gain in same.values())
+
+
+def test_pictures_of_all_folds_are_counted():
+    folds = [pandas.DataFrame({"image_id": list(ids), "patient_id": list(ids)}) for ids in ("abcd", "efg")]
+    folds = [fold.assign(**{"value/dice": [np.nan, *[0.5] * (len(fold) - 1)]}) for fold in folds]
+    found = compare.compare("", {"ours": folds}, resamples=20)
+    assert found.metrics["ours"]["dice"].n == 5 and found.pictures == 7
 
 
 def test_folds_are_averaged_as_runs_on_pictures_of_their_own():

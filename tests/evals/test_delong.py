@@ -3,7 +3,7 @@ import pytest
 import scipy.stats
 import sklearn.metrics
 
-from cxrjax.evals import delong, metrics
+from cxrjax.evals import compare, delong, metrics
 
 
 def drawn(seed, n=60, tied=False):
@@ -78,11 +78,11 @@ def test_it_agrees_with_the_bootstrap_with_and_without_several_pictures_a_patien
         found = delong.interval(targets, first, patients)
         ours, theirs = found.high - found.low, resampled["auroc"].high - resampled["auroc"].low
         assert ours == pytest.approx(theirs, rel=0.12) and found.value == pytest.approx(resampled["auroc"].value)
-        tables = [
-            metrics.prediction_table(("a",), targets[:, None], scores[:, None], patients, np.arange(1200))
-            for scores in (first, second)
-        ]
-        paired = metrics.paired_difference(*tables)["auroc"]
+        tables = {
+            name: [metrics.prediction_table(("a",), targets[:, None], scores[:, None], patients, np.arange(1200))]
+            for name, scores in (("first", first), ("second", second))
+        }
+        paired = compare.compare("binary", tables, "second").differences["first"]["auroc"]
         gain, p = delong.difference(targets, first, second, patients)
         assert gain.high - gain.low == pytest.approx(paired.high - paired.low, rel=0.12)
         assert gain.value == pytest.approx(paired.value) and (p < 0.05) == (paired.low > 0)

@@ -32,8 +32,8 @@ def table(*rows, patients=None):
     return pandas.DataFrame(columns)
 
 
-def judged(predictions, labels=("any",), confidence=0.0, weights=None):
-    names, statistic = detect.measures(predictions, labels, confidence)
+def judged(predictions, weights=None):
+    names, statistic = detect.measures(predictions)
     weights = np.ones(len(predictions)) if weights is None else np.asarray(weights, float)
     return dict(zip(names, statistic(weights[:, None])[:, 0], strict=True))
 
@@ -115,7 +115,6 @@ def test_mgcas_mode_drops_unsure_boxes_with_their_pictures():
     mixed = ([(TRUE, "any"), (other, "any")], [(TRUE, 0.9, "any"), (other, 0.4, "any")])
     assert judged(table(unsure))["map"] == pytest.approx(1)
     assert np.isnan(judged(table(unsure))["map_mgca_compat"])
-    assert judged(table(unsure), confidence=0.5)["map"] == 0
     assert judged(table(mixed, unsure))["map_mgca_compat"] == pytest.approx(51 / 101)
 
 
@@ -124,13 +123,13 @@ def test_it_is_pycocotools_summary():
     labels = ["a", "b"]
     for seed in range(3):
         predictions = random_table(seed=seed)
-        assert judged(predictions, labels)["map50"] == pytest.approx(summary_of_coco(predictions, labels)[1], abs=1e-9)
+        assert judged(predictions)["map50"] == pytest.approx(summary_of_coco(predictions, labels)[1], abs=1e-9)
 
 
 def test_classes_are_kept_apart():
     """A box of another class is no answer, and a class that no picture has a box of counts for nothing."""
     predictions = table(([(TRUE, "a")], [(TRUE, 0.9, "b")]), ([(TRUE, "b")], [(TRUE, 0.8, "b")]))
-    values = judged(predictions, ("a", "b", "c"))
+    values = judged(predictions)
     assert values["map/a"] == 0 and values["map/b"] == pytest.approx(0.5) and values["map"] == pytest.approx(0.25)
     assert "map/c" not in values
 
@@ -140,8 +139,8 @@ def test_a_resample_is_a_set_with_copies_of_its_pictures():
     predictions = random_table()
     weights = np.random.default_rng(1).integers(0, 4, len(predictions))
     copies = predictions.loc[np.repeat(np.arange(len(predictions)), weights)].reset_index(drop=True)
-    expected, found = judged(copies, ("a", "b")), judged(predictions, ("a", "b"), weights=weights)
-    assert found.keys() == expected.keys() and found["map"] != judged(predictions, ("a", "b"))["map"]
+    expected, found = judged(copies), judged(predictions, weights)
+    assert found.keys() == expected.keys() and found["map"] != judged(predictions)["map"]
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, abs=1e-12), name
 
@@ -149,28 +148,14 @@ def test_a_resample_is_a_set_with_copies_of_its_pictures():
 def test_intervals_resample_patients_and_name_what_is_left_out():
     predictions = random_table()
     predictions["patient_id"] = [f"q{i // 3}" for i in range(len(predictions))]
-    found, counts, notes = detect.summarise(predictions, ("a", "b", "c"), 0.0, 60, 0)
+    found, counts, notes = detect.summarise(predictions, ("a", "b", "c"), 60, 0)
     for interval in found.values():
         assert interval.low <= interval.value <= interval.high and interval.low < interval.high
     some = int(predictions["true_labels"].map(len).gt(0).sum())
     assert counts["map"] == some and found["map"].n == 30 > found["map_mgca_compat"].n
     assert any("'c' was skipped" in note for note in notes)
     with pytest.raises(ValueError, match="no picture has a box of"):
-        detect.summarise(table(([], [])), ("any",), 0.0, 10, 0)
-
-
-def test_paired_differences_share_their_resamples(tmp_path):
-    first = random_table()
-    first.to_parquet(tmp_path / "predictions.parquet")
-    read = pandas.read_parquet(tmp_path / "predictions.parquet")
-    worse = first.copy()
-    worse["boxes"] = [[list(np.array(box) + 0.07) for box in row] for row in first["boxes"]]
-    nothing = detect.paired_difference(first, read.sample(frac=1, random_state=0), ("a", "b"), resamples=20)
-    assert all(gain[:3] == (0, 0, 0) for gain in nothing.values())
-    gain = detect.paired_difference(first, worse, ("a", "b"), resamples=60)["map"]
-    assert 0 < gain.low <= gain.value <= gain.high
-    with pytest.raises(ValueError, match="different pictures"):
-        detect.paired_difference(first, first.iloc[1:], ("a", "b"))
+        detect.summarise(table(([], [])), ("any",), 10, 0)
 
 
 @pytest.fixture
@@ -199,6 +184,9 @@ def test_an_oracle_is_perfect_on_whole_pictures(oracle):
     assert result.details["validation"]["map"] == pytest.approx(1)
     assert result.predictions["image_id"].tolist() == sources["test"].table["image_id"].tolist()
     assert result.predictions["labels"].tolist() == result.predictions["true_labels"].tolist()
+    found, sure = (detect.predict(encoder, sources["test"], 4, 2**30, confidence) for confidence in (0.9, 0.91))
+    assert found["scores"].map(len).sum() == result.predictions["scores"].map(len).sum() > 0
+    assert sure[["boxes", "labels", "scores"]].map(len).to_numpy().sum() == 0 < sure["true_boxes"].map(len).sum()
     with pytest.raises(ValueError, match="finds no boxes; judge a run of the method 'detect'"):
         detect.detect(encoders.pixels(), sources)
     broken = encoder._replace(encode=lambda images: jax.tree.map(lambda x: x * np.nan, encoder.encode(images)))

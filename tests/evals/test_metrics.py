@@ -156,39 +156,6 @@ def test_the_mean_has_its_own_interval_on_common_resamples():
     assert found["auroc/a"].high - found["auroc/a"].low > 0.05
 
 
-def test_paired_difference_sees_what_two_intervals_cannot():
-    generator = np.random.default_rng(5)
-    targets = (generator.random(400) < 0.5).astype(np.int8)
-    shared = generator.normal(size=400) + 0.8 * targets
-    better, worse = shared + 0.3 * targets, shared
-    ids = np.array([f"i{number}" for number in range(400)])
-    patients = np.array([f"p{number // 2}" for number in range(400)])
-
-    def table(scores, order):
-        return metrics.prediction_table(
-            ("positive",), targets[order, None], scores[order, None], patients[order], ids[order]
-        )
-
-    straight = np.arange(400)
-    difference = metrics.paired_difference(table(better, straight), table(worse, straight[::-1]), resamples=300)
-    expected = metrics.auroc(targets, better) - metrics.auroc(targets, worse)
-    assert difference["auroc"].value == pytest.approx(expected)
-    assert difference["auroc"].low > 0
-    alone = [
-        metrics.summarise("binary", ("positive",), targets[:, None], s[:, None], patients, 300)[0]
-        for s in (better, worse)
-    ]
-    assert alone[0]["auroc"].low < alone[1]["auroc"].high
-    same = metrics.paired_difference(table(better, straight), table(better, straight), "auprc", 20)
-    assert same["auprc"][:3] == (0, 0, 0)
-    with pytest.raises(ValueError, match="399 in both"):
-        metrics.paired_difference(table(better, straight), table(worse, straight[1:]))
-    flipped = table(worse, straight)
-    flipped["target/positive"] = 1 - flipped["target/positive"]
-    with pytest.raises(ValueError, match="different targets"):
-        metrics.paired_difference(table(better, straight), flipped)
-
-
 def test_predictions_survive_parquet(tmp_path):
     table = metrics.prediction_table(("a/b",), np.array([[1], [-1]]), np.array([[0.3], [0.1]]), ["p", "q"], ["i", "j"])
     table.to_parquet(tmp_path / "p.parquet")

@@ -91,16 +91,6 @@ def test_other_questions_stand_apart_and_the_finished_step_counts(tmp_path):
         collect.collect("")
 
 
-def test_boxes_below_the_judges_confidence_do_not_count(tmp_path):
-    table = pandas.DataFrame({"image_id": ["a", "b"], "patient_id": ["a", "b"], "scores": [[0.9, 0.4], []]})
-    table = table.assign(boxes=[[[0.0, 0, 1, 1], [0.0, 0, 0.5, 0.5]], []], labels=[["Mass", "Nodule"], []])
-    results = {"details": {"confidence": 0.5}}
-    table.to_parquet(tmp_path / "predictions.parquet")
-    found = collect.Run("x", tmp_path, tmp_path, 1.0, 0, 0, results).predictions()
-    assert found["scores"].tolist() == [[0.9], []] and found["labels"].tolist() == [["Mass"], []]
-    assert [np.asarray(box).tolist() for box in found["boxes"][0]] == [[0, 0, 1, 1]]
-
-
 def test_tables_show_sort_and_escape_their_cells():
     table = page.Table(
         "T|",

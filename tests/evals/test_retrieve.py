@@ -152,16 +152,6 @@ def test_intervals_are_over_patients():
     assert (found.value, found.low, found.high, found.n) == (0.5, 0, 1, 20)
 
 
-def test_differences_are_paired():
-    vectors, report = noise(40), np.arange(40)
-    good = retrieve.retrieve(table(vectors), vectors, report, at=(1,), resamples=5).predictions
-    poor = retrieve.retrieve(table(noise(40, seed=2)), vectors, report, at=(1,), resamples=5).predictions
-    gain = retrieve.paired_difference(good, poor.iloc[::-1], 50)["image_to_text_recall@1"]
-    assert gain.value == pytest.approx(1 - poor["hit/image_to_text@1"].mean()) and gain.low > 0.5
-    with pytest.raises(ValueError, match="different studies"):
-        retrieve.paired_difference(good, poor.iloc[1:])
-
-
 def test_studies_of_one_class_are_drawn():
     labels = np.array(
         [[1, 0, 0], [1, 0, 1], [0, 1, -2], [1, 1, 0], [1, -1, 0], [-2, 1, 1], [1, -2, 0], [0, 0, 1]], np.int8

@@ -1,4 +1,5 @@
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +10,16 @@ from ml_collections import ConfigDict
 
 from cxrjax import config as shared
 from cxrjax.evals import encoders, run
-from cxrjax.evals.base import Encoder, digest
+from cxrjax.evals.base import Encoder, Joint, digest
 from cxrjax.evals.features import features
+from cxrjax.evals.joint import TOKENS
+from cxrjax.input import boxes, views
 from cxrjax.input import source as sources
-from cxrjax.input import views
-from cxrjax.methods.base import Method
+from cxrjax.methods.base import Answers, Method
 from tests import radiographs
 
 TASK = {"kind": "binary", "positive": "Effusion,Consolidation,Edema,Mass", "negative": "No Finding", "name": "finding"}
+LABELS = ("Mass", "Nodule")
 
 
 def blank(image_px=16):
@@ -162,6 +165,68 @@ def test_a_checkpoint_is_compared_with_random_and_pixels(phantom_dir, tmp_path, 
     assert versus["auroc"]["value"] == pytest.approx(gain)
     assert (tmp_path / "evals" / "findings-random" / "0" / "results.json").is_file()
     assert "blank minus random: auroc" in capsys.readouterr().out
+
+
+def judged(judge, data_dir, skill):
+    """An encoder whose answers are the better the larger `skill` is, up to 1."""
+    known, rng = {}, np.random.default_rng(int(100 * skill))
+    for split in ("val", "test") if judge == "detect" else ():
+        for example in sources.source(sources.open_set("phantom", data_dir), split):
+            known[boxes.whole(views.decode(example["image"]), 64).tobytes()] = boxes.of_example(example, LABELS)
+
+    def encode(images):
+        images = np.asarray(images)
+        if judge == "segment":
+            return {"mask_logits": 10 * (0.35 * skill - images / 255)}
+        rows = [boxes.pad(known[image.tobytes()], 6) for image in images]
+        found, classes = (np.stack([row[name] for row in rows]) for name in ("boxes", "classes"))
+        scores = np.where(classes >= 0, rng.uniform(0.3, 0.9, classes.shape), 0).astype(np.float32)
+        return {"boxes": found + (1 - skill) * rng.normal(0, 0.1, found.shape), "classes": classes, "scores": scores}
+
+    def joint(found):
+        found = np.asarray(found, np.float32).reshape(len(found), -1)[:, :6]
+        return {"pooled": found / np.linalg.norm(found, axis=1, keepdims=True)}
+
+    def tokens(text):
+        return dict.fromkeys(TOKENS, np.random.default_rng(len(text)).random(6) ** (1 + skill))
+
+    more = {
+        "segment": {"target": "mask"},
+        "detect": {"answers": Answers(LABELS, "boxes")},
+        "retrieve": {"joint": Joint(joint, lambda ids, *_: joint(ids), tokens, lambda report: report["impression"])},
+    }
+    if judge == "probe":
+        return encoders.pixels(8 if skill == 1 else 2)._replace(name=f"skilled-{skill}")
+    return Encoder(encode, 64, f"{judge}-{skill}", f"skilled-{skill}", **more[judge])
+
+
+@pytest.mark.parametrize(
+    ("judge", "first", "others"),
+    [
+        ("probe", "auroc", {"auprc", "auroc/Mass", "accuracy"}),
+        ("segment", "dice_present", {"iou_all", "gain"}),
+        ("detect", "map", {"map50", "map_mgca_compat", "map/Mass"}),
+        ("retrieve", "image_to_text_recall@1", {"text_to_image_recall@5"}),
+    ],
+)
+def test_a_difference_is_that_of_the_results(phantom_dir, tmp_path, monkeypatch, capsys, judge, first, others):
+    ours, theirs = (judged(judge, phantom_dir, skill) for skill in (1, 0.5))
+    loaded = types.SimpleNamespace(workdir=tmp_path, config=None)
+    monkeypatch.setattr(run.trained, "load", lambda directory, step: loaded)
+    monkeypatch.setattr(run, "_of_checkpoint", lambda found: ours)
+    monkeypatch.setattr(run, "_untrained", lambda found, seed: theirs)
+    config = ConfigDict({"checkpoint": "DIR", "step": "latest", "seed": 0, "references": "random"})
+    task = {"kind": "multilabel", "labels": "Mass,Effusion"} if judge == "probe" else {}
+    config.evals = {judge: entry(phantom_dir, judge=judge, task=task, confidence=0.4)}
+    found = run.standalone(config)[judge]
+    versus = json.loads((tmp_path / "evals" / judge / "0" / f"versus-{theirs.name}.json").read_text())
+    assert next(iter(versus)) == first and others < set(versus)
+    assert f"{ours.name} minus {theirs.name}: {first} " in capsys.readouterr().out
+    values = [{name: one.value for name, one in found[encoder.name].metrics.items()} for encoder in (ours, theirs)]
+    expected = {name: values[0][name] - values[1][name] for name in versus}
+    assert {name: row["value"] for name, row in versus.items()} == pytest.approx(expected)
+    assert any(expected.values())
+    assert versus[first]["n"] == found[ours.name].metrics[first].n
 
 
 def test_results_note_what_the_training_has_seen_of_the_test_pictures(phantom_dir, tmp_path, monkeypatch):

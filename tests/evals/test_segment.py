@@ -134,11 +134,3 @@ def test_mistakes_are_explained(phantom_dir, tmp_path):
     ):
         with pytest.raises(run.EvaluationError, match=words):
             run.evaluate(encoder, entry(phantom_dir, **changes), tmp_path)
-
-
-def test_paired_differences_need_the_same_pictures(phantom_dir, tmp_path):
-    result = run.evaluate(dark(), entry(phantom_dir), tmp_path)
-    same = segment.paired_difference(result.predictions, result.predictions, resamples=20)
-    assert {interval.value for interval in same.values()} == {0.0}
-    with pytest.raises(ValueError, match="different pictures, masks or sizes"):
-        segment.paired_difference(result.predictions, result.predictions[1:])
