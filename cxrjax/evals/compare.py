@@ -16,8 +16,9 @@ from cxrjax.evals import metrics
 from cxrjax.evals.base import MASKED, Interval
 from cxrjax.evals.metrics import Measures
 
-TRUTH = ("truth_px", "report", "true_boxes", "true_labels")
-"""Columns that say what there is in a picture, where there are no targets: of masks, of reports, of boxes."""
+TRUTH = ("report", "true_boxes", "true_labels")
+"""Columns that say what there is in a picture, where there are no targets. Pixels of a mask are not among them: models
+of different input sizes see it at theirs."""
 
 
 class Comparison(NamedTuple):
@@ -109,8 +110,7 @@ def pictures(subjects: Mapping[str, Sequence[pandas.DataFrame]]) -> pandas.DataF
         differing = [name for name in columns[1:] if (twice.groupby("image_id")[name].nunique() > 1).any()]
         raise ValueError(
             f"the predictions have different {', '.join(differing)} for {twice['image_id'].nunique()} of the same "
-            "pictures; were all made for one task, on one version of the set, with masks of one size and "
-            "the same words of reports?"
+            "pictures; were all made for one task, on one version of the set, with the same words of reports?"
         )
     return together.sort_values("image_id", ignore_index=True)
 

@@ -96,7 +96,6 @@ def test_predictions_that_do_not_belong_together_are_refused():
     about = {"image_id": table["image_id"], "patient_id": table["patient_id"], "value/dice": 0.5}
     rows = [[[0.0, 0.0, 0.5, 0.5]], []] * 100
     for column, truth, false in (
-        ("truth_px", 7, 8),
         ("report", 7, 8),
         ("true_boxes", rows, [[[0.0, 0.0, 0.5, 0.6]], []] * 100),
         ("true_labels", [["Mass"], []] * 100, [["Nodule"], []] * 100),
