@@ -232,7 +232,8 @@ def _evaluate(config, run, train_state, done, workdir) -> dict[str, float]:
     if not due:
         return {}
     described = {"name": config.method, "step": done, "config": determining(config), "mesh": run.mesh}
-    encoder = from_method(run.method, train_state.params, train_state.state, **described)
+    last = done == run.total_steps
+    encoder = from_method(run.method, train_state.params, train_state.state, **described, looks=last)
     scalars = {}
     for name, entry in due.items():
         result = evals.evaluate(encoder, entry, workdir, config.seed)

@@ -2,6 +2,7 @@
 
 <workdir>/evals/<name>/<step>/results.json         metrics with intervals, choices, notes, what was judged with what
                               predictions.parquet  one row per test picture, for subgroups and paired differences
+                                                   and, of judges of labels, attention on a few (`attention`)
 <workdir>/evals/features/                          cached features (see `features`)
 """
 
@@ -22,7 +23,7 @@ from ml_collections import ConfigDict
 from cxrjax import methods, trained
 from cxrjax.config import determining, judged, names
 from cxrjax.datasets import overlap
-from cxrjax.evals import classify, detect, encoders, joint, metrics, pictures, retrieve, segment
+from cxrjax.evals import attention, classify, detect, encoders, joint, metrics, pictures, retrieve, segment
 from cxrjax.evals.base import Encoder, Result, digest, make_task
 from cxrjax.evals.features import features, source_digest
 from cxrjax.evals.knn import NEIGHBOURS, knn
@@ -236,6 +237,7 @@ def _judge(encoder: Encoder, entry: dict[str, Any], workdir: Path, seed: int) ->
     else:
         embed = partial(joint.texts, encoder, batch_size=entry["batch_size"])
         result = zeroshot(**given, embed=embed, prompts=entry["prompts"], temperature=entry["temperature"])
+    result = attention.add(encoder, chosen["test"], result, entry["pictures_gib"] * 2**30)
     return result._replace(notes=notes + result.notes), inputs
 
 
@@ -287,7 +289,7 @@ def _leaks(config: ConfigDict, entry: dict[str, Any]) -> list[str]:
 
 def _of_checkpoint(found: trained.Trained) -> Encoder:
     described = {"name": found.config.method, "step": found.step, "config": determining(found.config)}
-    return encoders.from_method(found.method, found.params, found.state, **described)
+    return encoders.from_method(found.method, found.params, found.state, **described, looks=True)
 
 
 def _untrained(found: trained.Trained, seed: int) -> Encoder:
