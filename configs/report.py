@@ -7,7 +7,8 @@
 A folder may hold one run, or many (a grid of seeds, folds and shares of the labels): runs whose settings differ in
 nothing else are one subject, with the mean over its runs. Every table compares subjects on the same pictures and the
 same resamples of patients. No checkpoint is read and nothing is judged again; pictures and subgroups are shown where
-the converted set is at hand. Without --workdir the report goes to runs/report-….
+the converted set is at hand. Over up to four pictures of a kind lies the attention of [CLS], where that is what was
+judged (cxrjax/evals/attention.py). Without --workdir the report goes to runs/report-….
 
 Cost: seconds for small sets; for 25,000 pictures with 14 labels about a minute and a half per subject.
 """

@@ -39,7 +39,7 @@ def pretrain() -> ConfigDict:
                 "weights": (),  # one per set; () draws every picture equally often
                 "split": "train",
                 "unit": "picture",  # or study: its pictures and its report together, for image–text methods
-                "require": "",  # of a study: frontal, lateral, report
+                "require": "",  # of a study: frontal, lateral, report; of a picture: boxes, or boxes or <label>
                 "views": "PA,AP",  # "" takes every view
                 "fraction": 1.0,  # of the patients
                 "fraction_seed": 0,  # which of the set's nested lists

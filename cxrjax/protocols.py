@@ -85,8 +85,13 @@ def judge_masks(config: ConfigDict, converted_set: str, every_steps: int, views:
     _judged(config, "segment", entry, "dice_present")
 
 
-def judge_boxes(config: ConfigDict, converted_set: str, every_steps: int, views: str = "PA,AP") -> None:
+def judge_boxes(
+    config: ConfigDict, converted_set: str, every_steps: int, views: str = "PA,AP", require: str = ""
+) -> None:
+    """require: what pictures must have, "boxes" or "boxes or <label>", to be trained on and to be judged on."""
+    config.data.require = require
     entry = {"judge": "detect", "set": converted_set, "task": {"name": "boxes"}, "views": views}
+    entry["require"] = config.data.get_ref("require")
     _judged(config, "detect", {**entry, "every_steps": every_steps, "bootstrap": 200}, "map")
 
 

@@ -119,6 +119,15 @@ def _sources(config) -> tuple[list[source.Source], tuple[str, ...]]:
     """What the run trains on, without the patients of other sets that it is judged on, and sentences about these."""
 
     folds = _folds(config)
+    unit, required = config.data.get("unit", "picture"), config.data.get("require", "")
+    unknown = set() if unit == "picture" else set(names(required)) - {"frontal", "lateral", "report"}
+    if unit not in ("picture", "study") or unknown:
+        raise ValueError(
+            f"data.unit={unit!r} with data.require={required!r}: unit is 'picture' or 'study', and a study can be "
+            "required to have: frontal, lateral, report"
+        )
+    labels = names(config.labels) if config.method == "detect" else ()
+    of_pictures = source.required(required, labels) if unit == "picture" else {}
 
     def chosen(name, without=()):
         return source.source(
@@ -128,22 +137,16 @@ def _sources(config) -> tuple[list[source.Source], tuple[str, ...]]:
             exclude_patient_ids=without,
             fraction=config.data.fraction,
             fraction_seed=config.data.get("fraction_seed", 0),
+            **of_pictures,
             **folds,
         )
 
     sets = names(config.data.sets)
     left_out = overlap.exclusions([chosen(name) for name in sets], judged(config))
     pictures = [chosen(*pair) for pair in zip(sets, left_out.patient_ids, strict=True)]
-    unit, required = config.data.get("unit", "picture"), names(config.data.get("require", ""))
-    unknown = sorted(set(required) - {"frontal", "lateral", "report"})
-    if unit not in ("picture", "study") or unknown or (required and unit == "picture"):
-        raise ValueError(
-            f"data.unit={unit!r} with data.require={config.data.require!r}: unit is 'picture' or 'study', and a study "
-            "can be required to have: frontal, lateral, report"
-        )
     if unit == "picture":
         return pictures, left_out.sentences
-    whole = [studies.studies(each, **{f"require_{part}": True for part in required}) for each in pictures]
+    whole = [studies.studies(each, **{f"require_{part}": True for part in names(required)}) for each in pictures]
     return whole, (*left_out.sentences, *(repr(each) for each in whole if any(each.left_out.values())))
 
 
@@ -232,7 +235,8 @@ def _evaluate(config, run, train_state, done, workdir) -> dict[str, float]:
     if not due:
         return {}
     described = {"name": config.method, "step": done, "config": determining(config), "mesh": run.mesh}
-    encoder = from_method(run.method, train_state.params, train_state.state, **described)
+    last = done == run.total_steps
+    encoder = from_method(run.method, train_state.params, train_state.state, **described, looks=last)
     scalars = {}
     for name, entry in due.items():
         result = evals.evaluate(encoder, entry, workdir, config.seed)

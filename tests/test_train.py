@@ -12,6 +12,7 @@ import time
 import cv2
 import jax
 import numpy as np
+import pandas
 import pytest
 
 from cxrjax import checkpoint, train
@@ -130,6 +131,8 @@ def test_a_run_leaves_its_records(tmp_path, capsys):
     sheet = cv2.imread(str(tmp_path / "views.png"), cv2.IMREAD_GRAYSCALE)
     assert sheet.shape == (32, 8 * 32) and sheet.std() > 10
     assert (tmp_path / "evals" / "phantom_probe" / "6" / "results.json").exists()
+    predictions = pandas.read_parquet(tmp_path / "evals" / "phantom_probe" / "6" / "predictions.parquet")
+    assert predictions["overlay/map"].notna().any(), "attention on the pictures that a report may show"
     assert json.loads((tmp_path / "pictures.json").read_text())["phantom_smoke/train"]["pictures"] > 30
     assert "2 device(s)" in capsys.readouterr().out
 

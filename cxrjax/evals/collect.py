@@ -19,7 +19,7 @@ from cxrjax.config import FREE, names
 
 TRAINED_HEADS = ("classify", "segment", "detect")
 """Judges of heads that were trained with their run, whose share of the labels is the run's and not the judge's."""
-_ASKED = ("set", "judge", "limit", "folds")
+_ASKED = ("set", "judge", "require", "limit", "folds")
 _ASKED_OF_REPORTS = ("split", "at", "classes", "per_class")
 _REPEATED = ("seed", *FREE)
 _REPEATED_DATA = ("fraction", "fraction_seed", "fold")

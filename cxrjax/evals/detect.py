@@ -60,11 +60,7 @@ def detect(
     Classes that no test box has are left out and named. Raises ValueError for an encoder without boxes, a patient in
     both splits, a set or split without boxes, or boxes that are not numbers.
     """
-    if encoder.answers is None or encoder.answers.kind != "boxes":
-        raise ValueError(
-            f"{encoder.name!r} finds no boxes; judge a run of the method 'detect' (configs/detect.py), and name no "
-            "references but 'random'"
-        )
+    of_boxes(encoder)
     labels = encoder.answers.names
     schema.assert_patients_disjoint({split: each.table["patient_id"].tolist() for split, each in sources.items()})
     read = partial(predict, encoder, batch_size=batch_size, limit_bytes=pictures_bytes, confidence=confidence)
@@ -80,6 +76,17 @@ def detect(
         notes.append("val: no picture has a box of these labels, so no step can be chosen by it")
     details = {"judge": "detect", "ious": THRESHOLDS, "confidence": confidence, "validation": validation}
     return Result(found, tables["test"], notes, {**details, "labels": list(labels), "n_positive": counts})
+
+
+def of_boxes(encoder: Encoder) -> tuple[str, ...]:
+    """The labels of the true boxes that the encoder is to find, () all; raises ValueError for one that finds none."""
+    if encoder.answers is None or encoder.answers.kind != "boxes":
+        raise ValueError(
+            f"{encoder.name!r} finds no boxes; judge a run of the method 'detect' (configs/detect.py), and name no "
+            "references but 'random'"
+        )
+    names = encoder.answers.names
+    return () if names == (boxes.ANY,) else names
 
 
 def predict(
@@ -105,8 +112,7 @@ def predict(
             f"the boxes of {broken.sum()} of {len(broken)} pictures are NaN or infinite, {first!r} is the first; "
             "training has diverged"
         )
-    wanted = () if names == (boxes.ANY,) else names
-    truth = [boxes.of_example(source[i], wanted) for i in range(len(source))]
+    truth = [boxes.of_example(source[i], of_boxes(encoder)) for i in range(len(source))]
     there = (classes >= 0) & (scores >= confidence)
     return pandas.DataFrame(
         {

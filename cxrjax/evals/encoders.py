@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from cxrjax import parallel
+from cxrjax.evals import attention
 from cxrjax.evals.base import Encoder, Joint, digest
 from cxrjax.methods.base import Method
 
@@ -23,12 +24,14 @@ def from_method(
     config: Mapping[str, Any] | None = None,
     mesh: jax.sharding.Mesh | None = None,
     content: str | None = None,
+    looks: bool = False,
 ) -> Encoder:
     """The encoder of a method with these parameters.
 
     name: in results, such as the run's; config: whatever beside the parameters decides on the features (variant, mean
     and deviation of the input); mesh: by default all devices; parameters that are not on it yet are copied to each.
     content: digest of parameters and state, needed only where no process can see all of them.
+    looks: whether pictures that a report may show get a map of attention; that is another program to compile.
     One compilation per method serves every step and set.
     """
     mesh = parallel.make_mesh() if mesh is None else mesh
@@ -46,7 +49,11 @@ def from_method(
             method.joint.words,
         )
     described = method.image_px, identity, name, step, mesh, joint, method.answers, method.target
-    return Encoder(lambda images: compiled(params, state, images), *described)
+    found = Encoder(lambda images: compiled(params, state, images), *described)
+    if not looks:
+        return found
+    watched = _watched(method.encode)
+    return found._replace(looks=lambda images: watched(params, state, images))
 
 
 def random_init(
@@ -77,6 +84,11 @@ def pixels(px: int = 32) -> Encoder:
 @lru_cache(maxsize=16)
 def _compiled(encode: Callable) -> Callable:
     return jax.jit(encode)
+
+
+@lru_cache(maxsize=16)
+def _watched(encode: Callable) -> Callable:
+    return jax.jit(attention.looks(encode))
 
 
 def _on(mesh: jax.sharding.Mesh, leaf: Any) -> Any:

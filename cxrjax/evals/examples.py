@@ -4,7 +4,8 @@ Green: what readers marked. Orange: what the model marked, where its predictions
 
     boxes           n × (y0 x0 y1 x1), relative to the whole picture, with scores n
     overlay/mask    PNG, above zero inside, of the square middle of the picture as `views.fit` cuts it
-    overlay/map     p × q numbers over the same square, such as attention: colours over the picture, bright is high
+    overlay/map     p × q numbers over the same square, or None, such as `attention`: colours over the picture, from its
+                    lowest number to its highest, which is bright
 """
 
 from collections.abc import Mapping
@@ -73,7 +74,7 @@ def pictures(
     for image_id, (kind, row) in wanted.items():
         if image_id in examples:
             png = draw(examples[image_id], table.iloc[row])
-            items.append((png, f"{kind}: {image_id}. {caption(table.iloc[row], found[row])}"))
+            items.append((png, f"{kind}: {image_id}. {caption(table.iloc[row], found[row])}{_range(table.iloc[row])}"))
     return what, items
 
 
@@ -91,8 +92,8 @@ def draw(example: Mapping[str, Any], row: Mapping[str, Any], px: int = PX) -> by
     """The picture as PNG, px px, with what is marked on it."""
     picture = views.fit(views.decode(example["image"]), px)
     canvas = cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR)
-    if "overlay/map" in row:
-        grid = np.stack([np.asarray(line, np.float32) for line in row["overlay/map"]])
+    grid = _map(row)
+    if grid is not None:
         large = figures.enlarge(grid, px)
         shown = np.uint8(255 * (large - large.min()) / max(float(np.ptp(large)), 1e-6))
         colours = cv2.applyColorMap(shown, cv2.COLORMAP_VIRIDIS)
@@ -121,6 +122,16 @@ def _examples(converted_set: ConvertedSet, wanted: set[str]) -> dict[str, Mappin
             places = np.flatnonzero(every.table["image_id"].isin(wanted))
             found |= {every[int(place)]["image_id"]: every[int(place)] for place in places}
     return found
+
+
+def _map(row: Mapping[str, Any]) -> np.ndarray | None:
+    found = row.get("overlay/map")
+    return None if found is None else np.stack([np.asarray(line, np.float32) for line in found])
+
+
+def _range(row: Mapping[str, Any]) -> str:
+    grid = _map(row)
+    return "" if grid is None else f". Colours: {grid.min():.2g} to {grid.max():.2g}"
 
 
 def _outline(canvas: np.ndarray, mask: np.ndarray, colour) -> None:

@@ -330,7 +330,9 @@ def pictures(question, first, options: Options) -> list[Any]:
         what, items = examples.pictures(place, first[subject], options.examples)
         if items:
             parts.append(page.Pictures(f"{subject}: pictures by {what}", items))
-    legend = "Green is what readers marked, orange what the model marked, colours a map of the model."
+    mapped = [run.results["details"]["map"] for run in question.runs if run.results.get("details", {}).get("map")]
+    legend = "Green is what readers marked, orange what the model marked."
+    legend += "".join(f" Colours: {what}." for what in dict.fromkeys(mapped))
     return [*parts, page.Text(legend)] if parts else []
 
 

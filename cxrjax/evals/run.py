@@ -2,6 +2,7 @@
 
 <workdir>/evals/<name>/<step>/results.json         metrics with intervals, choices, notes, what was judged with what
                               predictions.parquet  one row per test picture, for subgroups and paired differences
+                                                   and, of judges of labels, attention on a few (`attention`)
 <workdir>/evals/features/                          cached features (see `features`)
 """
 
@@ -22,13 +23,13 @@ from ml_collections import ConfigDict
 from cxrjax import methods, trained
 from cxrjax.config import determining, judged, names
 from cxrjax.datasets import overlap
-from cxrjax.evals import classify, compare, detect, encoders, joint, metrics, pictures, retrieve, segment
+from cxrjax.evals import attention, classify, compare, detect, encoders, joint, metrics, pictures, retrieve, segment
 from cxrjax.evals.base import Encoder, Result, digest, make_task
 from cxrjax.evals.features import features, source_digest
 from cxrjax.evals.knn import NEIGHBOURS, knn
 from cxrjax.evals.probe import STRENGTHS, probe
 from cxrjax.evals.zeroshot import zeroshot
-from cxrjax.input.source import ConvertedSet, Source, open_set, source
+from cxrjax.input.source import ConvertedSet, Source, open_set, required, source
 
 # The splits that each looks at; retrieval at the one that its entry names.
 JUDGES = {
@@ -53,8 +54,9 @@ def defaults() -> ConfigDict:
     task: kind "binary" with `positive` and `negative` label names, "multilabel" or "multiclass" with `labels`, and a
     `name` for the logs; lists of names may be comma-separated. views: projections to keep (empty: all). fraction: share
     of the train patients to fit on, fraction_seed: which of the set's nested lists. folds, fold: a cross-validation by
-    patient in place of the set's own splits (`source.source`). limit: most pictures of each split, the same random ones
-    every time (0: all), for a quick look along training. bootstrap: resamples of the test patients.
+    patient in place of the set's own splits (`source.source`). require: "boxes" or "boxes or <label>" (`required` of
+    `source`), of the labels that a detecting head knows. limit: most pictures of each split, the same random ones every
+    time (0: all), for a quick look along training. bootstrap: resamples of the test patients.
     cache_gib: features kept in the workdir; pictures_gib: fitted pictures of a split kept beside the set, at most.
     every_steps is for the trainer. An empty name is made from the others. Judge "segment" needs no task; threshold: of
     the probability that a pixel is inside, 0 to choose it on val. Nor does "detect"; confidence: least score of a box.
@@ -71,6 +73,7 @@ def defaults() -> ConfigDict:
             "task": {},
             "data_dir": "",
             "views": (),
+            "require": "",
             "fraction": 1.0,
             "fraction_seed": 0,
             "folds": 0,
@@ -213,9 +216,9 @@ def _judge(encoder: Encoder, entry: dict[str, Any], workdir: Path, seed: int) ->
     )
     shared = {"resamples": entry["bootstrap"], "seed": seed}
     if entry["judge"] == "retrieve":
-        studies = source(converted, entry["split"], views=names(entry["views"]) or None)
+        studies = source(converted, entry["split"], views=names(entry["views"]) or None, **required(entry["require"]))
         return _judge_retrieval(encoder, entry, studies, table_of, shared)
-    chosen, notes = _chosen(converted, entry)
+    chosen, notes = _chosen(converted, entry, detect.of_boxes(encoder) if entry["judge"] == "detect" else ())
     inputs = {split: source_digest(each) for split, each in chosen.items()}
     if entry["judge"] in ("segment", "detect"):
         options = {"batch_size": entry["batch_size"], "pictures_bytes": entry["pictures_gib"] * 2**30, **shared}
@@ -236,16 +239,26 @@ def _judge(encoder: Encoder, entry: dict[str, Any], workdir: Path, seed: int) ->
     else:
         embed = partial(joint.texts, encoder, batch_size=entry["batch_size"])
         result = zeroshot(**given, embed=embed, prompts=entry["prompts"], temperature=entry["temperature"])
+    result = attention.add(encoder, chosen["test"], result, entry["pictures_gib"] * 2**30)
     return result._replace(notes=notes + result.notes), inputs
 
 
-def _chosen(converted: ConvertedSet, entry: dict[str, Any]) -> tuple[dict[str, Source], list[str]]:
-    """The pictures of each split that the judge looks at, and a note where they are not all of them."""
+def _chosen(
+    converted: ConvertedSet, entry: dict[str, Any], labels: tuple[str, ...]
+) -> tuple[dict[str, Source], list[str]]:
+    """The pictures of each split that the judge looks at, and a note where they are not all of them.
+
+    labels: of the boxes that the entry may require; () all.
+    """
     found, notes, filters = {}, [], {"views": names(entry["views"]) or None}
     filters |= {key: entry[key] for key in ("folds", "fold")}
+    needed = required(entry["require"], labels)
     for split in JUDGES[entry["judge"]]:
         share = {key: entry[key] for key in ("fraction", "fraction_seed")} if split == "train" else {}
-        found[split] = source(converted, split, **filters, **share)
+        found[split] = source(converted, split, **filters, **needed, **share)
+        if needed:
+            every = len(source(converted, split, **filters, **share))
+            notes.append(f"{split}: {len(found[split]):,} of {every:,} pictures have {entry['require']}, as required")
         if 0 < entry["limit"] < len(found[split]):
             notes.append(f"{split}: a random {entry['limit']:,} of {len(found[split]):,} pictures, as the limit says")
             found[split] = _some(found[split], entry["limit"])
@@ -287,7 +300,7 @@ def _leaks(config: ConfigDict, entry: dict[str, Any]) -> list[str]:
 
 def _of_checkpoint(found: trained.Trained) -> Encoder:
     described = {"name": found.config.method, "step": found.step, "config": determining(found.config)}
-    return encoders.from_method(found.method, found.params, found.state, **described)
+    return encoders.from_method(found.method, found.params, found.state, **described, looks=True)
 
 
 def _untrained(found: trained.Trained, seed: int) -> Encoder:

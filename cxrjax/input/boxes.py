@@ -29,15 +29,26 @@ def of_example(example: Mapping[str, Any], labels: Sequence[str]) -> Boxes:
     """
     if not example["set"]:  # a picture of no set, as `methods.blank_batch` makes it
         return Boxes(np.zeros((0, 4), np.float32), np.zeros(0, np.int32))
+    stored, judged = _to_judge_by(example)
+    wanted = [i for i in judged if not labels or stored["label"][i] in labels]
+    classes = [labels.index(stored["label"][i]) if labels else 0 for i in wanted]
+    return Boxes(np.array(stored["bbox"], np.float32).reshape(-1, 4)[wanted], np.array(classes, np.int32))
+
+
+def labels(example: Mapping[str, Any]) -> list[str]:
+    """The labels of the boxes to judge by; raises ValueError for a set whose records have no boxes."""
+    stored, judged = _to_judge_by(example)
+    return [stored["label"][i] for i in judged]
+
+
+def _to_judge_by(example: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[int]]:
+    """The stored boxes, and the numbers of those that no single reader drew."""
     if "boxes" not in example:
         raise ValueError(f"the set {example['set']!r} has no boxes, so that nothing can be detected in it")
     stored = example["boxes"]
     # Sets that were converted before readers were kept hold the answer alone.
     readers = stored.get("reader") or [""] * len(stored["label"])
-    wanted = [i for i, (name, who) in enumerate(zip(stored["label"], readers, strict=True)) if not who]
-    wanted = [i for i in wanted if not labels or stored["label"][i] in labels]
-    classes = [labels.index(stored["label"][i]) if labels else 0 for i in wanted]
-    return Boxes(np.array(stored["bbox"], np.float32).reshape(-1, 4)[wanted], np.array(classes, np.int32))
+    return stored, [i for i, who in enumerate(readers) if not who]
 
 
 def whole(image: np.ndarray, px: int) -> np.ndarray:

@@ -4,10 +4,12 @@ Nothing here imports a builder or TensorFlow; the phantom is the one set that is
 """
 
 import hashlib
+import itertools
 import logging
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +20,7 @@ import pyarrow.parquet as pq
 import tensorflow_datasets as tfds
 
 from cxrjax.datasets import schema
+from cxrjax.input import boxes as box_fields
 from cxrjax.input import records
 
 INDEX_FIELDS = ("image_id", "patient_id", "study_id", "view", "labels")
@@ -88,23 +91,15 @@ def index(converted_set: ConvertedSet, split: str) -> pd.DataFrame:
     changed; where that folder cannot be written the records are read each time.
     Raises ValueError for a split that the set does not have.
     """
-    _check_split(converted_set, split)
-    if JOINED in split:
-        return pd.concat([index(converted_set, part) for part in split.split(JOINED)], ignore_index=True)
-    if converted_set.split_sizes[split] == 0:
-        return pd.DataFrame(columns=list(INDEX_FIELDS))
-    path = converted_set.directory / f"index-{split}.parquet"
-    made_of = stamp(converted_set, split)
-    if path.exists():
-        try:
-            stored = pq.read_table(path)
-        except (pa.ArrowInvalid, OSError):
-            stored = None
-        if stored is not None and (stored.schema.metadata or {}).get(b"cxrjax_stamp") == made_of:
-            return stored.to_pandas()
-    table = _scan(converted_set, split)
-    _write(path, table, made_of)
-    return table
+    return _kept(converted_set, split, "index", INDEX_FIELDS, _scan)
+
+
+def labels_of_boxes(converted_set: ConvertedSet, split: str) -> list[tuple[str, ...]]:
+    """The labels of each record's boxes to judge by, in record order; kept as `index` is, in boxes-<split>.parquet.
+
+    Raises ValueError for a split that the set does not have, and for a set whose records have no boxes.
+    """
+    return [tuple(found) for found in _kept(converted_set, split, "boxes", ("labels",), _scan_boxes)["labels"]]
 
 
 def stamp(converted_set: ConvertedSet, split: str) -> bytes:
@@ -125,6 +120,8 @@ def source(
     split: str,
     *,
     views: Collection[str] | None = None,
+    boxes: Collection[str] | None = None,
+    or_labelled: str = "",
     image_ids: Collection[str] | None = None,
     exclude_image_ids: Collection[str] = (),
     exclude_patient_ids: Collection[str] = (),
@@ -135,12 +132,16 @@ def source(
 ) -> "Source":
     """Selects records of a split; the filters apply in the order of the arguments, but for the folds, which come first.
 
-    views: projections to keep, of UNKNOWN, PA, AP, LATERAL. image_ids: the only pictures to keep.
+    views: projections to keep, of UNKNOWN, PA, AP, LATERAL.
+    boxes: keep only pictures with a box to judge by of one of these labels, of none given () of any. or_labelled: and
+        those of which this label, such as "No Finding", is present. See `required`.
+    image_ids: the only pictures to keep.
     fraction: share (0, 1] of the split's patients, as in the set's lists of fractions: a smaller share is contained in
         a larger one, and the choice depends on the set's name, the patient ids and fraction_seed only.
     folds, fold: where folds is not 0, the set's own splits are laid together and cut by patient into so many parts:
         "test" is part number `fold`, "val" the one after it, "train" the rest (see `schema.fold_of_patients`).
-    Raises ValueError for an unknown split or view, a fraction outside (0, 1], or a filter that leaves no picture.
+    Raises ValueError for an unknown split or view, a fraction outside (0, 1], boxes of a set that has none, a label
+    that it does not have, or a filter that leaves no picture.
     """
     unknown_views = sorted(set(views or ()) - set(schema.VIEWS))
     if isinstance(views, str) or unknown_views:
@@ -169,6 +170,14 @@ def source(
 
     if views is not None:
         keep(table["view"].iloc[kept].isin(list(views)).to_numpy(), f"views={sorted(views)}")
+    if boxes is not None:
+        found = labels_of_boxes(converted_set, split)
+        there = np.array([any(not boxes or label in boxes for label in each) for each in found], bool)
+        if or_labelled:
+            there |= _present(converted_set, table, or_labelled)
+        known = ", ".join(f"{name} {count}" for name, count in Counter(itertools.chain(*found)).most_common()) or "none"
+        text = f"boxes of {', '.join(boxes) or 'any label'}" + (f" or {or_labelled!r}" if or_labelled else "")
+        keep(there[kept], f"{text} (the split's boxes: {known})")
     if image_ids is not None:
         wanted = set(image_ids)
         absent = wanted.difference(table["image_id"])
@@ -182,6 +191,33 @@ def source(
         chosen = schema.share_of_patients(converted_set.name, table["patient_id"], fraction, fraction_seed)
         keep(table["patient_id"].iloc[kept].isin(chosen).to_numpy(), f"fraction={fraction}")
     return Source(converted_set, split, kept)
+
+
+def required(words: str, labels: Collection[str] = ()) -> dict[str, Any]:
+    """The arguments of `source` that keep what pictures are required to have, in the words of data.require.
+
+    words: "", "boxes", or "boxes or <label>", such as "boxes or No Finding". labels: of boxes that count; () all.
+    Readers draw boxes on some pictures only of those with a finding. One that has the finding and no box is no picture
+    without it, as detection would take it for: it is left out, and what a set labels as normal can be kept.
+    Raises ValueError for other words.
+    """
+    if not words:
+        return {}
+    match = re.fullmatch(r"boxes(?: or (.+))?", words.strip())
+    if match is None:
+        raise ValueError(
+            f"a picture cannot be required to have {words!r}, but 'boxes' or 'boxes or <label>', such as 'boxes or No "
+            "Finding'; with data.unit='study' a study can be required to have: frontal, lateral, report"
+        )
+    return {"boxes": tuple(labels), "or_labelled": (match[1] or "").strip()}
+
+
+def _present(converted_set: ConvertedSet, table: pd.DataFrame, label: str) -> np.ndarray:
+    """n bool."""
+    known = converted_set.label_names
+    if label not in known:
+        raise ValueError(f"Set {converted_set.name!r} has no label {label!r}; its labels are {', '.join(known)}.")
+    return np.stack(table["labels"].tolist())[:, known.index(label)] == schema.PRESENT
 
 
 def _part(set_name: str, patient_ids: pd.Series, part: str, folds: int, fold: int) -> np.ndarray:
@@ -288,12 +324,42 @@ def _open_records(converted_set: ConvertedSet, split: str) -> tuple[Sequence[byt
     return stored.data_source, records.readers(builder.info.features)
 
 
+def _kept(
+    converted_set: ConvertedSet, split: str, name: str, fields: Sequence[str], scan: Callable[..., pd.DataFrame]
+) -> pd.DataFrame:
+    """What scan (set, split) makes of the records, from <name>-<split>.parquet beside the set as long as it is true."""
+    _check_split(converted_set, split)
+    if JOINED in split:
+        parts = [_kept(converted_set, part, name, fields, scan) for part in split.split(JOINED)]
+        return pd.concat(parts, ignore_index=True)
+    if converted_set.split_sizes[split] == 0:
+        return pd.DataFrame(columns=list(fields))
+    path = converted_set.directory / f"{name}-{split}.parquet"
+    made_of = stamp(converted_set, split)
+    if path.exists():
+        try:
+            stored = pq.read_table(path)
+        except (pa.ArrowInvalid, OSError):
+            stored = None
+        if stored is not None and (stored.schema.metadata or {}).get(b"cxrjax_stamp") == made_of:
+            return stored.to_pandas()
+    table = scan(converted_set, split)
+    _write(path, table, made_of)
+    return table
+
+
 def _scan(converted_set: ConvertedSet, split: str) -> pd.DataFrame:
     stored, readers = _open_records(converted_set, split)
     examples = (records.Example(stored[position], readers, converted_set.name) for position in range(len(stored)))
     fields = [*INDEX_FIELDS, *(name for name in ORIGIN_FIELDS if name in readers)]
     rows = [[example[name] for name in fields] for example in examples]
     return pd.DataFrame(rows, columns=fields)
+
+
+def _scan_boxes(converted_set: ConvertedSet, split: str) -> pd.DataFrame:
+    stored, readers = _open_records(converted_set, split)
+    examples = (records.Example(stored[position], readers, converted_set.name) for position in range(len(stored)))
+    return pd.DataFrame({"labels": [box_fields.labels(example) for example in examples]})
 
 
 def _write(path: Path, table: pd.DataFrame, stamp: bytes) -> None:

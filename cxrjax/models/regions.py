@@ -72,9 +72,19 @@ def looks(y: jax.Array, qkv: Mapping[str, jax.Array], heads: int, mask: jax.Arra
     return jax.nn.softmax(logits if mask is None else jnp.where(mask[:, None], logits, -1e30), axis=-1)
 
 
-def _vit(module, pool, wanted):
-    norm = nn.LayerNorm(epsilon=LAYER_NORM_EPS, dtype=module.dtype)
+def cls_looks(module: ViT, params: Mapping[str, Any], blocks: jax.Array) -> jax.Array:
+    """How much [CLS] attends to each of the n patches in a ViT's last block, mean over the heads: b n, no gradient.
 
+    params: of the ViT; blocks: l b 1+n d, what it gives with `intermediates`. A row sums to 1 less what [CLS] gives
+    itself.
+    """
+    last = jax.tree.map(lambda leaf: leaf[-1], params["blocks"])
+    norm = nn.LayerNorm(epsilon=LAYER_NORM_EPS, dtype=module.dtype, parent=None)
+    y = norm.apply({"params": last["norm1"]}, blocks[-2])
+    return looks(y, last["attention"]["qkv"], module.size.heads).mean(axis=1)[:, 1:]
+
+
+def _vit(module, pool, wanted):
     def apply(params, state, images, *, train, key=None):
         if train and module.drop_path and key is None:
             raise ValueError(f"drop_path={module.drop_path} draws what it drops: give apply a key in training")
@@ -85,9 +95,7 @@ def _vit(module, pool, wanted):
         patches = rearrange(patches, "b (p q) d -> b p q d", p=p, q=q)
         features = {"pooled": pooled, "patches": patches, "regions": patches, "looks": None}
         if wanted:
-            last = jax.tree.map(lambda leaf: leaf[-1], params["blocks"])
-            y = norm.apply({"params": last["norm1"]}, out["blocks"][-2])
-            features["looks"] = looks(y, last["attention"]["qkv"], module.size.heads).mean(axis=1)[:, 1:]
+            features["looks"] = cls_looks(module, params, out["blocks"])
         return features, state
 
     return apply

@@ -10,10 +10,13 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from cxrjax.evals import detect, encoders
+from cxrjax import train
+from cxrjax.datasets import schema
+from cxrjax.evals import detect, encoders, run
 from cxrjax.evals.base import Encoder
 from cxrjax.input import boxes, source
 from cxrjax.methods.base import Answers
+from tests import runs
 
 HALF = detect.THRESHOLDS.index(0.5)
 
@@ -192,3 +195,31 @@ def test_an_oracle_is_perfect_on_whole_pictures(oracle):
     broken = encoder._replace(encode=lambda images: jax.tree.map(lambda x: x * np.nan, encoder.encode(images)))
     with pytest.raises(ValueError, match="NaN or infinite"):
         detect.predict(broken, sources["test"], 4, 2**30)
+
+
+def test_pictures_that_readers_have_not_searched_are_left_out(oracle, phantom_dir, tmp_path, monkeypatch):
+    """In training and judging alike: kept are those with a box of these labels, and the normal ones."""
+    encoder, converted = oracle
+    entry = {"judge": "detect", "set": "phantom", "data_dir": str(phantom_dir), "bootstrap": 5, "batch_size": 4}
+    normal = converted.label_names.index("No Finding")
+
+    def expected(split):
+        records, found = source.source(converted, split), set()
+        for i in range(len(records)):
+            if {"Mass", "Nodule"} & set(records[i]["boxes"]["label"]) or records[i]["labels"][normal] == schema.PRESENT:
+                found.add(records[i]["image_id"])
+        return found, records
+
+    result = run.evaluate(encoder, entry | {"require": "boxes or No Finding"}, tmp_path)
+    wanted, records = expected("test")
+    assert set(result.predictions["image_id"]) == wanted and 0 < len(wanted) < len(records)
+    assert result.predictions["true_labels"].map(len).gt(0).sum() < len(wanted)
+    assert f"test: {len(wanted)} of {len(records)} pictures have boxes or No Finding, as required" in result.notes
+    monkeypatch.setenv("CXRJAX_DATA", str(phantom_dir))
+    changes = {"data__sets": "phantom", "data__views": "", "data__require": "boxes or No Finding"}
+    config = runs.config("detect", "", labels="Mass,Nodule", **changes)
+    (chosen,), _ = train._sources(config)
+    assert set(chosen.table["image_id"]) == expected("train")[0]
+    assert run.complete(config.evals.detect)["require"] == "boxes or No Finding", "judged as it is trained"
+    with pytest.raises(run.EvaluationError, match="'pixels-32' finds no boxes"):
+        run.evaluate(encoders.pixels(), entry | {"require": "boxes"}, tmp_path)

@@ -15,7 +15,7 @@ def test_boxes_of_the_wanted_labels_and_the_common_answer():
     stored = [[0, 0, 0.1, 0.2], [0.3, 0.3, 0.4, 0.4], [0.5, 0.5, 0.6, 0.6], [0.7, 0.7, 0.9, 0.8]]
     given = example(stored, ["Mass", "Nodule", "Edema", "Mass"], ["", "", "", "R1"])
     found = boxes.of_example(given, ("Nodule", "Mass"))
-    assert found.classes.tolist() == [1, 0]
+    assert found.classes.tolist() == [1, 0] and boxes.labels(given) == ["Mass", "Nodule", "Edema"]
     np.testing.assert_array_equal(found.boxes, np.float32(stored[:2]))
     assert boxes.of_example(given, ()).classes.tolist() == [0, 0, 0]
     assert boxes.of_example(example([], []), ("Mass",)).boxes.shape == (0, 4)

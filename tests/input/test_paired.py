@@ -93,7 +93,7 @@ def test_wrong_settings_get_a_sentence(config, study):
 @pytest.mark.parametrize("changes", [{"unit": "patient"}, {"require": "report,sagittal"}, {"unit": "picture"}])
 def test_unknown_units_and_parts_are_refused(config, changes):
     config.data.update(changes)
-    with pytest.raises(ValueError, match="unit is 'picture' or 'study', and a study can be required to have"):
+    with pytest.raises(ValueError, match="a study can be required to have"):
         train.build(config)
 
 

@@ -124,6 +124,40 @@ def test_filters_select_what_they_say(rich):
     assert not set(source.source(rich, "train", exclude_patient_ids=patients).table["patient_id"]) & patients
 
 
+def test_pictures_with_boxes_are_kept_and_those_of_a_label(written, rich, monkeypatch):
+    records = written.records["rich"]["train"]
+    of = {name: [box["label"] for box in record["boxes"]] for name, record in records.items()}
+
+    def kept(**filters):
+        return set(source.source(rich, "train", **filters).table["image_id"])
+
+    assert kept(boxes=()) == {name for name, labels in of.items() if labels} != set(records)
+    assert kept(boxes=("box 1",)) == {name for name, labels in of.items() if "box 1" in labels} != kept(boxes=())
+    normal = {name for name, record in records.items() if record["labels"][2] == schema.PRESENT}
+    assert kept(boxes=("box 1",), or_labelled="finding 2") == kept(boxes=("box 1",)) | normal != kept(boxes=("box 1",))
+    some = kept(boxes=(), views=["PA"], fraction=0.5)
+    assert some == kept(boxes=()) & kept(views=["PA"]) & kept(fraction=0.5) and some
+    joined = source.source(rich, "test", boxes=(), folds=3)
+    assert all(joined[i]["boxes"]["label"] for i in range(len(joined)))
+    monkeypatch.setattr(source, "_scan_boxes", lambda *_: pytest.fail("the labels of boxes were not kept"))
+    assert source.labels_of_boxes(rich, "train") == [tuple(of[i]) for i in source.index(rich, "train")["image_id"]]
+
+
+def test_what_boxes_cannot_be_required_is_named(written, rich):
+    known = r"boxes of Mass \(the split's boxes: box 0 17, box 1 8\)"
+    with pytest.raises(ValueError, match=f"{known} removes all of the 26"):
+        source.source(rich, "train", boxes=("Mass",))
+    with pytest.raises(ValueError, match="no label 'Normal'; its labels are finding 0, finding 1"):
+        source.source(rich, "train", boxes=(), or_labelled="Normal")
+    with pytest.raises(ValueError, match="the set 'plain' has no boxes"):
+        source.source(source.open_set("plain", written.data_dir), "train", boxes=())
+    assert source.required("") == {}
+    assert source.required("boxes or No Finding", ["Mass"]) == {"boxes": ("Mass",), "or_labelled": "No Finding"}
+    for words in ("box", "boxes or", "report"):
+        with pytest.raises(ValueError, match=f"cannot be required to have '{words}', but 'boxes' or"):
+            source.required(words)
+
+
 def test_fractions_are_nested_and_by_patient(rich):
     everyone = source.index(rich, "train").groupby("patient_id")["image_id"].count()
     smaller = set()

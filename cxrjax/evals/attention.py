@@ -1,0 +1,82 @@
+"""Where an encoder's [CLS] token looks: the map over the example pictures of a report.
+
+The softmax weights with which [CLS] reads the patches in a Vision Transformer's last block, the mean over its heads, as
+DINO shows them (Caron et al., ICCV 2021). They say from where the judged feature takes its last step, and not why a
+label was given: patches have long been mixed by the blocks before. There is a map only where that feature is [CLS]
+itself; of a ResNet, and of the mean over the patches, there is none.
+"""
+
+from collections.abc import Callable, Mapping
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pandas
+
+from cxrjax import parallel
+from cxrjax.evals import examples, pictures
+from cxrjax.evals.base import Encoder, Result
+from cxrjax.evals.features import fetch, share
+from cxrjax.input.source import Source
+from cxrjax.models import regions
+from cxrjax.models.vit import ViT
+
+MOST = 4
+"""Pictures of each kind that get a map: best, median and worst ones, as a report chooses them."""
+
+
+def looks(encode: Callable[..., Mapping[str, jax.Array]]) -> Callable[..., jax.Array | None]:
+    """(params, state, images b h w 1) -> b p q float32, or None where encode's "pooled" is no [CLS] of a ViT.
+
+    encode: of a method. Its own pass is watched, so that its preprocessing and parameters are the judged ones.
+    """
+
+    def maps(params, state, images):
+        seen = []
+
+        def watch(run, given, named, context):
+            of_vit = isinstance(context.module, ViT) and context.method_name == "__call__"
+            if not of_vit or named.get("drop_cls"):
+                return run(*given, **named)
+            module, (_, height, width, _) = context.module, given[0].shape
+            out = run(*given, **{**named, "intermediates": True})
+            found = regions.cls_looks(module, module.variables["params"], out["blocks"])
+            grid = height // module.patch_px, width // module.patch_px
+            seen.append((out["cls"], found.reshape(-1, *grid)))
+            return out
+
+        with nn.intercept_methods(watch):
+            pooled = encode(params, state, images)["pooled"]
+        return next((found for cls, found in seen if cls is pooled), None)
+
+    return maps
+
+
+def add(encoder: Encoder, test: Source, result: Result, limit_bytes: float) -> Result:
+    """The result with maps of the pictures that a report may show, in the column overlay/map (see `examples`).
+
+    What the map is stands in the details, under "map". Without a map the result is returned as it is.
+    """
+    if encoder.looks is None:
+        return result
+    table = result.predictions
+    chosen = examples.choose(examples.quality(table)[0], MOST)
+    rows = [row for of_kind in chosen.values() for row in of_kind]
+    if not rows:
+        return result
+    places = pandas.Index(test.table["image_id"]).get_indexer(table["image_id"].iloc[rows])
+    few = Source(test.converted_set, test.split, test.positions[places])
+    own, size = share(few, len(few), encoder.mesh)
+    (images,) = pictures.batches(own, encoder.image_px, size, limit_bytes=limit_bytes)
+    found = encoder.looks(images if encoder.mesh is None else parallel.to_global(images, encoder.mesh))
+    if found is None:
+        return result
+    found = fetch(found)
+    column = np.full(len(table), None, object)
+    for row, one in zip(rows, found, strict=False):  # the batch is filled up
+        column[row] = one.astype(float).tolist()
+    what = (
+        "how much [CLS] attends to each patch in the encoder's last block, mean over the heads "
+        f"({1 / found[0].size:.2g} would be even)"
+    )
+    return result._replace(predictions=table.assign(**{"overlay/map": column}), details={**result.details, "map": what})
