@@ -16,6 +16,12 @@ def pytest_runtest_setup(item):
     jax.config.update("jax_disable_most_optimizations", item.get_closest_marker("slow") is None)
 
 
+def pytest_runtest_teardown(item, nextitem):
+    """What a file has compiled serves no other, and would add up to gigabytes per process."""
+    if nextitem is None or nextitem.path != item.path:
+        jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def phantom_dir(tmp_path_factory):
     """Data folder that holds the set "phantom", 48 studies at 64 px, and later "phantom_smoke"."""

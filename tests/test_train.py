@@ -146,6 +146,7 @@ def test_nan_stops_the_run_and_keeps_what_was_saved(tmp_path):
     assert saved and max(saved) < 12
 
 
+@pytest.mark.slow
 def test_best_checkpoint_is_kept(tmp_path):
     metric = "eval/phantom_smoke/all/auroc"
     config = runs.config(checkpoint__best_metric=metric, checkpoint__keep_latest=1, duration__total_steps=8)

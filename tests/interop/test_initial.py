@@ -133,6 +133,7 @@ def test_a_text_encoder_of_another_size_is_explained(tmp_path):
         initialise(settings, *fresh(settings))
 
 
+@pytest.mark.slow
 def test_the_lateral_encoder_starts_from_a_swin(tmp_path):
     model = swin.Swin("swin_test")
     known = model.init(jax.random.key(7), jnp.zeros((1, 32, 32, 1)))["params"]

@@ -65,7 +65,7 @@ def test_cls_counts_as_a_word_where_asked_for(batch):
     assert found[False][1] == found[True][1] == [18, 1, 0, 46, 7, 7, 28, 10]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_odd_texts_give_finite_gradients(batch, dtype):
     method, params, state = made(text__dtype=dtype, model__dtype=dtype, loss__chunks=4)
     gradient = jax.jit(jax.grad(lambda p: method.loss(p, state, batch, jax.random.key(1), 0)[0]))(params)
@@ -75,6 +75,7 @@ def test_odd_texts_give_finite_gradients(batch, dtype):
     assert np.any(gradient["text"]["layers"]["qkv"]["kernel"])
 
 
+@pytest.mark.slow
 def test_a_resnet_compares_words_with_layer3(batch):
     method, params, state = made(model=runs.config("gloria", "mimic_cxr,smoke").model, regions__enlarge_px=48)
     picture, _ = outputs(method, params, state, batch)

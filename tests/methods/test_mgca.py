@@ -118,7 +118,7 @@ def test_whole_reports_and_prototypes_by_the_equations(batch, monkeypatch):
     assert float(found["cpa"]) == pytest.approx(cpa.item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_odd_texts_give_finite_gradients(batch, dtype):
     method, params, state = made(text__dtype=dtype, model__dtype=dtype)
     gradient = jax.jit(jax.grad(lambda p: method.loss(p, state, batch, jax.random.key(1), 0)[0]))(params)

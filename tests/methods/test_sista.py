@@ -132,6 +132,7 @@ def test_a_step_is_the_equations(batch, way):
     assert 1 <= aux.report["effective_patches"] <= aux.report["survivors"] < 64
 
 
+@pytest.mark.slow
 def test_half_precision_and_a_learned_temperature(batch):
     """Odd texts leave every gradient finite; τ stays within its bounds."""
     settings = config(model__dtype="bfloat16", text__dtype="bfloat16", loss__learned=True, model__remat="none")
