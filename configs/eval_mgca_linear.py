@@ -52,8 +52,8 @@ def get_config(arg: str = ""):
         config.views.flip = 0.5
         config.augment.update({"jitter": 0.8, "brightness": 0.4, "contrast": 0.4})
         task = {"kind": "multilabel", "labels": config.labels, "policy": "MGCA", "name": "five"}
-    protocols.classify(config, config.data.sets, task, every_steps=500, views="" if "covidx" in words else "PA,AP")
-    config.checkpoint.best_metric = config.checkpoint.best_metric.replace("val_auroc", "val_log_likelihood")
+    judged = {"every_steps": 500, "views": "" if "covidx" in words else "PA,AP", "metric": "log_likelihood"}
+    protocols.classify(config, config.data.sets, task, **judged)
     if "grid" in words:
         config.grid = protocols.SHARES
     if "smoke" in words:

@@ -47,9 +47,8 @@ def get_config(arg: str = ""):
         config.data.sets, config.target, config.batch_size = "rsna_pneumonia", "boxes", 16
     else:
         config.data.sets, config.target, config.batch_size = "siim_acr", "mask", 8
-    protocols.judge_masks(config, config.data.sets, every_steps=1000, views="")
+    protocols.judge_masks(config, config.data.sets, every_steps=1000, views="", metric="dice_all")
     config.data.views = ""
-    config.checkpoint.best_metric = config.checkpoint.best_metric.replace("dice_present", "dice_all")
     if "grid" in words:
         config.grid = protocols.SHARES
     if "smoke" in words:

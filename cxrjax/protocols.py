@@ -73,16 +73,27 @@ def _head(method: str) -> ConfigDict:
     return config
 
 
-def classify(config: ConfigDict, converted_set: str, task: dict[str, Any], every_steps: int, views: str = "PA,AP"):
+def classify(
+    config: ConfigDict,
+    converted_set: str,
+    task: dict[str, Any],
+    every_steps: int,
+    views: str = "PA,AP",
+    metric: str = "auroc",
+) -> None:
+    """metric: of the validation pictures, by which the best step is kept."""
     task = {"name": "all", **task}
     entry = {"judge": "classify", "set": converted_set, "task": task, "views": views, "every_steps": every_steps}
-    _judged(config, "classify", entry, "auroc")
+    _judged(config, "classify", entry, metric)
 
 
-def judge_masks(config: ConfigDict, converted_set: str, every_steps: int, views: str = "PA,AP") -> None:
-    task = {"name": config.target}
+def judge_masks(
+    config: ConfigDict, converted_set: str, every_steps: int, views: str = "PA,AP", metric: str = "dice_present"
+) -> None:
+    """metric: as in `classify`."""
+    task = {"name": config.get_ref("target")}
     entry = {"judge": "segment", "set": converted_set, "task": task, "views": views, "every_steps": every_steps}
-    _judged(config, "segment", entry, "dice_present")
+    _judged(config, "segment", entry, metric)
 
 
 def judge_boxes(
@@ -97,8 +108,10 @@ def judge_boxes(
 
 def _judged(config: ConfigDict, judge: str, entry: dict[str, Any], metric: str) -> None:
     config.evals = {judge: entry}
-    task = entry["task"].get("name") or "all"
-    config.checkpoint.best_metric = f"eval/{entry['set']}/{task}/{judge}_val_{metric}"
+    judged = config.evals[judge]
+    # References, so that the step is chosen by whatever is judged in the end.
+    place = "eval/" + judged.get_ref("set") + "/" + judged.task.get_ref("name")
+    config.checkpoint.best_metric = place + f"/{judge}_val_{metric}"
 
 
 def folds(config: ConfigDict, number: int) -> None:
@@ -109,10 +122,7 @@ def folds(config: ConfigDict, number: int) -> None:
 
 
 def smoke(config: ConfigDict) -> None:
-    """Seconds, on an encoder of its own; a best step is looked for in the set that it is judged on."""
-    phantom = config.data.sets.startswith("phantom")
+    """Seconds, on an encoder of its own."""
     config.model = recipes.resnet() if config.model.variant.startswith("resnet") else recipes.vit()
     config.model.update({"drop_path": 0.0, "pool": "cls"})
     recipes.smoke(config)
-    if phantom:
-        config.checkpoint.best_metric = config.checkpoint.best_metric.replace("/phantom/", "/phantom_smoke/")

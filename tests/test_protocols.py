@@ -43,6 +43,14 @@ def test_every_word_makes_a_run(name, word):
         assert made.answers == Answers(shared.names(config.labels), config.task)
 
 
+def test_the_best_step_is_chosen_by_what_is_judged():
+    config = runs.config("finetune", "tb")
+    config.update_from_flattened_dict({"evals.classify.set": "clinic", "evals.classify.task.name": "nodule"})
+    assert config.checkpoint.best_metric == "eval/clinic/nodule/classify_val_auroc"
+    config = runs.config("segment", "phantom", target="finding_mask")
+    assert config.checkpoint.best_metric == "eval/phantom/finding_mask/segment_val_dice_present"
+
+
 @pytest.mark.parametrize("name", HEADS)
 def test_smoke_shrinks_every_word(name):
     for word in words(name):
