@@ -349,17 +349,18 @@ def _kept(
 
 
 def _scan(converted_set: ConvertedSet, split: str) -> pd.DataFrame:
-    stored, readers = _open_records(converted_set, split)
-    examples = (records.Example(stored[position], readers, converted_set.name) for position in range(len(stored)))
-    fields = [*INDEX_FIELDS, *(name for name in ORIGIN_FIELDS if name in readers)]
-    rows = [[example[name] for name in fields] for example in examples]
+    whole = _whole(converted_set, split)
+    fields = [*INDEX_FIELDS, *(name for name in ORIGIN_FIELDS if name in whole._readers)]
+    rows = [[example[name] for name in fields] for example in whole]
     return pd.DataFrame(rows, columns=fields)
 
 
 def _scan_boxes(converted_set: ConvertedSet, split: str) -> pd.DataFrame:
-    stored, readers = _open_records(converted_set, split)
-    examples = (records.Example(stored[position], readers, converted_set.name) for position in range(len(stored)))
-    return pd.DataFrame({"labels": [box_fields.labels(example) for example in examples]})
+    return pd.DataFrame({"labels": [box_fields.labels(example) for example in _whole(converted_set, split)]})
+
+
+def _whole(converted_set: ConvertedSet, split: str) -> "Source":
+    return Source(converted_set, split, range(converted_set.split_sizes[split]))
 
 
 def _write(path: Path, table: pd.DataFrame, stamp: bytes) -> None:
