@@ -69,21 +69,24 @@ def test_features_are_those_of_each_picture_alone_on_one_compilation(frontal):
 def test_features_are_cached_per_encoder_pictures_and_size(frontal, tmp_path, monkeypatch):
     encoder = encoders.pixels(8)
     first = features(encoder, frontal, 16, tmp_path)
+    converted = frontal.converted_set
+    the_same = sources.source(converted, "train", views=("AP", "PA"))
+    with_laterals = sources.source(converted, "train")
+    another_split = sources.source(converted, "test", views=("PA", "AP"))
 
     def unreadable(*_):
         raise AssertionError("a picture was read")
 
-    converted = frontal.converted_set
     monkeypatch.setattr(sources.Source, "__getitem__", unreadable)
-    again = features(encoder, sources.source(converted, "train", views=("AP", "PA")), 4, tmp_path)
+    again = features(encoder, the_same, 4, tmp_path)
     for ours, theirs in zip(first, again, strict=True):
         np.testing.assert_array_equal(ours, theirs)
     another = features(encoder._replace(digest="other"), frontal, 16, tmp_path)
     np.testing.assert_array_equal(another.features, first.features)  # another encoder finds the pictures fitted
     for other_encoder, other in (
         (encoder._replace(image_px=9), frontal),
-        (encoder, sources.source(converted, "train")),
-        (encoder, sources.source(converted, "test", views=("PA", "AP"))),
+        (encoder, with_laterals),
+        (encoder, another_split),
     ):
         with pytest.raises(AssertionError, match="a picture was read"):
             features(other_encoder, other, 16, tmp_path)
