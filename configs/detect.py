@@ -23,13 +23,12 @@ from cxrjax import protocols
 from cxrjax.datasets import findings
 
 WORDS = ("phantom", "nih", "rsna", "frozen", "grid", "resnet", "smoke")
-PHANTOM = ",".join(findings.LABELS[1:])  # all but "No Finding"
 
 
 def get_config(arg: str = ""):
     words = shared.words(arg, WORDS)
     config = protocols.detection()
-    config.labels = PHANTOM
+    config.labels = ",".join(findings.FINDINGS)
     config.head.update({"width": 64, "layers": 2, "scales": (4, 2, 1)})
     config.batch_size = 32
     config.duration.total_steps = 600

@@ -20,14 +20,13 @@ from cxrjax import protocols
 from cxrjax.datasets import chestxray14, findings
 
 WORDS = ("phantom", "tb", "chestxray14", "frozen", "grid", "smoke")
-PHANTOM = ",".join(findings.LABELS[1:])  # all but "No Finding"
 CHESTXRAY14 = ",".join(chestxray14.FINDINGS)
 
 
 def get_config(arg: str = ""):
     words = shared.words(arg, WORDS)
     config = protocols.finetune()
-    config.labels = PHANTOM
+    config.labels = ",".join(findings.FINDINGS)
     config.policy = "U-Ignore"
     config.model.drop_path = 0.1
     config.batch_size = 64

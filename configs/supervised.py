@@ -17,7 +17,6 @@ from cxrjax.datasets import chestxray14, findings
 from cxrjax.input.augment import Augment
 
 WORDS = ("chestxray14", "resnet", "five_sets", "smoke")
-PHANTOM = ",".join(findings.LABELS[1:])  # all but "No Finding"
 CHESTXRAY14 = ",".join(chestxray14.FINDINGS)
 FIVE_SETS = "Normal,No Finding,Pneumonia,Bacterial pneumonia,Viral pneumonia,Tuberculosis,COVID-19"
 
@@ -30,7 +29,7 @@ def get_config(arg: str = ""):
     config.model.update({"drop_path": 0.0, "pool": "cls"})  # of a ViT; pool of its patches: mean
     config.encoder = "learned"  # or frozen: a linear head alone; drifting: frozen but for BatchNorm's statistics
     config.task = "multilabel"  # or multiclass
-    config.labels = PHANTOM
+    config.labels = ",".join(findings.FINDINGS)
     config.policy = "U-Ignore"  # or U-Zeros, U-Ones, MGCA: unmentioned is absent; "": unmentioned is not known
     config.loss = {"weights": (), "smoothing": 0.0}  # one weight per label, of its presence or class
     config.views = {"scale": (0.5, 1.0), "ratio": (3 / 4, 4 / 3), "flip": 0.0, "rotation_degrees": 10.0}

@@ -7,8 +7,7 @@ import numpy as np
 from cxrjax.datasets.anatomy import APEX_Z, LEFT, RIGHT, SIDES, Anatomy, air_test, lung_outline
 from cxrjax.datasets.projection import Ellipsoid, Rays, ellipsoid, union_length
 
-LABELS = (
-    "No Finding",
+FINDINGS = (
     "Atelectasis",
     "Cardiomegaly",
     "Consolidation",
@@ -18,6 +17,7 @@ LABELS = (
     "Nodule",
     "Pneumothorax",
 )
+LABELS = ("No Finding", *FINDINGS)
 NORMAL_SHARE = 0.34
 BOTH = 0
 ZONES = {"upper": (4.5, 10.0), "middle": (-2.5, 4.5), "lower": (-9.5, -2.5)}

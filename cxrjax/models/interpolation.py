@@ -1,4 +1,4 @@
-"""Resizing of maps as one constant matrix per axis, with the values of torch.nn.functional.interpolate."""
+"""Resizing and pooling of maps as one constant matrix per axis, with the values of torch.nn.functional."""
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,15 @@ def resize_matrix(size: int, side: int, aligned: bool = False) -> np.ndarray:
     matrix = np.zeros((side, size))
     np.add.at(matrix, (rows, low), 1 - (place - low))
     np.add.at(matrix, (rows, high), place - low)
+    return matrix
+
+
+def pool_matrix(size: int, cells: int) -> np.ndarray:
+    """Means over `cells` parts of one axis, cells × size. As torch's AdaptiveAvgPool: parts may overlap by one."""
+    matrix = np.zeros((cells, size))
+    for cell in range(cells):
+        start, end = cell * size // cells, -(-(cell + 1) * size // cells)
+        matrix[cell, start:end] = 1 / (end - start)
     return matrix
 
 

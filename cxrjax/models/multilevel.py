@@ -5,11 +5,10 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from einops import rearrange
 
 from cxrjax.models.heads import uniform
-from cxrjax.models.interpolation import both_axes, resize_matrix
+from cxrjax.models.interpolation import both_axes, pool_matrix, resize_matrix
 
 
 class LevelFusion(nn.Module):
@@ -58,10 +57,3 @@ class _Projection(nn.Module):
         kernel = self.param("kernel", init, (x.shape[-1], self.features))
         bias = self.param("bias", init, (self.features,))
         return x @ kernel.astype(self.dtype) + bias.astype(self.dtype)
-
-
-def pool_matrix(size: int, cells: int) -> np.ndarray:
-    """Means over `cells` equal parts of one axis, cells × size, as torch's AdaptiveAvgPool where they divide evenly."""
-    if size % cells:
-        raise ValueError(f"{size} positions do not divide into {cells} equal cells")
-    return np.repeat(np.eye(cells), size // cells, axis=1) * cells / size

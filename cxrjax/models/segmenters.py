@@ -9,12 +9,11 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from cxrjax.models.backbone import Backbone
 from cxrjax.models.batchnorm import BatchNorm
 from cxrjax.models.decoders import UNETR, Deconvolution
-from cxrjax.models.interpolation import both_axes, resize_matrix
+from cxrjax.models.interpolation import both_axes, pool_matrix, resize_matrix
 from cxrjax.models.resnet import ResNet
 from cxrjax.models.vit import Linear
 
@@ -193,16 +192,7 @@ def resize(x: jax.Array, size: tuple[int, int], aligned: bool = False) -> jax.Ar
 
 def pool(x: jax.Array, cells: int) -> jax.Array:
     """Means of b p q d over cells × cells parts, as torch.nn.AdaptiveAvgPool2d has them."""
-    return both_axes(x, *(_pool_matrix(side, cells) for side in x.shape[1:3]))
-
-
-def _pool_matrix(old: int, new: int) -> np.ndarray:
-    """Means over `new` parts that cover `old` places and may overlap by one, new × old."""
-    matrix = np.zeros((new, old), np.float32)
-    for i in range(new):
-        start, end = i * old // new, -(-(i + 1) * old // new)
-        matrix[i, start:end] = 1 / (end - start)
-    return matrix
+    return both_axes(x, *(pool_matrix(side, cells) for side in x.shape[1:3]))
 
 
 def _logits(x: jax.Array, side: int, name: str) -> jax.Array:

@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 import cxrjax
 from cxrjax.datasets import phantom, projection, schema, writer
 from cxrjax.datasets.dictation import dictate
-from cxrjax.datasets.findings import LABELS, Finding
+from cxrjax.datasets.findings import FINDINGS, LABELS, Finding
 from cxrjax.datasets.study import make_study, patient_of, records, split_of
 
 PIXELS = 64
@@ -227,7 +227,7 @@ def test_reports_say_what_is_there_and_deny_only_what_is_not():
     rng = np.random.default_rng(0)
     sides = {1: "left", -1: "right", 0: ""}
     for turn in range(300):
-        chosen = rng.choice(LABELS[1:], rng.integers(0, 4), replace=False)
+        chosen = rng.choice(FINDINGS, rng.integers(0, 4), replace=False)
         both = {"Cardiomegaly", "Edema"}
         findings = [
             Finding(str(c), 0 if c in both else int(rng.choice((-1, 1))), "lower", 2.3, turn % 3) for c in chosen
