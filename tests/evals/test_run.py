@@ -1,4 +1,5 @@
 import json
+import shutil
 import types
 
 import jax
@@ -66,10 +67,13 @@ def test_features_are_those_of_each_picture_alone_on_one_compilation(frontal):
     assert len(calls) == 1  # along training nothing is compiled again
 
 
-def test_features_are_cached_per_encoder_pictures_and_size(frontal, tmp_path, monkeypatch):
+def test_features_are_cached_per_encoder_pictures_and_size(phantom_dir, tmp_path, monkeypatch):
+    data_dir = tmp_path / "data"  # a copy, in which no other test has fitted a picture
+    shutil.copytree(phantom_dir, data_dir, ignore=shutil.ignore_patterns("fitted"))
+    converted = sources.open_set("phantom", data_dir)
+    frontal = sources.source(converted, "train", views=("PA", "AP"))
     encoder = encoders.pixels(8)
     first = features(encoder, frontal, 16, tmp_path)
-    converted = frontal.converted_set
     the_same = sources.source(converted, "train", views=("AP", "PA"))
     with_laterals = sources.source(converted, "train")
     another_split = sources.source(converted, "test", views=("PA", "AP"))
