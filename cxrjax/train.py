@@ -146,7 +146,9 @@ def _sources(config) -> tuple[list[source.Source], tuple[str, ...]]:
     pictures = [chosen(*pair) for pair in zip(sets, left_out.patient_ids, strict=True)]
     if unit == "picture":
         return pictures, left_out.sentences
-    whole = [studies.studies(each, **{f"require_{part}": True for part in names(required)}) for each in pictures]
+    parts = {f"require_{part}": True for part in names(required)}
+    parts |= {"read": paired.Views(config).text} if "text" in config else {}
+    whole = [studies.studies(each, **parts) for each in pictures]
     return whole, (*left_out.sentences, *(repr(each) for each in whole if any(each.left_out.values())))
 
 

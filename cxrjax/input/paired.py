@@ -52,9 +52,8 @@ class Views:
         frontal = pick(study["frontals"], rng)
         if frontal is None:
             raise ValueError(f"study {study['study_id']!r} has no frontal picture; set data.require=frontal,report")
-        text = self.text(study["report"])
-        if self.one_sentence and text:
-            text = str(rng.choice(reports.sentences(text)))
+        sentences = self.sentences(study["report"])
+        text = str(rng.choice(sentences)) if self.one_sentence and sentences else " ".join(sentences)
         number = np.int32(zlib.crc32(text.lower().encode()) & 0x7FFFFFFF)
         return {"image": self.picture(frontal, rng)[None], "report": number, **self.tokens(text)}
 
@@ -63,16 +62,30 @@ class Views:
         return self.transform(views.decode(example["image"]), rng)[..., None]
 
     def text(self, report: Mapping[str, str]) -> str:
-        """The sections of a report that are read; where it has none of them its last paragraph, or all of it."""
+        """What is read of a report, "" where that is nothing."""
+        return " ".join(self.sentences(report))
+
+    def sentences(self, report: Mapping[str, str]) -> list[str]:
+        """Of the sections that are read, or where a report has none of them of its last paragraph, or of all of it.
+
+        Where none is drawn they may come as one. MGCA's cleaning leaves nothing of fewer than three words.
+        """
         parts = {name: report[name] for name in self.sections if report[name].strip()}
         if not parts and report["text"].strip():
             parts = {"findings": reports.sections(report["text"]).last_paragraph or report["text"]}
         if self.cleaning == "mgca":
-            return " ".join(reports.mgca_sentences(parts.get("findings", ""), parts.get("impression", "")))
-        return " ".join(" ".join(parts.values()).split())
+            found = reports.mgca_sentences(parts.get("findings", ""), parts.get("impression", ""))
+            return found if len(" ".join(found).split()) >= 3 else []
+        whole = " ".join(" ".join(parts.values()).split())
+        return reports.sentences(whole) if self.one_sentence else [whole]
 
     def tokens(self, text: str) -> dict[str, np.ndarray]:
-        """ids int32 l, text_mask bool l (False is padding), word_index int32 l (−1 is no word); all padding for ""."""
+        """ids int32 l, text_mask bool l (False is padding), word_index int32 l (−1 is no word); all padding for "".
+
+        A sentence that is asked for, such as a prompt, is cleaned as the reports are.
+        """
+        if self.cleaning == "mgca":
+            text = " ".join(reports.mgca_words(text))
         if not text:
             nothing = np.zeros(self.length, np.int32)
             return {"ids": nothing, "text_mask": nothing > 0, "word_index": nothing - 1}

@@ -6,7 +6,7 @@
 where `views(study, rng)` may take `pick(study["frontals"], rng)` and `pick(study["laterals"], rng)`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,13 +20,23 @@ _RANK = {"PA": 0, "AP": 1, "LATERAL": 2, "UNKNOWN": 3}
 _NO_REPORT = {"findings": "", "impression": "", "text": ""}
 
 
+def _all(report: Mapping[str, str]) -> str:
+    return "".join(report.values())
+
+
 def studies(
-    source: Source, *, require_frontal: bool = False, require_lateral: bool = False, require_report: bool = False
+    source: Source,
+    *,
+    require_frontal: bool = False,
+    require_lateral: bool = False,
+    require_report: bool = False,
+    read: Callable[[Mapping[str, str]], str] = _all,
 ) -> "Studies":
     """Puts the pictures of a source together by patient and study, in the order in which the studies appear.
 
     require_frontal, require_lateral: keep only the studies with a PA or AP, or with a lateral picture in the source.
-    require_report: keep only those with a report; each study's first pictures are read once for it.
+    require_report: keep only those with a report; each study's first pictures are read once for it. read: report ->
+        what a method reads of it, by default all of it; a report of which that is "" counts as none.
     What they leave out is counted in `left_out` of the result. Raises ValueError if no study is left.
     """
     table = source.table
@@ -41,7 +51,7 @@ def studies(
     if require_lateral:
         made = _kept(made, made.counts[:, 1] > 0, "without a lateral picture")
     if require_report:
-        wanted = [any(_report(made.pictures(item)).values()) for item in range(len(made))]
+        wanted = [bool(read(_report(made.pictures(item)))) for item in range(len(made))]
         made = _kept(made, np.array(wanted), "without a report")
     return made
 

@@ -169,19 +169,33 @@ def hflip(image: np.ndarray, rng: np.random.Generator, probability: float = 0.5)
 def transform(kind: str, px: int) -> Callable[[np.ndarray, np.random.Generator], np.ndarray]:
     """The function (image uint8 h w, rng) -> uint8 px px of a kind; it can be pickled.
 
-    kind: "none" (`fit`, no draw), "mild" (crop of 50-100 % of the area), "crop_flip" (crop of 20-100 % and mirror).
+    kind: "none" (`fit`, no draw), "mild" (crop of 50-100 % of the area), "crop_flip" (crop of 20-100 % and mirror),
+        "pad_crop" (long side to 8/7 of px, zeros around the short one, a crop: 256 and 224 px in MGCA's code).
     Raises ValueError naming the kinds for another one.
     """
-    if kind == "none":
-        return partial(_none, px=px)
+    whole = {"none": _none, "pad_crop": _pad_crop}
+    if kind in whole:
+        return partial(whole[kind], px=px)
     if kind not in _CROPS:
-        known = ", ".join(map(repr, ("none", *_CROPS)))
+        known = ", ".join(map(repr, (*whole, *_CROPS)))
         raise ValueError(f"Transform {kind!r} is not known; choose one of {known}.")
     return partial(crop, spec=Crop(px, **_CROPS[kind]))
 
 
 def _none(image: np.ndarray, rng: np.random.Generator, px: int) -> np.ndarray:
     return fit(image, px)
+
+
+def _pad_crop(image: np.ndarray, rng: np.random.Generator, px: int) -> np.ndarray:
+    side = round(px * 8 / 7)
+    scale = side / max(image.shape)
+    height, width = (max(int(length * scale), 1) for length in image.shape)
+    square = np.zeros((side, side), image.dtype)
+    top, left = (side - height) // 2, (side - width) // 2
+    resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+    square[top : top + height, left : left + width] = resized
+    y, x = rng.integers(side - px + 1, size=2)
+    return square[y : y + px, x : x + px]
 
 
 _CROPS = {"mild": {"scale": (0.5, 1.0)}, "crop_flip": {"scale": (0.2, 1.0), "flip": 0.5}}

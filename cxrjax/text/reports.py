@@ -170,11 +170,16 @@ def mgca_sentences(findings: str, impression: str) -> list[str]:
     """The sentences of MGCA, impression first: lower-case ASCII words divided by blanks; those of one word dropped."""
     found = []
     for sentence in re.split(r"[0-9]*\.", f"{impression} {findings}"):
-        words = re.findall(r"\w+", sentence.lower())
-        plain = " ".join(word.encode("ascii", "ignore").decode() for word in words).split()
-        if len(words) > 1 and plain:
+        plain = mgca_words(sentence)
+        if len(re.findall(r"\w+", sentence)) > 1 and plain:
             found.append(" ".join(plain))
     return found
+
+
+def mgca_words(text: str) -> list[str]:
+    """Lower-case words of ASCII letters, digits and underscores."""
+    words = re.findall(r"\w+", text.lower())
+    return " ".join(word.encode("ascii", "ignore").decode() for word in words).split()
 
 
 def _addenda(report: str) -> tuple[list[tuple[str, str]], str]:

@@ -26,6 +26,11 @@ def study(phantom_dir):
     return studies(source.source(source.open_set("phantom", phantom_dir), "train"), require_report=True)[0]
 
 
+@pytest.fixture
+def frontal_studies(phantom_dir):
+    return source.source(source.open_set("phantom", phantom_dir), "train")
+
+
 def report(findings="", impression="", text=""):
     return {"findings": findings, "impression": impression, "text": text}
 
@@ -74,6 +79,28 @@ def test_one_sentence_is_one_of_the_report(config, study):
     }  # of many draws, several differ
     whole = words.decode(words.encode(see.text(study["report"]), 200).ids)
     assert len(said) > 1 and all(sentence in whole for sentence in said)
+
+
+def test_one_sentence_of_cleaned_reports_is_one_as_well(config, study):
+    """MGCA's cleaning takes the full stops away, so sentences are told apart before."""
+    config.text.update({"one_sentence": True, "cleaning": "mgca"})
+    see = paired.Views(config)
+    said = report("Clear lungs. Heart size is 2.5 cm. Pleural spaces are normal.", "No change.")
+    drawn = {see({**study, "report": said}, np.random.default_rng(seed))["report"].item() for seed in range(40)}
+    assert len(drawn) == 5, "the released split leaves a sentence '5 cm'"
+
+
+def test_short_reports_are_left_out_and_prompts_are_cleaned_as_reports_are(config, frontal_studies):
+    config.text.cleaning = "mgca"
+    see = paired.Views(config)
+    assert see.text(report("Clear lungs.")) == see.text(report("Normal.")) == "" != see.text(report("Lungs are clear."))
+    for one, other in (("There is NO effusion.", "there is no effusion"), ("Edema", "edema")):
+        for name, value in see.tokens(one).items():
+            np.testing.assert_array_equal(value, see.tokens(other)[name])
+    kept = studies(frontal_studies, require_report=True, read=lambda found: "" if "left" in str(found) else "read")
+    lacking = kept.left_out["without a report"]
+    assert 0 < lacking < len(studies(frontal_studies)) and len(kept) + lacking == len(studies(frontal_studies))
+    assert not any("left" in str(kept[number]["report"]) for number in range(len(kept)))
 
 
 def test_wrong_settings_get_a_sentence(config, study):

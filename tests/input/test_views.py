@@ -196,8 +196,26 @@ def test_kind_none_is_fit_and_draws_nothing():
     assert rng.random() == np.random.default_rng(0).random()
 
 
+def test_pad_crop_keeps_the_shape_of_things_on_black():
+    """MGCA's: 512 × 400 px to 256 × 200 between 28 columns of zeros on either side, and 224 px of that."""
+    image = np.full((512, 400), 200, np.uint8)
+    image[:, 200:] = 100
+    change, rng = pickle.loads(pickle.dumps(views.transform("pad_crop", 224))), np.random.default_rng(0)
+    starts = set()
+    for _ in range(200):
+        cut = change(image, rng)
+        assert cut.shape == (224, 224) and (cut == cut[:1]).all()
+        edge = int((cut[0] == 200).argmax()), int((cut[0] == 100).argmax())
+        starts.add(edge)
+        assert edge[1] == 128 - (28 - edge[0]) or edge[0] == 0
+    assert min(starts)[0] == 0 and max(starts) == (28, 128) and len(starts) > 25
+    assert views.transform("pad_crop", 32)(picture(20, 90), rng).shape == (32, 32)
+
+
 def test_unknown_kind_lists_the_kinds():
-    with pytest.raises(ValueError, match="'strong' is not known; choose one of 'none', 'mild', 'crop_flip'"):
+    with pytest.raises(
+        ValueError, match="'strong' is not known; choose one of 'none', 'pad_crop', 'mild', 'crop_flip'"
+    ):
         views.transform("strong", 32)
 
 
