@@ -3,9 +3,9 @@
 Rules are lists of (regex, value) read from the top: the first regex found (`re.search`) in a parameter's path "a/b/c"
 gives its value, and a list that leaves a parameter without a value is refused (the manner of big_vision's optax.py).
 
-Transformer blocks are stacked: a leaf whose path holds "blocks/" has its layers on the leading axis. What is said per
-layer (layer decay, "no decay on 1-D parameters", the trust ratio of LARS, clip_per_tensor) is therefore done per slice
-of that axis.
+Transformer blocks are stacked: a leaf below "blocks", of a BERT "layers", has its layers on the leading axis. What is
+said per layer (layer decay, of "blocks" alone, "no decay on 1-D parameters", the trust ratio of LARS, clip_per_tensor)
+is therefore done per slice of that axis.
 """
 
 import re
@@ -44,6 +44,7 @@ KEYS = {
 }
 _UNITS = ("steps", "epochs", "examples")
 _NO_DECAY = re.compile(r"(^|/)(cls|mask_token|pos_embed)$")
+_STACKED = re.compile(r"(^|/)(blocks|layers|lower)/")  # of a ViT or Swin; of a BERT, learned and frozen
 _EMBEDDING = re.compile(r"^(cls|mask_token|pos_embed|patch_embed)(/|$)")
 
 
@@ -245,7 +246,7 @@ def _per_tensor(inner: optax.GradientTransformation) -> optax.GradientTransforma
 
 
 def _is_stacked(path: str) -> bool:
-    return "blocks/" in path
+    return bool(_STACKED.search(path))
 
 
 def _is_decayed(path: str, leaf) -> bool:

@@ -171,6 +171,21 @@ def test_layer_decay_counts_each_tower_by_itself():
         optim.layer_multipliers({"cls": leaf((3,), "float32")}, 0.5)
 
 
+def test_layers_of_a_bert_are_layers_too():
+    """Stacked biases and norms do not decay, and every layer is clipped by itself."""
+    start = {"text": {"layers": {"norm1": {"scale": jnp.ones((2, 3))}, "fc1": {"kernel": jnp.ones((2, 3, 3))}}}}
+    grads = jax.tree.map(jnp.zeros_like, start)
+    config = dict(name="sgd", lr=0.1, schedule="constant", momentum=0.0)
+    found, _ = run(config | dict(wd=0.5), start, grads)
+    np.testing.assert_allclose(found["text/layers/norm1/scale"], 1)
+    np.testing.assert_allclose(found["text/layers/fc1/kernel"], 0.95, rtol=1e-6)
+    grads = jax.tree.map(
+        lambda leaf: jnp.ones_like(leaf) * jnp.array([3.0, 0.1]).reshape(2, *[1] * (leaf.ndim - 1)), start
+    )
+    found, _ = run(config | dict(clip_per_tensor=3.0), start, grads)
+    np.testing.assert_allclose(found["text/layers/fc1/kernel"][:, 0, 0], [1 - 0.1, 1 - 0.01], rtol=1e-5)
+
+
 def test_rules_set_rates_and_decay(params, grads):
     config = dict(
         name="sgd",
