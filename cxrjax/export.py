@@ -92,6 +92,8 @@ def encoder_weights(model: trained.Trained) -> tuple[dict[str, np.ndarray], dict
             f"The encoder was trained with standardise.mode={standardise.mode!r}, which a Hugging Face processor "
             "cannot do; only 'fixed' can be exported."
         )
+    if architecture.get("pool") == "without_cls":
+        raise ValueError("The encoder runs without [CLS] (model.pool='without_cls'), which a Hugging Face ViT has.")
     params = model.method.encoder(model.params, model.state)
     if variant in resnet.VARIANTS:
         statistics = model.state["batch_stats"]["encoder"]
@@ -104,7 +106,7 @@ def encoder_weights(model: trained.Trained) -> tuple[dict[str, np.ndarray], dict
         heads=size.heads,
         patch_px=architecture.patch_px,
         image_px=architecture.image_px,
-        position_table=posemb.sincos_2d((grid, grid), size.width) if architecture.positions == "sincos" else None,
+        position_table=posemb.fixed(architecture.positions, (grid, grid), size.width),
         eps=vit.LAYER_NORM_EPS,
     )
 

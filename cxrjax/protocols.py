@@ -36,7 +36,11 @@ def finetune() -> ConfigDict:
 def segmentation() -> ConfigDict:
     config = _head("segment")
     config.target = "mask"  # or finding_mask, boxes (their union), mask_heart …: what the set has
-    config.head = {"kind": "", "features": 16}  # unetr, setr_pup, upernet of a ViT; unet of a ResNet
+    config.head = {
+        "kind": "",  # unetr, setr_pup, upernet of a ViT; unet of a ResNet
+        "features": 16,
+        "taps": "",  # blocks that UNETR reads beside the last: 3,6,9 as in its paper; by default MONAI's 4,7,10 of 12
+    }
     config.loss = {"dice": 1.0, "cross_entropy": 1.0, "focal": 0.0, "log_dice": 0.0, "gamma": 2.0}  # weights
     config.views = {"scale": (0.6, 1.0), "ratio": (3 / 4, 4 / 3), "flip": 0.5, "rotation_degrees": 10.0}
     return config

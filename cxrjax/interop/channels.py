@@ -25,11 +25,17 @@ def spread(kernel: np.ndarray) -> np.ndarray:
 
 
 def fold(
-    kernel: np.ndarray, their_mean: Sequence[float], their_std: Sequence[float], mean: float, std: float, channels: int
+    kernel: np.ndarray,
+    their_mean: Sequence[float],
+    their_std: Sequence[float],
+    mean: float | Sequence[float],
+    std: float | Sequence[float],
+    channels: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """A kernel d c h w under their normalisation, as one under ours, and the constant d that it leaves out.
 
     channels: of our encoder; 1 adds theirs up for grey pictures, else it is their number, and pictures are repeated.
+    mean, std: ours; as theirs, per channel, they leave the kernel as it is.
     Returns float64, so that what was spread comes back bit for bit once rounded.
     Raises ValueError for other channels, and for a normalisation of another number of channels than the kernel's.
     """
@@ -46,6 +52,6 @@ def fold(
         )
     their_mean, their_std = np.asarray(their_mean, np.float64), np.asarray(their_std, np.float64)
     wide = kernel.astype(np.float64)
-    constant = np.einsum("dcij,c->d", wide, (mean - their_mean) / their_std)
-    wide = wide * (std / their_std)[None, :, None, None]
+    constant = np.einsum("dcij,c->d", wide, (np.asarray(mean) - their_mean) / their_std)
+    wide = wide * (np.asarray(std) / their_std)[None, :, None, None]
     return wide.sum(axis=1, keepdims=True) if channels == 1 else wide, constant

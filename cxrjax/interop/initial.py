@@ -90,7 +90,7 @@ def _named_encoders(config: Any, abstract: Any) -> dict[str, dict[str, Any]]:
         if _is_huggingface(folder):
             encoder, statistics = _from_huggingface(config, folder, wanted)
         else:
-            encoder, statistics = _from_run(folder, wanted, _statistics(abstract.state))
+            encoder, statistics = _from_run(config.model, folder, wanted, _statistics(abstract.state))
         found["encoder"] = _merged(encoder, statistics)
     if config.get("text", {}).get("init_from"):
         found["text"] = _text(config, _whole("text", abstract))
@@ -100,9 +100,17 @@ def _named_encoders(config: Any, abstract: Any) -> dict[str, dict[str, Any]]:
             raise ValueError(
                 f"lateral.init_from needs lateral.standardise.mode='fixed', got {lateral.standardise.mode!r}"
             )
-        scale = {"mean": lateral.standardise.mean, "std": lateral.standardise.std}
-        found["lateral"] = torch_swin.from_huggingface(lateral.init_from, lateral.variant, **scale)
+        pretrained = huggingface.read(lateral.init_from, torch_swin.MODEL_TYPES)
+        mean, std = _scale(config, lateral.standardise, pretrained)
+        found["lateral"] = torch_swin.from_huggingface(pretrained, lateral.variant, mean=mean, std=std)
     return found
+
+
+def _scale(config: Any, standardise: Any, pretrained: huggingface.Pretrained) -> tuple[Any, Any]:
+    """Mean and deviation that are folded into a first layer; theirs where a defect feeds pictures as they are."""
+    if config.get("defects", {}).get("no_standardisation"):
+        return pretrained.mean, pretrained.std
+    return standardise.mean, standardise.std
 
 
 def _text(config: Any, wanted: Any) -> dict[str, Any]:
@@ -130,7 +138,7 @@ def _merged(one: Any, other: Any) -> Any:
     return {key: _merged(one[key], other.get(key, {})) if key in one else other[key] for key in {**one, **other}}
 
 
-def _from_run(folder: str, wanted: Any, statistics: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def _from_run(model: Any, folder: str, wanted: Any, statistics: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """The parameters of the network that a run's method encodes with, and the running statistics beside them."""
     learned = trained.load(folder)
     encoder = learned.method.encoder(learned.params, learned.state)
@@ -145,11 +153,18 @@ def _from_run(folder: str, wanted: Any, statistics: Any) -> tuple[dict[str, Any]
         for path, shape in expected.items()
         if shapes.get(path) != shape
     ]
-    if wrong:
+    theirs = learned.config.model
+    # What arrays of the same shapes mean: heads, which the variant names, and positions that are not among them.
+    meaning = [
+        f"{key} {theirs.get(key, default)!r}, expected {model.get(key, default)!r}"
+        for key, default in (("variant", ""), ("positions", "sincos"))
+        if theirs.get(key, default) != model.get(key, default)
+    ]
+    if wrong or meaning:
         raise ValueError(
             f"init_from={folder!r} holds another encoder: of {len(expected)} arrays {len(wrong)} do not fit "
-            f"({'; '.join(wrong[:3])}{' …' if wrong[3:] else ''}). Set model as in its config.json: "
-            f"{dict(learned.config.model)}"
+            f"({'; '.join([*meaning, *wrong[:3]])}{' …' if wrong[3:] else ''}). Set model as in its config.json: "
+            f"{dict(theirs)}"
         )
     return found
 
@@ -169,18 +184,20 @@ def _from_huggingface(config: Any, folder: str, wanted: Any) -> tuple[dict[str, 
             f"init_from={folder!r} needs standardise.mode='fixed', got {config.standardise.mode!r}: only a fixed mean "
             "and deviation can be folded into the first layer."
         )
-    model, mean, std = config.model, config.standardise.mean, config.standardise.std
-    if model.variant in resnet.VARIANTS:
-        return torch_resnet.from_huggingface(folder, model.variant, mean=mean, std=std, channels=model.channels)
+    model, of_resnet = config.model, config.model.variant in resnet.VARIANTS
+    pretrained = huggingface.read(folder, (torch_resnet if of_resnet else torch_vit).MODEL_TYPES)
+    mean, std = _scale(config, config.standardise, pretrained)
+    if of_resnet:
+        return torch_resnet.from_huggingface(pretrained, model.variant, mean=mean, std=std, channels=model.channels)
     size, grid = vit.VARIANTS[model.variant], model.image_px // model.patch_px
     encoder = torch_vit.load_into(
         wanted,
-        folder,
+        pretrained,
         heads=size.heads,
         image_px=model.image_px,
         mean=mean,
         std=std,
-        position_table=posemb.sincos_2d((grid, grid), size.width) if model.positions == "sincos" else None,
+        position_table=posemb.fixed(model.positions, (grid, grid), size.width),
     )
     return encoder, {}
 

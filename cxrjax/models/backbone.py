@@ -40,10 +40,10 @@ class Backbone(NamedTuple):
 def make(model: Mapping[str, Any]) -> Backbone:
     """The encoder of config.model.
 
-    model: `variant` decides between vit.VARIANTS and resnet.VARIANTS; image_px; pool, of a ViT: "cls" (default) or
-    "mean" over the patch tokens; and any field of ViT or ResNet by its name, dtype as a word. Fields that only the
-    other of the two has are left aside, so that one config serves both: a ResNet has no patch_px. The last map of a
-    ResNet is its "patches", and their mean its "pooled".
+    model: `variant` decides between vit.VARIANTS and resnet.VARIANTS; image_px; pool, of a ViT: "cls" (default),
+    "mean" over the patch tokens, or "without_cls", their mean in blocks that [CLS] is left out of; and any field of ViT
+    or ResNet by its name, dtype as a word. Fields that only the other of the two has are left aside, so that one config
+    serves both: a ResNet has no patch_px. The last map of a ResNet is its "patches", and their mean its "pooled".
     Raises ValueError for an unknown variant, pool or key, and lists what exists.
     """
     options = dict(model)
@@ -66,8 +66,9 @@ def make(model: Mapping[str, Any]) -> Backbone:
 
 
 def _vit(module: ViT, pool: str) -> Backbone:
-    if pool not in ("cls", "mean"):
-        raise ValueError(f"pool must be 'cls' or 'mean', got {pool!r}")
+    if pool not in ("cls", "mean", "without_cls"):
+        raise ValueError(f"pool must be 'cls', 'mean' or 'without_cls', got {pool!r}")
+    drop_cls = pool == "without_cls"
 
     def init(key):
         return module.init(key, _blank(module.image_px, module.channels))["params"], {}
@@ -76,12 +77,14 @@ def _vit(module: ViT, pool: str) -> Backbone:
         if train and module.drop_path and key is None:
             raise ValueError(f"drop_path={module.drop_path} draws what it drops: give apply a key in training")
         images = _repeat(images, module.channels)
-        out = module.apply({"params": params}, images, key=key if train else None, intermediates=levels)
+        key = key if train else None
+        out = module.apply({"params": params}, images, key=key, intermediates=levels, drop_cls=drop_cls)
         p, q = (side // module.patch_px for side in images.shape[1:3])
         pooled = out["cls"] if pool == "cls" else out["patches"].mean(axis=1)
         features = {"pooled": pooled, "patches": out["patches"].reshape(len(images), p, q, -1)}
         if levels:
-            features["levels"] = out["blocks"][:, :, 1:].reshape(-1, *features["patches"].shape)
+            blocks = out["blocks"] if drop_cls else out["blocks"][:, :, 1:]
+            features["levels"] = blocks.reshape(-1, *features["patches"].shape)
         return features, state
 
     return Backbone(init, apply, module.size.width, module.image_px, module)

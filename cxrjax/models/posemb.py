@@ -1,43 +1,55 @@
-"""Position tables of a patch grid: MAE's fixed sine–cosine table, and resizing a learned one to another grid."""
+"""Position tables of a patch grid: a fixed sine–cosine table, and resizing a learned one to another grid."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 
-def sincos_2d(grid: tuple[int, int], width: int) -> np.ndarray:
-    """Fixed 2-D sine–cosine table, the layout of MAE's code (column half first, then row half; sines before cosines).
+def sincos_2d(grid: tuple[int, int], width: int, rows_first: bool = False) -> np.ndarray:
+    """Fixed 2-D sine–cosine table: half of the width tells columns, the other half rows, sines before cosines.
 
-    grid: rows p and columns q of patches. Returns float32 (p·q) d, patches in raster order.
-    Raises ValueError if width is not a multiple of 4. Source: MAE, He et al. 2022, released code; MoCo v3.
+    grid: rows p and columns q of patches. rows_first: which half leads, columns as in MAE's code or rows as in MoCo
+    v3's. Returns float32 (p·q) d, patches in raster order.
+    Raises ValueError if width is not a multiple of 4. Source: He et al. 2022 and Chen et al. 2021, released code.
     """
     if width % 4:
         raise ValueError(f"a 2-D sine–cosine table needs a width that is a multiple of 4, got {width}")
     rows, columns = np.meshgrid(np.arange(grid[0]), np.arange(grid[1]), indexing="ij")
     frequency = 1.0 / 10000 ** (np.arange(width // 4) / (width / 4))
     halves = []
-    for coordinate in (columns, rows):
+    for coordinate in (rows, columns) if rows_first else (columns, rows):
         angle = coordinate.reshape(-1, 1) * frequency
         halves += [np.sin(angle), np.cos(angle)]
     return np.concatenate(halves, axis=1).astype(np.float32)
 
 
-def resize(table: jax.Array, old: tuple[int, int], new: tuple[int, int]) -> jax.Array:
+def fixed(positions: str, grid: tuple[int, int], width: int) -> np.ndarray | None:
+    """The table (p·q) d of a ViT's `positions`: "sincos" (MAE's) or "sincos_rows" (MoCo v3's); None for "learned".
+
+    Raises ValueError for any other word.
+    """
+    if positions not in ("sincos", "sincos_rows", "learned"):
+        raise ValueError(f"positions must be 'sincos', 'sincos_rows' or 'learned', got {positions!r}")
+    return None if positions == "learned" else sincos_2d(grid, width, rows_first=positions == "sincos_rows")
+
+
+def resize(table: jax.Array, old: tuple[int, int], new: tuple[int, int], offset: float = 0.0) -> jax.Array:
     """Bicubic resize of a learned patch table: (p·q) d on the `old` grid → (p·q) d on the `new` one.
 
     As torch.nn.functional.interpolate(mode="bicubic", align_corners=False) has it, so that weights from and for PyTorch
-    mean the same: kernel a = −0.75 (jax.image.resize has −0.5), border repeated, no antialiasing.
+    mean the same: kernel a = −0.75 (jax.image.resize has −0.5), border repeated, no antialiasing. offset: added to the
+    new sides where places are computed, as DINO's code does (0.1), which asks for a scale_factor and not for a size.
     """
     if old == new:
         return table
-    rows, columns = (_bicubic(o, n) for o, n in zip(old, new, strict=True))
+    rows, columns = (_bicubic(o, n, offset) for o, n in zip(old, new, strict=True))
     grid = jnp.asarray(table).reshape(*old, -1)
     return jnp.einsum("pi,qj,ijd->pqd", rows, columns, grid, precision="highest").reshape(new[0] * new[1], -1)
 
 
-def _bicubic(old: int, new: int) -> np.ndarray:
+def _bicubic(old: int, new: int, offset: float) -> np.ndarray:
     """Weights (new, old) of one axis of the resize."""
-    centres = (np.arange(new) + 0.5) * old / new - 0.5
+    centres = (np.arange(new) + 0.5) * old / (new + offset) - 0.5
     first = np.floor(centres).astype(int)
     matrix, a = np.zeros((new, old), np.float32), -0.75
     for offset in (-1, 0, 1, 2):

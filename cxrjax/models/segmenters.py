@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cxrjax.config import names
 from cxrjax.models.backbone import Backbone
 from cxrjax.models.batchnorm import BatchNorm
 from cxrjax.models.decoders import UNETR, Deconvolution
@@ -37,18 +38,23 @@ def make(head: Mapping[str, Any], encoder: Backbone) -> Segmenter:
     """The head of config.head on an encoder.
 
     head: kind, "" for UNETR on a ViT and U-Net on a ResNet; features: channels of the last level (of all levels of
-    UPerNet), 0 for the paper's. Raises ValueError for a kind that does not exist, or not on such an encoder.
+    UPerNet), 0 for the paper's; taps: of UNETR, blocks such as "3,6,9" (see `decoders.unetr_taps`), "" for MONAI's.
+    Raises ValueError for a kind that does not exist, or not on such an encoder, and for taps that are none of it.
     """
     is_resnet = isinstance(encoder.module, ResNet)
     kinds = ("unet",) if is_resnet else ("unetr", "setr_pup", "upernet")
     kind = head["kind"] or kinds[0]
     if kind not in kinds:
         raise ValueError(f"head.kind = {kind!r} on {encoder.module.variant!r}: choose one of {', '.join(kinds)}, or ''")
-    features, dtype = head["features"] or FEATURES[kind], encoder.module.dtype
+    features, dtype, taps = head["features"] or FEATURES[kind], encoder.module.dtype, names(head.get("taps", ""))
+    if taps and (kind != "unetr" or not all(tap.isdecimal() for tap in taps)):
+        raise ValueError(
+            f"head.taps = {head['taps']!r} with {kind}: taps are numbers of blocks, from 1, and UNETR's alone"
+        )
     if kind == "unet":
         module = UNet(features, dtype)
     elif kind == "unetr":
-        module = UNETR(1, encoder.module.patch_px, features, dtype=dtype)
+        module = UNETR(1, encoder.module.patch_px, features, tuple(int(tap) for tap in taps), dtype)
     else:
         module = {"setr_pup": SETRPUP, "upernet": UPerNet}[kind](features, encoder.module.patch_px, dtype)
 

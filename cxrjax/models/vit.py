@@ -28,12 +28,14 @@ class Size(NamedTuple):
     heads: int
 
 
-# Dosovitskiy et al. 2021, table 1; Ti and S from DeiT (Touvron et al. 2021), table 1; `test` and `mini` are ours.
+# Dosovitskiy et al. 2021, table 1; Ti and S from DeiT (Touvron et al. 2021), table 1, S with twelve heads from MoCo v3
+# (Chen et al. 2021); `test` and `mini` are ours.
 VARIANTS = {
     "test": Size(64, 2, 2),
     "mini": Size(128, 4, 4),
     "Ti": Size(192, 12, 3),
     "S": Size(384, 12, 6),
+    "S-12h": Size(384, 12, 12),
     "B": Size(768, 12, 12),
     "L": Size(1024, 24, 16),
 }
@@ -45,6 +47,24 @@ XAVIER = nn.initializers.xavier_uniform()
 NORMAL = nn.initializers.normal(0.02)
 # What PyTorch gives a convolution that nobody initialises: U(±1/√fan_in).
 TORCH_CONV = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+class Initial(NamedTuple):
+    patch_embed: Callable
+    qkv: Callable
+    linear: Callable
+    cls: Callable
+
+
+INITIAL = {
+    "xavier": Initial(XAVIER, XAVIER, XAVIER, NORMAL),  # MAE
+    "normal": Initial(TORCH_CONV, NORMAL, NORMAL, NORMAL),  # DINO, GMML
+    # MoCo v3: the matrices of q, k and v each for itself, √2 larger than as one.
+    "moco_v3": Initial(
+        XAVIER, nn.initializers.variance_scaling(2.0, "fan_avg", "uniform"), XAVIER, nn.initializers.normal(1e-6)
+    ),
+}
+"""Name of an initialisation -> what the code of these papers starts from."""
 
 REMAT = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
 
@@ -72,11 +92,12 @@ class Attention(nn.Module):
     heads: int
     dtype: jnp.dtype = jnp.float32
     kernel_init: Callable = XAVIER
+    qkv_init: Callable = XAVIER
 
     @nn.compact
     def __call__(self, x: jax.Array, queries: int | None = None) -> jax.Array:
         d = x.shape[-1]
-        qkv = Linear(3 * d, self.dtype, self.kernel_init, name="qkv")
+        qkv = Linear(3 * d, self.dtype, self.qkv_init, name="qkv")
         if queries is None:
             q, k, v = jnp.split(qkv(x), 3, axis=-1)
         else:
@@ -108,6 +129,7 @@ class Block(nn.Module):
     heads: int
     dtype: jnp.dtype = jnp.float32
     kernel_init: Callable = XAVIER
+    qkv_init: Callable = XAVIER
 
     @nn.compact
     def __call__(self, x: jax.Array, keep: jax.Array | None = None, queries: int | None = None) -> jax.Array:
@@ -119,7 +141,8 @@ class Block(nn.Module):
         def norm(name):
             return nn.LayerNorm(epsilon=LAYER_NORM_EPS, dtype=self.dtype, name=name)
 
-        y = Attention(self.heads, self.dtype, self.kernel_init, name="attention")(norm("norm1")(x), queries)
+        attention = Attention(self.heads, self.dtype, self.kernel_init, self.qkv_init, name="attention")
+        y = attention(norm("norm1")(x), queries)
         x = x[:, :queries] + branch(y, 0)
         return x + branch(Mlp(self.dtype, self.kernel_init, name="mlp")(norm("norm2")(x)), 1)
 
@@ -127,10 +150,10 @@ class Block(nn.Module):
 class ViT(nn.Module):
     """Encoder of square pictures; see the module's docstring.
 
-    variant: key of VARIANTS. positions: "sincos" (fixed, MAE) or "learned". drop_path: rate of the last block, linear
-    over depth. dtype: of the computation; parameters are float32. remat: what a block recomputes in the backward pass:
-    "none" nothing, "dots" all but its linear layers, "full" everything. initialisation: of the linear layers, "xavier"
-    (MAE), or "normal": N(0, 0.02²) and a uniform patch embedding, as DINO's and GMML's code have it.
+    variant: key of VARIANTS. positions: "sincos" (fixed, MAE), "sincos_rows" (MoCo v3) or "learned"; resize_offset: of
+    learned ones on another grid, see `posemb.resize`. drop_path: rate of the last block, linear over depth. dtype: of
+    the computation; parameters are float32. remat: what a block recomputes in the backward pass: "none" nothing, "dots"
+    all but its linear layers, "full" everything. initialisation: of the linear layers and [CLS], see INITIAL.
     """
 
     variant: str = "B"
@@ -143,6 +166,7 @@ class ViT(nn.Module):
     remat: str = "dots"
     unroll: bool = False
     initialisation: str = "xavier"
+    resize_offset: float = 0.0
 
     @property
     def size(self) -> Size:
@@ -176,10 +200,10 @@ class ViT(nn.Module):
             raise ValueError(f"pictures of {images.shape[1:3]} px do not divide into patches of {self.patch_px} px")
         if cls_only and drop_cls:
             raise ValueError("cls_only asks for [CLS] alone and drop_cls for everything but it: give one of them")
-        if self.initialisation not in ("xavier", "normal"):
-            raise ValueError(f"initialisation must be 'xavier' or 'normal', got {self.initialisation!r}")
-        embed_init, kernel_init = (TORCH_CONV, NORMAL) if self.initialisation == "normal" else (XAVIER, XAVIER)
-        patch_embed = Linear(width, self.dtype, embed_init, name="patch_embed")
+        if self.initialisation not in INITIAL:
+            raise ValueError(f"initialisation must be one of {', '.join(INITIAL)}, got {self.initialisation!r}")
+        initial = INITIAL[self.initialisation]
+        patch_embed = Linear(width, self.dtype, initial.patch_embed, name="patch_embed")
         position = self._positions(grid, width)  # n d
 
         x = rearrange(images, "b (p i) (q j) c -> b (p q) (i j c)", i=self.patch_px, j=self.patch_px)
@@ -195,11 +219,11 @@ class ViT(nn.Module):
                 x = _gather(patch_embed(x) + position, ids)
             # Pictures stay the slow axis, so that a sharded batch keeps its shards: no data moves between devices.
             x = rearrange(x, "b v n d -> (b v) n d")
-        cls = self.param("cls", nn.initializers.normal(0.02), (width,)).astype(self.dtype)
+        cls = self.param("cls", initial.cls, (width,)).astype(self.dtype)
         if not drop_cls:
             x = jnp.concatenate([repeat(cls, "d -> b 1 d", b=x.shape[0]), x], axis=1)
 
-        block = Block(heads, self.dtype, kernel_init, parent=None)
+        block = Block(heads, self.dtype, initial.linear, initial.qkv, parent=None)
         blocks = self.param("blocks", init_stacked(block, depth, width))
         keep = None if key is None or not self.drop_path else _stochastic_depth(key, self.drop_path, depth, len(x))
         x, outputs = self._run(block, blocks, x, keep, cls_only, intermediates)
@@ -215,13 +239,11 @@ class ViT(nn.Module):
         return out
 
     def _positions(self, grid: tuple[int, int], width: int) -> jax.Array:
-        if self.positions == "sincos":
-            return jnp.asarray(posemb.sincos_2d(grid, width), self.dtype)
-        if self.positions != "learned":
-            raise ValueError(f"positions must be 'sincos' or 'learned', got {self.positions!r}")
+        if (table := posemb.fixed(self.positions, grid, width)) is not None:
+            return jnp.asarray(table, self.dtype)
         side = self.image_px // self.patch_px
         table = self.param("pos_embed", nn.initializers.normal(0.02), (side * side, width))
-        return posemb.resize(table, (side, side), grid).astype(self.dtype)
+        return posemb.resize(table, (side, side), grid, self.resize_offset).astype(self.dtype)
 
     def _run(self, block, blocks, x, keep, cls_only, intermediates):
         def layer(x, inputs):

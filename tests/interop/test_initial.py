@@ -1,5 +1,6 @@
 """A run that starts from an encoder starts from exactly that encoder, in its momentum copy and statistics too."""
 
+import shutil
 from typing import Any, NamedTuple
 
 import jax
@@ -78,7 +79,8 @@ def test_what_one_method_freezes_the_other_learns(tmp_path, source, target):
     """MoCo v3 keeps the patch embedding outside of what it learns; both layouts hold the same encoder."""
     runs.write(tmp_path / "run", runs.config(source))
     learned = trained.load(tmp_path / "run")
-    settings = runs.config(target, init_from=str(tmp_path / "run"))
+    positions = learned.config.model.positions
+    settings = runs.config(target, init_from=str(tmp_path / "run"), model__positions=positions)
     started = initialise(settings, *fresh(settings))
     wanted, found = (encoder_params(tree.params, tree.state) for tree in (learned, started))
     assert set(found) == set(wanted) > {"patch_embed"}
@@ -152,6 +154,37 @@ def test_an_encoder_that_does_not_fit_is_explained(tmp_path):
     settings = runs.config(init_from=str(tmp_path / "run"))
     with pytest.raises(ValueError, match=r"1 do not fit \(patch_embed/kernel: .*expected .*patch_px': 8"):
         initialise(settings, *fresh(settings))
+
+
+def test_arrays_of_the_same_shapes_with_another_meaning_are_explained(tmp_path):
+    """Fixed positions are no arrays, learned ones would be left aside, and heads do not show in shapes."""
+    for model, sentence in (
+        ({"model__positions": "sincos_rows"}, r"0 do not fit \(positions 'sincos_rows', expected 'sincos'\)"),
+        ({"model__positions": "learned"}, r"0 do not fit \(positions 'learned', expected 'sincos'\)"),
+    ):
+        runs.write(tmp_path / "run", runs.config(**model))
+        settings = runs.config(init_from=str(tmp_path / "run"))
+        with pytest.raises(ValueError, match=sentence):
+            initialise(settings, *fresh(settings))
+        shutil.rmtree(tmp_path / "run")
+
+
+def test_a_defect_that_feeds_pictures_as_they_are_folds_nothing(tmp_path):
+    """F-L's D9: weights that expect standardised pictures meet grey values in [0, 1]."""
+    model = swin.Swin("swin_test", channels=3)
+    known = model.init(jax.random.key(7), jnp.zeros((1, 32, 32, 3)))["params"]
+    weights, config = torch_swin.to_huggingface(known, variant="swin_test", image_px=32)
+    huggingface.write(tmp_path / "swin", weights, config, 0.48, 0.27)
+    kernels = []
+    for wrong in (True, False):
+        settings = runs.config("frontal_lateral", defects__no_standardisation=wrong)
+        settings.lateral.update({"init_from": str(tmp_path / "swin"), "train": False})
+        settings.lateral.standardise.update({"mean": 0.5, "std": 0.5})
+        started = initialise(settings, *fresh(settings))
+        kernels.append(started.state["frozen"]["lateral"]["patch_embed"]["kernel"])
+    grey = np.asarray(known["patch_embed"]["kernel"]).reshape(16, 3, -1).sum(axis=1)
+    np.testing.assert_allclose(kernels[0], grey, atol=1e-6)
+    np.testing.assert_allclose(kernels[1], grey * 0.5 / 0.27, atol=1e-6)
 
 
 def test_nothing_changes_without_init_from():

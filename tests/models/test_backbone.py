@@ -74,6 +74,15 @@ def test_vit_features_are_its_tokens_in_raster_order(encoders):
     assert wide["patches"].shape == (1, 2, 5, 64)
 
 
+def test_cls_can_be_left_out(encoders):
+    _, params, _ = encoders["vit"]
+    module, encoder = ViT("test", patch_px=8, image_px=32), backbone.make({**VIT, "pool": "without_cls"})
+    out = jax.jit(lambda p: module.apply({"params": p}, IMAGES, drop_cls=True, intermediates=True))(params)
+    features, _ = jax.jit(lambda p: encoder.apply(p, {}, IMAGES, train=False, levels=True))(params)
+    np.testing.assert_allclose(features["pooled"], out["patches"].mean(axis=1), atol=1e-6)
+    np.testing.assert_allclose(features["levels"], out["blocks"].reshape(features["levels"].shape), atol=1e-6)
+
+
 def test_resnet_uses_running_statistics_only_when_it_does_not_train(encoders):
     encoder, params, state = encoders["resnet"]
     variables = {"params": params, "batch_stats": state}
@@ -126,7 +135,7 @@ def test_one_config_serves_both_families():
     [
         ({"variant": "resnet19"}, "no encoder 'resnet19'; ViTs: test, .*B, L.*; ResNets: resnet_test, resnet18"),
         ({"patch": 8}, r"unknown keys \['patch'\] .*'patch_px'"),
-        ({"pool": "max"}, "pool must be 'cls' or 'mean', got 'max'"),
+        ({"pool": "max"}, "pool must be 'cls', 'mean' or 'without_cls', got 'max'"),
     ],
 )
 def test_mistakes_are_explained(change, sentence):

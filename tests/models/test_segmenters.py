@@ -169,7 +169,26 @@ def test_every_head_makes_a_mask_of_the_pictures_size(model, kind):
         assert jax.tree.map(jnp.shape, moved) == jax.tree.map(jnp.shape, before)
 
 
+def test_unetr_reads_the_blocks_that_are_named():
+    encoder = backbone.make({**FINE, "variant": "Ti"})
+    head = segmenters.make({"kind": "unetr", "features": 4, "taps": "3"}, encoder)
+    params, _ = jax.eval_shape(head.init, jax.random.key(0))
+    params, images = noise(params), maps(1, 32, 32, 1)
+    patches, blocks = maps(1, 8, 8, 192), maps(12, 1, 8, 8, 192)
+
+    @jax.jit
+    def logits(blocks):
+        return head.apply(params, {}, {"patches": patches, "levels": blocks}, images, False)[0]
+
+    changed = [bool(np.abs(logits(blocks) - logits(blocks + (np.arange(12) == i)[:, None, None, None, None])).max() > 0)
+               for i in range(12)]  # fmt: skip
+    assert changed == [block == 3 for block in range(1, 13)]
+
+
 def test_heads_that_do_not_fit_are_explained():
+    for kind, taps in (("setr_pup", "3"), ("unetr", "third")):
+        with pytest.raises(ValueError, match=f"head.taps = '{taps}' with {kind}: taps are numbers of blocks"):
+            segmenters.make({"kind": kind, "features": 0, "taps": taps}, backbone.make(FINE))
     for model, kind in ((VIT, "unet"), (RESNET, "unetr"), (VIT, "u-net")):
         with pytest.raises(ValueError, match=f"head.kind = '{kind}' on .*: choose one of"):
             segmenters.make({"kind": kind, "features": 0}, backbone.make(model))

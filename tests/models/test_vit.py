@@ -45,6 +45,25 @@ def test_sincos_table_is_maes():
                 np.testing.assert_allclose(table[row * q + column, i :: d // 4], expected, atol=1e-6)
 
 
+def test_moco_v3_has_the_rows_first():
+    maes, mocos = (posemb.fixed(name, (3, 5), 16) for name in ("sincos", "sincos_rows"))
+    np.testing.assert_array_equal(mocos, np.concatenate([maes[:, 8:], maes[:, :8]], axis=1))
+    assert posemb.fixed("learned", (3, 5), 16) is None
+    with pytest.raises(ValueError, match="positions must be 'sincos', 'sincos_rows' or 'learned', got 'rows'"):
+        posemb.fixed("rows", (3, 5), 16)
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.1])
+def test_positions_are_resized_as_torch_does(offset):
+    """DINO's code asks for a scale of (new + 0.1) / old, others for a size: 28 % apart on noise."""
+    torch = pytest.importorskip("torch")
+    table = np.random.default_rng(0).standard_normal((14 * 14, 8), np.float32)
+    grid = torch.from_numpy(table).reshape(1, 14, 14, 8).permute(0, 3, 1, 2)
+    asked = {"scale_factor": (6 + offset) / 14} if offset else {"size": 6}
+    theirs = torch.nn.functional.interpolate(grid, mode="bicubic", **asked)[0].permute(1, 2, 0).reshape(36, 8)
+    np.testing.assert_allclose(posemb.resize(table, (14, 14), (6, 6), offset), theirs, atol=1e-5)
+
+
 def test_learned_positions_resize_to_another_grid():
     smooth = np.linspace(0, 1, 8)[:, None, None] + np.linspace(0, 2, 8)[None, :, None]
     resized = posemb.resize(jnp.asarray(smooth.reshape(64, 1)), (8, 8), (16, 16)).reshape(16, 16)
@@ -60,12 +79,19 @@ def test_trainable_parameter_count_of_vit_b():
 
 
 def test_initialisations(images):
-    """Deviations of xavier: √(2/(in + out)); of normal: 0.02, and 1/√(3·64) for the patch embedding."""
-    for kind, qkv, embedding in (("xavier", (2 / 256) ** 0.5, (2 / 128) ** 0.5), ("normal", 0.02, 192**-0.5)):
+    """Deviations of xavier: √(2/(in + out)), for moco_v3 of q, k and v alone; of normal: 0.02, and 1/√(3·64) for the
+    patch embedding."""
+    xavier = (2 / 128) ** 0.5
+    for kind, qkv, embedding, cls in (
+        ("xavier", (2 / 256) ** 0.5, xavier, 0.02),
+        ("moco_v3", xavier, xavier, 1e-6),
+        ("normal", 0.02, 192**-0.5, 0.02),
+    ):
         params = VIT.clone(initialisation=kind).init(jax.random.key(0), images)["params"]
+        assert float(params["cls"].std()) == pytest.approx(cls, rel=0.3)
         assert float(params["blocks"]["attention"]["qkv"]["kernel"].std()) == pytest.approx(qkv, rel=0.03)
         assert float(params["patch_embed"]["kernel"].std()) == pytest.approx(embedding, rel=0.05)
-    with pytest.raises(ValueError, match="'xavier' or 'normal', got 'zeros'"):
+    with pytest.raises(ValueError, match="one of xavier, normal, moco_v3, got 'zeros'"):
         VIT.clone(initialisation="zeros").init(jax.random.key(0), images)
 
 
