@@ -31,7 +31,7 @@ def get_config(arg: str = ""):
         "groups": 1,  # negatives from this many separate slices of the batch
         "chunks": 1,  # the logits of a large batch in so many parts, one after the other; the value is the same
     }
-    config.views = {"transform": "mild"}  # or none, crop_flip
+    config.views = {"transform": "mild"}  # or none, crop_flip, pad_crop
     config.standardise = {"mode": "fixed", "mean": 0.4978, "std": 0.2449}  # or per_image
 
     config.batch_size = 128

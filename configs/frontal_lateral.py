@@ -62,7 +62,7 @@ def get_config(arg: str = ""):
         "weights": {"itc": 1.0, "mlm": 1.0, "fla": 1.0, "proto": 1.0},
     }
     config.defects = dict.fromkeys(DEFECTS, "official" in words)
-    config.views = {"transform": "mild"}  # or none, crop_flip
+    config.views = {"transform": "mild"}  # or none, crop_flip, pad_crop
     config.standardise = {"mode": "fixed", "mean": 0.4978, "std": 0.2449}  # or per_image
 
     config.batch_size = 64
@@ -76,6 +76,7 @@ def get_config(arg: str = ""):
     if "official" in words:
         config.loss.groups = 3 if config.batch_size % 3 == 0 else 1
         config.prototypes.freeze_share = 0.0
+        config.model.dtype = config.text.dtype = "float32"
     if "smoke" in words:
         recipes.smoke(config)
         config.lateral.variant = "swin_test"
@@ -105,6 +106,7 @@ DEFECTS = (
 def recipe(config):
     """What the released launcher and code have."""
     recipes.mimic_cxr(config)
+    config.views.transform = "pad_crop"
     config.data.views = ""
     config.model.update({"variant": "B", "image_px": 224, "patch_px": 16, "positions": "learned", "dtype": "bfloat16"})
     config.lateral.variant = "T"

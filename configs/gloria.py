@@ -39,7 +39,7 @@ def get_config(arg: str = ""):
         "cls_is_a_word": False,  # True in the released code
         "chunks": 1,  # of the reports, one after another
     }
-    config.views = {"transform": "mild"}  # or none, crop_flip
+    config.views = {"transform": "mild"}  # or none, crop_flip, pad_crop
     config.standardise = {"mode": "fixed", "mean": 0.4978, "std": 0.2449}  # or per_image
 
     config.batch_size = 32
@@ -56,6 +56,7 @@ def get_config(arg: str = ""):
 
 def recipe(config):
     recipes.mimic_cxr(config)
+    config.views.transform = "pad_crop"
     config.model = recipes.resnet()
     config.model.dtype = "bfloat16"
     config.regions.enlarge_px = 299

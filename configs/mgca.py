@@ -45,9 +45,10 @@ def get_config(arg: str = ""):
         "weights": "cls",  # of tokens: attention of [CLS], or uniform
         "groups": 1,  # negatives from this many separate slices of the batch
         "padding_counts": False,  # padded words as negatives and in the statistics of their head
+        "shifted_looks": False,  # a word weighs what [CLS] pays the token after each of its own
         "raw_seen_words": False,  # what a region sees of the words keeps its length
     }
-    config.views = {"transform": "mild"}  # or none, crop_flip
+    config.views = {"transform": "mild"}  # or none, crop_flip, pad_crop
     config.standardise = {"mode": "fixed", "mean": 0.4978, "std": 0.2449}  # or per_image
 
     config.batch_size = 64
@@ -61,6 +62,7 @@ def get_config(arg: str = ""):
         config.regions.enlarge_px = 299
     if "official" in words:
         config.loss.update({"groups": 2, "padding_counts": True, "raw_seen_words": "resnet50" not in words})
+        config.loss.shifted_looks = True
     if "smoke" in words:
         recipes.smoke(config)
         config.head.update({"hidden": 64, "out": 32})
@@ -71,12 +73,13 @@ def get_config(arg: str = ""):
 
 def recipe(config):
     recipes.mimic_cxr(config)
-    config.model.update({"variant": "B", "image_px": 224, "patch_px": 16, "dtype": "bfloat16"})
+    config.views.transform = "pad_crop"
+    config.model.update({"variant": "B", "image_px": 224, "patch_px": 16, "positions": "learned", "dtype": "bfloat16"})
     config.text.update({"variant": "base6", "pool": "cls"})
     config.head.update({"hidden": 2048, "out": 128})
     config.prototypes.update({"count": 500, "freeze_share": 1 / 50})
     config.standardise.update({"mean": 0.5, "std": 0.5})
     config.batch_size = 144
     config.duration.update({"total_steps": None, "total_epochs": 50.0})
-    config.optim.update({"lr": 2e-5, "lr_end": 1e-8, "wd": 0.05, "betas": (0.9, 0.999)})
+    config.optim.update({"lr": 2e-5, "lr_end": 1e-8, "wd": 0.05, "betas": (0.9, 0.999), "wd_mults": ((".*", 1.0),)})
     config.optim.update({"warmup_steps": None, "warmup_epochs": 20.0})  # 40 % of the run

@@ -57,7 +57,7 @@ def get_config(arg: str = ""):
         "both_ways": False,  # patches attend to words as well
         "mask_equal_words": False,  # words of a report that are spelt alike are no negatives
     }
-    config.views = {"transform": "mild"}  # or none, crop_flip
+    config.views = {"transform": "mild"}  # or none, crop_flip, pad_crop
     config.standardise = {"mode": "fixed", "mean": 0.4978, "std": 0.2449}  # or per_image
 
     config.batch_size = 64
@@ -78,11 +78,12 @@ def get_config(arg: str = ""):
 def recipe(config):
     """MGCA's released values; the 40 % of warm-up are 20 of its 50 epochs."""
     recipes.mimic_cxr(config)
+    config.views.transform = "pad_crop"
     if config.model.variant.startswith("resnet"):
         config.model = recipes.resnet()
         config.regions.enlarge_px = 299
     else:
-        config.model.update({"variant": "B", "image_px": 224, "patch_px": 16})
+        config.model.update({"variant": "B", "image_px": 224, "patch_px": 16, "positions": "learned"})
     config.model.dtype = "bfloat16"
     config.text.variant = "base6"
     config.head.hidden = 2048

@@ -92,6 +92,7 @@ def targets(
         raise ValueError(f"mode must be one of {', '.join(MODES)}; got {mode!r}")
     if mode == "triage" and neutral > threshold:
         raise ValueError(f"triage needs neutral ≤ threshold, got {neutral} and {threshold}")
+    s = s + 1e-6  # the cosine of two equal texts may be 1 − 2⁻²³, and must not be below a threshold of 1
     if mode == "soft":
         return jax.nn.softmax(s / target_temperature, axis=1), jnp.ones(s.shape, bool)
     positive = _diagonal(len(s)) | ((s >= threshold) & (mode in ("multi_positive", "triage")))

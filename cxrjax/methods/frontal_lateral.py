@@ -25,6 +25,8 @@ The released Swin has seen CheXpert and ChestX-ray14, which a comparison must sa
 has no weights. Our ViT differs from CLIP's in its GELU and first LayerNorm. Evaluated is the frontal encoder.
 """
 
+import math
+from fractions import Fraction
 from functools import partial
 
 import jax
@@ -128,8 +130,10 @@ def make(config) -> Method:
 
     def gather(n, m):
         """The module that draws together what is kept of n frontal and m lateral tokens."""
-        total = 2 * n if wrong.aggregate_more else n + m  # the code counts the tokens of two ViTs
-        _, count = selection.sizes(total, config.selection.keep_ratio, config.selection.gather_ratio)
+        _, count = selection.sizes(n + m, config.selection.keep_ratio, config.selection.gather_ratio)
+        if wrong.aggregate_more:  # the code counts the tokens of two ViTs, and rounds once
+            ratios = (Fraction(str(config.selection[name])) for name in ("keep_ratio", "gather_ratio"))
+            count = int(2 * n * math.prod(ratios))
         return selection.Gather(count, dtype)
 
     def select(params, x_f, x_l, there, t, counted):
@@ -154,7 +158,7 @@ def make(config) -> Method:
         vectors = {"F": g_f, "L": g_l, "T": g_t}
         scores = {name: clusters.apply({"params": known}, g) for name, g in vectors.items()}  # b k, cosines
         if wrong.raw_prototypes:
-            scores = {name: z * jnp.linalg.norm(vectors[name], axis=-1, keepdims=True) for name, z in scores.items()}
+            scores = {name: z * length(vectors[name]) for name, z in scores.items()}
         pairs = [("F", "T"), ("L", "T"), ("T", "F"), ("T", "L")][: 2 if wrong.one_way_prototypes else 4]
         options = {"epsilon": config.prototypes.epsilon, "temperature": config.loss.prototype_temperature}
         options |= {"valid": {"L": there}, "shift": not wrong.raw_prototypes}
@@ -230,6 +234,11 @@ def is_learned(lateral) -> bool:
             "of a Hugging Face Swin as lateral.init_from, or train it with lateral.train=True"
         )
     return train
+
+
+def length(x: jax.Array) -> jax.Array:
+    """b d → b 1; its gradient is finite at 0 too, the vector of a report without words."""
+    return jnp.sqrt(jnp.sum(x**2, axis=-1, keepdims=True) + 1e-12)
 
 
 def of_last(x: jax.Array, groups: int) -> jax.Array:

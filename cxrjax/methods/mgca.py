@@ -24,6 +24,7 @@ What the released code does otherwise, each a switch:
     loss.groups            ITA's negatives are those of one device, 71 (CPA's assignments are of all)
     loss.padding_counts    padded words are negatives of words, and count in the statistics of their head
     loss.raw_seen_words    o_n keeps its length where the encoder is a ViT
+    loss.shifted_looks     a word weighs as much as [CLS] looks at the token after each of its own
 It also takes [SEP] for a word, which is left out here. Our choice: reports without words take part in nothing local.
 """
 
@@ -51,7 +52,7 @@ def make(config) -> Method:
     dtype, hold = jnp.dtype(config.model.dtype), frozen_at_first(config, config.prototypes.freeze_share)
     sizes = (config.head.hidden, config.head.out)
     # A BatchNorm takes away again what a bias before it adds.
-    head = heads.MLP(sizes, last_norm=True, last_affine=False, bias=False, last_bias=False, dtype=dtype)
+    head = heads.MLP(sizes, last_norm=True, last_affine="none", bias=False, last_bias=False, dtype=dtype)
     prototypes = Prototypes(config.prototypes.count)
     padding_counts = config.loss.padding_counts
 
@@ -104,7 +105,9 @@ def make(config) -> Method:
         words, stats = project("word_head", params, stats, words, train, None if padding_counts else mask)
         weights = None
         if by_cls:
-            looks, _ = bert.words(out["looks"][..., None], batch["word_index"], count)
+            looks = out["looks"][..., None]
+            looks = jnp.pad(looks[:, 1:], ((0, 0), (0, 1), (0, 0))) if config.loss.shifted_looks else looks
+            looks, _ = bert.words(looks, batch["word_index"], count)
             weights = local.clipped(looks[..., 0], mask)
         return {"pooled": pooled, "words": words, "word_mask": mask, "weights": weights}, stats
 

@@ -60,7 +60,7 @@ def make(config) -> Method:
     head = heads.MLP(
         (config.head.hidden, config.head.out),
         last_norm=True,
-        last_affine=False,
+        last_affine="none",
         bias=False,
         last_bias=False,
         dtype=jnp.dtype(config.model.dtype),

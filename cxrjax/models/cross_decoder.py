@@ -112,7 +112,8 @@ class Attention(nn.Module):
 class WordHead(nn.Module):
     """Logits of the vocabulary for each position, … d → … v, float32; its table is not that of the text encoder.
 
-    Linear → QuickGELU → LayerNorm → Linear, F-L and IRRA, released code.
+    Linear → QuickGELU → LayerNorm → Linear, F-L and IRRA, released code; kernels from N(0, 1/2d), there the last one's
+    deviation is smaller by √depth of the decoder.
     """
 
     vocab_size: int

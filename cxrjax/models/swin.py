@@ -76,11 +76,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, shifted: bool, keep: jax.Array | None = None) -> jax.Array:
-        """keep: (2, b, 1, 1, 1) factors of the two residual branches (stochastic depth), or None."""
-
-        def branch(y, i):
-            return y if keep is None else y * keep[i].astype(y.dtype)
-
+        """keep: (b, 1, 1, 1) factors of the attention (stochastic depth), or None."""
         h, w = x.shape[1:3]
         side = min(self.window, h, w)
         shift = self.window // 2 if shifted and side < min(h, w) else 0
@@ -93,9 +89,10 @@ class Block(nn.Module):
         y = WindowAttention(self.heads, self.window, self.dtype, name="attention")(y, side, mask)
         y = rearrange(y, "b (p q) (i j) d -> b (p i) (q j) d", p=rows, i=side)
         y = jnp.roll(y, (shift, shift), (1, 2)) if shift else y
-        x = x + branch(y[:, :h, :w], 0)
+        y = y[:, :h, :w]
+        x = x + (y if keep is None else y * keep.astype(y.dtype))
         y = nn.LayerNorm(epsilon=LAYER_NORM_EPS, dtype=self.dtype, name="norm2")(x)
-        return x + branch(Mlp(self.dtype, NORMAL, name="mlp")(y), 1)
+        return x + Mlp(self.dtype, NORMAL, name="mlp")(y)
 
 
 class Stage(nn.Module):
@@ -110,7 +107,7 @@ class Stage(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, keep: jax.Array | None = None) -> jax.Array:
-        """keep: (depth, 2, b, 1, 1, 1), see `Block`."""
+        """keep: (depth, b, 1, 1, 1), see `Block`."""
         d = x.shape[-1]
         block = Block(self.heads, self.window, self.dtype, parent=None)
 
@@ -140,8 +137,8 @@ class Stage(nn.Module):
 class Swin(nn.Module):
     """Encoder of pictures of any size; see the module's docstring.
 
-    variant: key of VARIANTS. channels: of the pictures; those of one channel are repeated. drop_path: rate of the last
-    block, linear over depth. dtype: of the computation; parameters are float32. remat: as in `vit.ViT`.
+    variant: key of VARIANTS. channels: of the pictures; those of one channel are repeated. drop_path: rate of every
+    block's attention, as in transformers. dtype: of the computation; parameters are float32. remat: as in `vit.ViT`.
     """
 
     variant: str = "T"
@@ -211,6 +208,5 @@ def _apart(grid: tuple[int, int], side: int, shift: int) -> np.ndarray:
 
 
 def _stochastic_depth(key: jax.Array, rate: float, depth: int, batch: int) -> jax.Array:
-    """Residual factors l 2 b 1 1 1: 0 with a probability that grows linearly to `rate`, else 1 / (1 − probability)."""
-    survive = 1 - jnp.linspace(0, rate, depth).reshape(depth, 1, 1, 1, 1, 1)
-    return jax.random.bernoulli(key, survive, (depth, 2, batch, 1, 1, 1)) / survive
+    """Factors l b 1 1 1 of the attention of each block: 0 with probability `rate`, else 1 / (1 − rate)."""
+    return jax.random.bernoulli(key, 1 - rate, (depth, batch, 1, 1, 1)) / (1 - rate)

@@ -225,6 +225,14 @@ def test_duplicates_share_the_target():
     np.testing.assert_allclose(y, [[0.5, 0.5, 0], [0.5, 0.5, 0], [0, 0, 1]], atol=1e-3)
 
 
+@pytest.mark.parametrize(("mode", "kept"), [("mask", 8), ("multi_positive", 64)])
+def test_equal_reports_are_equal_at_a_threshold_of_one(mode, kept):
+    """In float32 the cosine of a vector with itself may be 1 − 2⁻²³."""
+    e = jnp.tile(jax.random.normal(jax.random.key(0), (1, 384)), (8, 1)).at[::2].multiply(3.7)
+    y, left = alignment.targets(alignment.likeness(e), **{**ALL, "mode": mode, "threshold": 1.0})
+    assert int(left.sum()) == kept and int((y > 0).sum()) == kept
+
+
 @pytest.mark.parametrize("options", MODES, ids=str)
 def test_order_of_the_batch(batch, options):
     u, w, e = batch

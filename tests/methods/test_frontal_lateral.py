@@ -264,11 +264,19 @@ def test_every_defect_changes_the_loss_of_its_own(vocabulary, paper):
         for wrong in (False, True)
     )
     drawn = [max(leaf.shape[-1] for leaf in jax.tree.leaves(tree) if leaf.shape) for tree in (paper_reading, more)]
-    assert drawn == [44, 72], "of 64 and 16 tokens 64 are kept, which the code draws together into more than they are"
+    assert drawn == [44, 71], "of 64 and 16 tokens 64 are kept, which the code draws together into more than they are"
     half = make(vocabulary, model__dtype="bfloat16", text__dtype="bfloat16")
     value, aux = jax.jit(half.loss)(paper.params, paper.state, paper.batch, jax.random.key(0), 5)
     assert value.dtype == jnp.float32
     assert jax.tree.map(float, aux.terms) == pytest.approx(jax.tree.map(float, expected), rel=0.1)
+
+
+def test_a_report_without_words_has_a_gradient_under_raw_prototypes(vocabulary):
+    """Its vector is 0 where texts are pooled by their mean, and the length of 0 has no slope."""
+    case = Case(make(vocabulary, defects__raw_prototypes=True, text__pool="mean"), examples())
+    assert not case.batch["text_mask"].any(axis=1).all()
+    gradient = jax.jit(jax.grad(lambda p, batch: case.method.loss(p, case.state, batch, jax.random.key(0), 5)[0]))
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(gradient(case.params, case.batch)))
 
 
 @pytest.mark.slow
