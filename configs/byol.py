@@ -13,6 +13,7 @@ momentum 0.99. Cost per picture, ResNet-50 at 224 px: 4 passes of 4.1 G multiply
 
 from cxrjax import config as shared
 from cxrjax import recipes
+from cxrjax.input.augment import PAIR
 
 WORDS = ("chestxray14", "vit", "five_sets", "smoke")
 
@@ -48,7 +49,7 @@ def get_config(arg: str = ""):
 
 def recipe(config, vit):
     recipes.chestxray14(config)
-    recipes.photograph_pair(config)
+    recipes.photograph_pair(config, PAIR._replace(brightness_kind="offset"))
     config.momentum = 0.996
     config.batch_size = 4096
     config.duration.update({"total_steps": None, "total_epochs": 1000.0})
@@ -57,7 +58,7 @@ def recipe(config, vit):
         config.model = recipes.vit("B", 224, 16)
         config.optim.update({"base_lr": 1.5e-4, "wd": 0.1, "betas": (0.9, 0.999), "warmup_epochs": 40.0})
     else:
-        config.model = recipes.resnet("resnet50", 224)
+        config.model = recipes.resnet("resnet50", 224) | {"zero_init_residual": True}
         config.optim.update({"name": "lars", "base_lr": 0.2, "wd": 1.5e-6, "warmup_epochs": 10.0})
         config.optim.lr_in_momentum = False
     config.model.dtype = "bfloat16"

@@ -29,6 +29,7 @@ def get_config(arg: str = ""):
     config.method = "dino"
     config.model = recipes.vit() | {
         "positions": "learned",  # a fixed table would count the patches of small crops from 0 and not resize
+        "resize_offset": 0.1,  # of positions on the grid of a small crop, as the authors' code
         "drop_path": 0.1,  # of the student
         "initialisation": "xavier",  # or normal: deviation 0.02, as released, which starts narrow encoders too small
         "pool": "cls",  # or mean
@@ -91,3 +92,4 @@ def recipe(config):
     config.batch_size = 1024
     config.duration.update({"total_steps": None, "total_epochs": 300.0})
     config.optim.update({"lr": None, "base_lr": 5e-4, "warmup_steps": None, "warmup_epochs": 10.0})
+    config.optim.wd_mults = recipes.MATRICES

@@ -7,7 +7,8 @@ The paper (2211.12944, ICIP 2024) gives Dice only: UNETR from their encoder 0.95
 0.9453, from noise 0.9227. It does not state folds, losses or optimizer. All of that is our choice: both lungs as one
 mask at 224 px, five folds of the 138 pictures by patient with the next fold to choose the step on, soft Dice +
 cross-entropy, AdamW 1e-4 with weight decay 1e-5, batch 8, 200 epochs, mirroring and turns of ±10°, as MONAI's
-tutorials of UNETR have it; UNETR as MONAI's, with [CLS] kept in the encoder. Expect the order of the three, not them.
+tutorials of UNETR have it; UNETR as MONAI's (--config.head.taps=3,6,9 for its paper's), with [CLS]
+kept in the encoder (--config.model.pool=without_cls leaves it out, as MONAI does). Expect the order of the three alone.
 """
 
 from cxrjax import config as shared

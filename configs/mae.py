@@ -65,3 +65,4 @@ def recipe(config):
     config.batch_size = 4096
     config.duration.update({"total_steps": None, "total_epochs": 800.0})
     config.optim.update({"lr": None, "base_lr": 1.5e-4, "warmup_steps": None, "warmup_epochs": 40.0})
+    config.optim.wd_mults = recipes.MATRICES

@@ -6,8 +6,8 @@
     python -m cxrjax.main --config=configs/moco_v3.py:smoke                seconds; shrinks what it is combined with
 
 Words: `chestxray14` (batch 4096, 300 epochs), `resnet` (ResNet-18 without chestxray14), `five_sets` (the small public
-sets of configs/sets, for a CPU), `smoke`. Cost per picture, ViT-B/16 at 224 px: 4 passes of 17.3 G multiply–accumulates
-forward, 2 backward.
+sets of configs/sets, for a CPU), `smoke`. Cost per picture, ViT-B/16 at 224 px: 4 passes of 17.5 G multiply–accumulates
+forward, 2 backward. The authors' ViT-S has twelve heads: --config.model.variant=S-12h.
 """
 
 from cxrjax import config as shared
@@ -20,7 +20,7 @@ def get_config(arg: str = ""):
     words = shared.words(arg, WORDS)
     config = shared.pretrain()
     config.method = "moco_v3"
-    config.model = recipes.vit()
+    config.model = recipes.vit() | {"positions": "sincos_rows", "initialisation": "moco_v3"}  # as the authors' code
     config.projector = {"layers": 3, "hidden": 4096, "out": 256, "last_norm": True}
     config.predictor = {"layers": 2, "hidden": 4096, "last_norm": True}  # with the projector's output
     config.freeze_patch_embed = True  # a fixed random patch projection; ResNets have none
@@ -61,6 +61,7 @@ def recipe(config, resnet):
     if resnet:
         config.model.update({"variant": "resnet50", "image_px": 224})
         config.model.zero_init_residual = True
+        config.views.scale = (0.2, 1.0)
         config.optim.update({"name": "lars", "base_lr": 0.3, "wd": 1e-6, "warmup_epochs": 10.0})
         config.optim.lr_in_momentum = False
     else:

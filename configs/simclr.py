@@ -65,6 +65,6 @@ def recipe(config, vit):
         config.model = recipes.vit("B", 224, 16)
         config.optim.update({"base_lr": 1.5e-4, "wd": 0.1, "betas": (0.9, 0.999), "warmup_epochs": 40.0})
     else:
-        config.model = recipes.resnet("resnet50", 224)
+        config.model = recipes.resnet("resnet50", 224) | {"zero_init_residual": True}
         config.optim.update({"name": "lars", "base_lr": 0.3, "wd": 1e-6, "warmup_epochs": 10.0})
     config.model.dtype = "bfloat16"

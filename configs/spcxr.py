@@ -9,8 +9,8 @@
 
 Words: `chestxray14` (recipe for large sets; change the sets with --config.data.sets=a,b), `five_sets` (the small public
 sets of configs/sets, for a CPU), `short`, `gmml_faithful` (donors and means within one of four GPUs, donors that may be
-the picture itself, crops from 5 %, ImageNet's grey mean and deviation), `sit` (zeros instead of noise, ρ = 0.5,
-contrast with a momentum copy), `smoke`.
+the picture itself, crops from 5 %, ImageNet's grey mean and deviation, decay of positions and [CLS]), `sit` (zeros
+instead of noise, ρ = 0.5, contrast with a momentum copy, the same decay), `smoke`.
 The paper's own settings are not public. Optimizer, schedules, epochs, ρ and blocks are those of GMML's release; the
 set, the crops, judging by the mean of the patches ([CLS] gets no loss of its own) and the one channel are ours.
 The paper reports, fine-tuned: 98.25 % mean accuracy of the classes of COVIDx CXR-3 (89.25 % for a ViT-S without
@@ -78,11 +78,12 @@ def get_config(arg: str = ""):
         config.loss.groups = 4
         config.views.scale = (0.05, 1.0)
         config.standardise.update({"mean": 0.449, "std": 0.226})
+        config.optim.wd_mults = recipes.MATRICES
     if "sit" in words:
         config.corruption.update({"kinds": "zeros", "share": 0.5})
         config.recons_blocks = "last"
         config.contrast.weight = 1.0
-        config.optim.wd_end = 0.1
+        config.optim.update({"wd_end": 0.1, "wd_mults": recipes.MATRICES})
     if "smoke" in words:
         recipes.smoke(config)
         config.contrast.update({"hidden": 64, "out": 32})

@@ -8,7 +8,7 @@
 Words: `chestxray14` (batch 1024, 100 epochs), `resnet` (ResNet-18 without chestxray14), `five_sets` (the small public
 sets of configs/sets, for a CPU), `smoke`. Other sets: --config.data.sets=a,b with --config.labels=x,y of theirs.
 The recipes are our choice: DeiT's optimizer (Touvron et al. 2021) with fewer epochs, and AdamW for ResNets.
-Cost per picture, ViT-B/16 at 224 px: 17.3 G multiply–accumulates forward.
+Cost per picture, ViT-B/16 at 224 px: 17.5 G multiply–accumulates forward.
 """
 
 from cxrjax import config as shared

@@ -25,6 +25,9 @@ from ml_collections import ConfigDict, config_dict
 from cxrjax.evals import tasks
 from cxrjax.input.augment import PAIR, Augment
 
+MATRICES = ((r"(^|/)(bias|scale)$", 0.0), ("", 1.0))
+"""Rules of weight decay for all but biases and the scales of norms: positions and [CLS] as well, unlike by default."""
+
 
 def vit(variant: str = "mini", image_px: int = 64, patch_px: int = 8) -> dict[str, Any]:
     return {
@@ -50,7 +53,7 @@ def of_run() -> dict[str, Any]:
         "image_px": config_dict.placeholder(int),
         "patch_px": config_dict.placeholder(int),  # of a ViT
         "drop_path": 0.0,  # of a ViT
-        "pool": "",  # of a ViT: cls or mean
+        "pool": "",  # of a ViT: cls, mean or without_cls
         "dtype": "",
         "remat": "",
     }

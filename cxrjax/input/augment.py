@@ -24,21 +24,23 @@ class Augment(NamedTuple):
     """What is done to the views, and how often; by default nothing.
 
     jitter, blur, solarise: probability of each for a picture, one number for all views or one per view.
-    brightness, contrast: a jittered picture's factors are uniform in [1 − this, 1 + this], from 0 up.
+    brightness, contrast: a jittered picture's factors are uniform in [1 − this, 1 + this], from 0 up. brightness_kind:
+        "factor", or "offset": what is added instead is uniform in [−brightness, brightness], as in BYOL's code.
     blur_sigma: range of the blur's deviation, in pixels of a picture of blur_px a side; it grows with the side.
     """
 
     jitter: float | Sequence[float] = 0.0
     brightness: float = 0.4
     contrast: float = 0.4
+    brightness_kind: str = "factor"
     blur: float | Sequence[float] = 0.0
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     blur_px: int = 224
     solarise: float | Sequence[float] = 0.0
 
 
-# BYOL (Grill et al. 2020, table 6), and after it Barlow Twins, VICReg and MoCo v3, for two views at 224 px; BYOL's own
-# jitter of saturation and hue is what grey pictures lack.
+# Two views at 224 px of Barlow Twins, VICReg and MoCo v3, after BYOL (Grill et al. 2020, table 6), whose code has the
+# offset of brightness; the jitter of saturation and hue is what grey pictures lack.
 PAIR = Augment(jitter=0.8, blur=(1.0, 0.1), solarise=(0.0, 0.2))
 
 
@@ -58,10 +60,12 @@ def augment(key: jax.Array, images: jax.Array, settings: Augment) -> jax.Array:
         return draw(name) < jnp.asarray(getattr(settings, name), jnp.float32)
 
     if np.any(settings.jitter):
-        jittered = chosen("jitter")
-        for change, strength in ((brightness, settings.brightness), (contrast, settings.contrast)):
-            factor = draw(change.__name__, max(0.0, 1 - strength), 1 + strength)
-            grey = change(grey, jnp.where(jittered, factor, 1.0))
+        jittered, strength = chosen("jitter"), settings.brightness
+        if settings.brightness_kind == "offset":
+            grey = shift(grey, jnp.where(jittered, draw("brightness", -strength, strength), 0.0))
+        else:
+            grey = brightness(grey, jnp.where(jittered, draw("brightness", *_factors(strength)), 1.0))
+        grey = contrast(grey, jnp.where(jittered, draw("contrast", *_factors(settings.contrast)), 1.0))
     if np.any(settings.blur):
         low, high = (sigma * grey.shape[-1] / settings.blur_px for sigma in settings.blur_sigma)
         sigma = jnp.where(chosen("blur"), draw("sigma", low, high), 0.0)
@@ -75,6 +79,11 @@ def augment(key: jax.Array, images: jax.Array, settings: Augment) -> jax.Array:
 def brightness(grey: jax.Array, factor: jax.Array) -> jax.Array:
     """factor · x, cut to [0, 1]. grey: … h w in [0, 1]; factor: …, from 0 up; 1 leaves a picture as it is."""
     return jnp.clip(factor[..., None, None] * grey, 0, 1)
+
+
+def shift(grey: jax.Array, offset: jax.Array) -> jax.Array:
+    """x + offset, cut to [0, 1]; shapes as for `brightness`, 0 leaves a picture as it is."""
+    return jnp.clip(grey + offset[..., None, None], 0, 1)
 
 
 def contrast(grey: jax.Array, factor: jax.Array) -> jax.Array:
@@ -110,6 +119,10 @@ def solarise(grey: jax.Array) -> jax.Array:
     return jnp.where(grey >= 0.5, 1 - grey, grey)
 
 
+def _factors(strength: float) -> tuple[float, float]:
+    return max(0.0, 1 - strength), 1 + strength
+
+
 def _check(settings: Augment, shape: tuple[int, ...]) -> None:
     if len(shape) != 5 or shape[-1] != 1:
         raise ValueError(f"augment takes pictures b v h w 1, got an array of shape {shape}")
@@ -119,6 +132,8 @@ def _check(settings: Augment, shape: tuple[int, ...]) -> None:
             raise ValueError(
                 f"{name} is a probability in [0, 1] for all views or one for each of the {shape[1]}; got {value}"
             )
+    if settings.brightness_kind not in ("factor", "offset"):
+        raise ValueError(f"brightness_kind must be 'factor' or 'offset', got {settings.brightness_kind!r}")
     low, high = settings.blur_sigma
     if not 0 < low <= high or min(settings.brightness, settings.contrast) < 0:
         raise ValueError(

@@ -26,19 +26,19 @@ def multiclass(
 ) -> jax.Array:
     """Mean softmax cross-entropy over the pictures that have exactly one of the classes; the others do not count.
 
-    logits: b c. codes: b c, 1 for the picture's class and not 1 for the others. class_weights: c; a picture counts as
-    often as its class weighs, as in PyTorch's CrossEntropyLoss. smoothing: share of the target that all c get evenly.
+    logits: b c. codes: b c, 1 for the picture's class and not 1 for the others. class_weights: c factors on the terms
+    of the classes; the mean divides by those of the pictures' classes. smoothing: share of the target that all c get
+    evenly. Both as PyTorch's CrossEntropyLoss has them.
     """
     present = codes == 1
+    weights = jnp.ones(codes.shape[-1]) if class_weights is None else class_weights
     target = (1 - smoothing) * present + smoothing / codes.shape[-1]
-    loss = -jnp.sum(target * jax.nn.log_softmax(logits.astype(jnp.float32)), axis=-1)
-    weight = present.sum(axis=-1) == 1
-    if class_weights is not None:
-        weight = weight * (present @ class_weights)
-    return _mean(loss, weight)
+    loss = -jnp.sum(weights * target * jax.nn.log_softmax(logits.astype(jnp.float32)), axis=-1)
+    known = present.sum(axis=-1) == 1
+    return _mean(loss, known, present @ weights)
 
 
-def _mean(loss: jax.Array, weight: jax.Array) -> jax.Array:
-    """Weighted mean, 0 where no weight is above 0."""
-    total = weight.sum()
-    return jnp.sum(loss * weight) / jnp.where(total > 0, total, 1)
+def _mean(loss: jax.Array, known: jax.Array, weight: jax.Array | float = 1.0) -> jax.Array:
+    """Sum of the known losses by the sum of their weights, 0 where that is 0."""
+    total = jnp.sum(known * weight)
+    return jnp.sum(loss * known) / jnp.where(total > 0, total, 1)

@@ -25,7 +25,7 @@ From the authors' code: areas of the crops, 8 local ones, stochastic depth of 0.
 3 in every tensor, prototypes that stay as they start for the first epoch (`freeze_share` of the run), columns of length
 1 (its norm_last_layer; off in its best ViT-S). It raises τ_t once an epoch; we do at every step. Its optimizer skips
 frozen prototypes; here they get a gradient of 0, so that decay shortens columns, whose length is nothing, and Adam's
-first steps afterwards are larger, at most 6.6 times. Unlike ours, its decay covers [CLS] and positions.
+first steps afterwards are larger, at most 6.6 times. Its decay covers [CLS] and positions, as in the config's recipe.
 
 Crops of one size go through a network together, which matters for a ResNet's BatchNorm alone; the teacher normalises by
 its batch too, and keeps the running statistics. Our choice: grey jitter without hue and saturation, patch embedding

@@ -19,7 +19,7 @@ hidden and crops of 50–100 %; their released command has plain pixels and, for
 
 As in the authors' code: [CLS] passes through encoder and decoder, LayerNorms before and after the decoder, a prediction
 for every patch of which the loss reads the hidden ones. That code embeds all patches and then drops most
-(`masking.embed = "all"`): the same numbers at a higher cost. Its decay, unlike ours, covers [CLS] and m.
+(`masking.embed = "all"`): the same numbers at a higher cost. Its decay covers [CLS] and m, as in the config's recipe.
 Our choice: one grey channel, standardised by one mean and deviation. Evaluated is the encoder on all patches, by their
 mean unless `pool` says "cls": [CLS] gets no loss of its own. No two pictures meet in the loss.
 """

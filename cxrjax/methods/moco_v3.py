@@ -18,14 +18,15 @@ The paper states these, fixed sine–cosine positions, BYOL's views, BatchNorm o
 ViTs AdamW of 1.5e-4 · M/256, decay 0.1, 40 epochs of warm-up, and that the patch projection stays random for stability.
 It is not learned, so it is no parameter here but state["frozen"]["encoder"], and the momentum encoder shares it.
 
-As in the authors' code: heads without biases and with a last BatchNorm without scale or bias (a ResNet's predictor has
-no last one: predictor.last_norm), decay on every parameter (wd_mults in the config), each view through each network by
-itself, so that the running statistics move with x₁, then with x₂. That code moves f_k at the start of a step, by the
-queries' parameters of that moment; we do it at the end of the step before, which is the same, and so at step t with the
-momentum of t + 1. f_k normalises by its batch; its running statistics, which nothing reads, are not kept.
+As in the authors' code: positions whose first half tells the row (MAE's tells the column), q, k and v of a block from a
+Xavier matrix each, [CLS] from N(0, 1e-6²), heads without biases and with a last BatchNorm without scale or bias (a
+ResNet's predictor has no last one: predictor.last_norm), decay on every parameter (wd_mults in the config), each view
+through each network by itself, so that the running statistics move with x₁, then with x₂. That code moves f_k at the
+start of a step, by the queries' parameters of that moment; we do it at the end of the step before, which is the same,
+and so at step t with the momentum of t + 1. f_k normalises by its batch; its running statistics, which nothing reads,
+are not kept.
 
-Our choice: q, k and v of a block start as one Xavier matrix, as MAE's (theirs: as three, √2 larger), [CLS] from
-N(0, 0.02²) (theirs: 1e-6), grey jitter without hue and saturation. Evaluated is the backbone of f_q.
+Our choice: grey jitter without hue and saturation. Evaluated is the backbone of f_q.
 """
 
 import jax
@@ -111,4 +112,4 @@ def make(config) -> Method:
 def mlp(config, out: int, dtype: jax.typing.DTypeLike) -> heads.MLP:
     """Projector or predictor of the authors' code; config: layers, hidden, last_norm."""
     sizes = (*[config.hidden] * (config.layers - 1), out)
-    return heads.MLP(sizes, last_norm=config.last_norm, last_affine=False, bias=False, last_bias=False, dtype=dtype)
+    return heads.MLP(sizes, last_norm=config.last_norm, last_affine="none", bias=False, last_bias=False, dtype=dtype)

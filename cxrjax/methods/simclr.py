@@ -12,8 +12,8 @@ M       batch_size      pictures; every anchor has 2M − 2 negatives
 
 The paper states loss, projector, views, τ, statistics over all devices, LARS of 0.3 · M/256, decay 1e-6, 10 epochs of
 warm-up. As in the authors' code and not in the equation of g, every linear layer of the projector has no bias and a
-BatchNorm (`projector.norm = "none"` leaves these out); after the last it has no bias, and a scale there that we leave
-out, as MoCo v3 does. Both views go through the network together, so that a BatchNorm sees 2M pictures, as there.
+BatchNorm, the last one with a scale alone (`projector.norm = "none"` leaves these out). Both views go through the
+network together, so that a BatchNorm sees 2M pictures, as there.
 
 Released code and paper differ in the scale: the code adds the two directions where algorithm 1 takes the mean over 2M
 anchors (`loss.sum_of_views`). Code that takes negatives from one device's rows only: `loss.groups`. Our choice: the
@@ -81,4 +81,4 @@ def projection_head(config, width: int, dtype: jax.typing.DTypeLike) -> heads.ML
     sizes = (*[config.hidden or width] * (config.layers - 1), config.out)
     # A layer without BatchNorm keeps its bias; before one it would do nothing.
     plain = config.norm == "none"
-    return heads.MLP(sizes, config.norm, not plain, last_affine=False, bias=plain, last_bias=plain, dtype=dtype)
+    return heads.MLP(sizes, config.norm, not plain, last_affine="scale", bias=plain, last_bias=plain, dtype=dtype)

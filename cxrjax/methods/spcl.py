@@ -54,7 +54,7 @@ def make(config) -> Method:
         if config.loss.form == "symmetric":
             value = contrastive.info_nce(u, v, exclude=exclude, groups=config.loss.groups, **similarity)
         elif config.loss.form == "nt_xent":
-            value = contrastive.nt_xent(u, v, exclude=exclude, **similarity)
+            value = contrastive.nt_xent(u, v, exclude=exclude, groups=config.loss.groups, **similarity)
         else:
             raise ValueError(f"loss.form must be 'symmetric' or 'nt_xent', got {config.loss.form!r}")
         return value, Aux(state, {"contrast": value}, monitors.embedding(u, v))

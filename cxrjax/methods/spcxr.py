@@ -54,7 +54,7 @@ def make(config) -> Method:
     corrupt.check(px)
     contrasts, momentum = config.contrast.weight > 0, ramp(config, config.contrast.momentum)
     sizes = (config.contrast.hidden, config.contrast.hidden, config.contrast.out)
-    projector = heads.MLP(sizes, last_norm=True, last_affine=False, activation="gelu", initial="normal", dtype=dtype)
+    projector = heads.MLP(sizes, last_norm=True, last_affine="none", activation="gelu", initial="normal", dtype=dtype)
     if config.pool not in ("cls", "mean"):
         raise ValueError(f"pool must be 'cls' or 'mean', got {config.pool!r}")
 

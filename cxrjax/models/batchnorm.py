@@ -11,13 +11,14 @@ class BatchNorm(nn.Module):
     Under jit over a mesh an array is the global one, so its statistics are those of all devices together. They are
     computed in float32 whatever the input, in two passes: E[x²] − E[x]² loses its digits where the mean is large.
 
-    affine: learn scale and bias. momentum: weight of the new statistics in the running ones; 0.1 here is Flax's 0.9.
+    use_scale, use_bias: learn them. momentum: weight of the new statistics in the running ones; 0.1 here is Flax's 0.9.
     epsilon: under the root. scale_init: of the scale, ones by default.
     Parameters: scale d, bias d. Collection "batch_stats": mean d, and var d, which is the unbiased variance
     n / (n − 1) · var as in torch.nn.BatchNorm2d, while the batch is normalised by the biased one.
     """
 
-    affine: bool = True
+    use_scale: bool = True
+    use_bias: bool = True
     momentum: float = 0.1
     epsilon: float = 1e-5
     dtype: jnp.dtype = jnp.float32
@@ -54,10 +55,10 @@ class BatchNorm(nn.Module):
                 for running, new in ((running_mean, mean), (running_var, unbiased)):
                     running.value = (1 - momentum) * running.value + momentum * jax.lax.stop_gradient(new)
         factor = jax.lax.rsqrt(var + self.epsilon)
-        if self.affine:
+        if self.use_scale:
             factor = factor * self.param("scale", self.scale_init, (features,))
         y = (wide - mean) * factor
-        if self.affine:
+        if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, (features,))
         return y.astype(self.dtype)
 

@@ -40,25 +40,27 @@ class MLP(nn.Module):
     """Linear → norm → activation → … → Linear (→ norm): projector and predictor of the image methods, b d → b out.
 
     sizes: outputs of the linear layers. norm: "batch", "layer" or "none", after every linear layer but the last.
-    last_norm: after the last one as well, without scale and bias unless last_affine. bias, last_bias: of the linear
-    layers before the last, and of the last. activation: "relu" or "gelu" (exact); there is none at the end.
+    last_norm: after the last one as well; last_affine: what that learns, "both" scale and bias, "scale" or "none".
+    bias, last_bias: of the linear layers before the last, and of the last. activation: "relu" or "gelu" (exact); there
+    is none at the end.
     initial: "torch", the default of torch.nn.Linear, kernel and bias from U(±1/√d), which the released PyTorch code of
     these methods keeps; or "normal", deviation 0.02 and no bias, as DINO's. dtype: of the computation; the result is
     float32. With norm="batch" the running statistics are the collection "batch_stats".
 
     As the authors' code has them:
         BYOL           MLP((4096, 256), last_bias=False)
-        MoCo v3        MLP((4096, 4096, 256), last_norm=True, last_affine=False, bias=False, last_bias=False)
+        MoCo v3        MLP((4096, 4096, 256), last_norm=True, last_affine="none", bias=False, last_bias=False)
         VICReg         MLP((8192, 8192, 8192), last_bias=False)
         Barlow Twins   MLP((8192, 8192, 8192), bias=False, last_bias=False)
         MLVICX         MLP((4096, 4096, 4096), last_norm=True)
+        SimCLR         MLP((2048, 128), last_norm=True, last_affine="scale", bias=False, last_bias=False)
         DINO           MLP((2048, 2048, 256), norm="none", activation="gelu", initial="normal"), then its prototypes
     """
 
     sizes: Sequence[int]
     norm: str = "batch"
     last_norm: bool = False
-    last_affine: bool = True
+    last_affine: str = "both"
     bias: bool = True
     last_bias: bool = True
     activation: str = "relu"
@@ -76,17 +78,20 @@ class MLP(nn.Module):
                 f"norm must be 'batch', 'layer' or 'none' (the last without last_norm), got {self.norm!r} "
                 f"with last_norm={self.last_norm}"
             )
-        if self.activation not in ("relu", "gelu") or self.initial not in ("torch", "normal"):
-            raise ValueError(
-                f"activation must be 'relu' or 'gelu' and initial 'torch' or 'normal', got {self.activation!r} and "
-                f"{self.initial!r}"
-            )
+        words = {
+            "activation": ("relu", "gelu"),
+            "initial": ("torch", "normal"),
+            "last_affine": ("both", "scale", "none"),
+        }
+        for name, there in words.items():
+            if getattr(self, name) not in there:
+                raise ValueError(f"{name} must be one of {', '.join(there)}, got {getattr(self, name)!r}")
         for i, features in enumerate(self.sizes, 1):
             last = i == len(self.sizes)
             x = self._linear(x, features, self.last_bias if last else self.bias, f"fc{i}")
             if self.norm != "none" and (self.last_norm or not last):
                 dtype = jnp.float32 if last else self.dtype
-                x = self._norm(x, train, mask, self.last_affine or not last, dtype, f"norm{i}")
+                x = self._norm(x, train, mask, self.last_affine if last else "both", dtype, f"norm{i}")
             if not last:
                 x = nn.relu(x) if self.activation == "relu" else nn.gelu(x, approximate=False)
         return x.astype(jnp.float32)
@@ -100,11 +105,12 @@ class MLP(nn.Module):
         return dense(x)
 
     def _norm(
-        self, x: jax.Array, train: bool, mask: jax.Array | None, affine: bool, dtype: jnp.dtype, name: str
+        self, x: jax.Array, train: bool, mask: jax.Array | None, affine: str, dtype: jnp.dtype, name: str
     ) -> jax.Array:
+        learned = {"use_scale": affine != "none", "use_bias": affine == "both", "dtype": dtype, "name": name}
         if self.norm == "batch":
-            return BatchNorm(affine, dtype=dtype, name=name)(x, train, mask)
-        return nn.LayerNorm(epsilon=1e-5, use_bias=affine, use_scale=affine, dtype=dtype, name=name)(x)
+            return BatchNorm(**learned)(x, train, mask)
+        return nn.LayerNorm(epsilon=1e-5, **learned)(x)
 
 
 def start(module: MLP, key: jax.Array, width: int) -> tuple[Any, Any]:

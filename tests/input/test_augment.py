@@ -39,6 +39,21 @@ def test_jitter_matches_pillow(name, factor):
     np.testing.assert_allclose(found, np.asarray(oracle) / 255, atol=1.6 * GREY_LEVEL)
 
 
+def test_an_offset_of_brightness_is_byols():
+    """x + δ, δ in ±0.4, cut to [0, 1]: black becomes grey, which no factor does."""
+    grey = jnp.asarray([[0.0, 0.2, 0.5, 0.9]])
+    np.testing.assert_allclose(ops.shift(grey, jnp.float32(0.4)), [[0.4, 0.6, 0.9, 1.0]], atol=1e-6)
+    pixels = 110 + picture(24, 24) // 8  # so that nothing is cut
+    moved = changed(pixels, Augment(jitter=0.8, brightness=0.4, contrast=0.0, brightness_kind="offset"), 2000)
+    offset = (moved - pixels / 255).mean((2, 3))
+    np.testing.assert_allclose(moved - pixels / 255, np.broadcast_to(offset[..., None, None], moved.shape), atol=1e-5)
+    on = np.abs(offset) > 1e-5
+    assert on.mean() == pytest.approx(0.8, abs=0.04) and np.abs(offset).max() == pytest.approx(0.4, abs=0.005)
+    assert offset[on].std() == pytest.approx(0.8 / 12**0.5, rel=0.05)
+    with pytest.raises(ValueError, match="brightness_kind must be 'factor' or 'offset', got 'sum'"):
+        augment(jax.random.key(0), np.zeros((1, 1, 8, 8, 1), np.uint8), Augment(brightness_kind="sum"))
+
+
 def test_solarise_matches_pillow():
     pixels = picture()
     oracle = np.asarray(ImageOps.solarize(Image.fromarray(pixels), threshold=128)) / 255

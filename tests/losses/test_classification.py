@@ -42,7 +42,7 @@ def test_binary_is_torchs_on_the_known_labels(weights, smoothing, dtype):
     assert not gradient[CODES < 0].any()
 
 
-@pytest.mark.parametrize(("weights", "smoothing"), [(None, 0.0), (WEIGHTS, 0.0), (None, 0.1)])
+@pytest.mark.parametrize(("weights", "smoothing"), [(None, 0.0), (WEIGHTS, 0.0), (None, 0.1), (WEIGHTS, 0.1)])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_multiclass_is_torchs_on_pictures_of_one_class(weights, smoothing, dtype):
     (cast,), (exact,) = rounded(dtype, LOGITS)

@@ -97,8 +97,9 @@ class TorchMLP(torch.nn.Module):
             if f"norm{i}" in stats:
                 affine = params.get(f"norm{i}")
                 norm = torch.nn.BatchNorm1d(kernel.shape[1], affine=affine is not None)
-                if affine is not None:
-                    norm.weight.data, norm.bias.data = (torch.tensor(np.asarray(affine[k])) for k in ("scale", "bias"))
+                for name, tensor in (("scale", norm.weight), ("bias", norm.bias)):
+                    if name in (affine or {}):  # SimCLR's last one has a scale alone; its bias stays 0
+                        tensor.data = torch.tensor(np.asarray(affine[name]))
                 norm.running_mean = torch.tensor(np.asarray(stats[f"norm{i}"]["mean"]))
                 norm.running_var = torch.tensor(np.asarray(stats[f"norm{i}"]["var"]))
                 setattr(self, f"norm{i}", norm)
@@ -119,9 +120,9 @@ class TorchMLP(torch.nn.Module):
             if norm is not None:
                 close(stats[f"norm{i}"]["mean"], norm.running_mean)
                 close(stats[f"norm{i}"]["var"], norm.running_var)
-                if norm.affine:
-                    close(gradient[f"norm{i}"]["scale"], norm.weight.grad)
-                    close(gradient[f"norm{i}"]["bias"], norm.bias.grad)
+                theirs = {"scale": norm.weight, "bias": norm.bias}
+                for name, ours in gradient.get(f"norm{i}", {}).items():
+                    close(ours, theirs[name].grad)
 
 
 def leaf(array):

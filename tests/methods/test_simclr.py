@@ -70,8 +70,8 @@ def test_projector_of_the_code_and_of_the_equation():
         params, _ = jax.eval_shape(lambda key: heads.start(module, key, width), jax.random.key(0))
         return {f"{layer}/{name}": leaf.shape for layer, leaves in params.items() for name, leaf in leaves.items()}
 
-    hidden = {"norm1/scale": (64,), "norm1/bias": (64,)}
-    assert shapes() == {"fc1/kernel": (48, 64), "fc2/kernel": (64, 32)} | hidden
+    norms = {"norm1/scale": (64,), "norm1/bias": (64,), "norm2/scale": (32,)}
+    assert shapes() == {"fc1/kernel": (48, 64), "fc2/kernel": (64, 32)} | norms
     equation = {"fc1/kernel": (48, 64), "fc1/bias": (64,), "fc2/kernel": (64, 32), "fc2/bias": (32,)}
     assert shapes(projector__norm="none") == equation
     assert shapes(words="")["fc1/kernel"] == (48, 48) and shapes(words="")["fc2/kernel"] == (48, 128)

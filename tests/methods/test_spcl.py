@@ -135,6 +135,16 @@ def test_every_option_trains(batch, changes):
     assert not zero
 
 
+def test_nt_xent_has_groups_as_well(batch):
+    """Negatives of one slice alone: a smaller sum in the denominator."""
+    values = []
+    for groups in (1, 2):
+        method = methods.make(runs.config("spcl", loss__form="nt_xent", loss__groups=groups))
+        params, state = method.init(jax.random.key(0), batch)
+        values.append(float(jax.jit(method.loss)(params, state, batch, jax.random.key(1), 0)[0]))
+    assert values[1] < values[0] - 0.3
+
+
 def test_same_patient_pairs_leave_the_denominator(batch):
     alike = {**batch, "patient": np.zeros(16, np.int32)}
     method = variant(**{"loss.mask_same_patient": True})

@@ -31,7 +31,7 @@ def test_value_gradient_and_two_updates_are_torchs(shape, affine):
     if affine:
         theirs.weight.data = torch.tensor(variables["params"]["scale"]).double()
         theirs.bias.data = torch.tensor(variables["params"]["bias"]).double()
-    norm, weight = BatchNorm(affine=affine), data(*shape, seed=9)
+    norm, weight = BatchNorm(use_scale=affine, use_bias=affine), data(*shape, seed=9)
 
     def loss(x, params, stats):
         y, updates = norm.apply({"params": params, "batch_stats": stats}, x, train=True, mutable=["batch_stats"])
@@ -85,12 +85,14 @@ def test_statistics_are_of_all_devices_together():
 def test_large_means_and_bfloat16_keep_their_digits():
     """E[x²] − E[x]² in float32 gives a variance of 0 or 4 here; a sum in bfloat16 stops growing at 256."""
     x = np.float32(1e4) + data(4096, 2)
-    y, updates = BatchNorm(affine=False).apply(variables_of(2, False), x, train=True, mutable=["batch_stats"])
+    y, updates = BatchNorm(use_scale=False, use_bias=False).apply(
+        variables_of(2, False), x, train=True, mutable=["batch_stats"]
+    )
     np.testing.assert_allclose(np.std(y, axis=0), 1, rtol=1e-3)
     np.testing.assert_allclose(updates["batch_stats"]["var"], 0.9 + 0.1 * x.astype(np.float64).var(0), rtol=1e-3)
 
     x = jnp.asarray(data(4096, 2), jnp.bfloat16)
-    half = BatchNorm(affine=False, dtype=jnp.bfloat16)
+    half = BatchNorm(use_scale=False, use_bias=False, dtype=jnp.bfloat16)
     y, updates = half.apply(variables_of(2, False), x, train=True, mutable=["batch_stats"])
     assert y.dtype == jnp.bfloat16 and updates["batch_stats"]["mean"].dtype == jnp.float32
     np.testing.assert_allclose(updates["batch_stats"]["mean"], 0.1 * np.asarray(x, np.float64).mean(0), rtol=1e-5)
@@ -100,9 +102,9 @@ def test_initialising_leaves_the_running_statistics_alone():
     variables = BatchNorm().init(jax.random.key(0), data(1, 5), train=True)
     np.testing.assert_array_equal(variables["batch_stats"]["mean"], 0)
     np.testing.assert_array_equal(variables["batch_stats"]["var"], 1)
-    assert set(variables["params"]) == {"scale", "bias"} and "params" not in BatchNorm(affine=False).init(
-        {}, data(2, 5), True
-    )
+    assert set(variables["params"]) == {"scale", "bias"} and "params" not in BatchNorm(
+        use_scale=False, use_bias=False
+    ).init({}, data(2, 5), True)
 
 
 def test_one_value_per_feature_is_refused_in_training_only():

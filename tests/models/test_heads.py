@@ -12,12 +12,13 @@ from cxrjax.models.heads import MLP
 ROWS = np.random.default_rng(0).standard_normal((12, 6), np.float32)
 METHODS = {
     "byol": MLP((16, 5), last_bias=False),
-    "moco_v3": MLP((16, 16, 5), last_norm=True, last_affine=False, bias=False, last_bias=False),
+    "moco_v3": MLP((16, 16, 5), last_norm=True, last_affine="none", bias=False, last_bias=False),
+    "simclr": MLP((16, 5), last_norm=True, last_affine="scale", bias=False, last_bias=False),
     "vicreg": MLP((16, 16, 5), last_bias=False),
     "barlow_twins": MLP((16, 16, 5), bias=False, last_bias=False),
     "mlvicx": MLP((16, 16, 5), last_norm=True),
     "dino": MLP((16, 16, 5), norm="none", activation="gelu", initial="normal"),
-    "layer_norm": MLP((16, 5), norm="layer", last_norm=True, last_affine=False),
+    "layer_norm": MLP((16, 5), norm="layer", last_norm=True, last_affine="none"),
 }
 
 
@@ -30,11 +31,17 @@ def oracle(name):
     def hidden(inputs, bias=True):
         return [nn.Linear(inputs, 16, bias=bias), nn.BatchNorm1d(16), nn.ReLU()]
 
+    def without_bias(norm):
+        norm.register_parameter("bias", None)
+        return norm
+
     layers = {
         "byol": lambda: hidden(6) + [nn.Linear(16, 5, bias=False)],
         "moco_v3": lambda: (
             hidden(6, False) + hidden(16, False) + [nn.Linear(16, 5, bias=False), nn.BatchNorm1d(5, affine=False)]
         ),
+        # Of the last norm the bias is no parameter of theirs: it stays 0.
+        "simclr": lambda: hidden(6, False) + [nn.Linear(16, 5, bias=False), without_bias(nn.BatchNorm1d(5))],
         "vicreg": lambda: hidden(6) + hidden(16) + [nn.Linear(16, 5, bias=False)],
         "barlow_twins": lambda: hidden(6, False) + hidden(16, False) + [nn.Linear(16, 5, bias=False)],
         "mlvicx": lambda: hidden(6) + hidden(16) + [nn.Linear(16, 5), nn.BatchNorm1d(5)],
@@ -65,9 +72,9 @@ def variables_of(model):
             if layer.bias is not None:
                 params[f"fc{i}"]["bias"] = layer.bias.detach().numpy().copy()
         elif "Norm" in kind:
-            if layer.weight is not None:
-                scale, bias = layer.weight.detach().numpy().copy(), layer.bias.detach().numpy().copy()
-                params[f"norm{i}"] = {"scale": scale, "bias": bias}
+            learned = {"scale": layer.weight, "bias": layer.bias}
+            if found := {key: value.detach().numpy().copy() for key, value in learned.items() if value is not None}:
+                params[f"norm{i}"] = found
             if kind == "BatchNorm1d":
                 stats[f"norm{i}"] = {"mean": layer.running_mean.numpy().copy(), "var": layer.running_var.numpy().copy()}
     return {"params": params} | ({"batch_stats": stats} if stats else {})
@@ -135,8 +142,9 @@ def test_bfloat16_computes_in_half_and_returns_float32():
     [
         ({"norm": "group"}, "norm must be .* got 'group'"),
         ({"norm": "none", "last_norm": True}, "got 'none' with last_norm=True"),
-        ({"activation": "tanh"}, "got 'tanh' and 'torch'"),
-        ({"initial": "zeros"}, "got 'relu' and 'zeros'"),
+        ({"activation": "tanh"}, "activation must be one of relu, gelu, got 'tanh'"),
+        ({"initial": "zeros"}, "initial must be one of torch, normal, got 'zeros'"),
+        ({"last_affine": "bias"}, "last_affine must be one of both, scale, none, got 'bias'"),
     ],
 )
 def test_unknown_words_are_named(options, sentence):

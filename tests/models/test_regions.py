@@ -123,7 +123,7 @@ def test_a_text_is_read_as_ever_and_its_looks_are_the_weights_of_the_last_layer(
 
 def test_rows_that_do_not_count_change_no_statistics():
     """A head with BatchNorm over words: padding is normalised, but neither read nor kept in the running numbers."""
-    head = MLP((8, 4), last_norm=True, last_affine=False)
+    head = MLP((8, 4), last_norm=True, last_affine="none")
     params, stats = start_head(head, jax.random.key(0), 6)
     rng = np.random.default_rng(0)
     words, mask = rng.normal(size=(3, 5, 6)).astype(np.float32), np.arange(5) < np.array([[5], [2], [0]])
