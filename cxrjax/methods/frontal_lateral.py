@@ -125,7 +125,8 @@ def make(config) -> Method:
         share, named = config.masking, batch["entity"]
         chance = jnp.where(named.any(axis=1, keepdims=True), share.beside, share.without)
         chance = jnp.where(named, share.entity, chance)
-        inputs = key, batch["ids"], batch["word_index"], chance, see.tokenizer.mask_id
+        known = jnp.where(batch["ids"] == see.tokenizer.unk_id, -1, batch["word_index"])  # [UNK] is no word to guess
+        inputs = key, batch["ids"], known, chance, see.tokenizer.mask_id
         return masking.mask_words(*inputs, whole_words=not wrong.piece_masking)
 
     def gather(n, m):

@@ -8,6 +8,7 @@ import pytest
 
 from cxrjax import methods, optim, parallel
 from cxrjax.methods import frontal_lateral
+from cxrjax.text import tokenizer
 from tests import runs, two_views
 from tests.methods import oracles
 
@@ -269,6 +270,12 @@ def test_every_defect_changes_the_loss_of_its_own(vocabulary, paper):
     value, aux = jax.jit(half.loss)(paper.params, paper.state, paper.batch, jax.random.key(0), 5)
     assert value.dtype == jnp.float32
     assert jax.tree.map(float, aux.terms) == pytest.approx(jax.tree.map(float, expected), rel=0.1)
+
+
+def test_unknown_words_are_not_guessed(paper, vocabulary):
+    unknown = tokenizer.load(vocabulary).unk_id
+    terms, *_ = paper.step(ids=np.where(paper.batch["word_index"] >= 0, unknown, paper.batch["ids"]))
+    assert terms["mlm"] == 0 and paper.step()[0]["mlm"] > 1
 
 
 def test_a_report_without_words_has_a_gradient_under_raw_prototypes(vocabulary):
