@@ -8,10 +8,13 @@
 Words: `mimic_cxr`, `clip`, `siglip`, `smoke`. text.init_from takes a Hugging Face folder of a BERT of the same size;
 without one the text encoder starts from noise. On phantoms it reads whole reports and takes the mean over tokens.
 The paper trains on MIMIC-CXR at batch 32, Adam at 1e-4, for 200 epochs with a plateau rule; the cosine is our choice.
+Its pictures are cut, mirrored, turned, jittered and blurred (`crop_turn_flip`, `augment`); its shifts and scalings of a
+few per cent are in our crop.
 """
 
 from cxrjax import config as shared
 from cxrjax import recipes
+from cxrjax.input.augment import Augment
 
 WORDS = ("mimic_cxr", "clip", "siglip", "smoke")
 
@@ -31,7 +34,8 @@ def get_config(arg: str = ""):
         "groups": 1,  # negatives from this many separate slices of the batch
         "chunks": 1,  # the logits of a large batch in so many parts, one after the other; the value is the same
     }
-    config.views = {"transform": "mild"}  # or none, crop_flip, pad_crop
+    config.views = {"transform": "mild"}  # or none, crop_flip, crop_turn_flip, pad_crop
+    config.augment = Augment()._asdict()
     config.standardise = {"mode": "fixed", "mean": 0.4978, "std": 0.2449}  # or per_image
 
     config.batch_size = 128
@@ -57,6 +61,8 @@ def recipe(config, of_clip):
     config.model.dtype = "bfloat16"
     if not of_clip:
         config.text.update({"one_sentence": True, "pool": "max", "frozen_layers": 6})
+        config.views.transform = "crop_turn_flip"
+        config.augment = Augment(jitter=1.0, blur=1.0, blur_sigma=(0.1, 3.0))._asdict()
     config.batch_size = 32
     config.duration.update({"total_steps": None, "total_epochs": 200.0})
     config.optim.update({"lr": 1e-4, "wd": 1e-6, "betas": (0.9, 0.999), "warmup_steps": None, "warmup_epochs": 1.0})

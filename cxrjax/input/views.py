@@ -170,6 +170,7 @@ def transform(kind: str, px: int) -> Callable[[np.ndarray, np.random.Generator],
     """The function (image uint8 h w, rng) -> uint8 px px of a kind; it can be pickled.
 
     kind: "none" (`fit`, no draw), "mild" (crop of 50-100 % of the area), "crop_flip" (crop of 20-100 % and mirror),
+        "crop_turn_flip" (of 60-100 %, turned by up to 20° either way, and mirror, after ConVIRT),
         "pad_crop" (long side to 8/7 of px, zeros around the short one, a crop: 256 and 224 px in MGCA's code).
     Raises ValueError naming the kinds for another one.
     """
@@ -198,4 +199,8 @@ def _pad_crop(image: np.ndarray, rng: np.random.Generator, px: int) -> np.ndarra
     return square[y : y + px, x : x + px]
 
 
-_CROPS = {"mild": {"scale": (0.5, 1.0)}, "crop_flip": {"scale": (0.2, 1.0), "flip": 0.5}}
+_CROPS = {
+    "mild": {"scale": (0.5, 1.0)},
+    "crop_flip": {"scale": (0.2, 1.0), "flip": 0.5},
+    "crop_turn_flip": {"scale": (0.6, 1.0), "flip": 0.5, "rotation_degrees": 20.0},
+}

@@ -21,22 +21,24 @@ import jax.numpy as jnp
 
 from cxrjax import monitors, rng
 from cxrjax.input import device, paired
+from cxrjax.input.augment import Augment, augment
 from cxrjax.losses import contrastive
 from cxrjax.methods.base import Aux, Joint, Method
 from cxrjax.models import backbone, bert, heads, text_tower
 
 
 def make(config) -> Method:
-    """config: model, text, head, loss, views, standardise; see configs/convirt.py for every key."""
+    """config: model, text, head, loss, views, augment, standardise; see configs/convirt.py for every key."""
     encoder, tower = backbone.make(config.model), text_tower.make(config.text)
     sizes = (config.head.out,) if config.head.layers == 1 else (config.head.hidden, config.head.out)
     head = heads.MLP(sizes, norm="none", dtype=jnp.dtype(config.model.dtype))
-    see = paired.Views(config)
+    see, settings = paired.Views(config), Augment(**config.augment)
     if config.loss.form not in ("info_nce", "sigmoid"):
         raise ValueError(f"loss.form must be 'info_nce' or 'sigmoid', got {config.loss.form!r}")
 
     def loss(params, state, batch, key, step):
-        images = device.standardise(batch["image"][:, 0], **config.standardise)  # b h w 1
+        images = augment(rng.fold(key, "augment"), batch["image"], settings)
+        images = device.standardise(images[:, 0], **config.standardise)  # b h w 1
         out, stats = encoder.apply(
             params["encoder"], state["batch_stats"]["encoder"], images, train=True, key=rng.fold(key, "encoder")
         )

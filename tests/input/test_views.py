@@ -214,7 +214,8 @@ def test_pad_crop_keeps_the_shape_of_things_on_black():
 
 def test_unknown_kind_lists_the_kinds():
     with pytest.raises(
-        ValueError, match="'strong' is not known; choose one of 'none', 'pad_crop', 'mild', 'crop_flip'"
+        ValueError,
+        match="'strong' is not known; choose one of 'none', 'pad_crop', 'mild', 'crop_flip', 'crop_turn_flip'",
     ):
         views.transform("strong", 32)
 
