@@ -34,6 +34,10 @@ class CheckpointNotWritten(OSError):
     """The disk refused a checkpoint: full, read-only, no permission."""
 
 
+class CheckpointDamaged(ValueError):
+    """A checkpoint that was complete once cannot be read."""
+
+
 class CheckpointMismatch(ValueError):
     """What is stored and what is expected differ; the message names the leaves."""
 
@@ -179,6 +183,7 @@ def find(directory: str | os.PathLike, step: int | str = "latest") -> epath.Path
     step: a number, "latest", or "best" (by the metric the run kept its best checkpoints with).
     Raises CheckpointNotFound with what is there.
     """
+    step = int(step) if str(step).isdecimal() else step  # a number of the command line is a word
     directory = _absolute(directory)
     if not directory.is_dir():
         raise CheckpointNotFound(f"no folder {directory}; give a work folder, its 'checkpoints', or one step in it")
@@ -209,7 +214,7 @@ def load_params(directory: str | os.PathLike, step: int | str, abstract: Any) ->
 
 def names(directory: str | os.PathLike, step: int | str = "latest") -> list[str]:
     """Paths "params/encoder/cls" of the arrays that one step holds; directory and step as in `find`."""
-    return sorted(_shapes(ocp.checkpointables_metadata(find(directory, step)).metadata[_ITEM]))
+    return sorted(_stored(find(directory, step)))
 
 
 def read_meta(directory: str | os.PathLike, step: int | str = "latest") -> dict:
@@ -224,12 +229,30 @@ def digest(directory: str | os.PathLike, step: int | str = "latest") -> str:
 
 def _load(path: epath.Path, abstract: Any, partial: bool) -> Any:
     abstract = _placed(abstract)
-    stored = ocp.checkpointables_metadata(path).metadata[_ITEM]
-    _compare(path, _shapes(stored), _shapes(abstract), partial)
+    _compare(path, _stored(path), _shapes(abstract), partial)
     context = ocp.Context()
     context.pytree_options.loading.partial_load = partial
     with context:
-        return ocp.load_checkpointables(path, {_ITEM: abstract})[_ITEM]
+        try:
+            return ocp.load_checkpointables(path, {_ITEM: abstract})[_ITEM]
+        except (OSError, ValueError, KeyError) as error:
+            raise _damaged(path, error) from error
+
+
+def _stored(path: epath.Path) -> dict[str, tuple]:
+    try:
+        found = _shapes(ocp.checkpointables_metadata(path).metadata[_ITEM])
+    except Exception as error:  # Orbax raises whatever its readers meet
+        raise _damaged(path, error) from error
+    if not found:
+        raise _damaged(path, ValueError("its list of arrays is empty"))
+    return found
+
+
+def _damaged(path: epath.Path, error: Exception) -> CheckpointDamaged:
+    others = [step for step in steps(path.parent) if step != int(path.name)]
+    rest = f"rename it, and the steps {others} are left to go on from" if others else "there is no other step"
+    return CheckpointDamaged(f"the checkpoint {path} is damaged ({str(error).strip().splitlines()[0][:200]}); {rest}")
 
 
 def _placed(abstract: Any) -> Any:

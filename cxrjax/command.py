@@ -12,6 +12,8 @@ from absl import flags
 from ml_collections import config_flags
 
 CONFIGS = Path("configs")
+UNEXPECTED = (AttributeError, KeyError, TypeError, IndexError, ZeroDivisionError)
+"""What a value of the wrong kind most likely ends in where nothing looked at it before."""
 
 
 def run(main: Callable, doc: str, define: Callable[[], None] | None = None) -> None:
@@ -31,7 +33,7 @@ def run(main: Callable, doc: str, define: Callable[[], None] | None = None) -> N
         if stray:
             raise ValueError(f"unexpected arguments {stray}: everything is said as --flag=value")
     name = re.sub(r"[^A-Za-z0-9]+", "-", Path(_given(sys.argv[1:]).replace(".py", "")).name).strip("-")
-    with _mistakes_as_sentences(debug, (ValueError, OSError, FloatingPointError)):
+    with _mistakes_as_sentences(debug, (ValueError, OSError, FloatingPointError, *UNEXPECTED)):
         main(flags.FLAGS.config, name, flags.FLAGS)
 
 
@@ -71,6 +73,9 @@ def _check_config_argument(argv: Sequence[str]) -> None:
 
 def _sentence(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
+    if isinstance(error, UNEXPECTED):
+        said = " ".join(str(error.args[0] if error.args else "").split())
+        text = f"{type(error).__name__}: {said}; likely a setting that is unknown or of the wrong kind (see --debug)"
     if "Traceback (most recent call last)" in text:  # the flag library wraps what a config file raised
         text = text.splitlines()[-1].removeprefix("ValueError: ")
     if isinstance(error, OSError) and error.strerror:

@@ -43,6 +43,8 @@ def pretrain() -> ConfigDict:
                 "views": "PA,AP",  # "" takes every view
                 "fraction": 1.0,  # of the patients
                 "fraction_seed": 0,  # which of the set's nested lists
+                "folds": 0,  # of a cross-validation by patient, in place of the set's own splits
+                "fold": 0,  # which is the test
                 "exclude_overlap": True,  # leaves out patients who are in val or test of another set that is judged
                 "judged_on": "",  # sets to be judged later, beside those of evals
             },
@@ -120,8 +122,14 @@ def to_json(config: ConfigDict) -> str:
     return json.dumps(config.to_dict(), indent=2, sort_keys=True)
 
 
-def from_json(text: str) -> ConfigDict:
-    return ConfigDict(json.loads(text))
+def read(file: Path) -> ConfigDict:
+    """A run's config.json; raises ValueError naming the file where it is no JSON."""
+    try:
+        return ConfigDict(json.loads(file.read_text()))
+    except ValueError as error:
+        raise ValueError(
+            f"{file} is damaged ({error}); copy it from another checkpoint of the run, or start anew"
+        ) from None
 
 
 def judged(config: ConfigDict) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from absl import flags
 
-from cxrjax import command, parallel
+from cxrjax import checkpoint, command, parallel
 from cxrjax import config as shared
 
 
@@ -55,13 +55,14 @@ def report(config, name: str, options) -> None:
 
 
 def claim(workdir: Path, config) -> None:
-    """Writes config.json, or checks that the run already in `workdir` has the same settings.
+    """Writes config.json, or checks that the run that has begun in `workdir` has the same settings.
 
-    Raises ValueError listing the settings that differ: resuming under other settings would be neither run.
+    Raises ValueError listing the settings that differ: resuming under other settings would be neither run. A run that
+    was refused before its first step leaves the folder to the next.
     """
     file = workdir / "config.json"
-    if file.exists():
-        changed = shared.differences(shared.from_json(file.read_text()), config)
+    if file.exists() and ((workdir / "pictures.json").exists() or checkpoint.steps(workdir)):
+        changed = shared.differences(shared.read(file), config)
         if changed:
             raise ValueError(
                 f"{workdir} holds a run with other settings ({'; '.join(changed[:10])}); choose another --workdir, "

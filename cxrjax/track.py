@@ -204,7 +204,7 @@ def _check(step: int, values: dict[str, float]) -> None:
         found = ", ".join(f"{name} = {bad[name]}" for name in first)
         raise NonFinite(
             f"step {step}: {found}; {len(train) - len(bad)} of {len(train)} logged training values are finite. "
-            "Lower the learning rate, lengthen the warm-up or set grad_clip, and resume: nothing of this was saved"
+            "Nothing of it was saved: lower the rate, lengthen the warm-up or set grad_clip, and choose a new --workdir"
         )
 
 

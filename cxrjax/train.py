@@ -16,14 +16,14 @@ import numpy as np
 import optax
 from einops import rearrange
 
-from cxrjax import checkpoint, methods, optim, parallel, rng
+from cxrjax import checkpoint, checks, methods, optim, parallel, rng
 from cxrjax.config import determining, judged, names
 from cxrjax.datasets import overlap
 from cxrjax.evals import run as evals
 from cxrjax.evals.encoders import from_method
 from cxrjax.evals.features import source_digest
 from cxrjax.input import paired, pipeline, source, studies
-from cxrjax.interop.initial import initialise
+from cxrjax.interop import initial
 from cxrjax.methods import Method
 from cxrjax.track import Tracker
 
@@ -83,6 +83,8 @@ def build(config) -> Run:
     parallel.check_batch(config.batch_size, mesh)
     sources, remarks = _sources(config)
     examples = sum(len(s) for s in sources)
+    if config.batch_size > examples:
+        remarks += (f"a batch of {config.batch_size} is more than all {examples} there are: some are in it twice",)
     total_steps = optim.duration(config.duration, "total", config.batch_size, examples)
     method = methods.make(config, total_steps)
     batches = pipeline.dataset(
@@ -118,7 +120,7 @@ def build(config) -> Run:
 def _sources(config) -> tuple[list[source.Source], tuple[str, ...]]:
     """What the run trains on, without the patients of other sets that it is judged on, and sentences about these."""
 
-    folds = _folds(config)
+    folds = checks.folds(config)
     unit, required = config.data.get("unit", "picture"), config.data.get("require", "")
     unknown = set() if unit == "picture" else set(names(required)) - {"frontal", "lateral", "report"}
     if unit not in ("picture", "study") or unknown:
@@ -144,28 +146,14 @@ def _sources(config) -> tuple[list[source.Source], tuple[str, ...]]:
     sets = names(config.data.sets)
     left_out = overlap.exclusions([chosen(name) for name in sets], judged(config))
     pictures = [chosen(*pair) for pair in zip(sets, left_out.patient_ids, strict=True)]
+    if labels:
+        checks.labels(config, pictures)
     if unit == "picture":
         return pictures, left_out.sentences
     parts = {f"require_{part}": True for part in names(required)}
     parts |= {"read": paired.Views(config).text} if "text" in config else {}
     whole = [studies.studies(each, **parts) for each in pictures]
     return whole, (*left_out.sentences, *(repr(each) for each in whole if any(each.left_out.values())))
-
-
-def _folds(config) -> dict[str, int]:
-    """The cross-validation of the config, which all of its judges of the set that is trained on must share."""
-    folds = {key: config.data.get(key, 0) for key in ("folds", "fold")}
-    sets = names(config.data.sets)
-    if folds["folds"] and len(sets) > 1:
-        raise ValueError(f"data.folds = {folds['folds']} cuts one set by patient; data.sets names {len(sets)}: {sets}")
-    for name, entry in config.evals.items():
-        judged_in = {key: entry.get(key, 0) for key in folds}
-        if entry.get("set") in sets and judged_in != folds:
-            raise ValueError(
-                f"evals.{name} judges with {judged_in} what is trained on with {folds}: give both the same, or "
-                "patients that are trained on would be judged"
-            )
-    return folds
 
 
 def fit(config, workdir: Path) -> TrainState:
@@ -175,6 +163,7 @@ def fit(config, workdir: Path) -> TrainState:
     term, when a logged or saved step holds NaN or infinity; SystemExit(143) once the state is safe after a SIGTERM.
     """
     run = build(config)
+    checks.judges(config)
     if jax.process_index() == 0:
         _print_setting(config, run, workdir)
     best = config.checkpoint.best_metric or None
@@ -192,10 +181,12 @@ def fit(config, workdir: Path) -> TrainState:
             train_state = saved.restore(start, run.abstract)
             print(f"resuming from step {start} of {run.total_steps}", flush=True)
         else:
-            train_state = initialise(config, run.init(), run.abstract)
+            train_state = initial.initialise(config, run.init(), run.abstract)
         with Tracker(workdir, run.total_steps, config.batch_size, config.log_every_steps, start) as tracker:
             if start == 0:
                 tracker.picture("views", views_sheet(run.batches[0]["image"]))
+            if start == run.total_steps and not _judged(config, start, workdir):
+                _judge_and_save(config, run, train_state, start, saved, tracker, workdir)
             return _loop(config, run, train_state, start, saved, tracker, workdir, terminated)
 
 
@@ -206,8 +197,14 @@ def _loop(config, run, train_state, start, saved, tracker, workdir, terminated) 
         train_state, scalars = run.step(train_state, parallel.to_global(next(batches), run.mesh))
         if tracker.due(done):
             tracker.log(done, scalars | {f"train/{name}": value for name, value in run.report(done - 1).items()})
-        metrics = _evaluate(config, run, train_state, done, workdir)
-        if metrics:
+        metrics, judges = {}, _due(config, run, done)
+        if judges:
+            tracker.check_finite(done, scalars)
+            try:
+                metrics = _evaluate(config, run, train_state, done, workdir, judges)
+            except evals.EvaluationError:
+                saved.save(done, train_state, {"step": done}, force=True)
+                raise
             tracker.log(done, metrics)
 
         every = config.checkpoint.every_steps
@@ -219,32 +216,53 @@ def _loop(config, run, train_state, start, saved, tracker, workdir, terminated) 
             tracker.check_finite(done, scalars)
             saved.save(done, train_state, {"step": done}, metrics=metrics, force=True)
             saved_at = time.monotonic()
-        if terminated.is_set() and done < run.total_steps:
+        if terminated.is_set():
             saved.wait()
             print(f"SIGTERM: step {saved.latest_step()} is saved; the same command resumes there", flush=True)
             raise SystemExit(143)
     return train_state
 
 
-def _evaluate(config, run, train_state, done, workdir) -> dict[str, float]:
-    """Scalars of every judge that is due at step `done`; all are at the end."""
+def _judged(config, step, workdir) -> bool:
+    """Whether all judges have written what they found at a step."""
+    return all((workdir / "evals" / name / str(step) / "results.json").exists() for name in config.evals)
+
+
+def _judge_and_save(config, run, train_state, step, saved, tracker, workdir) -> None:
+    """The judges of a finished run whose last step is saved, but was not judged."""
+    metrics = _evaluate(config, run, train_state, step, workdir, _due(config, run, step))
+    tracker.log(step, metrics)
+    saved.save(step, train_state, {"step": step}, metrics=metrics, force=True)
+
+
+def _due(config, run, done) -> dict[str, dict]:
+    """The entries of the judges that look at step `done`; all do at the end."""
 
     def is_due(entry) -> bool:
         every = entry.get("every_steps")
         return bool(done == run.total_steps or (every and done % every == 0))
 
-    due = {name: {**entry, "name": name} for name, entry in config.evals.items() if is_due(entry)}
-    if not due:
-        return {}
+    return {name: entry for name, entry in checks.entries(config).items() if is_due(entry)}
+
+
+def _evaluate(config, run, train_state, done, workdir, judges) -> dict[str, float]:
+    """Scalars of these judges, entries by name, at step `done`."""
     described = {"name": config.method, "step": done, "config": determining(config), "mesh": run.mesh}
     last = done == run.total_steps
     encoder = from_method(run.method, train_state.params, train_state.state, **described, looks=last)
+    started_from = _started_from(config) if last else None
     scalars = {}
-    for name, entry in due.items():
-        result = evals.evaluate(encoder, entry, workdir, config.seed)
+    for name, entry in judges.items():
+        result = evals.evaluate(encoder, entry, workdir, config.seed, started_from)
         scalars |= evals.scalars(entry, result)
         print(f"step {done}: {name}: {evals.summary(result)}", flush=True)
     return scalars
+
+
+def _started_from(config):
+    """The config of the run that the encoder comes from; None where there is none, or no longer."""
+    with contextlib.suppress(checkpoint.CheckpointNotFound):
+        return initial.run_of(config)
 
 
 def views_sheet(images: np.ndarray, most: int = 8) -> np.ndarray:

@@ -37,7 +37,12 @@ def load(directory: str | Path, step: int | str = "latest", dtype: str | None = 
         computed.model.dtype = dtype
     if (workdir / tokenizer.VOCABULARY).is_file():
         computed.text.tokenizer = str(workdir)
-    method = methods.make(computed)
+    try:
+        method = methods.make(computed)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{workdir / 'config.json'} is of another version of cxrjax, which this one cannot follow: {error}"
+        ) from error
     params, state = jax.eval_shape(lambda: method.init(jax.random.key(0), methods.blank_batch(method)))
     stored = checkpoint.load_params(found, "latest", {"params": params, "state": state})
     return Trained(
@@ -51,4 +56,4 @@ def settings(directory: str | Path, step: int | str = "latest") -> tuple[Path, P
     workdir = next((above for above in list(found.parents)[:2] if (above / "config.json").is_file()), None)
     if workdir is None:
         raise ValueError(f"There is no config.json beside {found}; copy it from the workdir that the run was made in.")
-    return found, workdir, shared.from_json((workdir / "config.json").read_text())
+    return found, workdir, shared.read(workdir / "config.json")

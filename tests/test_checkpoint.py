@@ -152,6 +152,27 @@ def test_best_without_metrics_says_what_is_stored(tmp_path):
         checkpoint.find(tmp_path, "best")
 
 
+def test_a_step_may_be_a_word_of_the_command_line(run):
+    directory, _ = run
+    newest = checkpoint.steps(directory)[-1]
+    assert checkpoint.find(directory, str(newest)) == checkpoint.find(directory, newest)
+
+
+@pytest.mark.parametrize("damage", ["arrays", "names"])
+def test_a_damaged_checkpoint_is_a_sentence_with_what_is_left(tmp_path, damage):
+    state = train_state()
+    save(tmp_path, (1, state, None), (2, state, None))
+    arrays = [path for path in (tmp_path / "2" / "train_state").rglob("d/*") if path.is_file()]
+    metadata = tmp_path / "2" / "train_state" / "_METADATA"
+    for path in arrays if damage == "arrays" else [metadata]:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with (
+        checkpoint.open(tmp_path) as saved,
+        pytest.raises(checkpoint.CheckpointDamaged, match=r"/2 is damaged .*the steps \[1\] are left"),
+    ):
+        saved.restore(2, abstract(state))
+
+
 def test_mismatch_names_the_leaves_before_reading(run, monkeypatch):
     workdir, states = run
     monkeypatch.setattr(checkpoint.ocp, "load_checkpointables", lambda *args: pytest.fail("read before comparing"))

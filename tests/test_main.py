@@ -37,16 +37,22 @@ def test_mistakes_are_sentences(arguments, sentence, tmp_path, monkeypatch):
 
 
 def test_a_workdir_belongs_to_one_setting(tmp_path):
+    main.claim(tmp_path, runs.config(optim__lr=0.003))  # refused later, before its first step
     main.claim(tmp_path, runs.config())
+    (tmp_path / "pictures.json").write_text("{}")  # training begins
     main.claim(tmp_path, runs.config(log_every_steps=1, mesh__data=4))  # changes no number
     with pytest.raises(ValueError, match=r"optim\.lr: 0\.001 → 0\.002.*choose another --workdir"):
         main.claim(tmp_path, runs.config(optim__lr=0.002))
 
 
-def test_digest_follows_the_numbers_only():
+def test_digest_follows_the_numbers_only(tmp_path):
     assert shared.digest(runs.config()) == shared.digest(runs.config(log_every_steps=1))
     assert shared.digest(runs.config()) != shared.digest(runs.config(seed=1))
-    assert shared.differences(runs.config(), shared.from_json(shared.to_json(runs.config()))) == []
+    (tmp_path / "config.json").write_text(shared.to_json(runs.config()))
+    assert shared.differences(runs.config(), shared.read(tmp_path / "config.json")) == []
+    (tmp_path / "config.json").write_text('{"seed": 0,')
+    with pytest.raises(ValueError, match="config.json is damaged .*copy it from"):
+        shared.read(tmp_path / "config.json")
 
 
 @pytest.mark.parametrize("words", ["", "chestxray14", "chestxray14,lowflop", "chestxray14,ocl_faithful", "five_sets"])

@@ -17,6 +17,7 @@ import pytest
 
 from cxrjax import checkpoint, train
 from cxrjax import config as shared
+from cxrjax.evals import run as evals
 from cxrjax.input import source, views
 from cxrjax.track import NonFinite
 from tests import radiographs, runs
@@ -144,6 +145,44 @@ def test_nan_stops_the_run_and_keeps_what_was_saved(tmp_path):
     assert all(np.isfinite(line["train/loss"]) for line in records(tmp_path)[:1])
     saved = checkpoint.steps(tmp_path)
     assert saved and max(saved) < 12
+
+
+def test_what_a_judge_would_refuse_is_refused_before_training(tmp_path):
+    """And nothing of the folder stands in the way of the run as it was meant."""
+    for changes, sentence in (
+        ({"evals": {"probe": {"set": "phantom_smoke", "judge": "prob"}}}, "evals.probe: judge 'prob' is not known"),
+        (
+            {"evals": {"a": {"set": "phantom_smoke", "task": {"kind": "multilabel", "labels": "Mas"}}}},
+            "labels .'Mas'.,",
+        ),
+        ({"checkpoint__best_metric": "eval/foo"}, "'eval/foo' is no metric of config.evals; theirs begin with eval/"),
+        ({"name": "detect", "labels": "Nodule,Mas"}, "labels .'Mas'. are of no box in phantom_smoke; its boxes are of"),
+        ({"data__split": "train+test"}, "trains on test of 'phantom_smoke', which evals.phantom_"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            train.fit(runs.config(**changes), tmp_path)
+    assert not (tmp_path / "pictures.json").exists() and not checkpoint.steps(tmp_path)
+    split = {"data__split": "train+test", "data__exclude_overlap": False}
+    assert len(train.build(runs.config(**split)).sources[0]) > len(train.build(runs.config()).sources[0])
+    (remark,) = train.build(runs.config(batch_size=256)).remarks
+    assert "a batch of 256 is more than all" in remark
+
+
+def test_a_failed_judge_costs_no_step_and_looks_again(tmp_path, monkeypatch):
+    """The last step is saved all the same, and the same command judges it."""
+    judge = evals.evaluate
+
+    def fail(*_):
+        raise evals.EvaluationError("the disk is full")
+
+    monkeypatch.setattr(evals, "evaluate", fail)
+    with pytest.raises(evals.EvaluationError):
+        train.fit(runs.config(), tmp_path)
+    assert checkpoint.steps(tmp_path) == [6]
+    monkeypatch.setattr(evals, "evaluate", judge)
+    train.fit(runs.config(), tmp_path)
+    assert (tmp_path / "evals" / "phantom_probe" / "6" / "results.json").exists()
+    assert any("eval/phantom_smoke/all/auroc" in line for line in records(tmp_path))
 
 
 @pytest.mark.slow

@@ -164,6 +164,11 @@ def notes(trained_on: Sequence[str], split: str, judged: ConvertedSet) -> list[s
             continue
         trained = source.open_set(name)
         if trained.directory == judged.directory:
+            if own := [part for part in HELD_OUT if part in split.split(source.JOINED)]:
+                said.append(
+                    f"The encoder was trained on {' and '.join(own)} of {judged.name} itself: these numbers may be too "
+                    "good."
+                )
             continue
         tables = {one.directory: rows(one) for one in (trained, judged)}
         shared = _held_out(trained, split, judged, tables)

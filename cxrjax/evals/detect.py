@@ -156,7 +156,10 @@ def summarise(
     missing = {name: int(np.isnan(samples[:, column]).sum()) for column, name in enumerate(named) if name in found}
     counted = ", ".join(f"{name} {count}" for name, count in missing.items() if count)
     if counted:
-        notes.append(f"resamples (of {resamples}) in which a class had no box, left out of its intervals: {counted}")
+        notes.append(
+            f"resamples (of {resamples}) in which a class had no box, left out of its intervals (none is given where "
+            f"they are more than {1 - metrics.FINITE:.0%}): {counted}"
+        )
     return found, {name: with_box.get(name.partition("/")[2], some) for name in found}, notes
 
 

@@ -124,10 +124,18 @@ def bootstrap(statistic: Callable, patient_ids: Sequence[str], resamples: int, s
     return np.concatenate([statistic(weights).T for weights in patient_weights(patient_ids, resamples, seed)])
 
 
+FINITE = 0.95
+"""Share of the resamples that must have a value for an interval to be given."""
+
+
 def interval(value: float, samples: np.ndarray, n: int) -> Interval:
-    """The 95 % percentile interval of `samples` (resamples; NaN left out) around a value found on n pictures."""
-    samples = samples[np.isfinite(samples)]
-    if not len(samples):
+    """The 95 % percentile interval of `samples` (resamples) around a value found on n pictures.
+
+    NaN where more than one in twenty resamples have no value, such as those without a positive of a rare label: what
+    the others have is no sample of what might have been found.
+    """
+    drawn, samples = len(samples), samples[np.isfinite(samples)]
+    if len(samples) < FINITE * drawn or not drawn:
         return Interval(float(value), float("nan"), float("nan"), int(n))
     low, high = np.quantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(float(value), float(low), float(high), int(n))
@@ -213,7 +221,7 @@ def summarise(
     Returns (metrics, positives per metric, notes). "auroc", "auprc", "accuracy" and "balanced_accuracy" are means over
     the labels (a multiclass task has one accuracy anyway); "auroc/<label>" is one label's, in a multiclass task that
     class against the rest. A label with one value only is skipped and named; a resample with one value only is left
-    out of that label's intervals and the mean's, and counted.
+    out of that label's intervals and the mean's, and counted; see `interval`.
     """
     measured = measures(kind, names, targets, scores)
     values = named(measured, measured.statistic(np.ones((len(targets), 1))).T)
@@ -262,7 +270,10 @@ def _degenerate_notes(samples: Mapping[str, np.ndarray], resamples: int) -> list
     listed = ", ".join(f"{name} {count}" for name, count in missing.items() if count)
     if not listed:
         return []
-    return [f"resamples (of {resamples}) in which a label had one value only, left out of its intervals: {listed}"]
+    return [
+        f"resamples (of {resamples}) in which a label had one value only, left out of its intervals (none is given "
+        f"where they are more than {1 - FINITE:.0%}): {listed}"
+    ]
 
 
 def _hits(targets, predicted) -> scipy.sparse.csr_matrix:

@@ -83,12 +83,23 @@ def _kept(source: Source, px: int, what: str, limit_bytes: float) -> np.ndarray 
         size, done = min(64, len(missing)), 0
         for batch, valid in pipeline.evaluation_batches(rest, partial(fitted, px=px, what=what), size):
             rows = missing[done : done + size]
-            pixels[rows] = batch["pixels"][valid, ..., 0]
-            pixels.flush()
-            there[rows] = 1  # only now: a reader of the same file takes what is marked
+            try:
+                # Not through the map: where a disk is full, writing to one ends the process.
+                _write(folder / f"{stem}.pixels", rows, batch["pixels"][valid, ..., 0])
+                # Only now: a reader of the same file takes what is marked.
+                _write(folder / f"{stem}.there", rows, np.ones(len(rows), np.uint8))
+            except OSError as error:
+                logging.warning("pictures of %s are decoded every time: %s", source.converted_set.name, error)
+                return None
             done += size
-        there.flush()
     return pixels
+
+
+def _write(path: Path, rows: np.ndarray, values: np.ndarray) -> None:
+    with path.open("r+b") as file:
+        for row, value in zip(rows, values, strict=True):
+            os.pwrite(file.fileno(), value.tobytes(), int(row) * value.nbytes)
+        os.fdatasync(file.fileno())
 
 
 def _open(path: Path, shape: tuple[int, ...]) -> np.memmap:

@@ -24,7 +24,7 @@ from cxrjax import methods, trained
 from cxrjax.config import determining, judged, names
 from cxrjax.datasets import overlap
 from cxrjax.evals import attention, classify, compare, detect, encoders, joint, metrics, pictures, retrieve, segment
-from cxrjax.evals.base import Encoder, Result, digest, make_task
+from cxrjax.evals.base import Encoder, Result, digest, make_task, targets
 from cxrjax.evals.features import features, source_digest
 from cxrjax.evals.knn import NEIGHBOURS, knn
 from cxrjax.evals.probe import STRENGTHS, probe
@@ -205,6 +205,22 @@ def complete(entry: Mapping[str, Any]) -> dict[str, Any]:
     return full
 
 
+def check(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The entry filled up as `complete` does, once its set is opened and it is known that it can be judged there.
+
+    Reads no picture. Raises ValueError for what the judge would refuse after the training.
+    """
+    entry = complete(entry)
+    converted = open_set(entry["set"], entry["data_dir"] or None)
+    if entry["judge"] == "retrieve":
+        source(converted, entry["split"], views=names(entry["views"]) or None, **required(entry["require"]))
+        return entry
+    chosen, _ = _chosen(converted, entry, ())
+    if entry["judge"] not in ("segment", "detect"):
+        targets(make_task(entry["task"]), np.stack(chosen["test"].table["labels"]), converted.label_names)
+    return entry
+
+
 def _judge(encoder: Encoder, entry: dict[str, Any], workdir: Path, seed: int) -> tuple[Result, dict[str, str]]:
     converted, cache = open_set(entry["set"], entry["data_dir"] or None), workdir / "evals" / "features"
     table_of = partial(
@@ -293,6 +309,12 @@ def _some(chosen: Source, count: int) -> Source:
 def _leaks(config: ConfigDict, entry: dict[str, Any]) -> list[str]:
     """Sentences on what a trained encoder has seen of a set's val and test, unless it was left out of its training."""
     converted = open_set(entry["set"], entry["data_dir"] or None)
+    cut = {key: config.data.get(key, 0) for key in ("folds", "fold")}
+    if entry["folds"] and entry["set"] in names(config.data.sets) and cut != {key: entry[key] for key in cut}:
+        return [
+            f"The encoder was trained on {converted.name} without these folds, on patients of all of them: these "
+            "numbers may be too good."
+        ]
     if any(overlap.base(converted.name) in Path(name).parts for name in judged(config)):
         return []
     return overlap.notes(names(config.data.sets), config.data.split, converted)

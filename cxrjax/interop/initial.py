@@ -28,10 +28,8 @@ def of_run(config: Any) -> Any:
     given = {key: value for key, value in config.model.items() if value not in (None, "")}
     if len(given) == len(config.model):
         return config
-    config, folder, run = config.copy_and_resolve_references(), config.init_from, None
-    if folder and not _is_huggingface(folder):
-        *_, run = trained.settings(folder)
-    elif folder and "variant" not in given:
+    config, folder, run = config.copy_and_resolve_references(), config.init_from, run_of(config)
+    if run is None and folder and "variant" not in given:
         raise ValueError(
             f"init_from={folder!r} is a Hugging Face folder: name the variant that it holds, for example "
             f"--config.model.variant=B; ViTs: {', '.join(vit.VARIANTS)}; ResNets: {', '.join(resnet.VARIANTS)}"
@@ -45,6 +43,12 @@ def of_run(config: Any) -> Any:
     with config.unlocked():
         config.model = {**found, **given}
     return config
+
+
+def run_of(config: Any) -> Any:
+    """The config of the run at config.init_from; None where that is a Hugging Face folder or nothing."""
+    folder = config.get("init_from")
+    return None if not folder or _is_huggingface(folder) else trained.settings(folder)[-1]
 
 
 def initialise(config: Any, train_state: Any, abstract: Any) -> Any:

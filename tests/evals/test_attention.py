@@ -142,9 +142,10 @@ def test_along_training_only_the_last_step_pays_for_it(monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr(train, "from_method", lambda *_, looks, **__: asked.append(looks))
     judge = SimpleNamespace(evaluate=lambda *_: None, scalars=lambda *_: {}, summary=lambda _: "")
+    entries = {"probe": {"set": "phantom"}}
     monkeypatch.setattr(train, "evals", judge)
     config = runs.config("spcl")
     state, going = SimpleNamespace(params={}, state={}), SimpleNamespace(method=None, mesh=None, total_steps=12)
     for step in (6, 12):
-        train._evaluate(config, going, state, step, tmp_path)
+        train._evaluate(config, going, state, step, tmp_path, entries)
     assert asked == [False, True]

@@ -119,6 +119,17 @@ def test_intervals_cover_the_truth_about_95_times_in_100():
     assert 0.90 <= covered / 200 <= 0.99
 
 
+def test_no_interval_of_a_few_lucky_resamples():
+    """With two patients who have it one in seven resamples has none, and the others say nothing of those."""
+    for patients_with, given in ((2, False), (6, True)):
+        targets = (np.arange(40) < patients_with).astype(np.int8)
+        scores = np.random.default_rng(0).normal(size=40) + targets
+        rankings, patients = metrics.rank(targets, scores), np.arange(40).astype(str)
+        samples = metrics.bootstrap(lambda weights, r=rankings: metrics.ranked_areas(r, weights), patients, 500, 0)
+        found = metrics.interval(0.7, samples[:, 0], 40)
+        assert found.value == 0.7 and np.isfinite([found.low, found.high]).all() == given
+
+
 def test_a_label_with_one_value_is_skipped_and_named():
     targets, scores, _ = drawn(2)
     both = np.stack([targets, np.zeros_like(targets), np.full_like(targets, -1)], axis=1)
@@ -139,7 +150,7 @@ def test_resamples_with_one_value_are_left_out_and_counted():
     found, _, notes = metrics.summarise(
         "binary", ("positive",), targets, np.array([0.9, 0.1, 0.2, 0.3, 0.95])[:, None], list("abcde"), 300
     )
-    assert np.isfinite(found["auroc"]).all()
+    assert found["auroc"].value == 0.75 and np.isnan(found["auroc"].low) and np.isnan(found["auroc"].high)
     (note,) = notes
     count = int(note.rsplit(" ", 1)[1])
     assert "of 300" in note and 60 < count < 140

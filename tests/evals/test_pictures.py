@@ -1,5 +1,6 @@
 """Fitted pictures that are kept beside their set: each is decoded once, whoever asks, and never stale."""
 
+import errno
 import os
 
 import numpy as np
@@ -99,6 +100,18 @@ def test_a_crash_leaves_nothing_marked_that_is_not_there(converted, monkeypatch)
         whole(train)
     monkeypatch.setattr(pictures, "fitted", fitted)
     np.testing.assert_array_equal(whole(train), expected)
+
+
+def test_a_full_disk_costs_time_alone(converted, monkeypatch, caplog):
+    """Writing through a map would end the process by a signal."""
+    expected = whole(source.source(converted, "train"), limit_bytes=0)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    np.testing.assert_array_equal(whole(source.source(converted, "train")), expected)
+    assert "decoded every time: [Errno 28] No space left" in caplog.text
 
 
 def test_masks_are_kept_too_and_unknown_ones_are_told(phantom_dir, decoded):

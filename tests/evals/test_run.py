@@ -117,14 +117,17 @@ def test_evaluate_writes_results_and_predictions_that_agree(phantom_dir, tmp_pat
     assert sorted(path.name for path in folder.iterdir()) == ["predictions.parquet", "results.json"]
     report = json.loads((folder / "results.json").read_text())
     found = report["metrics"]["auroc"]
-    assert found["value"] == result.metrics["auroc"].value and found["low"] <= found["value"] <= found["high"]
+    assert found["value"] == result.metrics["auroc"].value
+    # So few patients of the phantom have a finding that an interval is not always given; JSON has no NaN.
+    assert all(np.isnan(bound) if found[name] is None else found[name] == bound
+               for name, bound in result.metrics["auroc"]._asdict().items() if name in ("low", "high"))  # fmt: skip
     predictions = pandas.read_parquet(folder / "predictions.parquet")
     assert found["n"] == len(predictions) and found["n_positive"] == (predictions["target/positive"] == 1).sum()
     assert report["encoder"]["digest"] == encoder.digest and report["versions"]["jax"] == jax.__version__
     assert report["details"]["strength" if judge == "probe" else "k"] and report["seed"] == 1
     prefix = "" if judge == "probe" else "knn_"
     assert run.scalars(config, result)[f"eval/phantom/finding/{prefix}auroc"] == found["value"]
-    assert run.evaluate(encoder, config, tmp_path, seed=1).metrics == result.metrics
+    np.testing.assert_equal(run.evaluate(encoder, config, tmp_path, seed=1).metrics, result.metrics)
 
 
 def test_failures_name_the_evaluation_the_encoder_and_the_step(phantom_dir, tmp_path):
