@@ -12,6 +12,7 @@ from absl import flags
 from ml_collections import config_flags
 
 CONFIGS = Path("configs")
+QUOTES = "'" + '"'
 UNEXPECTED = (AttributeError, KeyError, TypeError, IndexError, ZeroDivisionError)
 """What a value of the wrong kind most likely ends in where nothing looked at it before."""
 
@@ -73,9 +74,12 @@ def _check_config_argument(argv: Sequence[str]) -> None:
 
 def _sentence(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
-    if isinstance(error, UNEXPECTED):
-        said = " ".join(str(error.args[0] if error.args else "").split())
-        text = f"{type(error).__name__}: {said}; likely a setting that is unknown or of the wrong kind (see --debug)"
+    if isinstance(error, AttributeError | KeyError) and error.args:
+        # ml_collections puts the name in quotes, twice at times, and its hint on a line of its own.
+        missing, _, hint = str(error.args[0]).replace("\\n", "\n").replace("\\", "").partition("\n")
+        text = f"there is no setting or value {missing.strip(QUOTES)!r}" + (f". {hint.strip(QUOTES)}" if hint else "")
+    elif isinstance(error, UNEXPECTED):
+        text = f"{type(error).__name__}: {text}; most likely a setting of the wrong kind (--debug shows where)"
     if "Traceback (most recent call last)" in text:  # the flag library wraps what a config file raised
         text = text.splitlines()[-1].removeprefix("ValueError: ")
     if isinstance(error, OSError) and error.strerror:

@@ -336,7 +336,7 @@ def _compare(workdir, entry, encoder, result, reference, of_reference, seed) -> 
     found = compare.compare(entry["task"].get("kind", ""), subjects, reference.name, entry["bootstrap"], seed)
     gains = {name: gain for name, gain in found.differences[encoder.name].items() if math.isfinite(gain.value)}
     first, gain = next(iter(gains.items()))
-    print(f"  {encoder.name} minus {reference.name}: {first} {gain.value:+.3f} ({gain.low:+.3f} to {gain.high:+.3f})")
+    print(f"  {encoder.name} minus {reference.name}: {first} {gain.value:+.3f}{_bounds(gain, '+.3f')}")
     numbers = {name: {key: _number(value) for key, value in row._asdict().items()} for name, row in gains.items()}
     path = workdir / "evals" / entry["name"] / str(encoder.step) / f"versus-{reference.name}.json"
     if jax.process_index() == 0:
@@ -346,7 +346,12 @@ def _compare(workdir, entry, encoder, result, reference, of_reference, seed) -> 
 def summary(result: Result) -> str:
     """ "auroc 0.812 (0.790 to 0.834), auprc …": the metrics over all labels, not those of single labels."""
     means = {name: found for name, found in result.metrics.items() if "/" not in name}
-    return ", ".join(f"{name} {found.value:.3f} ({found.low:.3f} to {found.high:.3f})" for name, found in means.items())
+    return ", ".join(f"{name} {found.value:.3f}{_bounds(found)}" for name, found in means.items())
+
+
+def _bounds(found, form: str = ".3f") -> str:
+    """ " (low to high)", or nothing where there is no interval."""
+    return f" ({found.low:{form}} to {found.high:{form}})" if math.isfinite(found.low) else ""
 
 
 def _write(directory: Path, encoder: Encoder, entry, seed: int, result: Result, inputs: dict[str, str]) -> None:

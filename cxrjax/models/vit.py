@@ -170,6 +170,8 @@ class ViT(nn.Module):
 
     @property
     def size(self) -> Size:
+        if self.variant not in VARIANTS:
+            raise ValueError(f"there is no ViT {self.variant!r}; there are {', '.join(VARIANTS)}")
         return VARIANTS[self.variant]
 
     @nn.compact
