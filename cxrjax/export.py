@@ -92,6 +92,12 @@ def encoder_weights(model: trained.Trained) -> tuple[dict[str, np.ndarray], dict
             f"The encoder was trained with standardise.mode={standardise.mode!r}, which a Hugging Face processor "
             "cannot do; only 'fixed' can be exported."
         )
+    if model.config.get("gates", {}).get("use") and not model.config.strip_gates:
+        raise ValueError(
+            f"The method {model.config.method!r} encodes through the gates that it was trained with, which a Hugging "
+            "Face ResNet does not have. A run with --config.strip_gates=True (the same training, judged without them) "
+            "can be exported."
+        )
     if architecture.get("pool") == "without_cls":
         raise ValueError("The encoder runs without [CLS] (model.pool='without_cls'), which a Hugging Face ViT has.")
     params = model.method.encoder(model.params, model.state)

@@ -9,7 +9,9 @@ on_all() { gcloud compute tpus tpu-vm ssh "$name" --zone "$zone" --worker=all --
 
 on_all "cd cxrjax && python3 -m venv .venv && .venv/bin/pip install -q -e '.[tpu]'"
 # Exit code 2 is a mistake in the settings, which another start would only repeat.
-until on_all "cd cxrjax && CXRJAX_DATA=${CXRJAX_DATA:?} .venv/bin/python -m cxrjax.main --distributed --workdir=$workdir $*"; do
+# Quoted once more, for the shells of the hosts: a grid has blanks and semicolons.
+run=$(printf '%q ' .venv/bin/python -m cxrjax.main --distributed --workdir="$workdir" "$@")
+until on_all "cd cxrjax && CXRJAX_DATA=$(printf %q "${CXRJAX_DATA:?}") $run"; do
   [ $? -eq 2 ] && exit 2
   sleep 30
 done

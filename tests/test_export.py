@@ -23,6 +23,15 @@ def workdir(tmp_path_factory):
     return folder
 
 
+def test_gates_are_not_left_out_unasked(tmp_path):
+    """With or without PyTorch to compare with: the trunk alone is another encoder."""
+    for strip in (True, False):
+        runs.write(tmp_path / f"{strip}", runs.config("mlvicx", strip_gates=strip))
+        export.encoder_weights(trained.load(tmp_path / "True"))
+    with pytest.raises(ValueError, match="encodes through the gates .* --config.strip_gates=True"):
+        export.encoder_weights(trained.load(tmp_path / "False"))
+
+
 @pytest.fixture
 def without_torch(monkeypatch):
     monkeypatch.setattr(export, "can_compare", lambda: False)

@@ -168,6 +168,19 @@ def test_what_a_judge_would_refuse_is_refused_before_training(tmp_path):
     assert "a batch of 256 is more than all" in remark
 
 
+def test_a_probe_that_cannot_be_made_is_refused_before_training(tmp_path):
+    """Every picture has the finding: nothing can be learned of it."""
+    splits = 6 * ["train"] + ["val", "test"]
+    rows = [(f"{n}", f"patient {n}", split, radiographs.radiograph(n)) for n, split in enumerate(splits)]
+    place = str(radiographs.write(tmp_path, "clinic", rows).directory)
+    probe = {"probe": {"set": place, "task": {"kind": "multilabel"}}}
+    config = runs.config(data__sets=place, data__views="", batch_size=8, evals=probe)
+    with pytest.raises(
+        ValueError, match="evals.probe: the train split cannot teach this multilabel task: 'Finding' .6 of 6 positive"
+    ):
+        train.fit(config, tmp_path / "run")
+
+
 def test_a_failed_judge_costs_no_step_and_looks_again(tmp_path, monkeypatch):
     """The last step is saved all the same, and the same command judges it."""
     judge = evals.evaluate

@@ -24,6 +24,7 @@ from cxrjax.datasets.manifest import Manifest, Problem, Row
 from cxrjax.datasets.store import Store
 from cxrjax.imaging import pixels
 from cxrjax.imaging.masks import MaskSource
+from cxrjax.text import tokenizer
 
 ENCODING = 2  # raised when the same file and options would give other bytes, so that older stored ones are not used
 
@@ -64,6 +65,8 @@ def convert_manifest(
     """
     form = encode.form(short_side, image_format, bits)
     manifests.check(manifest)
+    if vocabulary is not None:
+        tokenizer.load(vocabulary)  # hours before it is needed
     data_dir = Path(data_dir) if data_dir is not None else schema.data_dir()
     full_name = f"{manifest.name}/{form.config}"
     target = data_dir / full_name / writer.VERSION

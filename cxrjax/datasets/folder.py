@@ -142,7 +142,8 @@ def _with_table(files: _Files, mapping: Mapping) -> Manifest:
         remarks.append("No patient column was named: every picture is its own patient.")
     if mapping.split is None:
         remarks.append("No split column was named: the split was made by patient.")
-    _need_pictures(files)
+    if not files.paths & set(given):  # pictures that a table names need no suffix: DICOM often has none
+        _need_pictures(files)
     rows, picture_names, mask_names = [], set(), set()
     for index in range(count):
         name, reason = files.find(given[index]) if given[index] else (None, "The table has a row without a file name.")

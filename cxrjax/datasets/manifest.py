@@ -88,7 +88,8 @@ def check(manifest: Manifest) -> None:
     if repeated:
         raise ValueError(
             f"{len(repeated)} image ids of set {manifest.name!r} are not unique: {listed(repeated)}. "
-            "Use a column that is different for every picture, or the file name."
+            "Use a column that is different for every picture, or the file name; of an official table remove what is "
+            "there twice."
         )
     for field, known in (("split", schema.SPLITS), ("view", schema.VIEWS)):
         unknown = sorted({getattr(row, field) for row in manifest.rows} - set(known))

@@ -23,9 +23,21 @@ from ml_collections import ConfigDict
 from cxrjax import methods, trained
 from cxrjax.config import determining, judged, names
 from cxrjax.datasets import overlap
-from cxrjax.evals import attention, classify, compare, detect, encoders, joint, metrics, pictures, retrieve, segment
+from cxrjax.evals import (
+    attention,
+    classify,
+    compare,
+    detect,
+    encoders,
+    frozen,
+    joint,
+    metrics,
+    pictures,
+    retrieve,
+    segment,
+)
 from cxrjax.evals.base import Encoder, Result, digest, make_task, targets
-from cxrjax.evals.features import features, source_digest
+from cxrjax.evals.features import FeatureTable, features, source_digest
 from cxrjax.evals.knn import NEIGHBOURS, knn
 from cxrjax.evals.probe import STRENGTHS, probe
 from cxrjax.evals.zeroshot import zeroshot
@@ -216,8 +228,22 @@ def check(entry: Mapping[str, Any]) -> dict[str, Any]:
         source(converted, entry["split"], views=names(entry["views"]) or None, **required(entry["require"]))
         return entry
     chosen, _ = _chosen(converted, entry, ())
-    if entry["judge"] not in ("segment", "detect"):
-        targets(make_task(entry["task"]), np.stack(chosen["test"].table["labels"]), converted.label_names)
+    if entry["judge"] in ("segment", "detect"):
+        return entry
+    task, tables = make_task(entry["task"]), {}
+    for split, each in chosen.items():
+        ids = (each.table[name].to_numpy(str) for name in ("patient_id", "image_id"))
+        tables[split] = FeatureTable(np.zeros((len(each), 1), np.float32), np.stack(each.table["labels"]), *ids)
+    if entry["judge"] not in ("probe", "knn"):
+        targets(task, tables["test"].labels, converted.label_names)
+        return entry
+    kept, keys, _ = frozen.select(tables, task, converted.label_names)
+    options = set(entry["strengths"])
+    if entry["judge"] == "knn":
+        options = {count for count in entry["neighbours"] if count <= len(kept["train"].image_ids)}
+    if len(options) > 1:
+        frozen.decidable(keys["val"])
+    metrics.measures(task.kind, keys["test"].names, keys["test"].values, np.zeros(keys["test"].values.shape))
     return entry
 
 

@@ -6,7 +6,9 @@ reader.py reads DICOM too, and is what converters and commands call.
 """
 
 import io
+import struct
 import warnings
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -96,7 +98,7 @@ def opened(data: bytes, file_format: str) -> Image.Image:
     """Decodes a whole "png", "jpeg" or "gif" file with Pillow; raises UnreadablePicture."""
     if not _ends(data, file_format):
         raise UnreadablePicture(
-            f"The {file_format.upper()} data are truncated or corrupt (their end marker is missing)."
+            f"The {file_format.upper()} data are truncated or corrupt (their end is missing, or not what was written)."
         )
     try:
         with warnings.catch_warnings():
@@ -198,12 +200,30 @@ def encode(pixels: np.ndarray, image_format: str) -> bytes:
 
 
 def _ends(data: bytes, file_format: str) -> bool:
-    """Whether a file has its end marker. Pillow opens PNG and GIF that were cut just before it; of JPEG it tells."""
+    """Whether a file is there to its end marker, and a PNG as it was written: Pillow does not ask for the checksums of
+    pixels, and opens PNG and GIF that were cut just before their end; of JPEG it tells."""
     if file_format == "png":
-        return b"IEND\xaeB`\x82" in data
+        return _checksums_hold(data)
     if file_format == "gif":
         return data.rstrip(b"\0").endswith(b";")
     return True
+
+
+def _checksums_hold(data: bytes) -> bool:
+    """Whether the chunks that make the picture of a PNG have their CRC, up to its IEND."""
+    place = 8
+    while place + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, place)
+        end = place + 8 + length
+        if end + 4 > len(data):
+            return False
+        critical = kind[:1].isupper()  # of text and the like nothing hangs on
+        if critical and zlib.crc32(data[place + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
+            return False
+        if kind == b"IEND":
+            return True
+        place = end + 4
+    return False
 
 
 def _format(data: bytes) -> str:

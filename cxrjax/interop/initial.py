@@ -157,6 +157,8 @@ def _from_run(model: Any, folder: str, wanted: Any, statistics: Any) -> tuple[di
         for path, shape in expected.items()
         if shapes.get(path) != shape
     ]
+    if learned.config.get("gates", {}).get("use") and not learned.config.get("strip_gates"):
+        print(f"{folder}: its encoder starts without the context gates that it was trained with", flush=True)
     theirs = learned.config.model
     # What arrays of the same shapes mean: heads, which the variant names, and positions that are not among them.
     meaning = [

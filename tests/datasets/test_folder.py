@@ -261,6 +261,18 @@ def test_mistakes_in_the_mapping_get_a_sentence(run, changes, error, sentence):
         run(MAPPING | changes)
 
 
+def test_pictures_that_a_table_names_need_no_suffix(tmp_path):
+    """As DICOM files have none where they leave an archive of pictures."""
+    (tmp_path / "raw").mkdir()
+    for name in ("IM1", "IM2"):
+        (tmp_path / "raw" / name).write_bytes(cv2.imencode(".png", picture(len(name)))[1].tobytes())
+    write_table(tmp_path / "raw" / "list.csv", [["IM1", "1"], ["IM2", "2"]], ["file", "patient"])
+    found = folder.manifest(
+        tmp_path / "raw", load({"name": "x", "table": "list.csv", "file": "file", "patient": "patient"})
+    )
+    assert [row.image_id for row in found.rows] == ["IM1", "IM2"] and not found.problems
+
+
 def test_mistakes_in_the_raw_folder_get_a_sentence(run, raw, tmp_path):
     with pytest.raises(MappingError, match="raw folder .*nowhere does not exist"):
         folder.manifest(tmp_path / "nowhere", load(MAPPING))

@@ -143,6 +143,17 @@ def test_bytes_after_the_end_are_no_truncation(encode):
     )
 
 
+def test_every_flipped_bit_of_a_pngs_pixels_is_noticed():
+    """Pillow does not ask for the checksums of pixels, and shows some damaged pictures as if nothing were wrong."""
+    data = png(gradient())
+    start, end = data.index(b"IDAT") + 4, data.index(b"IEND") - 8
+    for place in range(start, end):
+        damaged = bytearray(data)
+        damaged[place] ^= 1 << place % 8
+        with pytest.raises(UnreadablePicture, match="truncated or corrupt"):
+            pixels.read(bytes(damaged))
+
+
 def test_a_broken_png_checksum_is_refused():
     data = bytearray(png(np.random.default_rng(0).integers(0, 255, (60, 60), np.uint8)))
     data[len(data) // 2] ^= 0xFF
