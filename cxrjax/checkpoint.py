@@ -252,7 +252,8 @@ def _stored(path: epath.Path) -> dict[str, tuple]:
 def _damaged(path: epath.Path, error: Exception) -> CheckpointDamaged:
     others = [step for step in steps(path.parent) if step != int(path.name)]
     rest = f"rename it, and the steps {others} are left to go on from" if others else "there is no other step"
-    return CheckpointDamaged(f"the checkpoint {path} is damaged ({str(error).strip().splitlines()[0][:200]}); {rest}")
+    said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return CheckpointDamaged(f"the checkpoint {path} is damaged ({said}); {rest}")
 
 
 def _placed(abstract: Any) -> Any:

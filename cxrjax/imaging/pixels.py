@@ -200,8 +200,11 @@ def encode(pixels: np.ndarray, image_format: str) -> bytes:
 
 
 def _ends(data: bytes, file_format: str) -> bool:
-    """Whether a file is there to its end marker, and a PNG as it was written: Pillow does not ask for the checksums of
-    pixels, and opens PNG and GIF that were cut just before their end; of JPEG it tells."""
+    """Whether a file is there to its end, and a PNG as it was written.
+
+    Pillow opens PNG and GIF that were cut just before their end, and does not ask for the checksums of a PNG's pixels;
+    of JPEG it tells.
+    """
     if file_format == "png":
         return _checksums_hold(data)
     if file_format == "gif":

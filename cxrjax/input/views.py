@@ -189,8 +189,7 @@ def _none(image: np.ndarray, rng: np.random.Generator, px: int) -> np.ndarray:
 
 def _pad_crop(image: np.ndarray, rng: np.random.Generator, px: int) -> np.ndarray:
     side = round(px * 8 / 7)
-    scale = side / max(image.shape)
-    height, width = (max(int(length * scale), 1) for length in image.shape)
+    height, width = (max(length * side // max(image.shape), 1) for length in image.shape)
     square = np.zeros((side, side), image.dtype)
     top, left = (side - height) // 2, (side - width) // 2
     resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
