@@ -1,10 +1,16 @@
 """What a config asks for, held against its sets before a step is trained: what would fail, or mislead, at the end."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
+
+from cxrjax import config as shared
 from cxrjax.config import names
 from cxrjax.datasets import overlap
+from cxrjax.evals import frozen, metrics
 from cxrjax.evals import run as evals
+from cxrjax.evals.base import FeatureTable, make_task, targets
 from cxrjax.input import source
 
 
@@ -14,7 +20,7 @@ def folds(config) -> dict[str, int]:
     Raises ValueError where a judge would look at patients that are trained on: judges of the set that is trained on
     must share its folds, and without folds nothing of their val and test may be trained on.
     """
-    cut = _cut(config)
+    cut = shared.folds(config)
     sets, split = names(config.data.sets), config.data.split
     if cut["folds"] and len(sets) > 1:
         raise ValueError(f"data.folds = {cut['folds']} cuts one set by patient; data.sets names {len(sets)}: {sets}")
@@ -39,9 +45,9 @@ def folds(config) -> dict[str, int]:
 
 def entries(config) -> dict[str, dict]:
     """The entries of config.evals by name; those of what is trained on take its folds unless they have their own."""
-    sets = names(config.data.sets)
+    sets, cut = names(config.data.sets), shared.folds(config)
     return {
-        name: {**(_cut(config) if entry.get("set") in sets else {}), **entry.to_dict(), "name": name}
+        name: {**(cut if entry.get("set") in sets else {}), **entry.to_dict(), "name": name}
         for name, entry in config.evals.items()
     }
 
@@ -51,7 +57,7 @@ def judges(config) -> None:
     places = []
     for name, entry in entries(config).items():
         try:
-            full = evals.check(entry)
+            full = _judge(entry)
         except ValueError as error:
             raise ValueError(f"evals.{name}: {error}") from error
         places.append(f"eval/{full['set']}/{full['task']['name']}/")
@@ -71,5 +77,29 @@ def labels(config, pictures: Sequence[source.Source]) -> None:
         raise ValueError(f"labels {unknown} are of no box in {config.data.sets}; its boxes are of {sorted(there)}")
 
 
-def _cut(config) -> dict[str, int]:
-    return {key: config.data.get(key, 0) for key in ("folds", "fold")}
+def _judge(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The entry filled up, once its set is opened and it is known that it can be judged there; reads no picture."""
+    entry = evals.complete(entry)
+    converted = source.open_set(entry["set"], entry["data_dir"] or None)
+    if entry["judge"] == "retrieve":
+        required = source.required(entry["require"])
+        source.source(converted, entry["split"], views=names(entry["views"]) or None, **required)
+        return entry
+    chosen, _ = evals.sources(converted, entry)
+    if entry["judge"] in ("segment", "detect"):
+        return entry
+    task, tables = make_task(entry["task"]), {}
+    for split, each in chosen.items():
+        ids = (each.table[name].to_numpy(str) for name in ("patient_id", "image_id"))
+        tables[split] = FeatureTable(np.zeros((len(each), 1), np.float32), np.stack(each.table["labels"]), *ids)
+    if entry["judge"] not in ("probe", "knn"):
+        targets(task, tables["test"].labels, converted.label_names)
+        return entry
+    kept, keys, _ = frozen.select(tables, task, converted.label_names)
+    options = set(entry["strengths"])
+    if entry["judge"] == "knn":
+        options = {count for count in entry["neighbours"] if count <= len(kept["train"].image_ids)}
+    if len(options) > 1:
+        frozen.decidable(keys["val"])
+    metrics.measures(task.kind, keys["test"].names, keys["test"].values, np.zeros(keys["test"].values.shape))
+    return entry

@@ -145,6 +145,11 @@ def judged(config: ConfigDict) -> tuple[str, ...]:
     return tuple(sorted(name for name in {*names(config.data.judged_on), *evaluated} if trained_on != {name}))
 
 
+def folds(config: ConfigDict) -> dict[str, int]:
+    """{"folds", "fold"} of what is trained on; 0 where it is not cut, and in older configs."""
+    return {key: config.data.get(key, 0) for key in ("folds", "fold")}
+
+
 def place(entry: Mapping) -> str:
     """The set of an evaluation entry, as `open_set` takes it: its name, or a path if the entry has a data_dir."""
     return str(Path(entry.get("data_dir") or "") / entry["set"])

@@ -192,12 +192,12 @@ def fit(config, workdir: Path) -> TrainState:
 
 def _loop(config, run, train_state, start, saved, tracker, workdir, terminated) -> TrainState:
     batches = pipeline.iterator(run.batches, start, config.input.threads, config.input.workers)
-    saved_at = time.monotonic()
+    saved_at, entries = time.monotonic(), checks.entries(config)
     for done in range(start + 1, run.total_steps + 1):
         train_state, scalars = run.step(train_state, parallel.to_global(next(batches), run.mesh))
         if tracker.due(done):
             tracker.log(done, scalars | {f"train/{name}": value for name, value in run.report(done - 1).items()})
-        metrics, judges = {}, _due(config, run, done)
+        metrics, judges = {}, _due(entries, run, done)
         if judges:
             tracker.check_finite(done, scalars)
             try:
@@ -230,19 +230,19 @@ def _judged(config, step, workdir) -> bool:
 
 def _judge_and_save(config, run, train_state, step, saved, tracker, workdir) -> None:
     """The judges of a finished run whose last step is saved, but was not judged."""
-    metrics = _evaluate(config, run, train_state, step, workdir, _due(config, run, step))
+    metrics = _evaluate(config, run, train_state, step, workdir, checks.entries(config))
     tracker.log(step, metrics)
     saved.save(step, train_state, {"step": step}, metrics=metrics, force=True)
 
 
-def _due(config, run, done) -> dict[str, dict]:
+def _due(entries, run, done) -> dict[str, dict]:
     """The entries of the judges that look at step `done`; all do at the end."""
 
     def is_due(entry) -> bool:
         every = entry.get("every_steps")
         return bool(done == run.total_steps or (every and done % every == 0))
 
-    return {name: entry for name, entry in checks.entries(config).items() if is_due(entry)}
+    return {name: entry for name, entry in entries.items() if is_due(entry)}
 
 
 def _evaluate(config, run, train_state, done, workdir, judges) -> dict[str, float]:

@@ -21,23 +21,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cxrjax import methods, trained
-from cxrjax.config import determining, judged, names
+from cxrjax.config import determining, folds, judged, names
 from cxrjax.datasets import overlap
-from cxrjax.evals import (
-    attention,
-    classify,
-    compare,
-    detect,
-    encoders,
-    frozen,
-    joint,
-    metrics,
-    pictures,
-    retrieve,
-    segment,
-)
-from cxrjax.evals.base import Encoder, Result, digest, make_task, targets
-from cxrjax.evals.features import FeatureTable, features, source_digest
+from cxrjax.evals import attention, classify, compare, detect, encoders, joint, metrics, pictures, retrieve, segment
+from cxrjax.evals.base import Encoder, Result, digest, make_task
+from cxrjax.evals.features import features, source_digest
 from cxrjax.evals.knn import NEIGHBOURS, knn
 from cxrjax.evals.probe import STRENGTHS, probe
 from cxrjax.evals.zeroshot import zeroshot
@@ -217,36 +205,6 @@ def complete(entry: Mapping[str, Any]) -> dict[str, Any]:
     return full
 
 
-def check(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """The entry filled up as `complete` does, once its set is opened and it is known that it can be judged there.
-
-    Reads no picture. Raises ValueError for what the judge would refuse after the training.
-    """
-    entry = complete(entry)
-    converted = open_set(entry["set"], entry["data_dir"] or None)
-    if entry["judge"] == "retrieve":
-        source(converted, entry["split"], views=names(entry["views"]) or None, **required(entry["require"]))
-        return entry
-    chosen, _ = _chosen(converted, entry, ())
-    if entry["judge"] in ("segment", "detect"):
-        return entry
-    task, tables = make_task(entry["task"]), {}
-    for split, each in chosen.items():
-        ids = (each.table[name].to_numpy(str) for name in ("patient_id", "image_id"))
-        tables[split] = FeatureTable(np.zeros((len(each), 1), np.float32), np.stack(each.table["labels"]), *ids)
-    if entry["judge"] not in ("probe", "knn"):
-        targets(task, tables["test"].labels, converted.label_names)
-        return entry
-    kept, keys, _ = frozen.select(tables, task, converted.label_names)
-    options = set(entry["strengths"])
-    if entry["judge"] == "knn":
-        options = {count for count in entry["neighbours"] if count <= len(kept["train"].image_ids)}
-    if len(options) > 1:
-        frozen.decidable(keys["val"])
-    metrics.measures(task.kind, keys["test"].names, keys["test"].values, np.zeros(keys["test"].values.shape))
-    return entry
-
-
 def _judge(encoder: Encoder, entry: dict[str, Any], workdir: Path, seed: int) -> tuple[Result, dict[str, str]]:
     converted, cache = open_set(entry["set"], entry["data_dir"] or None), workdir / "evals" / "features"
     table_of = partial(
@@ -260,7 +218,7 @@ def _judge(encoder: Encoder, entry: dict[str, Any], workdir: Path, seed: int) ->
     if entry["judge"] == "retrieve":
         studies = source(converted, entry["split"], views=names(entry["views"]) or None, **required(entry["require"]))
         return _judge_retrieval(encoder, entry, studies, table_of, shared)
-    chosen, notes = _chosen(converted, entry, detect.of_boxes(encoder) if entry["judge"] == "detect" else ())
+    chosen, notes = sources(converted, entry, detect.of_boxes(encoder) if entry["judge"] == "detect" else ())
     inputs = {split: source_digest(each) for split, each in chosen.items()}
     if entry["judge"] in ("segment", "detect"):
         options = {"batch_size": entry["batch_size"], "pictures_bytes": entry["pictures_gib"] * 2**30, **shared}
@@ -285,8 +243,8 @@ def _judge(encoder: Encoder, entry: dict[str, Any], workdir: Path, seed: int) ->
     return result._replace(notes=notes + result.notes), inputs
 
 
-def _chosen(
-    converted: ConvertedSet, entry: dict[str, Any], labels: tuple[str, ...]
+def sources(
+    converted: ConvertedSet, entry: dict[str, Any], labels: tuple[str, ...] = ()
 ) -> tuple[dict[str, Source], list[str]]:
     """The pictures of each split that the judge looks at, and a note where they are not all of them.
 
@@ -335,7 +293,7 @@ def _some(chosen: Source, count: int) -> Source:
 def _leaks(config: ConfigDict, entry: dict[str, Any]) -> list[str]:
     """Sentences on what a trained encoder has seen of a set's val and test, unless it was left out of its training."""
     converted = open_set(entry["set"], entry["data_dir"] or None)
-    cut = {key: config.data.get(key, 0) for key in ("folds", "fold")}
+    cut = folds(config)
     if entry["folds"] and entry["set"] in names(config.data.sets) and cut != {key: entry[key] for key in cut}:
         return [
             f"The encoder was trained on {converted.name} without these folds, on patients of all of them: these "

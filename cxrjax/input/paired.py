@@ -74,8 +74,7 @@ class Views:
         if not parts and report["text"].strip():
             parts = {"findings": reports.sections(report["text"]).last_paragraph or report["text"]}
         if self.cleaning == "mgca":
-            found = reports.mgca_sentences(parts.get("findings", ""), parts.get("impression", ""))
-            return found if len(" ".join(found).split()) >= 3 else []
+            return reports.mgca_report(parts.get("findings", ""), parts.get("impression", ""))
         whole = " ".join(" ".join(parts.values()).split())
         return reports.sentences(whole) if self.one_sentence else [whole]
 

@@ -162,8 +162,13 @@ def mgca_text(findings: str, impression: str) -> str | None:
     Source: HKU-MedAI/MGCA, mgca/datasets/pretrain_dataset.py, followed to the letter: "2.5 cm" loses its 2, and no
     sentence boundary survives.
     """
-    text = " ".join(mgca_sentences(findings, impression))
-    return text if text.count(" ") >= 2 else None
+    return " ".join(mgca_report(findings, impression)) or None
+
+
+def mgca_report(findings: str, impression: str) -> list[str]:
+    """`mgca_sentences`, or none of them where they have fewer than three words together."""
+    sentences = mgca_sentences(findings, impression)
+    return sentences if " ".join(sentences).count(" ") >= 2 else []
 
 
 def mgca_sentences(findings: str, impression: str) -> list[str]:
