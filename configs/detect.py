@@ -20,7 +20,7 @@ alarm; the rest is left out (--config.data.require=boxes leaves out the latter t
 
 from cxrjax import config as shared
 from cxrjax import protocols
-from cxrjax.datasets import findings
+from cxrjax.phantom import findings
 
 WORDS = ("phantom", "nih", "rsna", "frozen", "grid", "resnet", "smoke")
 

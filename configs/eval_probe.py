@@ -11,8 +11,7 @@ same encoder before training, and a linear model of 32×32 pixels. Cost: one pas
 """
 
 from cxrjax import config as shared
-from cxrjax import recipes
-from cxrjax.evals import tasks
+from cxrjax import recipes, tasks
 
 WORDS = ("phantom", "five_sets", "knn", "smoke")
 

@@ -17,7 +17,8 @@ al. 2022, table 9): AdamW, layer decay, stochastic depth; published protocols ar
 
 from cxrjax import config as shared
 from cxrjax import protocols
-from cxrjax.datasets import chestxray14, findings
+from cxrjax.datasets import chestxray14
+from cxrjax.phantom import findings
 
 WORDS = ("phantom", "tb", "chestxray14", "frozen", "grid", "smoke")
 CHESTXRAY14 = ",".join(chestxray14.FINDINGS)

@@ -5,7 +5,7 @@ reports are alike, and alignment of patches with words.
     python -m cxrjax.main --config=configs/sista.py:mimic_cxr --config.similarity.encoder=Bio_ClinicalBERT
     python -m cxrjax.main --config=configs/sista.py:mimic_cxr,resnet     ResNet-50 at 299 px instead of ViT-B/16
     python -m cxrjax.main --config=configs/sista.py:smoke                seconds; shrinks whatever it is combined with
-    python -m cxrjax.text.similarity SET                                 what a threshold means on a set's reports
+    python -m cxrjax.report_similarity SET                               what a threshold means on a set's reports
 
 Words: `mimic_cxr` (encoders, sizes and optimizer of MGCA, which SISTA's authors most likely share), `resnet`, `smoke`.
 Give a Bio_ClinicalBERT as text.init_from and an ImageNet ViT or ResNet as init_from to start where MGCA does. Without
@@ -32,7 +32,7 @@ def get_config(arg: str = ""):
     }
     config.text = recipes.text()
     config.similarity = {
-        "encoder": "",  # folder of a Hugging Face BERT; "" the set's own; words: none, see text/similarity.py
+        "encoder": "",  # folder of a Hugging Face BERT; "" the set's own; words: none (`report_encoders.similarity`)
     }
     config.head = {
         "hidden": 512,

@@ -13,8 +13,9 @@ Cost per picture, ViT-B/16 at 224 px: 17.5 G multiply–accumulates forward.
 
 from cxrjax import config as shared
 from cxrjax import recipes
-from cxrjax.datasets import chestxray14, findings
+from cxrjax.datasets import chestxray14
 from cxrjax.input.augment import Augment
+from cxrjax.phantom import findings
 
 WORDS = ("chestxray14", "resnet", "five_sets", "smoke")
 CHESTXRAY14 = ",".join(chestxray14.FINDINGS)

@@ -20,9 +20,8 @@ from absl import flags
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from cxrjax import command, flops, methods, parallel, train
+from cxrjax import command, flops, initial, methods, parallel, train
 from cxrjax.input import throughput
-from cxrjax.interop import initial
 from cxrjax.methods.mae import kept_patches
 from cxrjax.methods.spcl import partition_sizes
 

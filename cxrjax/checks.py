@@ -7,11 +7,10 @@ import numpy as np
 
 from cxrjax import config as shared
 from cxrjax.config import names
-from cxrjax.datasets import overlap
 from cxrjax.evals import frozen, metrics
 from cxrjax.evals import run as evals
 from cxrjax.evals.base import FeatureTable, make_task, targets
-from cxrjax.input import source
+from cxrjax.input import overlap, source
 
 
 def folds(config) -> dict[str, int]:

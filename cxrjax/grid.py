@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 
 from cxrjax import checkpoint
 from cxrjax.config import flat
-from cxrjax.evals import compare
+from cxrjax.reporting import compare
 
 REPEATED = ("seed", "data.fold", "data.fraction_seed")
 FINISHED = "finished.json"

@@ -26,8 +26,7 @@ def main(config, name: str, options) -> None:
 
 def pretrain(config, name: str, options) -> None:
     """One run, or where config.grid is given one for each of its combinations."""
-    from cxrjax import grid, train
-    from cxrjax.interop import initial
+    from cxrjax import grid, initial, train
 
     config = initial.of_run(config)
     name = f"{name}-grid" if config.get("grid") else name
@@ -42,13 +41,13 @@ def pretrain(config, name: str, options) -> None:
 
 
 def evaluate(config, name: str, options) -> None:
-    from cxrjax.evals import run
+    from cxrjax import evaluate
 
-    run.standalone(config, Path(options.workdir) if options.workdir else None)
+    evaluate.run(config, Path(options.workdir) if options.workdir else None)
 
 
 def report(config, name: str, options) -> None:
-    from cxrjax.evals import report
+    from cxrjax.reporting import report
 
     page = report.write(config, Path(options.workdir or Path("runs") / f"{name}-{shared.digest(config)}"))
     print(f"done: {page}, with report.md and report.json beside it", flush=True)

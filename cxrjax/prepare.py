@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(listing(given.data_dir or schema.data_dir()))
             return 0
         if given.audit:
-            from cxrjax.datasets import overlap
+            from cxrjax.input import overlap
 
             print(overlap.audit(*given.audit, given.data_dir))
             return 0
@@ -201,7 +201,7 @@ def _convert(manifest: Manifest, given: argparse.Namespace) -> int:
 
 
 def _phantom(given: argparse.Namespace) -> int:
-    from cxrjax.datasets import phantom
+    from cxrjax.phantom import generate as phantom
 
     options = {"studies": given.studies, "short_side": given.short_side}
     data_dir = given.data_dir or schema.data_dir()

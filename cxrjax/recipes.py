@@ -22,7 +22,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from cxrjax.evals import tasks
+from cxrjax import tasks
 from cxrjax.input.augment import PAIR, Augment
 
 MATRICES = ((r"(^|/)(bias|scale)$", 0.0), ("", 1.0))

@@ -16,14 +16,12 @@ import numpy as np
 import optax
 from einops import rearrange
 
-from cxrjax import checkpoint, checks, methods, optim, parallel, rng
+from cxrjax import checkpoint, checks, initial, methods, optim, parallel, rng
 from cxrjax.config import determining, judged, names
-from cxrjax.datasets import overlap
 from cxrjax.evals import run as evals
 from cxrjax.evals.encoders import from_method
 from cxrjax.evals.features import source_digest
-from cxrjax.input import paired, pipeline, source, studies
-from cxrjax.interop import initial
+from cxrjax.input import overlap, paired, pipeline, source, studies
 from cxrjax.methods import Method
 from cxrjax.track import Tracker
 

@@ -25,7 +25,7 @@ def pytest_runtest_teardown(item, nextitem):
 @pytest.fixture(scope="session")
 def phantom_dir(tmp_path_factory):
     """Data folder that holds the set "phantom", 48 studies at 64 px, and later "phantom_smoke"."""
-    from cxrjax.datasets import phantom
+    from cxrjax.phantom import generate as phantom
 
     data_dir = tmp_path_factory.mktemp("data")
     phantom.build(data_dir, studies=48, short_side=64, progress=False)

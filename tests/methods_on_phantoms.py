@@ -18,10 +18,9 @@ import jax
 import pandas
 
 from cxrjax import config as shared
-from cxrjax import methods, train
-from cxrjax.datasets import phantom
-from cxrjax.evals import compare
-from cxrjax.evals import run as evals
+from cxrjax import evaluate, methods, train
+from cxrjax.phantom import generate as phantom
+from cxrjax.reporting import compare
 from tests import runs
 
 SET = "phantom_64"  # the default phantom's studies, stored at the size that is trained on
@@ -46,7 +45,7 @@ def pretrain_and_judge(name: str, seed: int, steps: int, workdir: Path) -> None:
     judged.evals = {
         judge: {"judge": judge, "set": SET, "task": {"kind": "multilabel"}, "views": "PA,AP"} for judge in JUDGES
     }
-    evals.standalone(judged)
+    evaluate.run(judged)
 
 
 def row(workdirs: list[Path], steps: int) -> str:

@@ -7,10 +7,10 @@ import pytest
 
 from cxrjax import config as shared
 from cxrjax import train
-from cxrjax.datasets import phantom
 from cxrjax.evals import encoders, run
-from cxrjax.interop.initial import of_run
+from cxrjax.initial import of_run
 from cxrjax.methods import blank_batch
+from cxrjax.phantom import generate as phantom
 from cxrjax.rng import fold
 from tests import runs
 

@@ -10,7 +10,7 @@ from cxrjax import config as shared
 from cxrjax import grid, methods, optim
 from cxrjax.evals import run
 from cxrjax.evals.segment import METRICS
-from cxrjax.interop.initial import of_run
+from cxrjax.initial import of_run
 from cxrjax.methods.base import Answers
 from tests import runs
 from tests.test_recipes import words

@@ -14,7 +14,7 @@ import numpy as np
 import pandas
 
 from cxrjax import parallel
-from cxrjax.evals import examples, pictures
+from cxrjax.evals import pictures, predictions
 from cxrjax.evals.base import Encoder, Result
 from cxrjax.evals.features import fetch, share
 from cxrjax.input.source import Source
@@ -60,7 +60,7 @@ def add(encoder: Encoder, test: Source, result: Result, limit_bytes: float) -> R
     if encoder.looks is None:
         return result
     table = result.predictions
-    chosen = examples.choose(examples.quality(table)[0], MOST)
+    chosen = predictions.choose(predictions.quality(table)[0], MOST)
     rows = [row for of_kind in chosen.values() for row in of_kind]
     if not rows:
         return result

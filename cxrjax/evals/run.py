@@ -20,15 +20,14 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from cxrjax import methods, trained
-from cxrjax.config import determining, folds, judged, names
-from cxrjax.datasets import overlap
-from cxrjax.evals import attention, classify, compare, detect, encoders, joint, metrics, pictures, retrieve, segment
-from cxrjax.evals.base import Encoder, Result, digest, make_task
+from cxrjax.config import folds, judged, names
+from cxrjax.evals import attention, classify, detect, joint, metrics, pictures, retrieve, segment
+from cxrjax.evals.base import Encoder, Interval, Result, digest, make_task
 from cxrjax.evals.features import features, source_digest
 from cxrjax.evals.knn import NEIGHBOURS, knn
 from cxrjax.evals.probe import STRENGTHS, probe
 from cxrjax.evals.zeroshot import zeroshot
+from cxrjax.input import overlap
 from cxrjax.input.source import ConvertedSet, Source, open_set, required, source
 
 # The splits that each looks at; retrieval at the one that its entry names.
@@ -136,42 +135,6 @@ def scalars(entry: Mapping[str, Any], result: Result) -> dict[str, float]:
     found = {name: interval.value for name, interval in result.metrics.items()}
     found |= {f"val_{name}": value for name, value in result.details.get("validation", {}).items()}
     return {f"{place}/{prefix}{name}": value for name, value in found.items()}
-
-
-def standalone(config: ConfigDict, workdir: Path | None = None) -> dict[str, dict[str, Result]]:
-    """Judges a checkpoint, and the references it should beat, by every entry of config.evals; prints what was found.
-
-    config: checkpoint (a workdir, its checkpoints or one step; "" judges the references only), step, seed, references
-    (of "random", "pixels"; comma-separated), evals {name: entry}. workdir: where results go, by default the run's.
-    Returns {entry: {encoder: Result}} and writes the paired differences to versus-<reference>.json beside the results.
-    """
-    found = trained.load(config.checkpoint, config.step) if config.checkpoint else None
-    if found is None and workdir is None:
-        raise ValueError("without a checkpoint the results need a place: give --workdir DIR")
-    workdir = Path(workdir or found.workdir)
-    wanted = names(config.references)
-    unknown = sorted(set(wanted) - {"random", "pixels"})
-    if unknown or (found is None and "random" in wanted):
-        raise ValueError(
-            f"references {list(wanted)}: choose of 'random' (needs a checkpoint, for its config), 'pixels'"
-        )
-    subjects = [] if found is None else [_of_checkpoint(found)]
-    subjects += [encoders.pixels() if name == "pixels" else _untrained(found, config.seed) for name in wanted]
-    results = {}
-    for key, entry in config.evals.items():
-        entry = complete({**entry.to_dict(), "name": entry.get("name") or key})
-        results[key] = {}
-        for number, encoder in enumerate(subjects):
-            as_reference = found is None or number > 0
-            named = {**entry, "name": f"{entry['name']}-{encoder.name}"} if as_reference else entry
-            trained_with = None if as_reference else found.config
-            result = results[key][encoder.name] = evaluate(encoder, named, workdir, config.seed, trained_with)
-            print(f"{entry['name']}: {encoder.name}, {summary(result)}", flush=True)
-            for note in result.notes:
-                print(f"  note: {note}")
-            if number and found is not None:
-                _compare(workdir, entry, subjects[0], results[key][subjects[0].name], encoder, result, config.seed)
-    return results
 
 
 def complete(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -304,37 +267,14 @@ def _leaks(config: ConfigDict, entry: dict[str, Any]) -> list[str]:
     return overlap.notes(names(config.data.sets), config.data.split, converted)
 
 
-def _of_checkpoint(found: trained.Trained) -> Encoder:
-    described = {"name": found.config.method, "step": found.step, "config": determining(found.config)}
-    return encoders.from_method(found.method, found.params, found.state, **described, looks=True)
-
-
-def _untrained(found: trained.Trained, seed: int) -> Encoder:
-    batch = methods.blank_batch(found.method)
-    return encoders.random_init(found.method, jax.random.key(seed), batch, determining(found.config))
-
-
-def _compare(workdir, entry, encoder, result, reference, of_reference, seed) -> None:
-    """Prints and saves the paired differences of an encoder to a reference."""
-    subjects = {encoder.name: [result.predictions], reference.name: [of_reference.predictions]}
-    found = compare.compare(entry["task"].get("kind", ""), subjects, reference.name, entry["bootstrap"], seed)
-    gains = {name: gain for name, gain in found.differences[encoder.name].items() if math.isfinite(gain.value)}
-    first, gain = next(iter(gains.items()))
-    print(f"  {encoder.name} minus {reference.name}: {first} {gain.value:+.3f}{_bounds(gain, '+.3f')}")
-    numbers = {name: {key: _number(value) for key, value in row._asdict().items()} for name, row in gains.items()}
-    path = workdir / "evals" / entry["name"] / str(encoder.step) / f"versus-{reference.name}.json"
-    if jax.process_index() == 0:
-        path.write_text(json.dumps(numbers, indent=2) + "\n")
-
-
 def summary(result: Result) -> str:
     """ "auroc 0.812 (0.790 to 0.834), auprc …": the metrics over all labels, not those of single labels."""
     means = {name: found for name, found in result.metrics.items() if "/" not in name}
-    return ", ".join(f"{name} {found.value:.3f}{_bounds(found)}" for name, found in means.items())
+    return ", ".join(f"{name} {found.value:.3f}{bounds(found)}" for name, found in means.items())
 
 
-def _bounds(found, form: str = ".3f") -> str:
-    """ " (low to high)", or nothing where there is no interval."""
+def bounds(found: Interval, form: str = ".3f") -> str:
+    """ " (low to high)"; empty where there is no interval."""
     return f" ({found.low:{form}} to {found.high:{form}})" if math.isfinite(found.low) else ""
 
 
@@ -348,7 +288,7 @@ def _write(directory: Path, encoder: Encoder, entry, seed: int, result: Result, 
         "seed": seed,
         "interval": f"{metrics.LEVEL:.0%} percentile interval over {entry['bootstrap']} resamples of the test patients",
         "metrics": {
-            name: {key: _number(value) for key, value in interval._asdict().items()}
+            name: {key: number_or_none(value) for key, value in interval._asdict().items()}
             | {"n_positive": positives.get(name)}
             for name, interval in result.metrics.items()
         },
@@ -366,7 +306,8 @@ def _write(directory: Path, encoder: Encoder, entry, seed: int, result: Result, 
     os.replace(unfinished[1], results)
 
 
-def _number(value: float) -> float | None:
+def number_or_none(value: float) -> float | None:
+    """The value for JSON, which has no NaN: None stands for it."""
     return value if math.isfinite(value) else None
 
 

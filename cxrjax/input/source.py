@@ -60,7 +60,7 @@ def open_set(name: str | os.PathLike, data_dir: str | os.PathLike | None = None)
     data_dir = Path(data_dir) if data_dir is not None else schema.data_dir()
     directory = _find(str(name), data_dir)
     if directory is None and str(name).startswith("phantom"):
-        from cxrjax.datasets import phantom
+        from cxrjax.phantom import generate as phantom
 
         if name in phantom.BUILT_ON_DEMAND:
             phantom.build(data_dir, name=name, **phantom.BUILT_ON_DEMAND[name])

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from cxrjax.extrema import largest, smallest
 from cxrjax.losses.contrastive import normalise, pairwise
+from cxrjax.losses.extrema import largest, smallest
 
 MODES = ("soft", "mask", "multi_positive", "triage", "info_nce")
 AVERAGES = ("reports", "all_reports", "words")

@@ -50,7 +50,7 @@ from cxrjax.input import device, paired, source
 from cxrjax.losses import alignment, contrastive
 from cxrjax.methods.base import Aux, Joint, Method
 from cxrjax.models import bert, heads, regions, text_tower
-from cxrjax.text import report_encoder, similarity
+from cxrjax.report_encoders import report_encoder, similarity
 
 
 def make(config) -> Method:
@@ -166,7 +166,7 @@ class Views(paired.Views):
     """As `paired.Views`, with the vector that a report's likeness is read from: report_embedding float32 e.
 
     With loss.mask_equal_words also word_number int32 w, equal for words of a report that are spelt alike. The vectors
-    are made when the first example is seen (see text/similarity.py).
+    are made when the first example is seen (see report_encoders/similarity.py).
     """
 
     def __init__(self, config):

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cxrjax.extrema import largest
+from cxrjax.losses.extrema import largest
 from cxrjax.models.heads import uniform
 
 SIDE = 7  # of the spatial gate's convolution

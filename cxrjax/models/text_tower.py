@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cxrjax.extrema import largest
+from cxrjax.losses.extrema import largest
 from cxrjax.models.bert import VARIANTS, Bert
 
 FROZEN = ("embeddings", "lower")

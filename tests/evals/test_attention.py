@@ -12,10 +12,11 @@ import pandas
 import pytest
 import scipy.special
 
-from cxrjax import methods, train
-from cxrjax.evals import attention, encoders, examples, report, run
+from cxrjax import evaluate, methods, train, trained
+from cxrjax.evals import attention, encoders, predictions
 from cxrjax.input import source, views
 from cxrjax.models import posemb
+from cxrjax.reporting import report
 from tests import runs
 from tests.methods.conftest import smooth_pictures
 
@@ -60,7 +61,7 @@ def workdir(tmp_path_factory):
 
 
 def test_it_is_the_softmax_of_the_last_block_in_numpy(workdir):
-    loaded = run.trained.load(workdir)
+    loaded = trained.load(workdir)
     images = smooth_pictures(8, 32)[:, 0]
     encoder = encoders.from_method(loaded.method, loaded.params, loaded.state, name="spcl", looks=True)
     found = np.asarray(encoder.looks(images))
@@ -101,19 +102,19 @@ def judged(workdir, phantom_dir):
     config = runs.config("eval_probe", "", checkpoint=str(workdir), references="")
     config.evals.phantom_probe.update({"data_dir": str(phantom_dir), "bootstrap": 20, "batch_size": 12})
     config.evals.phantom_probe.task.labels = "Nodule,Effusion"
-    run.standalone(config)
+    evaluate.run(config)
     return pandas.read_parquet(workdir / "evals" / "phantom_probe" / "6" / "predictions.parquet")
 
 
 def test_the_pictures_that_a_report_may_show_have_their_own_map(judged, workdir, phantom_dir):
-    chosen = examples.choose(examples.quality(judged)[0], attention.MOST)
+    chosen = predictions.choose(predictions.quality(judged)[0], attention.MOST)
     rows = sorted(row for of_kind in chosen.values() for row in of_kind)
     assert 5 < len(rows) <= 3 * attention.MOST
     assert np.flatnonzero(judged["overlay/map"].notna()).tolist() == rows
     for fewer in (1, 2, 3):
-        shown = examples.choose(examples.quality(judged)[0], fewer)
+        shown = predictions.choose(predictions.quality(judged)[0], fewer)
         assert {row for of_kind in shown.values() for row in of_kind} <= set(rows)
-    loaded = run.trained.load(workdir)
+    loaded = trained.load(workdir)
     params = jax.device_get(loaded.params["encoder"])
     records = source.source(source.open_set("phantom", phantom_dir), "test")
     pictures = {records[i]["image_id"]: records[i]["image"] for i in range(len(records))}

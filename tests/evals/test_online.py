@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cxrjax import train
-from cxrjax.evals import encoders, features, run, tasks
+from cxrjax import tasks, train
+from cxrjax.evals import encoders, features, run
 from cxrjax.evals.base import Encoder, digest
 from tests import runs
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas
 import pytest
 
+from cxrjax import evaluate
 from cxrjax.evals import encoders, retrieve, run
 from cxrjax.evals.base import FeatureTable
 from cxrjax.input import source as sources
@@ -227,7 +228,7 @@ def test_an_untrained_convirt_is_judged_both_ways(phantom_dir, tmp_path, monkeyp
     config.evals.update(runs.config("eval_zeroshot", "smoke").evals)
     config.evals.phantom_retrieve.at = (1, 3)
     config.evals.phantom_retrieve.split = "train"
-    found = run.standalone(config)
+    found = evaluate.run(config)
     assert set(found) == {"phantom_retrieve", "phantom_zeroshot"}
     folder = tmp_path / "run" / "evals"
     for name, result in found.items():

@@ -10,6 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from cxrjax import config as shared
+from cxrjax import evaluate
 from cxrjax.evals import encoders, run
 from cxrjax.evals.base import Encoder, Joint, digest
 from cxrjax.evals.features import features
@@ -168,7 +169,7 @@ def test_a_checkpoint_is_compared_with_random_and_pixels(phantom_dir, tmp_path, 
     monkeypatch.setattr(run.trained, "load", lambda directory, step: loaded)
     config = ConfigDict({"checkpoint": "DIR", "step": "latest", "seed": 0, "references": "random,pixels"})
     config.evals = {"findings": entry(phantom_dir, views="PA,AP")}
-    found = run.standalone(config)["findings"]
+    found = evaluate.run(config)["findings"]
     assert list(found) == ["blank", "random", "pixels-32"]
     versus = json.loads((tmp_path / "evals" / "findings" / "9" / "versus-pixels-32.json").read_text())
     gain = found["blank"].metrics["auroc"].value - found["pixels-32"].metrics["auroc"].value
@@ -228,7 +229,7 @@ def test_a_difference_is_that_of_the_results(phantom_dir, tmp_path, monkeypatch,
     config = ConfigDict({"checkpoint": "DIR", "step": "latest", "seed": 0, "references": "random"})
     task = {"kind": "multilabel", "labels": "Mass,Effusion"} if judge == "probe" else {}
     config.evals = {judge: entry(phantom_dir, judge=judge, task=task, confidence=0.4)}
-    found = run.standalone(config)[judge]
+    found = evaluate.run(config)[judge]
     versus = json.loads((tmp_path / "evals" / judge / "0" / f"versus-{theirs.name}.json").read_text())
     assert next(iter(versus)) == first and others < set(versus)
     assert f"{ours.name} minus {theirs.name}: {first} " in capsys.readouterr().out

@@ -5,9 +5,10 @@ import re
 import numpy as np
 import pytest
 
-from cxrjax.datasets import chexpert, findings
+from cxrjax.datasets import chexpert
 from cxrjax.evals import zeroshot
 from cxrjax.evals.base import FeatureTable, Targets, Task
+from cxrjax.phantom import findings
 
 NAMES = ("Normal", "Mass", "Edema")
 SINGLE = Task("multilabel", labels=("Mass", "Edema"))

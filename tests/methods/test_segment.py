@@ -8,12 +8,12 @@ import optax
 import pytest
 
 from cxrjax import methods, train
-from cxrjax.datasets import phantom
 from cxrjax.evals import pictures
 from cxrjax.imaging import pixels
 from cxrjax.input import masks, source
 from cxrjax.losses import segmentation
 from cxrjax.methods.base import encoder_params, trunk
+from cxrjax.phantom import generate as phantom
 from tests import runs
 from tests.methods import oracles
 from tests.methods.conftest import smooth_pictures

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from cxrjax import methods
-from cxrjax.datasets import chestxray14, findings
+from cxrjax.datasets import chestxray14
 from cxrjax.input import source
 from cxrjax.methods import supervised
+from cxrjax.phantom import findings
 from tests import runs
 from tests.methods import oracles
 

@@ -5,10 +5,10 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from cxrjax.datasets.anatomy import Anatomy, draw_patient, draw_study
-from cxrjax.datasets.dictation import Report, dictate
-from cxrjax.datasets.findings import Finding, draw_findings, label_vector
-from cxrjax.datasets.radiograph import Radiograph, render, shared_grains
+from cxrjax.phantom.anatomy import Anatomy, draw_patient, draw_study
+from cxrjax.phantom.dictation import Report, dictate
+from cxrjax.phantom.findings import Finding, draw_findings, label_vector
+from cxrjax.phantom.radiograph import Radiograph, render, shared_grains
 
 # Patients come in blocks of ten with twenty studies, so that a study's patient needs no count of those before it.
 BLOCK_PATIENTS, BLOCK_STUDIES = 10, 20

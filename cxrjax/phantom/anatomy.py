@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cxrjax.datasets.projection import Ellipsoid, Rays, Span, Stack, ellipsoid, hull
+from cxrjax.phantom.projection import Ellipsoid, Rays, Span, Stack, ellipsoid, hull
 
 LEFT, RIGHT = 1, -1
 SIDES = (RIGHT, LEFT)

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from cxrjax.datasets.anatomy import BONE, LEFT, LUNG, RIGHT, SIDES, SOFT, Anatomy, air_test, bezier, lung_outline
-from cxrjax.datasets.projection import Grains, Rays, ellipsoid, gather, tubes
+from cxrjax.phantom.anatomy import BONE, LEFT, LUNG, RIGHT, SIDES, SOFT, Anatomy, air_test, bezier, lung_outline
+from cxrjax.phantom.projection import Grains, Rays, ellipsoid, gather, tubes
 
 RIB_END = np.radians([125, 138, 146, 148, 147, 145, 142, 136, 126, 114, 92, 70])
 RIB_DROP = np.array([2.6, 4.4, 5.8, 6.8, 7.6, 8.3, 8.9, 9.2, 9.2, 8.8, 7.6, 5.5])

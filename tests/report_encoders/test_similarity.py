@@ -6,10 +6,11 @@ import zlib
 import numpy as np
 import pytest
 
+from cxrjax import report_similarity
 from cxrjax.datasets import schema
 from cxrjax.evals.features import source_digest
 from cxrjax.input import paired, source, studies
-from cxrjax.text import similarity
+from cxrjax.report_encoders import similarity
 from tests import runs
 
 
@@ -124,7 +125,7 @@ def test_calibration():
         key: np.array([schema.PRESENT if kind else schema.ABSENT, schema.NOT_MENTIONED], np.int8)
         for key, kind in zip(keys, kinds, strict=True)
     }
-    grid, base, suggested = similarity.calibration(found, labels, pairs=40_000)
+    grid, base, suggested = report_similarity.calibration(found, labels, pairs=40_000)
     pairs = [(i, j) for i in range(8) for j in range(8) if i != j]
     alike = np.array([(i >= 3) == (j >= 3) for i, j in pairs])
     same = np.array([kinds[i] == kinds[j] for i, j in pairs])
@@ -134,13 +135,13 @@ def test_calibration():
     assert line["precision"] == pytest.approx(same[alike].mean(), abs=0.01)
     assert suggested == pytest.approx(1)
     with pytest.raises(ValueError, match="two studies with reports and labels; there are 1"):
-        similarity.calibration(found, {keys[0]: labels[keys[0]]})
+        report_similarity.calibration(found, {keys[0]: labels[keys[0]]})
 
 
 def test_command(phantom_dir, monkeypatch, capsys):
     monkeypatch.setenv("CXRJAX_DATA", str(phantom_dir))
-    assert similarity.main(["phantom", "--encoder", "words"]) == 0
+    assert report_similarity.main(["phantom", "--encoder", "words"]) == 0
     said = capsys.readouterr().out
     assert "reports, " in said and "any pair   100.00%" in said and "2% of the pairs are above" in said
-    assert similarity.main(["fantom"]) == 2
+    assert report_similarity.main(["fantom"]) == 2
     assert "Set 'fantom' is neither a set" in capsys.readouterr().err

@@ -3,7 +3,8 @@ import pytest
 import scipy.stats
 import sklearn.metrics
 
-from cxrjax.evals import compare, delong, metrics
+from cxrjax.evals import metrics
+from cxrjax.reporting import compare, delong
 
 
 def drawn(seed, n=60, tied=False):

@@ -12,9 +12,11 @@ import pandas
 import pytest
 
 from cxrjax import main
-from cxrjax.evals import charts, collect, compare, examples, metrics, page, report
+from cxrjax.evals import metrics
 from cxrjax.evals.base import Interval
+from cxrjax.evals.predictions import choose, quality
 from cxrjax.input import source as sources
+from cxrjax.reporting import charts, collect, compare, examples, page, report
 from tests import runs
 
 LABELS = ("Mass", "<b>Edema|</b>")
@@ -129,17 +131,17 @@ def test_charts_are_well_formed_and_stay_in_their_frame():
 
 def test_examples_are_the_best_middle_and_worst_pictures():
     found = np.array([0.3, np.nan, 0.9, 0.1, 0.5, 0.7, 0.2])
-    assert examples.choose(found, 2) == {"best": [2, 5], "median": [4, 0], "worst": [6, 3]}
-    assert examples.choose(found[:3], 2) == {"best": [2], "median": [], "worst": [0]}
+    assert choose(found, 2) == {"best": [2, 5], "median": [4, 0], "worst": [6, 3]}
+    assert choose(found[:3], 2) == {"best": [2], "median": [], "worst": [0]}
     table = predictions().head(3)
     table["target/Mass"], table["score/Mass"] = [1, 0, -1], [0.5, 0.5, 0.0]
     table["target/<b>Edema|</b>"], table["score/<b>Edema|</b>"] = [1, 1, -1], [0.5, 0.25, 0.0]
-    value, what = examples.quality(table)
+    value, what = quality(table)
     assert value[:2] == pytest.approx([np.log(0.5), np.log(0.5 * 0.25) / 2]) and np.isnan(value[2])
     assert what == "the probability of its labels"
     boxes = pandas.DataFrame({"true_boxes": [[[0.0, 0.0, 0.5, 0.5]], [], [[0, 0, 1, 1]]], "scores": [[0.9], [0.9], []]})
     boxes["boxes"] = [[[0.0, 0.0, 0.5, 1.0]], [[0, 0, 1, 1]], []]
-    np.testing.assert_allclose(examples.quality(boxes)[0], [0.5, np.nan, 0.0])
+    np.testing.assert_allclose(quality(boxes)[0], [0.5, np.nan, 0.0])
 
 
 def test_what_readers_and_models_marked_is_drawn_in_place():

@@ -15,59 +15,20 @@ import cv2
 import numpy as np
 import pandas
 
-from cxrjax.evals import compare, figures
-from cxrjax.evals.base import MASKED
+from cxrjax.evals import figures, predictions
 from cxrjax.input import views
 from cxrjax.input.source import ConvertedSet, source
 
 PX = 224
 TRUE, FOUND = (115, 158, 0), (0, 159, 230)  # blue, green, red
-LEAST_SCORE = 0.3  # of boxes that are drawn
-
-
-def quality(table: pandas.DataFrame) -> tuple[np.ndarray, str]:
-    """How well each picture was judged, n, larger is better, NaN where there is nothing to judge; and what that is."""
-    names = compare.labels(table)
-    if names:
-        targets, scores = (table[[f"{side}/{name}" for name in names]].to_numpy(float) for side in ("target", "score"))
-        judged = targets != MASKED
-        if ((scores < 0) | (scores > 1)).any():
-            ranks = pandas.DataFrame(scores).rank(pct=True).to_numpy()
-            scores, what = ranks, "the rank of its scores"
-        else:
-            what = "the probability of its labels"
-        right = np.where(targets == 1, scores, 1 - scores)
-        likelihood = np.where(judged, np.log(np.clip(right, 1e-6, 1)), 0).sum(axis=1)
-        count = judged.sum(axis=1)
-        return np.divide(likelihood, count, out=np.full(len(table), np.nan), where=count > 0), what
-    if "true_boxes" in table:
-        return np.array(
-            [_overlap(*row) for row in zip(table["true_boxes"], table["boxes"], table["scores"], strict=True)]
-        ), ("the overlap of its true boxes with the best found ones")
-    found = compare.values(table)
-    if not found:
-        return np.full(len(table), np.nan), ""
-    name = next(iter(found))
-    return found[name], name
-
-
-def choose(found: np.ndarray, count: int) -> dict[str, list[int]]:
-    """Rows of the `count` best, middle and worst pictures, no row twice; fewer where there are not enough."""
-    order = np.flatnonzero(np.isfinite(found))
-    order = order[np.argsort(-found[order], kind="stable")].tolist()
-    count = min(count, len(order) // 3 or 1)
-    start = max(0, (len(order) - count) // 2)
-    chosen = {"best": order[:count], "median": order[start : start + count], "worst": order[len(order) - count :]}
-    seen: set[int] = set()
-    return {name: [row for row in rows if not (row in seen or seen.add(row))] for name, rows in chosen.items()}
 
 
 def pictures(
     converted_set: ConvertedSet, table: pandas.DataFrame, count: int = 2
 ) -> tuple[str, list[tuple[bytes, str]]]:
     """(what they are chosen by, PNGs with their captions) of the best, median and worst pictures of predictions."""
-    found, what = quality(table)
-    chosen = choose(found, count)
+    found, what = predictions.quality(table)
+    chosen = predictions.choose(found, count)
     wanted = {table["image_id"].iloc[row]: (kind, row) for kind, rows in chosen.items() for row in rows}
     examples = _examples(converted_set, set(wanted))
     items = []
@@ -107,7 +68,11 @@ def draw(example: Mapping[str, Any], row: Mapping[str, Any], px: int = PX) -> by
         mask = cv2.imdecode(np.frombuffer(row["overlay/mask"], np.uint8), cv2.IMREAD_GRAYSCALE)
         _outline(canvas, cv2.resize(mask, (px, px), interpolation=cv2.INTER_NEAREST) > 0, FOUND)
     if "boxes" in row:
-        kept = [list(map(float, box)) for box, s in zip(row["boxes"], row["scores"], strict=True) if s >= LEAST_SCORE]
+        kept = [
+            list(map(float, box))
+            for box, s in zip(row["boxes"], row["scores"], strict=True)
+            if s >= predictions.LEAST_SCORE
+        ]
         moved = figures.marks({"image": example["image"], "boxes": {"bbox": kept, "label": [""] * len(kept)}}, px)
         for _, corners in moved.boxes:
             _frame(canvas, corners, FOUND)
@@ -142,15 +107,3 @@ def _outline(canvas: np.ndarray, mask: np.ndarray, colour) -> None:
 def _frame(canvas: np.ndarray, corners, colour) -> None:
     y0, x0, y1, x1 = (round(at) for at in corners)
     cv2.rectangle(canvas, (x0, y0), (x1 - 1, y1 - 1), colour, 1)
-
-
-def _overlap(true, found, scores) -> float:
-    """Mean over the true boxes of the best intersection over union with a found one; NaN without true boxes."""
-    true = np.array([list(map(float, box)) for box in true])
-    found = np.array([list(map(float, box)) for box, score in zip(found, scores, strict=True) if score >= LEAST_SCORE])
-    if not len(true) or not len(found):
-        return 0.0 if len(true) else float("nan")
-    low, high = np.maximum(true[:, None, :2], found[None, :, :2]), np.minimum(true[:, None, 2:], found[None, :, 2:])
-    both = np.prod(np.maximum(high - low, 0), axis=2)
-    area_true, area_found = (np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) for boxes in (true, found))
-    return float((both / (area_true[:, None] + area_found[None] - both)).max(axis=1).mean())

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cxrjax.datasets.findings import BOTH, LEFT, Finding
+from cxrjax.phantom.findings import BOTH, LEFT, Finding
 
 _SIDE = {LEFT: "left", -LEFT: "right", BOTH: "bilateral"}
 _GRADE = {

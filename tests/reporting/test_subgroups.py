@@ -2,8 +2,9 @@ import numpy as np
 import pandas
 import pytest
 
-from cxrjax.evals import metrics, subgroups
+from cxrjax.evals import metrics
 from cxrjax.input import source as sources
+from cxrjax.reporting import subgroups
 
 
 def predictions(n=400, seed=0, labels=("a",), rate=0.4):

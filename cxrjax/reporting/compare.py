@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas
 
-from cxrjax.evals import metrics
+from cxrjax.evals import metrics, predictions
 from cxrjax.evals.base import MASKED, Interval
 from cxrjax.evals.metrics import Measures
 
@@ -37,34 +37,12 @@ class Comparison(NamedTuple):
     notes: list[str]
 
 
-def labels(table: pandas.DataFrame) -> list[str]:
-    """The labels that a table of predictions has targets for; none, if it measures pictures otherwise."""
-    return [column.removeprefix("target/") for column in table if column.startswith("target/")]
-
-
-def values(table: pandas.DataFrame) -> dict[str, np.ndarray]:
-    """What a table measures of each picture: name -> n float64, NaN where a picture has no value.
-
-    These are its columns "value/<name>" and, of a retrieval, "hit/<direction>@<k>", which are averaged to a recall, and
-    "precision/<direction>@<k>".
-    """
-    found = {}
-    for column in table:
-        kind, _, rest = column.partition("/")
-        if kind == "value":
-            found[rest] = table[column].to_numpy(np.float64)
-        elif kind in ("hit", "precision"):
-            direction, _, k = rest.partition("@")
-            found[f"{direction}_{'recall' if kind == 'hit' else kind}@{k}"] = table[column].to_numpy(np.float64)
-    return found
-
-
 def measured(kind: str, table: pandas.DataFrame) -> Measures:
     """The metrics of a table as a function of weights: of labels, of boxes, or else the mean of each of its `values`.
 
     Raises ValueError for a table that has none of these, or no label with both values.
     """
-    names = labels(table)
+    names = predictions.labels(table)
     if names:
         targets, scores = (table[[f"{column}/{name}" for name in names]].to_numpy() for column in ("target", "score"))
         return metrics.measures(kind, names, targets, scores)
@@ -73,7 +51,7 @@ def measured(kind: str, table: pandas.DataFrame) -> Measures:
 
         parts, statistic = detect.measures(table)
         return Measures(parts, statistic, [], len(parts), {}, dict.fromkeys(parts, len(table)), [])
-    found = values(table)
+    found = predictions.values(table)
     if not found:
         raise ValueError(f"the predictions measure nothing per picture; their columns are {list(table)}")
     sizes = {name: int(np.isfinite(column).sum()) for name, column in found.items()}
@@ -97,8 +75,8 @@ def pictures(subjects: Mapping[str, Sequence[pandas.DataFrame]]) -> pandas.DataF
                 f"{len(theirs)}, {len(ours & theirs)} in both; judge all on the same set, split, views, folds and task"
             )
     tables = [table for each in subjects.values() for table in each]
-    shared = [name for name in labels(tables[0]) if all(f"target/{name}" in table for table in tables)]
-    if labels(tables[0]) and not shared:
+    shared = [name for name in predictions.labels(tables[0]) if all(f"target/{name}" in table for table in tables)]
+    if predictions.labels(tables[0]) and not shared:
         raise ValueError("the predictions have no label in common, so there is nothing to compare")
     truth = [column for column in TRUTH if all(column in table for table in tables)]
     columns = ["image_id", "patient_id", *(f"target/{name}" for name in shared), *truth]
@@ -134,7 +112,7 @@ def compare(
         raise ValueError(f"the baseline {baseline!r} is not among what is compared: {list(subjects)}")
     known = pictures(subjects)
     tables = [table for each in subjects.values() for table in each]
-    left = sorted({name for table in tables for name in labels(table)} - set(labels(known)))
+    left = sorted({name for table in tables for name in predictions.labels(table)} - set(predictions.labels(known)))
     notes = [f"left out, because not every run was judged on it: {', '.join(left)}"] if left else []
     dropped = [f"{column}/{name}" for name in left for column in ("target", "score")]
     every = [measured(kind, table.drop(columns=dropped, errors="ignore")) for table in tables]
@@ -194,10 +172,10 @@ def _hashable(value):
 
 def _sizes(known, tables, parts, names) -> tuple[dict[str, int], dict[str, int]]:
     """Judged and positive pictures of each metric; a measure per picture has no positives."""
-    if not labels(known):
-        values_of = values(pandas.concat(tables).drop_duplicates("image_id"))
+    if not predictions.labels(known):
+        values_of = predictions.values(pandas.concat(tables).drop_duplicates("image_id"))
         return {name: int(np.isfinite(values_of.get(name, np.zeros(len(known)))).sum()) for name in names}, {}
-    used = [name for name in labels(known) if f"auroc/{name}" in parts]
+    used = [name for name in predictions.labels(known) if f"auroc/{name}" in parts]
     targets = known[[f"target/{name}" for name in used]]
     sizes, positives = {}, {}
     for metric in names:

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
-from cxrjax.evals import metrics, operating
+from cxrjax.evals import metrics
+from cxrjax.reporting import operating
 
 
 def drawn(seed, n=150, tied=False):

@@ -16,9 +16,9 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 
 from cxrjax.datasets import beside, schema, writer
-from cxrjax.datasets.findings import LABELS
 from cxrjax.datasets.manifest import Row
-from cxrjax.datasets.study import FEWEST_STUDIES, records, split_of
+from cxrjax.phantom.findings import LABELS
+from cxrjax.phantom.study import FEWEST_STUDIES, records, split_of
 
 NAME = "phantom"
 # Sets that are built when they are first asked for, and the settings they get.

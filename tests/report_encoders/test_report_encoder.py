@@ -15,7 +15,8 @@ import pytest
 
 from cxrjax.input.source import open_set
 from cxrjax.models.vit import Size
-from cxrjax.text import report_encoder, tokenizer
+from cxrjax.report_encoders import report_encoder
+from cxrjax.text import tokenizer
 
 TINY = {"size": Size(32, 1, 2), "batch": 8, "length": 48}
 

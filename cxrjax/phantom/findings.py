@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cxrjax.datasets.anatomy import APEX_Z, LEFT, RIGHT, SIDES, Anatomy, air_test, lung_outline
-from cxrjax.datasets.projection import Ellipsoid, Rays, ellipsoid, union_length
+from cxrjax.phantom.anatomy import APEX_Z, LEFT, RIGHT, SIDES, Anatomy, air_test, lung_outline
+from cxrjax.phantom.projection import Ellipsoid, Rays, ellipsoid, union_length
 
 FINDINGS = (
     "Atelectasis",

@@ -12,7 +12,7 @@ from cxrjax.input import paired, source
 from cxrjax.interop import huggingface, torch_bert, torch_resnet, torch_swin, torch_vit
 from cxrjax.methods.base import encoder_params
 from cxrjax.models import bert, posemb, resnet, vit
-from cxrjax.text import report_encoder
+from cxrjax.report_encoders import report_encoder
 
 PLACES = ("encoder", "text", "lateral")
 
@@ -59,7 +59,7 @@ def initialise(config: Any, train_state: Any, abstract: Any) -> Any:
     `Method.encoder` names, which for DINO is the teacher. Copies of the encoder in `state`, such as a momentum encoder,
     are replaced as well, so that they start equal; so are a ResNet's statistics.
     config.text.init_from: a Hugging Face folder of a BERT, or "reports" for the one that is trained on the reports of
-    the first set (`text.report_encoder`). It may know fewer words than text.vocab_size.
+    the first set (`report_encoders.report_encoder`). It may know fewer words than text.vocab_size.
     config.lateral.init_from: a Hugging Face folder of a Swin, for the second encoder of frontal_lateral.
     abstract: the train state's shapes and shardings. Raises ValueError where the encoders do not fit.
     """

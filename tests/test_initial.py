@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from cxrjax import methods, parallel, trained
+from cxrjax.initial import initialise, of_run
 from cxrjax.input import paired
 from cxrjax.interop import huggingface, torch_bert, torch_resnet, torch_swin, torch_vit
-from cxrjax.interop.initial import initialise, of_run
 from cxrjax.methods.base import encoder_params
 from cxrjax.models import posemb, swin, text_tower
 from cxrjax.models.bert import VARIANTS, Bert

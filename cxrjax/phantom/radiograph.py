@@ -5,18 +5,10 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from cxrjax.datasets import anatomy, skeleton
-from cxrjax.datasets.anatomy import FAT, LUNG, SIDES, SOFT, Anatomy
-from cxrjax.datasets.findings import Finding, filled, visible
-from cxrjax.datasets.projection import (
-    Grains,
-    Rays,
-    Span,
-    common,
-    deposit,
-    hull,
-    remaining_length,
-)
+from cxrjax.phantom import anatomy, skeleton
+from cxrjax.phantom.anatomy import FAT, LUNG, SIDES, SOFT, Anatomy
+from cxrjax.phantom.findings import Finding, filled, visible
+from cxrjax.phantom.projection import Grains, Rays, Span, common, deposit, hull, remaining_length
 
 
 class Radiograph(NamedTuple):

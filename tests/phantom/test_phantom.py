@@ -14,10 +14,12 @@ import pytest
 import tensorflow_datasets as tfds
 
 import cxrjax
-from cxrjax.datasets import phantom, projection, schema, writer
-from cxrjax.datasets.dictation import dictate
-from cxrjax.datasets.findings import FINDINGS, LABELS, Finding
-from cxrjax.datasets.study import make_study, patient_of, records, split_of
+from cxrjax.datasets import schema, writer
+from cxrjax.phantom import generate as phantom
+from cxrjax.phantom import projection
+from cxrjax.phantom.dictation import dictate
+from cxrjax.phantom.findings import FINDINGS, LABELS, Finding
+from cxrjax.phantom.study import make_study, patient_of, records, split_of
 
 PIXELS = 64
 STUDIES = 24

@@ -19,9 +19,10 @@ import numpy as np
 import pandas
 from ml_collections import ConfigDict
 
-from cxrjax.evals import calibration, charts, collect, compare, delong, examples, metrics, operating, page, subgroups
+from cxrjax.evals import metrics, predictions
 from cxrjax.evals.base import MASKED, Interval
 from cxrjax.input.source import open_set
+from cxrjax.reporting import calibration, charts, collect, compare, delong, examples, operating, page, subgroups
 
 BAND_RESAMPLES = 200  # a band is drawn, not read off
 ABOUT = (
@@ -102,7 +103,7 @@ def section(question: collect.Question, options: Options) -> tuple[list[Any], di
     parts += comparisons(found, of_share)
     first = {name: tables[0] for name, tables in subjects.items()}
     share_text = f"At {top:.0%} of the labels; of several runs the first." if _several(subjects, shares) else ""
-    if compare.labels(next(iter(first.values()))):
+    if predictions.labels(next(iter(first.values()))):
         more, facts["labels"] = labels(main, subjects, baseline)
         parts += more
         more, facts["curves"] = drawings(subjects, options)
@@ -165,8 +166,8 @@ def labels(main: compare.Comparison, subjects, baseline: str) -> tuple[list[Any]
     """A row per label and subject, with DeLong's interval and p value beside the intervals of the bootstrap."""
     table, facts = [], {}
     for subject, tables in subjects.items():
-        for name in compare.labels(tables[0]):
-            alone = len(compare.labels(tables[0])) == 1
+        for name in predictions.labels(tables[0]):
+            alone = len(predictions.labels(tables[0])) == 1
             areas = [area if alone else f"{area}/{name}" for area in ("auroc", "auprc")]
             if areas[0] not in main.metrics[subject]:
                 continue  # left out of the comparison, which says so
@@ -208,7 +209,7 @@ def drawings(subjects, options: Options) -> tuple[list[Any], dict[str, Any]]:
     for subject, tables in subjects.items():
         ordered = [table.sort_values("image_id", ignore_index=True) for table in tables]
         same = [table for table in ordered if table["image_id"].equals(ordered[0]["image_id"])]
-        judged = [name for name in compare.labels(ordered[0]) if set(ordered[0][f"target/{name}"]) >= {0, 1}]
+        judged = [name for name in predictions.labels(ordered[0]) if set(ordered[0][f"target/{name}"]) >= {0, 1}]
         ranked = [metrics.rank(table[f"target/{name}"], table[f"score/{name}"]) for table in same for name in judged]
         if not ranked:
             continue
@@ -216,7 +217,7 @@ def drawings(subjects, options: Options) -> tuple[list[Any], dict[str, Any]]:
         rocs.append(charts.Curve(subject, *roc))
         recalls.append(charts.Curve(subject, *recall))
         facts[subject] = {"roc": roc._asdict(), "precision_recall": recall._asdict()}
-    many = len(compare.labels(next(iter(subjects.values()))[0])) > 1
+    many = len(predictions.labels(next(iter(subjects.values()))[0])) > 1
     text = (
         f"{'Mean over the labels, with' if many else 'With'} the pointwise 95 % band over {BAND_RESAMPLES} resamples."
     )
@@ -231,7 +232,7 @@ def calibrations(kind: str, first, options: Options, text: str) -> tuple[list[An
     """ECE and Brier score of each subject, and the reliability of all its labels together."""
     table, lines, facts = [], [], {}
     for subject, one in first.items():
-        names_of = compare.labels(one)
+        names_of = predictions.labels(one)
         targets, scores = (one[[f"{side}/{name}" for name in names_of]].to_numpy() for side in ("target", "score"))
         if not calibration.are_probabilities(scores[targets != MASKED]):
             facts[subject] = "scores are no probabilities"
@@ -262,7 +263,7 @@ def points(first, options: Options, text: str) -> tuple[list[Any], dict[str, Any
     """Sensitivity, specificity and predictive values, by subject and label."""
     table, facts, columns = [], {}, []
     for subject, one in first.items():
-        for name in compare.labels(one):
+        for name in predictions.labels(one):
             if not set(one[f"target/{name}"]) >= {0, 1}:
                 continue
             given = (one[f"{side}/{name}"].to_numpy() for side in ("target", "score"))
@@ -288,7 +289,7 @@ def groups(question, first, options: Options, text: str) -> tuple[list[Any], dic
         except ValueError as error:
             return [page.Notes([f"no subgroups: {error}"])], {}
         notes = more
-        if not (compare.labels(one) or compare.values(one)):
+        if not (predictions.labels(one) or predictions.values(one)):
             return [], {}
         facts[subject] = subgroups.groups(one, known, options.resamples, options.seed)
         for group in facts[subject]:

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from cxrjax.extrema import largest, smallest
+from cxrjax.losses.extrema import largest, smallest
 
 
 def test_equal_values_give_their_gradient_to_the_first():

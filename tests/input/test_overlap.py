@@ -4,8 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cxrjax.datasets import overlap
-from cxrjax.input import source
+from cxrjax.input import overlap, source
 from tests.radiographs import gamma, jpeg, linear, radiograph, short_side, write
 
 DISGUISES = (

@@ -3,7 +3,8 @@ import pytest
 import sklearn.calibration
 import sklearn.metrics
 
-from cxrjax.evals import calibration, metrics
+from cxrjax.evals import metrics
+from cxrjax.reporting import calibration
 
 
 def drawn(seed, n=300, shift=0.0):

@@ -1,0 +1,76 @@
+"""Judges a checkpoint beside the references that it should beat: the job "evaluate" of a config."""
+
+import json
+import math
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from cxrjax import methods, trained
+from cxrjax.config import determining, names
+from cxrjax.evals import encoders
+from cxrjax.evals.base import Encoder, Result
+from cxrjax.evals.run import bounds, complete, evaluate, number_or_none, summary
+from cxrjax.reporting import compare
+
+
+def run(config: ConfigDict, workdir: Path | None = None) -> dict[str, dict[str, Result]]:
+    """Judges a checkpoint, and the references it should beat, by every entry of config.evals; prints what was found.
+
+    config: checkpoint (a workdir, its checkpoints or one step; "" judges the references only), step, seed, references
+    (of "random", "pixels"; comma-separated), evals {name: entry}. workdir: where results go, by default the run's.
+    Returns {entry: {encoder: Result}} and writes the paired differences to versus-<reference>.json beside the results.
+    """
+    found = trained.load(config.checkpoint, config.step) if config.checkpoint else None
+    if found is None and workdir is None:
+        raise ValueError("without a checkpoint the results need a place: give --workdir DIR")
+    workdir = Path(workdir or found.workdir)
+    wanted = names(config.references)
+    unknown = sorted(set(wanted) - {"random", "pixels"})
+    if unknown or (found is None and "random" in wanted):
+        raise ValueError(
+            f"references {list(wanted)}: choose of 'random' (needs a checkpoint, for its config), 'pixels'"
+        )
+    subjects = [] if found is None else [_of_checkpoint(found)]
+    subjects += [encoders.pixels() if name == "pixels" else _untrained(found, config.seed) for name in wanted]
+    results = {}
+    for key, entry in config.evals.items():
+        entry = complete({**entry.to_dict(), "name": entry.get("name") or key})
+        results[key] = {}
+        for number, encoder in enumerate(subjects):
+            as_reference = found is None or number > 0
+            named = {**entry, "name": f"{entry['name']}-{encoder.name}"} if as_reference else entry
+            trained_with = None if as_reference else found.config
+            result = results[key][encoder.name] = evaluate(encoder, named, workdir, config.seed, trained_with)
+            print(f"{entry['name']}: {encoder.name}, {summary(result)}", flush=True)
+            for note in result.notes:
+                print(f"  note: {note}")
+            if number and found is not None:
+                _compare(workdir, entry, subjects[0], results[key][subjects[0].name], encoder, result, config.seed)
+    return results
+
+
+def _of_checkpoint(found: trained.Trained) -> Encoder:
+    described = {"name": found.config.method, "step": found.step, "config": determining(found.config)}
+    return encoders.from_method(found.method, found.params, found.state, **described, looks=True)
+
+
+def _untrained(found: trained.Trained, seed: int) -> Encoder:
+    batch = methods.blank_batch(found.method)
+    return encoders.random_init(found.method, jax.random.key(seed), batch, determining(found.config))
+
+
+def _compare(workdir, entry, encoder, result, reference, of_reference, seed) -> None:
+    """Prints and saves the paired differences of an encoder to a reference."""
+    subjects = {encoder.name: [result.predictions], reference.name: [of_reference.predictions]}
+    found = compare.compare(entry["task"].get("kind", ""), subjects, reference.name, entry["bootstrap"], seed)
+    gains = {name: gain for name, gain in found.differences[encoder.name].items() if math.isfinite(gain.value)}
+    first, gain = next(iter(gains.items()))
+    print(f"  {encoder.name} minus {reference.name}: {first} {gain.value:+.3f}{bounds(gain, '+.3f')}")
+    numbers = {
+        name: {key: number_or_none(value) for key, value in row._asdict().items()} for name, row in gains.items()
+    }
+    path = workdir / "evals" / entry["name"] / str(encoder.step) / f"versus-{reference.name}.json"
+    if jax.process_index() == 0:
+        path.write_text(json.dumps(numbers, indent=2) + "\n")

@@ -1,0 +1,1 @@
+"""The simulated patient: anatomy, projection, radiograph, findings and report."""

@@ -1,0 +1,1 @@
+"""Encoders of reports that are trained on a set's own, and how alike reports are."""

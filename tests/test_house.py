@@ -1,0 +1,92 @@
+"""The house: which room may import which. A room is a folder of cxrjax, or a file beside them."""
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1] / "cxrjax"
+
+# From the ground up. A room imports rooms of lower floors, and of its own floor only where no circle follows.
+FLOORS = (
+    {"config", "rng", "optim", "parallel", "track", "command", "checkpoint"},
+    {"imaging", "text", "losses"},
+    {"datasets", "models", "monitors"},
+    {"phantom", "flops"},
+    {"input", "interop"},
+    {"report_encoders"},
+    {"methods"},
+    {"evals"},
+    {"reporting"},
+    {"trained", "tasks", "recipes", "protocols", "initial", "checks", "model_card"},
+    {"main", "train", "evaluate", "grid", "embed", "export", "figures", "benchmark", "prepare", "report_similarity"},
+)
+# These know nothing of ours: they can be read, tested and taken elsewhere by themselves.
+ALONE = ("imaging", "text", "losses")
+
+
+def room(module: str) -> str:
+    """ "cxrjax.input.views" → "input"."""
+    return module.split(".")[1]
+
+
+def imported() -> dict[str, dict[str, set[str]]]:
+    """Room → rooms that it imports → the files that do; imports inside of functions count as well."""
+    modules = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
+    found = defaultdict(lambda: defaultdict(set))
+    for module, path in modules.items():
+        if module == "cxrjax.__init__":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "cxrjax":
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names if alias.name.startswith("cxrjax.")]
+            for name in names:
+                if room(name) not in (room(module), "__version__"):
+                    found[room(module)][room(name)].add(str(path.relative_to(PACKAGE)))
+    return found
+
+
+def test_every_room_stands_on_a_floor():
+    rooms = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert rooms - {"__init__"} == set().union(*FLOORS)
+
+
+def test_no_room_imports_from_a_floor_above():
+    floor = {name: height for height, names in enumerate(FLOORS) for name in names}
+    wrong = [
+        f"{name} (floor {floor[name]}) imports {other} (floor {floor[other]}) in {', '.join(sorted(files))}"
+        for name, others in imported().items()
+        for other, files in others.items()
+        if floor[other] > floor[name]
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_rooms_import_each_other_in_a_circle():
+    edges = {name: set(others) for name, others in imported().items()}
+
+    def reached(start: str) -> set[str]:
+        seen, waiting = set(), [start]
+        while waiting:
+            for other in edges.get(waiting.pop(), ()):
+                if other not in seen:
+                    seen.add(other)
+                    waiting.append(other)
+        return seen
+
+    assert not [name for name in edges if name in reached(name)]
+
+
+def test_some_rooms_import_nothing_of_ours():
+    edges = imported()
+    assert not {name: dict(edges[name]) for name in ALONE if edges[name]}
+
+
+def test_only_parallel_names_devices_to_methods():
+    """Losses are written on global arrays: no axis names, no processes, no devices (cxrjax/methods/base.py)."""
+    words = ("pmap", "axis_name", "process_index", "process_count", "jax.devices", "jax.local_devices")
+    files = [path for name in ("methods", "losses", "models") for path in (PACKAGE / name).glob("*.py")]
+    said = {path.name: [word for word in words if word in path.read_text()] for path in files}
+    assert not {name: found for name, found in said.items() if found}
