@@ -14,9 +14,10 @@ import numpy as np
 import pandas
 
 from cxrjax import parallel
-from cxrjax.evals import pictures, predictions
+from cxrjax.evals import pictures
 from cxrjax.evals.base import Encoder, Result
 from cxrjax.evals.features import fetch, share
+from cxrjax.evals.predictions import choose, quality
 from cxrjax.input.source import Source
 from cxrjax.models import regions
 from cxrjax.models.vit import ViT
@@ -60,7 +61,7 @@ def add(encoder: Encoder, test: Source, result: Result, limit_bytes: float) -> R
     if encoder.looks is None:
         return result
     table = result.predictions
-    chosen = predictions.choose(predictions.quality(table)[0], MOST)
+    chosen = choose(quality(table)[0], MOST)
     rows = [row for of_kind in chosen.values() for row in of_kind]
     if not rows:
         return result

@@ -9,12 +9,12 @@ LEAST_SCORE = 0.3
 """Boxes with a lower score are neither drawn nor counted when pictures are put in order."""
 
 
-def labels(table: pandas.DataFrame) -> list[str]:
+def judged_labels(table: pandas.DataFrame) -> list[str]:
     """The labels that a table of predictions has targets for; none, if it measures pictures otherwise."""
     return [column.removeprefix("target/") for column in table if column.startswith("target/")]
 
 
-def values(table: pandas.DataFrame) -> dict[str, np.ndarray]:
+def picture_values(table: pandas.DataFrame) -> dict[str, np.ndarray]:
     """What a table measures of each picture: name -> n float64, NaN where a picture has no value.
 
     These are its columns "value/<name>" and, of a retrieval, "hit/<direction>@<k>", which are averaged to a recall, and
@@ -33,7 +33,7 @@ def values(table: pandas.DataFrame) -> dict[str, np.ndarray]:
 
 def quality(table: pandas.DataFrame) -> tuple[np.ndarray, str]:
     """How well each picture was judged, n, larger is better, NaN where there is nothing to judge; and what that is."""
-    names = labels(table)
+    names = judged_labels(table)
     if names:
         targets, scores = (table[[f"{side}/{name}" for name in names]].to_numpy(float) for side in ("target", "score"))
         judged = targets != MASKED
@@ -50,7 +50,7 @@ def quality(table: pandas.DataFrame) -> tuple[np.ndarray, str]:
         return np.array(
             [_overlap(*row) for row in zip(table["true_boxes"], table["boxes"], table["scores"], strict=True)]
         ), ("the overlap of its true boxes with the best found ones")
-    found = values(table)
+    found = picture_values(table)
     if not found:
         return np.full(len(table), np.nan), ""
     name = next(iter(found))

@@ -12,9 +12,10 @@ from typing import NamedTuple
 import numpy as np
 import pandas
 
-from cxrjax.evals import metrics, predictions
+from cxrjax.evals import metrics
 from cxrjax.evals.base import MASKED, Interval
 from cxrjax.evals.metrics import Measures
+from cxrjax.evals.predictions import judged_labels, picture_values
 
 TRUTH = ("report", "true_boxes", "true_labels")
 """Columns that say what there is in a picture, where there are no targets. Pixels of a mask are not among them: models
@@ -42,7 +43,7 @@ def measured(kind: str, table: pandas.DataFrame) -> Measures:
 
     Raises ValueError for a table that has none of these, or no label with both values.
     """
-    names = predictions.labels(table)
+    names = judged_labels(table)
     if names:
         targets, scores = (table[[f"{column}/{name}" for name in names]].to_numpy() for column in ("target", "score"))
         return metrics.measures(kind, names, targets, scores)
@@ -51,7 +52,7 @@ def measured(kind: str, table: pandas.DataFrame) -> Measures:
 
         parts, statistic = detect.measures(table)
         return Measures(parts, statistic, [], len(parts), {}, dict.fromkeys(parts, len(table)), [])
-    found = predictions.values(table)
+    found = picture_values(table)
     if not found:
         raise ValueError(f"the predictions measure nothing per picture; their columns are {list(table)}")
     sizes = {name: int(np.isfinite(column).sum()) for name, column in found.items()}
@@ -75,8 +76,8 @@ def pictures(subjects: Mapping[str, Sequence[pandas.DataFrame]]) -> pandas.DataF
                 f"{len(theirs)}, {len(ours & theirs)} in both; judge all on the same set, split, views, folds and task"
             )
     tables = [table for each in subjects.values() for table in each]
-    shared = [name for name in predictions.labels(tables[0]) if all(f"target/{name}" in table for table in tables)]
-    if predictions.labels(tables[0]) and not shared:
+    shared = [name for name in judged_labels(tables[0]) if all(f"target/{name}" in table for table in tables)]
+    if judged_labels(tables[0]) and not shared:
         raise ValueError("the predictions have no label in common, so there is nothing to compare")
     truth = [column for column in TRUTH if all(column in table for table in tables)]
     columns = ["image_id", "patient_id", *(f"target/{name}" for name in shared), *truth]
@@ -112,7 +113,7 @@ def compare(
         raise ValueError(f"the baseline {baseline!r} is not among what is compared: {list(subjects)}")
     known = pictures(subjects)
     tables = [table for each in subjects.values() for table in each]
-    left = sorted({name for table in tables for name in predictions.labels(table)} - set(predictions.labels(known)))
+    left = sorted({name for table in tables for name in judged_labels(table)} - set(judged_labels(known)))
     notes = [f"left out, because not every run was judged on it: {', '.join(left)}"] if left else []
     dropped = [f"{column}/{name}" for name in left for column in ("target", "score")]
     every = [measured(kind, table.drop(columns=dropped, errors="ignore")) for table in tables]
@@ -172,10 +173,10 @@ def _hashable(value):
 
 def _sizes(known, tables, parts, names) -> tuple[dict[str, int], dict[str, int]]:
     """Judged and positive pictures of each metric; a measure per picture has no positives."""
-    if not predictions.labels(known):
-        values_of = predictions.values(pandas.concat(tables).drop_duplicates("image_id"))
+    if not judged_labels(known):
+        values_of = picture_values(pandas.concat(tables).drop_duplicates("image_id"))
         return {name: int(np.isfinite(values_of.get(name, np.zeros(len(known)))).sum()) for name in names}, {}
-    used = [name for name in predictions.labels(known) if f"auroc/{name}" in parts]
+    used = [name for name in judged_labels(known) if f"auroc/{name}" in parts]
     targets = known[[f"target/{name}" for name in used]]
     sizes, positives = {}, {}
     for metric in names:

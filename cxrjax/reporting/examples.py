@@ -15,7 +15,8 @@ import cv2
 import numpy as np
 import pandas
 
-from cxrjax.evals import figures, predictions
+from cxrjax.evals import figures
+from cxrjax.evals.predictions import LEAST_SCORE, choose, quality
 from cxrjax.input import views
 from cxrjax.input.source import ConvertedSet, source
 
@@ -27,8 +28,8 @@ def pictures(
     converted_set: ConvertedSet, table: pandas.DataFrame, count: int = 2
 ) -> tuple[str, list[tuple[bytes, str]]]:
     """(what they are chosen by, PNGs with their captions) of the best, median and worst pictures of predictions."""
-    found, what = predictions.quality(table)
-    chosen = predictions.choose(found, count)
+    found, what = quality(table)
+    chosen = choose(found, count)
     wanted = {table["image_id"].iloc[row]: (kind, row) for kind, rows in chosen.items() for row in rows}
     examples = _examples(converted_set, set(wanted))
     items = []
@@ -68,11 +69,7 @@ def draw(example: Mapping[str, Any], row: Mapping[str, Any], px: int = PX) -> by
         mask = cv2.imdecode(np.frombuffer(row["overlay/mask"], np.uint8), cv2.IMREAD_GRAYSCALE)
         _outline(canvas, cv2.resize(mask, (px, px), interpolation=cv2.INTER_NEAREST) > 0, FOUND)
     if "boxes" in row:
-        kept = [
-            list(map(float, box))
-            for box, s in zip(row["boxes"], row["scores"], strict=True)
-            if s >= predictions.LEAST_SCORE
-        ]
+        kept = [list(map(float, box)) for box, s in zip(row["boxes"], row["scores"], strict=True) if s >= LEAST_SCORE]
         moved = figures.marks({"image": example["image"], "boxes": {"bbox": kept, "label": [""] * len(kept)}}, px)
         for _, corners in moved.boxes:
             _frame(canvas, corners, FOUND)

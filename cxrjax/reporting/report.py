@@ -19,8 +19,9 @@ import numpy as np
 import pandas
 from ml_collections import ConfigDict
 
-from cxrjax.evals import metrics, predictions
+from cxrjax.evals import metrics
 from cxrjax.evals.base import MASKED, Interval
+from cxrjax.evals.predictions import judged_labels, picture_values
 from cxrjax.input.source import open_set
 from cxrjax.reporting import calibration, charts, collect, compare, delong, examples, operating, page, subgroups
 
@@ -103,7 +104,7 @@ def section(question: collect.Question, options: Options) -> tuple[list[Any], di
     parts += comparisons(found, of_share)
     first = {name: tables[0] for name, tables in subjects.items()}
     share_text = f"At {top:.0%} of the labels; of several runs the first." if _several(subjects, shares) else ""
-    if predictions.labels(next(iter(first.values()))):
+    if judged_labels(next(iter(first.values()))):
         more, facts["labels"] = labels(main, subjects, baseline)
         parts += more
         more, facts["curves"] = drawings(subjects, options)
@@ -166,8 +167,8 @@ def labels(main: compare.Comparison, subjects, baseline: str) -> tuple[list[Any]
     """A row per label and subject, with DeLong's interval and p value beside the intervals of the bootstrap."""
     table, facts = [], {}
     for subject, tables in subjects.items():
-        for name in predictions.labels(tables[0]):
-            alone = len(predictions.labels(tables[0])) == 1
+        for name in judged_labels(tables[0]):
+            alone = len(judged_labels(tables[0])) == 1
             areas = [area if alone else f"{area}/{name}" for area in ("auroc", "auprc")]
             if areas[0] not in main.metrics[subject]:
                 continue  # left out of the comparison, which says so
@@ -209,7 +210,7 @@ def drawings(subjects, options: Options) -> tuple[list[Any], dict[str, Any]]:
     for subject, tables in subjects.items():
         ordered = [table.sort_values("image_id", ignore_index=True) for table in tables]
         same = [table for table in ordered if table["image_id"].equals(ordered[0]["image_id"])]
-        judged = [name for name in predictions.labels(ordered[0]) if set(ordered[0][f"target/{name}"]) >= {0, 1}]
+        judged = [name for name in judged_labels(ordered[0]) if set(ordered[0][f"target/{name}"]) >= {0, 1}]
         ranked = [metrics.rank(table[f"target/{name}"], table[f"score/{name}"]) for table in same for name in judged]
         if not ranked:
             continue
@@ -217,7 +218,7 @@ def drawings(subjects, options: Options) -> tuple[list[Any], dict[str, Any]]:
         rocs.append(charts.Curve(subject, *roc))
         recalls.append(charts.Curve(subject, *recall))
         facts[subject] = {"roc": roc._asdict(), "precision_recall": recall._asdict()}
-    many = len(predictions.labels(next(iter(subjects.values()))[0])) > 1
+    many = len(judged_labels(next(iter(subjects.values()))[0])) > 1
     text = (
         f"{'Mean over the labels, with' if many else 'With'} the pointwise 95 % band over {BAND_RESAMPLES} resamples."
     )
@@ -232,7 +233,7 @@ def calibrations(kind: str, first, options: Options, text: str) -> tuple[list[An
     """ECE and Brier score of each subject, and the reliability of all its labels together."""
     table, lines, facts = [], [], {}
     for subject, one in first.items():
-        names_of = predictions.labels(one)
+        names_of = judged_labels(one)
         targets, scores = (one[[f"{side}/{name}" for name in names_of]].to_numpy() for side in ("target", "score"))
         if not calibration.are_probabilities(scores[targets != MASKED]):
             facts[subject] = "scores are no probabilities"
@@ -263,7 +264,7 @@ def points(first, options: Options, text: str) -> tuple[list[Any], dict[str, Any
     """Sensitivity, specificity and predictive values, by subject and label."""
     table, facts, columns = [], {}, []
     for subject, one in first.items():
-        for name in predictions.labels(one):
+        for name in judged_labels(one):
             if not set(one[f"target/{name}"]) >= {0, 1}:
                 continue
             given = (one[f"{side}/{name}"].to_numpy() for side in ("target", "score"))
@@ -289,7 +290,7 @@ def groups(question, first, options: Options, text: str) -> tuple[list[Any], dic
         except ValueError as error:
             return [page.Notes([f"no subgroups: {error}"])], {}
         notes = more
-        if not (predictions.labels(one) or predictions.values(one)):
+        if not (judged_labels(one) or picture_values(one)):
             return [], {}
         facts[subject] = subgroups.groups(one, known, options.resamples, options.seed)
         for group in facts[subject]:

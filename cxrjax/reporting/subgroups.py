@@ -19,6 +19,7 @@ import pandas
 from cxrjax.datasets.table import column, read_table
 from cxrjax.evals import metrics
 from cxrjax.evals.base import Interval
+from cxrjax.evals.predictions import judged_labels
 from cxrjax.input.source import ConvertedSet, index
 from cxrjax.reporting import compare
 
@@ -95,7 +96,7 @@ def attributes(
 def groups(predictions: pandas.DataFrame, known: pandas.DataFrame, resamples: int = 1000, seed: int = 0) -> list[Group]:
     """The metrics of each group: "auroc" and "auprc" over the labels, or the means of what else was measured.
 
-    predictions: as `metrics.prediction_table` makes them, or with measures per picture (see `predictions.values`).
+    predictions: as `metrics.prediction_table` makes them, or with measures per picture (see `picture_values`).
     known: as `attributes` makes it, in any order. An attribute with one known value gives no group.
     """
     rows = known.set_index("image_id").loc[predictions["image_id"]].reset_index(drop=True)
@@ -121,7 +122,7 @@ def groups(predictions: pandas.DataFrame, known: pandas.DataFrame, resamples: in
     for (attribute, name, inside, _), (names, gap, counted, _), start in zip(sets, measured, stops[:-1], strict=True):
         own = predictions[inside]
         spans = [metrics.interval(value[m], samples[:, m], len(own)) for m in range(start, start + len(names) + gap)]
-        positive = own[[f"target/{label}" for label in predictions.labels(own)]].to_numpy() == 1
+        positive = own[[f"target/{label}" for label in judged_labels(own)]].to_numpy() == 1
         found.append(
             Group(
                 attribute,
@@ -139,7 +140,7 @@ def groups(predictions: pandas.DataFrame, known: pandas.DataFrame, resamples: in
 
 def _measure(predictions: pandas.DataFrame, inside: np.ndarray, outside: np.ndarray):
     """(metric names, whether a gap follows, labels that count, function of all weights n r -> rows r) of a group."""
-    labels = predictions.labels(predictions)
+    labels = judged_labels(predictions)
     if labels:
         own, others = (_countable(predictions[side], labels) for side in (inside, outside))
         both = [name for name in own if name in others]

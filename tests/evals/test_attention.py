@@ -13,7 +13,8 @@ import pytest
 import scipy.special
 
 from cxrjax import evaluate, methods, train, trained
-from cxrjax.evals import attention, encoders, predictions
+from cxrjax.evals import attention, encoders
+from cxrjax.evals.predictions import choose, quality
 from cxrjax.input import source, views
 from cxrjax.models import posemb
 from cxrjax.reporting import report
@@ -107,12 +108,12 @@ def judged(workdir, phantom_dir):
 
 
 def test_the_pictures_that_a_report_may_show_have_their_own_map(judged, workdir, phantom_dir):
-    chosen = predictions.choose(predictions.quality(judged)[0], attention.MOST)
+    chosen = choose(quality(judged)[0], attention.MOST)
     rows = sorted(row for of_kind in chosen.values() for row in of_kind)
     assert 5 < len(rows) <= 3 * attention.MOST
     assert np.flatnonzero(judged["overlay/map"].notna()).tolist() == rows
     for fewer in (1, 2, 3):
-        shown = predictions.choose(predictions.quality(judged)[0], fewer)
+        shown = choose(quality(judged)[0], fewer)
         assert {row for of_kind in shown.values() for row in of_kind} <= set(rows)
     loaded = trained.load(workdir)
     params = jax.device_get(loaded.params["encoder"])

@@ -2,7 +2,8 @@ import numpy as np
 import pandas
 import pytest
 
-from cxrjax.evals import metrics, predictions
+from cxrjax.evals import metrics
+from cxrjax.evals.predictions import picture_values
 from cxrjax.reporting import compare
 
 
@@ -117,7 +118,7 @@ def test_measures_per_picture_are_averaged_without_pictures_that_have_none():
     about = {"image_id": ids, "patient_id": patients, "mask": [b""] * 40, "report": range(40)}
     ours = pandas.DataFrame({**about, "value/dice": dice, "hit/image_to_text@5": dice > 0.7, "rank/image_to_text": 3.0})
     theirs = ours.assign(**{"value/dice": dice - 0.1})
-    assert list(predictions.values(ours)) == ["dice", "image_to_text_recall@5"]
+    assert list(picture_values(ours)) == ["dice", "image_to_text_recall@5"]
     found = compare.compare("", {"theirs": [theirs], "ours": [ours]}, resamples=50, seed=2)
     assert found.metrics["ours"]["dice"].value == pytest.approx(np.nanmean(dice))
     assert found.metrics["ours"]["dice"].n == 32 and found.positives == {}
