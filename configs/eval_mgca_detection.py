@@ -28,7 +28,7 @@ def get_config(arg: str = ""):
     config = protocols.detection()
     converted_set = "object_cxr" if "object_cxr" in words else "rsna_pneumonia"
     config.data.sets = converted_set
-    config.data.views = ""
+    config.data.projections = ""
     config.model.update({"variant": "resnet50", "image_px": 224})
     config.encoder = "frozen"
     config.head.update({"kind": "yolov3", "width": 512})
@@ -39,7 +39,7 @@ def get_config(arg: str = ""):
     config.batch_size = 16
     config.duration.total_epochs = 50.0
     config.optim.update({"lr": 5e-4, "schedule": "constant", "betas": (0.9, 0.999), "wd": 1e-6})
-    protocols.judge_boxes(config, converted_set, every_steps=400 if "object_cxr" in words else 1000, views="")
+    protocols.judge_boxes(config, converted_set, every_steps=400 if "object_cxr" in words else 1000, projections="")
     config.evals.detect.bootstrap = 1000
 
     if "one_percent" in words:

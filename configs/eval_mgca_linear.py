@@ -52,7 +52,7 @@ def get_config(arg: str = ""):
         config.views.flip = 0.5
         config.augment.update({"jitter": 0.8, "brightness": 0.4, "contrast": 0.4})
         task = {"kind": "multilabel", "labels": config.labels, "policy": "MGCA", "name": "five"}
-    judged = {"every_steps": 500, "views": "" if "covidx" in words else "PA,AP", "metric": "log_likelihood"}
+    judged = {"every_steps": 500, "projections": "" if "covidx" in words else "PA,AP", "metric": "log_likelihood"}
     protocols.classify(config, config.data.sets, task, **judged)
     if "grid" in words:
         config.grid = protocols.SHARES

@@ -47,8 +47,8 @@ def get_config(arg: str = ""):
         config.data.sets, config.target, config.batch_size = "rsna_pneumonia", "boxes", 16
     else:
         config.data.sets, config.target, config.batch_size = "siim_acr", "mask", 8
-    protocols.judge_masks(config, config.data.sets, every_steps=1000, views="", metric="dice_all")
-    config.data.views = ""
+    protocols.judge_masks(config, config.data.sets, every_steps=1000, projections="", metric="dice_all")
+    config.data.projections = ""
     if "grid" in words:
         config.grid = protocols.SHARES
     if "smoke" in words:

@@ -27,7 +27,7 @@ def get_config(arg: str = ""):
             "judge": judge,
             "set": "phantom",
             "task": {"kind": "multilabel"},
-            "views": "PA,AP",
+            "projections": "PA,AP",
         }
     if "smoke" in words:
         recipes.smoke_evals(config)

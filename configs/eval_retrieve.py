@@ -36,4 +36,4 @@ def get_config(arg: str = ""):
 
 
 def _entry(name: str) -> dict:
-    return {"judge": "retrieve", "set": name, "split": "test", "at": (1, 5, 10), "views": "PA,AP"}
+    return {"judge": "retrieve", "set": name, "split": "test", "at": (1, 5, 10), "projections": "PA,AP"}

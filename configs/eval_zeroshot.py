@@ -25,14 +25,14 @@ def get_config(arg: str = ""):
     config = shared.evaluation(references="random")
     if "chexpert" in words:
         task = {"kind": "multilabel", "labels": COMPETITION, "name": "competition"}
-        config.evals.chexpert_zeroshot = {"judge": "zeroshot", "set": "chexpert", "task": task, "views": "PA,AP"}
+        config.evals.chexpert_zeroshot = {"judge": "zeroshot", "set": "chexpert", "task": task, "projections": "PA,AP"}
         config.evals.chexpert_zeroshot.prompts = {}
     if "phantom" in words or not config.evals:
         config.evals.phantom_zeroshot = {
             "judge": "zeroshot",
             "set": "phantom",
             "task": {"kind": "multilabel"},
-            "views": "PA,AP",
+            "projections": "PA,AP",
             "prompts": {},
         }
     if "smoke" in words:

@@ -69,7 +69,7 @@ def get_config(arg: str = ""):
     config.duration.total_steps = 300
     config.optim.betas = (0.9, 0.999)
     recipes.phantom_reports(config)
-    config.data.views = ""  # laterals too
+    config.data.projections = ""  # laterals too
 
     if "mimic_cxr" in words:
         recipe(config)
@@ -107,7 +107,7 @@ def recipe(config):
     """What the released launcher and code have."""
     recipes.mimic_cxr(config)
     config.views.transform = "pad_crop"
-    config.data.views = ""
+    config.data.projections = ""
     config.model.update({"variant": "B", "image_px": 224, "patch_px": 16, "positions": "learned", "dtype": "bfloat16"})
     config.lateral.variant = "T"
     config.text.length = 128

@@ -45,7 +45,7 @@ def get_config(arg: str = ""):
         "weights": "cls",  # of tokens: attention of [CLS], or uniform
         "groups": 1,  # negatives from this many separate slices of the batch
         "padding_counts": False,  # padded words as negatives and in the statistics of their head
-        "shifted_looks": False,  # a word weighs what [CLS] pays the token after each of its own
+        "shifted_attention": False,  # a word weighs what [CLS] pays the token after each of its own
         "raw_seen_words": False,  # what a region sees of the words keeps its length
     }
     config.views = {"transform": "mild"}  # or none, crop_flip, pad_crop
@@ -62,7 +62,7 @@ def get_config(arg: str = ""):
         config.regions.enlarge_px = 299
     if "official" in words:
         config.loss.update({"groups": 2, "padding_counts": True, "raw_seen_words": "resnet50" not in words})
-        config.loss.shifted_looks = True
+        config.loss.shifted_attention = True
     if "smoke" in words:
         recipes.smoke(config)
         config.head.update({"hidden": 64, "out": 32})

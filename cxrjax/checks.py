@@ -10,7 +10,7 @@ from cxrjax.config import names
 from cxrjax.evals import frozen, metrics
 from cxrjax.evals import run as evals
 from cxrjax.evals.base import FeatureTable, make_task, targets
-from cxrjax.input import overlap, source
+from cxrjax.input import converted_sets, overlap, record_index, source
 
 
 def folds(config) -> dict[str, int]:
@@ -23,7 +23,7 @@ def folds(config) -> dict[str, int]:
     sets, split = names(config.data.sets), config.data.split
     if cut["folds"] and len(sets) > 1:
         raise ValueError(f"data.folds = {cut['folds']} cuts one set by patient; data.sets names {len(sets)}: {sets}")
-    seen = [part for part in overlap.HELD_OUT if part in split.split(source.JOINED)]
+    seen = [part for part in overlap.HELD_OUT if part in split.split(converted_sets.JOINED)]
     for name, entry in entries(config).items():
         judged_in = {key: entry.get(key, 0) for key in cut}
         if entry.get("set") not in sets:
@@ -70,7 +70,7 @@ def judges(config) -> None:
 
 def labels(config, pictures: Sequence[source.Source]) -> None:
     """Raises ValueError for labels that no box of the pictures' sets has."""
-    found = (source.labels_of_boxes(each.converted_set, each.split) for each in pictures)
+    found = (record_index.labels_of_boxes(each.converted_set, each.split) for each in pictures)
     there = {label for records in found for boxes in records for label in boxes}
     if unknown := sorted(set(names(config.labels)) - there):
         raise ValueError(f"labels {unknown} are of no box in {config.data.sets}; its boxes are of {sorted(there)}")
@@ -79,10 +79,10 @@ def labels(config, pictures: Sequence[source.Source]) -> None:
 def _judge(entry: Mapping[str, Any]) -> dict[str, Any]:
     """The entry filled up, once its set is opened and it is known that it can be judged there; reads no picture."""
     entry = evals.complete(entry)
-    converted = source.open_set(entry["set"], entry["data_dir"] or None)
+    converted = converted_sets.open_set(entry["set"], entry["data_dir"] or None)
     if entry["judge"] == "retrieve":
         required = source.required(entry["require"])
-        source.source(converted, entry["split"], views=names(entry["views"]) or None, **required)
+        source.select(converted, entry["split"], projections=names(entry["projections"]) or None, **required)
         return entry
     chosen, _ = evals.sources(converted, entry)
     if entry["judge"] in ("segment", "detect"):

@@ -1,14 +1,23 @@
 """What every pre-training config shares, the words after the colon of --config, and what makes two runs the same."""
 
+import copy
 import difflib
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict, config_dict
 
 # Keys that may change between a run and its resumption, since no number depends on them.
+RENAMED = {
+    "data.views": "data.projections",
+    "evals.*.views": "evals.*.projections",
+    "loss.shifted_looks": "loss.shifted_attention",
+}
+"""Keys of configs of older versions, and what they are called now; `*` stands for any one name."""
+
 FREE = ("checkpoint", "evals", "grid", "input", "log_every_steps", "mesh", "sharding")
 
 
@@ -40,7 +49,7 @@ def pretrain() -> ConfigDict:
                 "split": "train",
                 "unit": "picture",  # or study: its pictures and its report together, for image–text methods
                 "require": "",  # of a study: frontal, lateral, report; of a picture: boxes, or boxes or <label>
-                "views": "PA,AP",  # "" takes every view
+                "projections": "PA,AP",  # "" takes every one
                 "fraction": 1.0,  # of the patients
                 "fraction_seed": 0,  # which of the set's nested lists
                 "folds": 0,  # of a cross-validation by patient, in place of the set's own splits
@@ -123,13 +132,51 @@ def to_json(config: ConfigDict) -> str:
 
 
 def read(file: Path) -> ConfigDict:
-    """A run's config.json; raises ValueError naming the file where it is no JSON."""
+    """A run's config.json under today's keys; raises ValueError naming the file where it is no JSON."""
     try:
-        return ConfigDict(json.loads(file.read_text()))
+        found = json.loads(file.read_text())
     except ValueError as error:
         raise ValueError(
             f"{file} is damaged ({error}); copy it from another checkpoint of the run, or start anew"
         ) from None
+    current, changes = translated(found)
+    if changes:
+        logging.warning("%s was written by an older version of cxrjax; read as %s", file, "; ".join(changes))
+    return ConfigDict(current)
+
+
+def translated(settings: Mapping, renamed: Mapping[str, str] = RENAMED) -> tuple[dict, list[str]]:
+    """Settings of an older version under today's keys, and "old key → new key" for each that was renamed.
+
+    settings: of a config.json, nested. renamed: old dotted key → new one; `*` stands for any one name. Where both are
+    there, today's key keeps its value.
+    """
+    found, changes = copy.deepcopy(dict(settings)), []
+    for old, new in renamed.items():
+        above, _, _ = old.partition(".*")
+        every = _place(found, above.split(".")) if "*" in old else ("*",)
+        for name in every or ():
+            of_one, to = (key.replace("*", name) for key in (old, new))
+            *path, last = of_one.split(".")
+            place = _place(found, path)
+            if place is None or last not in place:
+                continue
+            value = place.pop(last)
+            *path, last = to.split(".")
+            _place(found, path, make=True).setdefault(last, value)
+            changes.append(f"{of_one} → {to}")
+    return found, changes
+
+
+def _place(settings: dict, path: Sequence[str], make: bool = False) -> dict | None:
+    """The part of nested settings at a path; None where it is not there, unless it is to be made."""
+    for name in path:
+        if name not in settings and make:
+            settings[name] = {}
+        if not isinstance(settings.get(name), dict):
+            return None
+        settings = settings[name]
+    return settings
 
 
 def judged(config: ConfigDict) -> tuple[str, ...]:

@@ -53,7 +53,7 @@ def run(config: ConfigDict, workdir: Path | None = None) -> dict[str, dict[str, 
 
 def _of_checkpoint(found: trained.Trained) -> Encoder:
     described = {"name": found.config.method, "step": found.step, "config": determining(found.config)}
-    return encoders.from_method(found.method, found.params, found.state, **described, looks=True)
+    return encoders.from_method(found.method, found.params, found.state, **described, attention=True)
 
 
 def _untrained(found: trained.Trained, seed: int) -> Encoder:

@@ -23,7 +23,7 @@ import cv2
 from cxrjax import trained
 from cxrjax.evals import figures
 from cxrjax.export import step_name
-from cxrjax.input import paired, source, views
+from cxrjax.input import converted_sets, paired, record_index, source, views
 from cxrjax.text import tokenizer
 
 
@@ -51,7 +51,7 @@ def draw(
         )
     spelling, px = _tokenizer(model), model.method.image_px
     output, written = Path(output), []
-    for example in _examples(source.open_set(set_name), image_ids, split):
+    for example in _examples(converted_sets.open_set(set_name), image_ids, split):
         picture = views.fit(views.decode(example["image"]), px)
         maps = figures.look(model.method.joint, model.params, model.state, picture, sentence, spelling)
         marks = figures.marks(example, px)
@@ -73,13 +73,13 @@ def _tokenizer(model: trained.Trained) -> tokenizer.Tokenizer:
     return paired.Views(model.config).tokenizer
 
 
-def _examples(converted_set: source.ConvertedSet, image_ids: Sequence[str], split: str) -> list[Any]:
+def _examples(converted_set: converted_sets.ConvertedSet, image_ids: Sequence[str], split: str) -> list[Any]:
     if not image_ids:
-        frontals = source.source(converted_set, split, views=("PA", "AP"))
+        frontals = source.select(converted_set, split, projections=("PA", "AP"))
         every = (frontals[item] for item in range(len(frontals)))
         return [next((example for example in every if "boxes" in example and example["boxes"]["label"]), frontals[0])]
     of_split = {
-        name: source.index(converted_set, name)["image_id"] for name, n in converted_set.split_sizes.items() if n
+        name: record_index.index(converted_set, name)["image_id"] for name, n in converted_set.split_sizes.items() if n
     }
     found = []
     for image_id in image_ids:
@@ -90,7 +90,7 @@ def _examples(converted_set: source.ConvertedSet, image_ids: Sequence[str], spli
             raise ValueError(
                 f"set {converted_set.name!r} has no picture {image_id!r} among its {len(every)}; one is {near[0]!r}"
             )
-        found.append(source.source(converted_set, holds, image_ids=[image_id])[0])
+        found.append(source.select(converted_set, holds, image_ids=[image_id])[0])
     return found
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from cxrjax import checkpoint, recipes, trained
 from cxrjax.config import names
-from cxrjax.input import paired, source
+from cxrjax.input import converted_sets, paired
 from cxrjax.interop import huggingface, torch_bert, torch_resnet, torch_swin, torch_vit
 from cxrjax.methods.base import encoder_params
 from cxrjax.models import bert, posemb, resnet, vit
@@ -120,7 +120,7 @@ def _scale(config: Any, standardise: Any, pretrained: huggingface.Pretrained) ->
 def _text(config: Any, wanted: Any) -> dict[str, Any]:
     folder = config.text.init_from
     if folder == paired.OF_REPORTS:
-        folder = report_encoder.folder(source.open_set(names(config.data.sets)[0]))
+        folder = report_encoder.folder(converted_sets.open_set(names(config.data.sets)[0]))
     pretrained, embeddings = torch_bert.read(folder), dict(wanted["embeddings"])
     for name, key in (("word", "vocab_size"), ("position", "max_position_embeddings")):
         rows = embeddings[name]

@@ -47,9 +47,9 @@ def evaluate(config, name: str, options) -> None:
 
 
 def report(config, name: str, options) -> None:
-    from cxrjax.reporting import report
+    from cxrjax.reporting import results_page
 
-    page = report.write(config, Path(options.workdir or Path("runs") / f"{name}-{shared.digest(config)}"))
+    page = results_page.write(config, Path(options.workdir or Path("runs") / f"{name}-{shared.digest(config)}"))
     print(f"done: {page}, with report.md and report.json beside it", flush=True)
 
 

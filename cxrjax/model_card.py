@@ -115,7 +115,7 @@ def text(model: Trained, config: dict[str, Any], parity: Any) -> str:
     doc = importlib.import_module(f"cxrjax.methods.{settings.method}").__doc__ or settings.method
     describe = _resnet if config["model_type"] == "resnet" else _vit
     sets = shared.names(settings.data.sets)
-    views = settings.data.views or "all"
+    views = settings.data.projections or "all"
     return _CARD.format(
         **describe(settings, config),
         loader=config["architectures"][0],

@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def listing(data_dir: Path) -> str:
     """The sets that can be converted and where to get them, and those in the data folder with pictures per split."""
-    from cxrjax.input import source
+    from cxrjax.input import converted_sets
 
     lines = ["Sets that need no official download:", *(f"  {name:<10} {what}" for name, what in OWN.items())]
     lines += ["", "Official sets (python -m cxrjax.prepare NAME --raw DIR):"]
@@ -65,10 +65,10 @@ def listing(data_dir: Path) -> str:
         lines += [f"  {name}: {entry.title}", f"      {entry.size}; needs: {entry.access}; licence: {entry.licence}"]
         lines.append(f"      {entry.where}")
         lines += [f"      --{option} {' | '.join(choices)}" for option, choices in entry.options.items()]
-    names = source.converted(data_dir)
+    names = converted_sets.converted(data_dir)
     lines += ["", f"Converted in {data_dir}:"]
     for name in names:
-        there = source.open_set(name, data_dir)
+        there = converted_sets.open_set(name, data_dir)
         sizes = ", ".join(
             f"{split} {there.split_sizes[split]}" for split in schema.SPLITS if split in there.split_sizes
         )

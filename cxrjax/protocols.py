@@ -82,30 +82,42 @@ def classify(
     converted_set: str,
     task: dict[str, Any],
     every_steps: int,
-    views: str = "PA,AP",
+    projections: str = "PA,AP",
     metric: str = "auroc",
 ) -> None:
     """metric: of the validation pictures, by which the best step is kept."""
     task = {"name": "all", **task}
-    entry = {"judge": "classify", "set": converted_set, "task": task, "views": views, "every_steps": every_steps}
+    entry = {
+        "judge": "classify",
+        "set": converted_set,
+        "task": task,
+        "projections": projections,
+        "every_steps": every_steps,
+    }
     _judged(config, "classify", entry, metric)
 
 
 def judge_masks(
-    config: ConfigDict, converted_set: str, every_steps: int, views: str = "PA,AP", metric: str = "dice_present"
+    config: ConfigDict, converted_set: str, every_steps: int, projections: str = "PA,AP", metric: str = "dice_present"
 ) -> None:
     """metric: as in `classify`."""
     task = {"name": config.get_ref("target")}
-    entry = {"judge": "segment", "set": converted_set, "task": task, "views": views, "every_steps": every_steps}
+    entry = {
+        "judge": "segment",
+        "set": converted_set,
+        "task": task,
+        "projections": projections,
+        "every_steps": every_steps,
+    }
     _judged(config, "segment", entry, metric)
 
 
 def judge_boxes(
-    config: ConfigDict, converted_set: str, every_steps: int, views: str = "PA,AP", require: str = ""
+    config: ConfigDict, converted_set: str, every_steps: int, projections: str = "PA,AP", require: str = ""
 ) -> None:
     """require: what pictures must have, "boxes" or "boxes or <label>", to be trained on and to be judged on."""
     config.data.require = require
-    entry = {"judge": "detect", "set": converted_set, "task": {"name": "boxes"}, "views": views}
+    entry = {"judge": "detect", "set": converted_set, "task": {"name": "boxes"}, "projections": projections}
     entry["require"] = config.data.get_ref("require")
     _judged(config, "detect", {**entry, "every_steps": every_steps, "bootstrap": 200}, "map")
 

@@ -177,4 +177,4 @@ def _of_studies(config: ConfigDict) -> None:
 
 def _probe(name: str, every_steps: int) -> dict[str, Any]:
     task = {"kind": "multilabel"}
-    return {"judge": "probe", "set": name, "task": task, "views": "PA,AP", "every_steps": every_steps}
+    return {"judge": "probe", "set": name, "task": task, "projections": "PA,AP", "every_steps": every_steps}

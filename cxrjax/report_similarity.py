@@ -18,7 +18,8 @@ from ml_collections import ConfigDict
 from cxrjax import recipes
 from cxrjax.datasets import schema
 from cxrjax.input import paired
-from cxrjax.input.source import open_set, source
+from cxrjax.input.converted_sets import open_set
+from cxrjax.input.source import select
 from cxrjax.input.studies import studies
 from cxrjax.report_encoders import report_encoder, similarity
 
@@ -74,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         converted_set = open_set(given.set)
         encoder = given.encoder or report_encoder.folder(converted_set)
         found = similarity.load(similarity.made(converted_set, paired.Views(read), encoder, given.split))
-        listed = studies(source(converted_set, given.split)).table
+        listed = studies(select(converted_set, given.split)).table
         keys = zip(listed["patient_id"], listed["study_id"], strict=True)
         print(report(found, dict(zip(keys, listed["labels"], strict=True))))
     except (ValueError, OSError) as error:

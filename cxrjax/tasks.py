@@ -17,7 +17,7 @@ def five_sets(judge: str = "probe") -> Iterator[tuple[str, dict]]:
         yield name, {"judge": judge, "set": converted_set, "task": task, "solver": "logistic"}
 
 
-def online_knn(converted_set: str, every_steps: int, views: str = "PA,AP") -> dict:
+def online_knn(converted_set: str, every_steps: int, projections: str = "PA,AP") -> dict:
     """Entry of a quick look along training: 20 neighbours among a random thousand pictures, all labels of the set.
 
     Nothing is fitted and no choice made, so it costs three thousand encoded pictures; a collapsed encoder is at 0.5 in
@@ -27,7 +27,7 @@ def online_knn(converted_set: str, every_steps: int, views: str = "PA,AP") -> di
         "judge": "knn",
         "set": converted_set,
         "task": {"kind": "multilabel"},
-        "views": views,
+        "projections": projections,
         "limit": 1000,
         "neighbours": (20,),
         "bootstrap": 50,

@@ -26,8 +26,8 @@ _SECONDS_BETWEEN_LINES = 10
 # What the progress line shows of the newest records, by the end of the name: a collapse is seen before the run is over.
 _SHOWN = {
     "train/loss": "loss",
-    "train/report/feature_std": "std",
-    "train/report/effective_rank": "rank",
+    "train/monitor/feature_std": "std",
+    "train/monitor/effective_rank": "rank",
     "/knn_auroc": "knn",
     "/auroc": "probe",
 }

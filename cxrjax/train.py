@@ -21,7 +21,7 @@ from cxrjax.config import determining, judged, names
 from cxrjax.evals import run as evals
 from cxrjax.evals.encoders import from_method
 from cxrjax.evals.features import source_digest
-from cxrjax.input import overlap, paired, pipeline, source, studies
+from cxrjax.input import converted_sets, overlap, paired, pipeline, source, studies
 from cxrjax.methods import Method
 from cxrjax.track import Tracker
 
@@ -53,7 +53,7 @@ def make_step(method: Method, optimizer: optax.GradientTransformation, root: jax
         params = optax.apply_updates(params, updates)
         scalars = {"train/loss": loss}
         scalars |= {f"train/term/{name}": value for name, value in aux.terms.items()}
-        scalars |= {f"train/report/{name}": value for name, value in aux.report.items()}
+        scalars |= {f"train/monitor/{name}": value for name, value in aux.monitors.items()}
         scalars |= {"train/norm/gradient": optax.global_norm(gradient), "train/norm/update": optax.global_norm(updates)}
         return TrainState(index + 1, params, method.after(params, aux.state, index), opt_state), scalars
 
@@ -71,7 +71,7 @@ class Run(NamedTuple):
     step: Callable  # jitted, donates its TrainState
     init: Callable  # () -> TrainState on the mesh
     abstract: TrainState  # shapes and shardings
-    report: Callable  # step -> {"lr": …}
+    rates: Callable  # step -> {"lr": …}
     remarks: tuple[str, ...]  # what was left out of training
 
 
@@ -97,7 +97,7 @@ def build(config) -> Run:
     root = jax.random.key(config.seed)
     example = methods.blank_batch(method)
     params = jax.eval_shape(lambda: method.init(rng.fold(root, "init"), example)[0])
-    optimizer, report = optim.make(config.optim, params, total_steps, config.batch_size, examples / config.batch_size)
+    optimizer, rates = optim.make(config.optim, params, total_steps, config.batch_size, examples / config.batch_size)
 
     def init() -> TrainState:
         params, state = method.init(rng.fold(root, "init"), example)
@@ -112,7 +112,7 @@ def build(config) -> Run:
         donate_argnums=0,
     )
     init = jax.jit(init, out_shardings=layout)
-    return Run(method, mesh, sources, batches, total_steps, step, init, abstract, report, remarks)
+    return Run(method, mesh, sources, batches, total_steps, step, init, abstract, rates, remarks)
 
 
 def _sources(config) -> tuple[list[source.Source], tuple[str, ...]]:
@@ -130,10 +130,10 @@ def _sources(config) -> tuple[list[source.Source], tuple[str, ...]]:
     of_pictures = source.required(required, labels) if unit == "picture" else {}
 
     def chosen(name, without=()):
-        return source.source(
-            source.open_set(name),
+        return source.select(
+            converted_sets.open_set(name),
             config.data.split,
-            views=names(config.data.views) or None,
+            projections=names(config.data.projections) or None,
             exclude_patient_ids=without,
             fraction=config.data.fraction,
             fraction_seed=config.data.get("fraction_seed", 0),
@@ -194,7 +194,7 @@ def _loop(config, run, train_state, start, saved, tracker, workdir, terminated) 
     for done in range(start + 1, run.total_steps + 1):
         train_state, scalars = run.step(train_state, parallel.to_global(next(batches), run.mesh))
         if tracker.due(done):
-            tracker.log(done, scalars | {f"train/{name}": value for name, value in run.report(done - 1).items()})
+            tracker.log(done, scalars | {f"train/{name}": value for name, value in run.rates(done - 1).items()})
         metrics, judges = {}, _due(entries, run, done)
         if judges:
             tracker.check_finite(done, scalars)
@@ -247,7 +247,7 @@ def _evaluate(config, run, train_state, done, workdir, judges) -> dict[str, floa
     """Scalars of these judges, entries by name, at step `done`."""
     described = {"name": config.method, "step": done, "config": determining(config), "mesh": run.mesh}
     last = done == run.total_steps
-    encoder = from_method(run.method, train_state.params, train_state.state, **described, looks=last)
+    encoder = from_method(run.method, train_state.params, train_state.state, **described, attention=last)
     started_from = _started_from(config) if last else None
     scalars = {}
     for name, entry in judges.items():

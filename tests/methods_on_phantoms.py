@@ -61,7 +61,7 @@ def row(workdirs: list[Path], steps: int) -> str:
         cells += [f"{found.metrics[side]['auroc'].value:.3f}" for side in ("untrained", "trained")]
         cells.append(f"{gain.value:+.3f} ({gain.low:+.3f} to {gain.high:+.3f})")
     lines = [json.loads((w / "metrics.jsonl").read_text().splitlines()[-1]) for w in workdirs]
-    watched = [min(line[f"train/report/{name}"] for line in lines) for name in ("effective_rank", "feature_std")]
+    watched = [min(line[f"train/monitor/{name}"] for line in lines) for name in ("effective_rank", "feature_std")]
     return " | ".join([*cells, *(f"{value:.2g}" for value in watched)])
 
 

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from cxrjax.datasets.convert import Conversion, convert_manifest
-from cxrjax.input import source
+from cxrjax.input import converted_sets, source
 
 
 class Converted(NamedTuple):
@@ -37,10 +37,10 @@ def convert(manifest, tmp_path, **options) -> Converted:
     made = convert_manifest(manifest, say=said.append, **options)
     records = {}
     if made.directory is not None:
-        converted = source.open_set(made.directory)
+        converted = converted_sets.open_set(made.directory)
         for split, size in converted.split_sizes.items():
             if size:
-                examples = source.source(converted, split)
+                examples = source.select(converted, split)
                 records |= {examples[i]["image_id"]: (split, dict(examples[i])) for i in range(len(examples))}
     return Converted(records, "\n".join(said), made)
 

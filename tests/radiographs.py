@@ -5,7 +5,7 @@ import numpy as np
 
 from cxrjax.datasets.convert import convert_manifest
 from cxrjax.datasets.manifest import Manifest, Row
-from cxrjax.input import source
+from cxrjax.input import converted_sets
 
 
 def radiograph(seed, height=288, width=320):
@@ -61,4 +61,4 @@ def write(data_dir, name, rows, short_side=96):
     manifest = Manifest(name, ("Finding",), tuple(made), "Made for a test.")
     options = {"data_dir": data_dir, "short_side": short_side, "image_format": "png"}
     converted = convert_manifest(manifest, **options, progress=False, say=lambda line: None)
-    return source.open_set(converted.directory)
+    return converted_sets.open_set(converted.directory)

@@ -20,7 +20,7 @@ def test_fine_tuning_beats_probing(tmp_path, monkeypatch):
     """A small ResNet on a third of 360 simulated studies; measured: AUROC 0.75 against 0.60 on another third."""
     monkeypatch.setenv("CXRJAX_DATA", str(tmp_path))
     phantom.build(tmp_path, studies=360, short_side=64, progress=False)
-    config = runs.config("finetune", "", model__variant="resnet_test", model__image_px=64, data__views="")
+    config = runs.config("finetune", "", model__variant="resnet_test", model__image_px=64, data__projections="")
     config.duration.total_steps = 200
     config.optim.update({"lr": 3e-3, "warmup_steps": 20})
     config.checkpoint.best_metric = ""

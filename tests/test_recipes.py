@@ -77,11 +77,11 @@ def test_a_collapse_shows_in_every_run(method, tmp_path, capsys):
     _, aux = jax.eval_shape(made.loss, params, state, batch, jax.random.key(0), 0)
     watched = {"feature_std", "effective_rank", "uniformity"}
     watched |= set() if method in ONE_VIEW else {"alignment", "retrieval_top1"}
-    assert watched <= set(aux.report)
+    assert watched <= set(aux.monitors)
 
     result = SimpleNamespace(metrics={"auroc": SimpleNamespace(value=0.5)}, details={})
     judged = run.scalars(config.evals.phantom_knn, result)
-    reported = {f"train/report/{name}": 1.0 for name in aux.report}
+    reported = {f"train/monitor/{name}": 1.0 for name in aux.monitors}
     with track.Tracker(tmp_path, 2, config.batch_size, every=1) as tracker:
         tracker.log(1, judged)
         tracker.log(2, {"train/loss": 2.0, **reported})
@@ -89,7 +89,7 @@ def test_a_collapse_shows_in_every_run(method, tmp_path, capsys):
     assert "std 1" in said and "rank 1" in said and "knn 0.5" in said
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    for name in (*judged, *(f"train/report/{name}" for name in watched)):
+    for name in (*judged, *(f"train/monitor/{name}" for name in watched)):
         assert any(name in record for record in records) and name in board.Tags()["scalars"]
 
 

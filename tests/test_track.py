@@ -176,7 +176,11 @@ def test_plain_lines_are_few_and_the_last_is_there(tmp_path, capsys, monkeypatch
 
 def test_progress_shows_a_collapse_and_the_last_judgement(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(track, "_SECONDS_BETWEEN_LINES", 0)
-    watched = {"train/report/feature_std": 0.03125, "train/report/effective_rank": 1.0, "train/report/uniformity": -0.1}
+    watched = {
+        "train/monitor/feature_std": 0.03125,
+        "train/monitor/effective_rank": 1.0,
+        "train/monitor/uniformity": -0.1,
+    }
     with track.Tracker(tmp_path, 4, batch_size=8) as tracker:
         tracker.log(1, {"train/loss": 2.5, **watched})
         judged = {"eval/phantom/all/knn_auroc": 0.625, "eval/phantom/all/knn_auroc/Mass": 0.9, "eval/nih/tb/auroc": 0.5}
@@ -190,14 +194,14 @@ def test_progress_shows_a_collapse_and_the_last_judgement(tmp_path, capsys, monk
         "step 2/4 (50%)  loss 2.25  std 0.03125  rank 1  knn 0.75/0.625  probe 0.5",
         "step 4/4 (100%)  loss 2  std 0.03125  rank 1  knn 0.75/0.5  probe 0.5",
     ]
-    assert lines(tmp_path)[0]["train/report/effective_rank"] == 1 and len(lines(tmp_path)) == 5
+    assert lines(tmp_path)[0]["train/monitor/effective_rank"] == 1 and len(lines(tmp_path)) == 5
 
 
 def test_bar_on_a_terminal(tmp_path):
     code = (
         "import sys; from cxrjax.track import Tracker\n"
         "with Tracker(sys.argv[1], 20, batch_size=8) as t:\n"
-        "    for step in range(1, 21): t.log(step, {'train/loss': 0.25, 'train/report/feature_std': 0.75})\n"
+        "    for step in range(1, 21): t.log(step, {'train/loss': 0.25, 'train/monitor/feature_std': 0.75})\n"
         "    t.log(20, {'eval/phantom/all/knn_auroc': 0.625})\n"
     )
     ours, theirs = pty.openpty()

@@ -18,7 +18,7 @@ import pytest
 from cxrjax import checkpoint, train
 from cxrjax import config as shared
 from cxrjax.evals import run as evals
-from cxrjax.input import source, views
+from cxrjax.input import converted_sets, source, views
 from cxrjax.track import NonFinite
 from tests import radiographs, runs
 
@@ -125,7 +125,7 @@ def test_a_run_leaves_its_records(tmp_path, capsys):
     assert int(state.step) == 6 and checkpoint.steps(tmp_path) == [6]
     lines = records(tmp_path)
     assert [line["step"] for line in lines] == [2, 4, 6, 6]
-    assert {"train/loss", "train/term/contrast", "train/report/feature_std", "train/lr", "train/norm/gradient"} <= set(
+    assert {"train/loss", "train/term/contrast", "train/monitor/feature_std", "train/lr", "train/norm/gradient"} <= set(
         lines[0]
     )
     assert 0 <= lines[-1]["eval/phantom_smoke/all/auroc"] <= 1
@@ -174,7 +174,7 @@ def test_a_probe_that_cannot_be_made_is_refused_before_training(tmp_path):
     rows = [(f"{n}", f"patient {n}", split, radiographs.radiograph(n)) for n, split in enumerate(splits)]
     place = str(radiographs.write(tmp_path, "clinic", rows).directory)
     probe = {"probe": {"set": place, "task": {"kind": "multilabel"}}}
-    config = runs.config(data__sets=place, data__views="", batch_size=8, evals=probe)
+    config = runs.config(data__sets=place, data__projections="", batch_size=8, evals=probe)
     with pytest.raises(
         ValueError, match="evals.probe: the train split cannot teach this multilabel task: 'Finding' .6 of 6 positive"
     ):
@@ -220,15 +220,17 @@ def copied(tmp_path, phantom_dir, monkeypatch):
     """Data folder with "phantom_smoke" and "elsewhere", which has copies of two of its train patients in val and test
     and of a third one in train. Returns the two."""
     data_dir = tmp_path / "data"
-    shutil.copytree(source.open_set("phantom_smoke", phantom_dir).directory.parent, data_dir / "phantom_smoke")
+    shutil.copytree(converted_sets.open_set("phantom_smoke", phantom_dir).directory.parent, data_dir / "phantom_smoke")
     monkeypatch.setenv("CXRJAX_DATA", str(data_dir))
     convert_copies(data_dir, ("val", "test", "train"))
-    patients = source.source(source.open_set("phantom_smoke"), "train", views=("PA", "AP")).table["patient_id"]
+    patients = source.select(converted_sets.open_set("phantom_smoke"), "train", projections=("PA", "AP")).table[
+        "patient_id"
+    ]
     return list(dict.fromkeys(patients))[:2]
 
 
 def convert_copies(data_dir, splits):
-    frontal = source.source(source.open_set("phantom_smoke"), "train", views=("PA", "AP"))
+    frontal = source.select(converted_sets.open_set("phantom_smoke"), "train", projections=("PA", "AP"))
     patients = list(dict.fromkeys(frontal.table["patient_id"]))
     rows = []
     for patient, split in zip(patients, splits, strict=False):

@@ -106,4 +106,4 @@ class Trainer:
     def measure(self, params, state, data):
         """(terms, report) of the method's own loss on `data`, as floats."""
         _, aux = self._measure(params, state, data, jax.random.key(0), 0)
-        return jax.tree.map(float, (aux.terms, aux.report))
+        return jax.tree.map(float, (aux.terms, aux.monitors))

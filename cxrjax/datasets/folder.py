@@ -28,7 +28,7 @@ _SPLITS = {
     **dict.fromkeys(("val", "valid", "validate", "validation", "dev"), "val"),
     **dict.fromkeys(("test", "testing", "tst", "te"), "test"),
 }
-_VIEWS = {
+_PROJECTIONS = {
     **dict.fromkeys(("", "UNKNOWN", "NA", "N/A", "NAN", "NONE"), "UNKNOWN"),
     **dict.fromkeys(("PA", "POSTEROANTERIOR", "POSTERO-ANTERIOR", "PA ERECT"), "PA"),
     **dict.fromkeys(("AP", "ANTEROPOSTERIOR", "ANTERO-POSTERIOR", "AP SUPINE", "AP ERECT", "AP PORTABLE"), "AP"),
@@ -294,7 +294,7 @@ def _labels(frame: pandas.DataFrame, mapping: Mapping, path: Path) -> tuple[tupl
 def _views(frame: pandas.DataFrame, mapping: Mapping, path: Path) -> list[str]:
     if mapping.view is None:
         return ["UNKNOWN"] * len(frame)
-    return _translated(frame, path, "view", mapping.view, mapping.view_values, _VIEWS, schema.VIEWS)
+    return _translated(frame, path, "view", mapping.view, mapping.view_values, _PROJECTIONS, schema.PROJECTIONS)
 
 
 def _splits(frame: pandas.DataFrame, mapping: Mapping, path: Path) -> list[str] | None:

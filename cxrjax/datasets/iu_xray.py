@@ -30,7 +30,7 @@ PUBLISHED = {
     "Kaggle": {"pictures": 7466, "studies": 3851},
     "R2Gen": {"studies": 2955, "studies in train": 2069, "studies in val": 296, "studies in test": 590},
 }
-_VIEWS = {"frontal": "PA", "lateral": "LATERAL"}
+_PROJECTIONS = {"frontal": "PA", "lateral": "LATERAL"}
 _SPLITS = {"train": "train", "val": "val", "test": "test", "": "test"}  # one copy of R2Gen's list has a blank key
 
 
@@ -144,7 +144,9 @@ def _projections(download: release.Release) -> dict[tuple[str, str], str]:
     if found is None:
         return {}
     cells = [column(found[0], name, found[1]) for name in ("filename", "projection")]
-    return {_key(name): _VIEWS.get(projection.lower(), "UNKNOWN") for name, projection in zip(*cells, strict=True)}
+    return {
+        _key(name): _PROJECTIONS.get(projection.lower(), "UNKNOWN") for name, projection in zip(*cells, strict=True)
+    }
 
 
 def _key(name: str) -> tuple[str, str]:

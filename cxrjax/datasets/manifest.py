@@ -91,7 +91,7 @@ def check(manifest: Manifest) -> None:
             "Use a column that is different for every picture, or the file name; of an official table remove what is "
             "there twice."
         )
-    for field, known in (("split", schema.SPLITS), ("view", schema.VIEWS)):
+    for field, known in (("split", schema.SPLITS), ("view", schema.PROJECTIONS)):
         unknown = sorted({getattr(row, field) for row in manifest.rows} - set(known))
         if unknown:
             raise ValueError(f"Unknown {field} {listed(unknown)} in set {manifest.name!r}; known: {', '.join(known)}.")
@@ -119,7 +119,9 @@ def count_table(
         ("patients", [len({row.patient_id for row in part}) for part in parts]),
         ("studies", [len({row.study_id for row in part}) for part in parts]),
     ]
-    lines += [(f"view {view}", [sum(row.view == view for row in part) for part in parts]) for view in schema.VIEWS]
+    lines += [
+        (f"view {view}", [sum(row.view == view for row in part) for part in parts]) for view in schema.PROJECTIONS
+    ]
     lines.append(("with a mask", [sum(bool(row.masks) for row in part) for part in parts]))
     lines.append(("boxes", [sum(not box.reader for row in part for box in row.boxes) for part in parts]))
     lines.append(

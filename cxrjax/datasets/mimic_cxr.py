@@ -41,7 +41,7 @@ PUBLISHED = {
     "studies in test": 3269,
 }
 _SPLITS = {"train": "train", "validate": "val", "test": "test"}
-_VIEWS = {"PA": "PA", "AP": "AP", "LATERAL": "LATERAL", "LL": "LATERAL"}
+_PROJECTIONS = {"PA": "PA", "AP": "AP", "LATERAL": "LATERAL", "LL": "LATERAL"}
 _UNLABELLED = (NOT_MENTIONED,) * len(LABELS)
 
 
@@ -68,14 +68,14 @@ def manifest(raw: Path, labels: str = "chexpert") -> Manifest:
         elif dicom not in files:
             problems.append(release.missing_picture(f"files/p{patient[:2]}/p{patient}/s{study}/{dicom}{suffixes[-1]}"))
         else:
-            view, labelled = _VIEWS.get(view, "UNKNOWN"), codes.get(study, _UNLABELLED)
+            view, labelled = _PROJECTIONS.get(view, "UNKNOWN"), codes.get(study, _UNLABELLED)
             rows.append(Row(files[dicom], dicom, patient, study, _SPLITS[split], view, labelled))
     problems += [Problem(dicom, "row", f"{split_path.name} names it, but not {path.name}.") for dicom in splits]
     remarks = [*release.completeness(sum(dicom in files for dicom in cells[0]), len(frame))]
     unlisted = sorted(files.keys() - set(cells[0]))
     if unlisted:
         remarks.append(f"{len(unlisted)} pictures are not in {path.name} and were left out: {listed(unlisted)}.")
-    unknown = Counter(view or "none given" for view in cells[3] if view not in _VIEWS)
+    unknown = Counter(view or "none given" for view in cells[3] if view not in _PROJECTIONS)
     if unknown:
         said = listed([f"{view} ({count})" for view, count in unknown.most_common()], 20)
         remarks.append(f"{unknown.total()} pictures of the table have no known view: {said}.")

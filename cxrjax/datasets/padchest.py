@@ -21,7 +21,7 @@ from cxrjax.datasets.manifest import Manifest, Problem, Row, listed
 from cxrjax.datasets.table import column
 
 PUBLISHED = {"pictures": 160868, "studies": 109931}
-_VIEWS = {"PA": "PA", "AP": "AP", "AP_HORIZONTAL": "AP", "L": "LATERAL"}
+_PROJECTIONS = {"PA": "PA", "AP": "AP", "AP_HORIZONTAL": "AP", "L": "LATERAL"}
 _LEFT_OUT = ("COSTAL", "EXCLUDE")
 _NO_FINDINGS = {"exclude", "unchanged"}
 _COLUMNS = (
@@ -56,7 +56,7 @@ def manifest(raw: Path) -> Manifest:
                     patient,
                     study or name,
                     schema.assign_split("padchest", patient),
-                    _VIEWS.get(projection.upper(), "UNKNOWN"),
+                    _PROJECTIONS.get(projection.upper(), "UNKNOWN"),
                     codes.get(labels, unknown),
                     text=text,
                     sex=release.sex(sex),
@@ -69,7 +69,7 @@ def manifest(raw: Path) -> Manifest:
     for said, counts in (
         ("Left out", {name: count for name, count in projections.items() if name.upper() in _LEFT_OUT}),
         ("Labelled by", methods),
-        ("Without a known view", Counter(cells[0] for cells in kept if cells[0].upper() not in _VIEWS)),
+        ("Without a known view", Counter(cells[0] for cells in kept if cells[0].upper() not in _PROJECTIONS)),
     ):
         if counts:
             named = [f"{name or 'none given'} ({count})" for name, count in counts.items()]

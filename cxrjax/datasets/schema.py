@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-VIEWS = ("UNKNOWN", "PA", "AP", "LATERAL")
+PROJECTIONS = ("UNKNOWN", "PA", "AP", "LATERAL")
 PRESENT, ABSENT, UNCERTAIN, NOT_MENTIONED = 1, 0, -1, -2
 SPLITS = ("train", "val", "test")
 TEST_SHARE = 0.1
@@ -64,7 +64,7 @@ def features(
         "image_id": tfds.features.Text(),
         "patient_id": tfds.features.Text(),
         "study_id": tfds.features.Text(),
-        "view": tfds.features.ClassLabel(names=list(VIEWS)),
+        "view": tfds.features.ClassLabel(names=list(PROJECTIONS)),
         "labels": tfds.features.Tensor(shape=(len(label_names),), dtype=np.int8),
         "sex": tfds.features.Text(),
         "age": tfds.features.Scalar(dtype=np.int32),

@@ -1,4 +1,4 @@
-"""Where an encoder's [CLS] token looks: the map over the example pictures of a report.
+"""Where an encoder's [CLS] token attention: the map over the example pictures of a report.
 
 The softmax weights with which [CLS] reads the patches in a Vision Transformer's last block, the mean over its heads, as
 DINO shows them (Caron et al., ICCV 2021). They say from where the judged feature takes its last step, and not why a
@@ -26,13 +26,13 @@ MOST = 4
 """Pictures of each kind that get a map: best, median and worst ones, as a report chooses them."""
 
 
-def looks(encode: Callable[..., Mapping[str, jax.Array]]) -> Callable[..., jax.Array | None]:
+def maps(encode: Callable[..., Mapping[str, jax.Array]]) -> Callable[..., jax.Array | None]:
     """(params, state, images b h w 1) -> b p q float32, or None where encode's "pooled" is no [CLS] of a ViT.
 
     encode: of a method. Its own pass is watched, so that its preprocessing and parameters are the judged ones.
     """
 
-    def maps(params, state, images):
+    def mapped(params, state, images):
         seen = []
 
         def watch(run, given, named, context):
@@ -41,7 +41,7 @@ def looks(encode: Callable[..., Mapping[str, jax.Array]]) -> Callable[..., jax.A
                 return run(*given, **named)
             module, (_, height, width, _) = context.module, given[0].shape
             out = run(*given, **{**named, "intermediates": True})
-            found = regions.cls_looks(module, module.variables["params"], out["blocks"])
+            found = regions.cls_attention(module, module.variables["params"], out["blocks"])
             grid = height // module.patch_px, width // module.patch_px
             seen.append((out["cls"], found.reshape(-1, *grid)))
             return out
@@ -50,7 +50,7 @@ def looks(encode: Callable[..., Mapping[str, jax.Array]]) -> Callable[..., jax.A
             pooled = encode(params, state, images)["pooled"]
         return next((found for cls, found in seen if cls is pooled), None)
 
-    return maps
+    return mapped
 
 
 def add(encoder: Encoder, test: Source, result: Result, limit_bytes: float) -> Result:
@@ -58,7 +58,7 @@ def add(encoder: Encoder, test: Source, result: Result, limit_bytes: float) -> R
 
     What the map is stands in the details, under "map". Without a map the result is returned as it is.
     """
-    if encoder.looks is None:
+    if encoder.attention is None:
         return result
     table = result.predictions
     chosen = choose(quality(table)[0], MOST)
@@ -69,7 +69,7 @@ def add(encoder: Encoder, test: Source, result: Result, limit_bytes: float) -> R
     few = Source(test.converted_set, test.split, test.positions[places])
     own, size = share(few, len(few), encoder.mesh)
     (images,) = pictures.batches(own, encoder.image_px, size, limit_bytes=limit_bytes)
-    found = encoder.looks(images if encoder.mesh is None else parallel.to_global(images, encoder.mesh))
+    found = encoder.attention(images if encoder.mesh is None else parallel.to_global(images, encoder.mesh))
     if found is None:
         return result
     found = fetch(found)

@@ -68,8 +68,8 @@ class Encoder(NamedTuple):
     digest: changes whenever the features of any picture could change; the feature cache relies on it.
     mesh: where encode wants its images; None for host arrays. joint: of an encoder that was trained with reports.
     answers: of one that was trained to answer for labels; encode then gives "logits" too. target: of one that was
-    trained to make masks; encode then gives "mask_logits" b h w 1. looks: images -> b p q, where its [CLS] looks, or
-    None, compiled (see `attention`).
+    trained to make masks; encode then gives "mask_logits" b h w 1. attention: compiled, images -> b p q, where its
+    [CLS] attends, or None (see `attention.maps`).
     """
 
     encode: Callable[[Any], dict[str, Any]]
@@ -81,7 +81,7 @@ class Encoder(NamedTuple):
     joint: Joint | None = None
     answers: Answers | None = None
     target: str = ""
-    looks: Callable[[Any], Any] | None = None
+    attention: Callable[[Any], Any] | None = None
 
 
 class FeatureTable(NamedTuple):

@@ -24,14 +24,14 @@ def from_method(
     config: Mapping[str, Any] | None = None,
     mesh: jax.sharding.Mesh | None = None,
     content: str | None = None,
-    looks: bool = False,
+    attention: bool = False,
 ) -> Encoder:
     """The encoder of a method with these parameters.
 
     name: in results, such as the run's; config: whatever beside the parameters decides on the features (variant, mean
     and deviation of the input); mesh: by default all devices; parameters that are not on it yet are copied to each.
     content: digest of parameters and state, needed only where no process can see all of them.
-    looks: whether pictures that a report may show get a map of attention; that is another program to compile.
+    attention: whether pictures that a report may show get a map of attention; that is another program to compile.
     One compilation per method serves every step and set.
     """
     mesh = parallel.make_mesh() if mesh is None else mesh
@@ -50,10 +50,10 @@ def from_method(
         )
     described = method.image_px, identity, name, step, mesh, joint, method.answers, method.target
     found = Encoder(lambda images: compiled(params, state, images), *described)
-    if not looks:
+    if not attention:
         return found
     watched = _watched(method.encode)
-    return found._replace(looks=lambda images: watched(params, state, images))
+    return found._replace(attention=lambda images: watched(params, state, images))
 
 
 def random_init(
@@ -88,7 +88,7 @@ def _compiled(encode: Callable) -> Callable:
 
 @lru_cache(maxsize=16)
 def _watched(encode: Callable) -> Callable:
-    return jax.jit(attention.looks(encode))
+    return jax.jit(attention.maps(encode))
 
 
 def _on(mesh: jax.sharding.Mesh, leaf: Any) -> Any:

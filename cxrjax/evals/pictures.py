@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from cxrjax.input import boxes, masks, pipeline, views
-from cxrjax.input.source import Source, index, stamp
+from cxrjax.input.record_index import index, stamp
+from cxrjax.input.source import Source
 
 PREPROCESSING = "fit-1"
 """Names what `views.fit` does to a picture; a change of its pixels needs a new name, or what was kept stays valid."""

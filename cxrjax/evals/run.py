@@ -28,7 +28,8 @@ from cxrjax.evals.knn import NEIGHBOURS, knn
 from cxrjax.evals.probe import STRENGTHS, probe
 from cxrjax.evals.zeroshot import zeroshot
 from cxrjax.input import overlap
-from cxrjax.input.source import ConvertedSet, Source, open_set, required, source
+from cxrjax.input.converted_sets import ConvertedSet, open_set
+from cxrjax.input.source import Source, required, select
 
 # The splits that each looks at; retrieval at the one that its entry names.
 JUDGES = {
@@ -51,9 +52,9 @@ def defaults() -> ConfigDict:
     """An evaluation entry with every key that `evaluate` knows; `set` and `task` must be given.
 
     task: kind "binary" with `positive` and `negative` label names, "multilabel" or "multiclass" with `labels`, and a
-    `name` for the logs; lists of names may be comma-separated. views: projections to keep (empty: all). fraction: share
+    `name` for the logs; lists of names may be comma-separated. projections: those to keep (empty: all). fraction: share
     of the train patients to fit on, fraction_seed: which of the set's nested lists. folds, fold: a cross-validation by
-    patient in place of the set's own splits (`source.source`). require: "boxes" or "boxes or <label>" (`required` of
+    patient in place of the set's own splits (`source.select`). require: "boxes" or "boxes or <label>" (`required` of
     `source`), of the labels that a detecting head knows. limit: most pictures of each split, the same random ones every
     time (0: all), for a quick look along training. bootstrap: resamples of the test patients.
     cache_gib: features kept in the workdir; pictures_gib: fitted pictures of a split kept beside the set, at most.
@@ -71,7 +72,7 @@ def defaults() -> ConfigDict:
             "set": "",
             "task": {},
             "data_dir": "",
-            "views": (),
+            "projections": (),
             "require": "",
             "fraction": 1.0,
             "fraction_seed": 0,
@@ -179,7 +180,9 @@ def _judge(encoder: Encoder, entry: dict[str, Any], workdir: Path, seed: int) ->
     )
     shared = {"resamples": entry["bootstrap"], "seed": seed}
     if entry["judge"] == "retrieve":
-        studies = source(converted, entry["split"], views=names(entry["views"]) or None, **required(entry["require"]))
+        studies = select(
+            converted, entry["split"], projections=names(entry["projections"]) or None, **required(entry["require"])
+        )
         return _judge_retrieval(encoder, entry, studies, table_of, shared)
     chosen, notes = sources(converted, entry, detect.of_boxes(encoder) if entry["judge"] == "detect" else ())
     inputs = {split: source_digest(each) for split, each in chosen.items()}
@@ -213,14 +216,14 @@ def sources(
 
     labels: of the boxes that the entry may require; () all.
     """
-    found, notes, filters = {}, [], {"views": names(entry["views"]) or None}
+    found, notes, filters = {}, [], {"projections": names(entry["projections"]) or None}
     filters |= {key: entry[key] for key in ("folds", "fold")}
     needed = required(entry["require"], labels)
     for split in JUDGES[entry["judge"]]:
         share = {key: entry[key] for key in ("fraction", "fraction_seed")} if split == "train" else {}
-        found[split] = source(converted, split, **filters, **needed, **share)
+        found[split] = select(converted, split, **filters, **needed, **share)
         if needed:
-            every = len(source(converted, split, **filters, **share))
+            every = len(select(converted, split, **filters, **share))
             notes.append(f"{split}: {len(found[split]):,} of {every:,} pictures have {entry['require']}, as required")
         if 0 < entry["limit"] < len(found[split]):
             notes.append(f"{split}: a random {entry['limit']:,} of {len(found[split]):,} pictures, as the limit says")

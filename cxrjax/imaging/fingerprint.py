@@ -66,7 +66,7 @@ def pairs(codes_a: Sequence[str], codes_b: Sequence[str], threshold: int = THRES
     return sorted(found)
 
 
-def _signs(codes: Sequence[str]) -> np.ndarray:
+def _signs(fingerprints: Sequence[str]) -> np.ndarray:
     """-1 or 1 for every bit: n 1024 float32."""
-    packed = np.frombuffer(bytes.fromhex("".join(codes)), np.uint8).reshape(len(codes), BITS // 8)
+    packed = np.frombuffer(bytes.fromhex("".join(fingerprints)), np.uint8).reshape(len(fingerprints), BITS // 8)
     return np.unpackbits(packed, axis=1).astype(np.float32) * 2 - 1

@@ -18,8 +18,9 @@ import pandas as pd
 
 from cxrjax.datasets import writer
 from cxrjax.imaging.fingerprint import fingerprint, pairs
-from cxrjax.input import source, views
-from cxrjax.input.source import ConvertedSet, Source
+from cxrjax.input import converted_sets, record_index, views
+from cxrjax.input.converted_sets import ConvertedSet
+from cxrjax.input.source import Source
 
 KNOWN = (
     {"chestxray14", "chestxray14_subset", "rsna_pneumonia", "siim_acr", "covidx"},
@@ -37,12 +38,12 @@ LISTED = 20
 class Overlap(NamedTuple):
     """What two tables a and b share, by row numbers.
 
-    by_id: (row of a, row of b). by_look: (row of a, row of b, distance in bits), without those by id.
+    by_id: (row of a, row of b). by_fingerprint: (row of a, row of b, distance in bits), without those by id.
     persons_a, persons_b: a name per row, the same wherever it is the same patient.
     """
 
     by_id: list[tuple[int, int]]
-    by_look: list[tuple[int, int, int]]
+    by_fingerprint: list[tuple[int, int, int]]
     persons_a: np.ndarray
     persons_b: np.ndarray
 
@@ -67,7 +68,7 @@ def known(a: str, b: str) -> bool:
 def rows(converted_set: ConvertedSet) -> pd.DataFrame:
     """One row per picture of all splits: split, image_id, patient_id, fingerprint ("" in older sets), and the tuples
     `pictures` and `patients` of its "set:id" keys, its own first."""
-    parts = [source.index(converted_set, split).assign(split=split) for split in _filled(converted_set)]
+    parts = [record_index.index(converted_set, split).assign(split=split) for split in _filled(converted_set)]
     table = pd.concat(parts, ignore_index=True)
     own = base(converted_set.name)
     for column, ids, elsewhere in (
@@ -81,10 +82,12 @@ def rows(converted_set: ConvertedSet) -> pd.DataFrame:
     return table[["split", "image_id", "patient_id", "fingerprint", "pictures", "patients"]]
 
 
-def overlap(a: pd.DataFrame, b: pd.DataFrame, others: Sequence[pd.DataFrame] = (), looks: bool = True) -> Overlap:
+def overlap(
+    a: pd.DataFrame, b: pd.DataFrame, others: Sequence[pd.DataFrame] = (), fingerprints: bool = True
+) -> Overlap:
     """Finds the pictures and patients of `a` in `b`, tables of `rows`.
 
-    others: more rows, whose keys may join a picture of a to one of b. looks: whether fingerprints count.
+    others: more rows, whose keys may join a picture of a to one of b. fingerprints: whether they count.
     """
     tables = (a, b, *others)
     picture = _joined(itertools.chain.from_iterable(table["pictures"] for table in tables))
@@ -92,20 +95,21 @@ def overlap(a: pd.DataFrame, b: pd.DataFrame, others: Sequence[pd.DataFrame] = (
     for j, keys in enumerate(b["pictures"]):
         places[picture(keys[0])].append(j)
     by_id = [(i, j) for i, keys in enumerate(a["pictures"]) for j in places.get(picture(keys[0]), ())]
-    by_look = []
-    if looks:
+    by_fingerprint = []
+    if fingerprints:
         found = set(by_id)
         near = pairs(a["fingerprint"].tolist(), b["fingerprint"].tolist())
-        by_look = [pair for pair in near if pair[:2] not in found]
+        by_fingerprint = [pair for pair in near if pair[:2] not in found]
     # Pictures and patients have keys of the same form, so a blank tells them apart.
-    same = [(a["pictures"].iloc[i][0], b["pictures"].iloc[j][0]) for i, j, _ in by_look]
+    same = [(a["pictures"].iloc[i][0], b["pictures"].iloc[j][0]) for i, j, _ in by_fingerprint]
     people = (
         (*pictures, *(f" {key}" for key in patients))
         for table in tables
         for pictures, patients in zip(table["pictures"], table["patients"], strict=True)
     )
     person = _joined(itertools.chain(people, same))
-    return Overlap(by_id, by_look, *(np.array([person(keys[0]) for keys in one["pictures"]], str) for one in (a, b)))
+    keys = (np.array([person(keys[0]) for keys in one["pictures"]], str) for one in (a, b))
+    return Overlap(by_id, by_fingerprint, *keys)
 
 
 def exclusions(
@@ -116,7 +120,7 @@ def exclusions(
     judged: names of converted sets. A set that is judged on its own splits needs nothing left out, and costs nothing.
     Raises SetNotFound for a judged set that is not converted, ValueError where nothing is left to train on.
     """
-    judged_sets = [source.open_set(name, data_dir) for name in judged]
+    judged_sets = [converted_sets.open_set(name, data_dir) for name in judged]
     training_sets = [chosen.converted_set for chosen in sources]
     everything = {one.directory: one for one in (*training_sets, *judged_sets)}
     if len(everything) == 1:
@@ -153,7 +157,7 @@ def notes(trained_on: Sequence[str], split: str, judged: ConvertedSet) -> list[s
     Of a set that is not converted here only what is published is known.
     """
     said = []
-    here = source.converted()
+    here = converted_sets.converted()
     for name in trained_on:
         if not Path(name).is_dir() and not any(f"{one}/".startswith(f"{name}/") for one in here):
             if known(name, judged.name):
@@ -162,9 +166,9 @@ def notes(trained_on: Sequence[str], split: str, judged: ConvertedSet) -> list[s
                     "not converted here: how many is not known, and these numbers may be too good."
                 )
             continue
-        trained = source.open_set(name)
+        trained = converted_sets.open_set(name)
         if trained.directory == judged.directory:
-            if own := [part for part in HELD_OUT if part in split.split(source.JOINED)]:
+            if own := [part for part in HELD_OUT if part in split.split(converted_sets.JOINED)]:
                 said.append(
                     f"The encoder was trained on {' and '.join(own)} of {judged.name} itself: these numbers may be too "
                     "good."
@@ -182,15 +186,15 @@ def notes(trained_on: Sequence[str], split: str, judged: ConvertedSet) -> list[s
 
 def audit(name_a: str, name_b: str, data_dir: str | os.PathLike | None = None) -> str:
     """What two converted sets share, split by split, and the first pairs; of one set, what it holds twice."""
-    a, b = (source.open_set(name, data_dir) for name in (name_a, name_b))
+    a, b = (converted_sets.open_set(name, data_dir) for name in (name_a, name_b))
     if a.directory == b.directory:
         return _audit_one(a)
-    looks = base(a.name) != base(b.name)
-    table_a, table_b = (_part(one, rows(one), _filled(one), looks) for one in (a, b))
-    found = overlap(table_a, table_b, looks=looks)
+    fingerprints = base(a.name) != base(b.name)
+    table_a, table_b = (_part(one, rows(one), _filled(one), fingerprints) for one in (a, b))
+    found = overlap(table_a, table_b, fingerprints=fingerprints)
     splits_a, splits_b = table_a["split"].tolist(), table_b["split"].tolist()
     by_id = Counter((splits_a[i], splits_b[j]) for i, j in found.by_id)
-    by_look = Counter((splits_a[i], splits_b[j]) for i, j, _ in found.by_look)
+    by_fingerprint = Counter((splits_a[i], splits_b[j]) for i, j, _ in found.by_fingerprint)
     people_a, people_b = (
         {split: set(persons[(table["split"] == split).to_numpy()]) for split in _filled(one)}
         for one, table, persons in ((a, table_a, found.persons_a), (b, table_b, found.persons_b))
@@ -198,15 +202,15 @@ def audit(name_a: str, name_b: str, data_dir: str | os.PathLike | None = None) -
     lines = [
         f"{a.name} ({len(table_a):,} pictures) and {b.name} ({len(table_b):,}): pairs of the same picture, and "
         "patients of both",
-        f"  {'':>15}  {'by id':>9}  {'by look':>9}  {'patients':>9}",
+        f"  {'':>15}  {'by id':>9}  {'by fingerprint':>9}  {'patients':>9}",
     ]
     for pair in itertools.product(_filled(a), _filled(b)):
         patients = len(people_a[pair[0]] & people_b[pair[1]])
-        lines.append(f"  {' - '.join(pair):>15}  {by_id[pair]:>9,}  {by_look[pair]:>9,}  {patients:>9,}")
-    if known(a.name, b.name) and not found.by_id and not found.by_look:
+        lines.append(f"  {' - '.join(pair):>15}  {by_id[pair]:>9,}  {by_fingerprint[pair]:>9,}  {patients:>9,}")
+    if known(a.name, b.name) and not found.by_id and not found.by_fingerprint:
         lines.append("These sets are known to share pictures, but none was found.")
     matches = [(i, j, "by id") for i, j in found.by_id[:LISTED]]
-    matches += [(i, j, f"by look, distance {bits}") for i, j, bits in _nearest(found.by_look)]
+    matches += [(i, j, f"by fingerprint, distance {bits}") for i, j, bits in _nearest(found.by_fingerprint)]
     lines += [
         f"  {table_a['image_id'][i]} ({splits_a[i]}) = {table_b['image_id'][j]} ({splits_b[j]}), {how}"
         for i, j, how in matches
@@ -220,7 +224,7 @@ def fingerprints(converted_set: ConvertedSet, split: str) -> list[str]:
     They are part of the set since fingerprints are made at conversion; of older sets they are made from the stored
     pictures, and kept beside the set where that folder can be written. Raises ValueError for a damaged picture.
     """
-    table = source.index(converted_set, split)
+    table = record_index.index(converted_set, split)
     if "fingerprint" in table and table["fingerprint"].all():
         return table["fingerprint"].tolist()
     path = converted_set.directory / f"fingerprints-{split}.parquet"
@@ -248,7 +252,7 @@ def fingerprints(converted_set: ConvertedSet, split: str) -> list[str]:
 
 def _audit_one(converted_set: ConvertedSet) -> str:
     """What a set holds twice; of one patient that is no wonder, of two it is likely the same person or picture."""
-    table = _part(converted_set, rows(converted_set), _filled(converted_set), looks=True)
+    table = _part(converted_set, rows(converted_set), _filled(converted_set), fingerprints=True)
     codes = table["fingerprint"].tolist()
     twice = [pair for pair in pairs(codes, codes) if pair[0] < pair[1]]
     patients, splits = table["patient_id"].tolist(), table["split"].tolist()
@@ -267,32 +271,35 @@ def _audit_one(converted_set: ConvertedSet) -> str:
 def _held_out(
     trained: ConvertedSet, split: str, judged: ConvertedSet, tables: Mapping[Path, pd.DataFrame]
 ) -> pd.DataFrame:
-    """The rows of a split, in record order, with bool columns: `by_id` and `by_look` where val or test of another set
-    has the picture, `excluded` where it has its patient. tables: of all sets whose keys count."""
-    looks = base(trained.name) != base(judged.name)
-    part = _part(trained, tables[trained.directory], [split], looks)
-    held_out = _part(judged, tables[judged.directory], HELD_OUT, looks)
-    found = overlap(part, held_out, list(tables.values()), looks)
+    """The rows of a split, in record order, with bool columns.
+
+    by_id, by_fingerprint: val or test of another set has the picture; excluded: it has the patient. tables: of all sets
+    whose keys count.
+    """
+    fingerprints = base(trained.name) != base(judged.name)
+    part = _part(trained, tables[trained.directory], [split], fingerprints)
+    held_out = _part(judged, tables[judged.directory], HELD_OUT, fingerprints)
+    found = overlap(part, held_out, list(tables.values()), fingerprints)
     part["by_id"] = part.index.isin([i for i, _ in found.by_id])
-    part["by_look"] = part.index.isin([i for i, _, _ in found.by_look]) & ~part["by_id"]
+    part["by_fingerprint"] = part.index.isin([i for i, _, _ in found.by_fingerprint]) & ~part["by_id"]
     part["excluded"] = np.isin(found.persons_a, np.unique(found.persons_b))
     return part
 
 
 def _told(shared: pd.DataFrame) -> str:
-    """ "1,204 pictures of 873 patients (1,150 by id, 14 by look, 40 others of these patients)" """
+    """ "1,204 pictures of 873 patients (1,150 by id, 14 by fingerprint, 40 others of these patients)" """
     excluded = shared[shared["excluded"]]
-    by_id, by_look = (int(excluded[how].sum()) for how in ("by_id", "by_look"))
+    by_id, by_fingerprint = (int(excluded[how].sum()) for how in ("by_id", "by_fingerprint"))
     return (
         f"{len(excluded):,} pictures of {excluded['patient_id'].nunique():,} patients ({by_id:,} by id, "
-        f"{by_look:,} by look, {len(excluded) - by_id - by_look:,} others of these patients)"
+        f"{by_fingerprint:,} by fingerprint, {len(excluded) - by_id - by_fingerprint:,} others of these patients)"
     )
 
 
-def _part(converted_set: ConvertedSet, table: pd.DataFrame, splits: Sequence[str], looks: bool) -> pd.DataFrame:
-    """The rows of some splits, with fingerprints if looks are to count."""
+def _part(converted_set: ConvertedSet, table: pd.DataFrame, splits: Sequence[str], fingerprints: bool) -> pd.DataFrame:
+    """The rows of some splits, with fingerprints if they are to count."""
     part = table[table["split"].isin(splits)].reset_index(drop=True)
-    if looks and not part["fingerprint"].all():
+    if fingerprints and not part["fingerprint"].all():
         there = part["split"].unique()
         part["fingerprint"] = [code for split in there for code in fingerprints(converted_set, split)]
     return part

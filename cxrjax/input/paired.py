@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from cxrjax.config import names
-from cxrjax.input import source, views
+from cxrjax.input import converted_sets, views
 from cxrjax.input.studies import pick
 from cxrjax.text import reports, tokenizer
 
@@ -105,7 +105,7 @@ class Views:
     @functools.cached_property
     def folder(self) -> Path:
         """Where the vocabulary lies: as the config says, with the weights that the encoder starts from, or the set."""
-        return Path(self.vocabulary) if self.vocabulary else source.open_set(self.set).directory
+        return Path(self.vocabulary) if self.vocabulary else converted_sets.open_set(self.set).directory
 
 
 @functools.lru_cache(maxsize=8)

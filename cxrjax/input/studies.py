@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from cxrjax.input.converted_sets import ConvertedSet
 from cxrjax.input.records import Example
-from cxrjax.input.source import ConvertedSet, Source
+from cxrjax.input.source import Source
 
 PARTS = ("frontals", "laterals", "others")
 _RANK = {"PA": 0, "AP": 1, "LATERAL": 2, "UNKNOWN": 3}

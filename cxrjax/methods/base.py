@@ -81,7 +81,7 @@ class Aux(NamedTuple):
 
     state: Any
     terms: dict
-    report: dict
+    monitors: dict
 
 
 class Trunk(NamedTuple):

@@ -24,7 +24,7 @@ What the released code does otherwise, each a switch:
     loss.groups            ITA's negatives are those of one device, 71 (CPA's assignments are of all)
     loss.padding_counts    padded words are negatives of words, and count in the statistics of their head
     loss.raw_seen_words    o_n keeps its length where the encoder is a ViT
-    loss.shifted_looks     a word weighs as much as [CLS] looks at the token after each of its own
+    loss.shifted_attention     a word weighs as much as [CLS] attends to the token after each of its own
 It also takes [SEP] for a word, which is left out here. Our choice: reports without words take part in nothing local.
 """
 
@@ -36,7 +36,7 @@ from cxrjax.input import device, paired
 from cxrjax.losses import contrastive, local
 from cxrjax.losses import prototypes as assign
 from cxrjax.methods.base import Aux, Joint, Method, frozen_at_first
-from cxrjax.models import bert, heads, regions, text_looks
+from cxrjax.models import bert, heads, regions, text_attention
 from cxrjax.models.prototypes import Prototypes
 
 HEADS = ("image_head", "region_head", "text_head", "word_head")
@@ -47,8 +47,8 @@ def make(config) -> Method:
     if config.loss.weights not in ("cls", "uniform"):
         raise ValueError(f"loss.weights must be 'cls' or 'uniform', got {config.loss.weights!r}")
     by_cls = config.loss.weights == "cls"
-    encoder = regions.make(config.model, **config.regions, looks=by_cls)
-    tower, see = text_looks.make(config.text), paired.Views(config)
+    encoder = regions.make(config.model, **config.regions, attention=by_cls)
+    tower, see = text_attention.make(config.text), paired.Views(config)
     dtype, hold = jnp.dtype(config.model.dtype), frozen_at_first(config, config.prototypes.freeze_share)
     sizes = (config.head.hidden, config.head.out)
     # A BatchNorm takes away again what a bias before it adds.
@@ -92,8 +92,8 @@ def make(config) -> Method:
         stats = {**stats, "encoder": moved}
         pooled, stats = project("image_head", params, stats, out["pooled"], train)
         tokens, stats = project("region_head", params, stats, out["regions"], train)
-        looks = out["looks"]
-        weights = None if looks is None else local.clipped(looks, jnp.ones(looks.shape, bool))
+        attention = out["attention"]
+        weights = None if attention is None else local.clipped(attention, jnp.ones(attention.shape, bool))
         return {"features": out, "pooled": pooled, "regions": tokens, "weights": weights}, stats
 
     def read(params, state, batch, train):
@@ -105,10 +105,12 @@ def make(config) -> Method:
         words, stats = project("word_head", params, stats, words, train, None if padding_counts else mask)
         weights = None
         if by_cls:
-            looks = out["looks"][..., None]
-            looks = jnp.pad(looks[:, 1:], ((0, 0), (0, 1), (0, 0))) if config.loss.shifted_looks else looks
-            looks, _ = bert.words(looks, batch["word_index"], count)
-            weights = local.clipped(looks[..., 0], mask)
+            attention = out["attention"][..., None]
+            attention = (
+                jnp.pad(attention[:, 1:], ((0, 0), (0, 1), (0, 0))) if config.loss.shifted_attention else attention
+            )
+            attention, _ = bert.words(attention, batch["word_index"], count)
+            weights = local.clipped(attention[..., 0], mask)
         return {"pooled": pooled, "words": words, "word_mask": mask, "weights": weights}, stats
 
     def project(name, params, stats, x, train, mask=None):

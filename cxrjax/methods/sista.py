@@ -46,7 +46,7 @@ from einops import rearrange
 
 from cxrjax import monitors, rng
 from cxrjax.config import names
-from cxrjax.input import device, paired, source
+from cxrjax.input import converted_sets, device, paired
 from cxrjax.losses import alignment, contrastive
 from cxrjax.methods.base import Aux, Joint, Method
 from cxrjax.models import bert, heads, regions, text_tower
@@ -190,6 +190,6 @@ class Views(paired.Views):
     @functools.cached_property
     def tables(self):
         """Where the vectors of each set lie. One encoder serves all sets: that of the first, where none is given."""
-        sets = [source.open_set(name) for name in self.sets]
+        sets = [converted_sets.open_set(name) for name in self.sets]
         encoder = self.encoder or report_encoder.folder(sets[0])
         return {one.name: similarity.made(one, self, encoder, self.split) for one in sets}

@@ -26,7 +26,7 @@ import numpy as np
 from cxrjax import monitors, rng
 from cxrjax.config import names
 from cxrjax.datasets.schema import UNCERTAIN
-from cxrjax.input import device, policies, source, views
+from cxrjax.input import converted_sets, device, policies, views
 from cxrjax.input.augment import Augment, augment
 from cxrjax.losses import classification
 from cxrjax.methods.base import Answers, Aux, Method, trunk
@@ -63,7 +63,7 @@ def make(config) -> Method:
     @cache
     def label_names():
         """By set, of all that are trained on; opened when the first picture comes, so that encoding needs no set."""
-        opened = [source.open_set(name) for name in names(config.data.sets)]
+        opened = [converted_sets.open_set(name) for name in names(config.data.sets)]
         return of_sets({converted.name: converted.label_names for converted in opened}, labels)
 
     def make_views(example, rng):

@@ -1,4 +1,4 @@
-"""An image encoder with the map that words are compared with, and where its [CLS] token looks.
+"""An image encoder with the map that words are compared with, and where its [CLS] token attends.
 
 GLoRIA and MGCA take layer3 of a ResNet-50, which is four times as fine as the last map, and let it see pictures of
 224 px enlarged to 299; of a ViT they take the patches.
@@ -22,7 +22,7 @@ class Regions(NamedTuple):
     """init: as a `backbone.Backbone`'s, with the same trees.
 
     apply: (params, state, images b h w c float, *, train, key=None) → (features, state). Features are those of the
-    backbone, "regions" b p q r and "looks" b n: how much [CLS] attends to each of the n = p·q patches, without
+    backbone, "regions" b p q r and "attention" b n: how much [CLS] attends to each of the n = p·q patches, without
     gradient; None where there is no [CLS] or it is not asked for. width: d of "pooled". region_width: r.
     """
 
@@ -32,16 +32,16 @@ class Regions(NamedTuple):
     region_width: int
 
 
-def make(model: Mapping[str, Any], *, layer: int = 3, enlarge_px: int = 0, looks: bool = False) -> Regions:
+def make(model: Mapping[str, Any], *, layer: int = 3, enlarge_px: int = 0, attention: bool = False) -> Regions:
     """The encoder of config.model (see `backbone.make`).
 
     layer: of a ResNet whose map the regions are, 1 to 4. enlarge_px: pictures for a ResNet are brought to this side
-    first, bilinearly and with corners on corners; 0 leaves them. looks: of a ViT, see `Regions`; the inputs of all its
-    blocks are then kept. Raises ValueError for another layer.
+    first, bilinearly and with corners on corners; 0 leaves them. attention: of a ViT, see `Regions`; then the inputs
+    of all its blocks are kept. Raises ValueError for another layer.
     """
     encoder = backbone.make(model)
     if isinstance(encoder.module, ViT):
-        apply = _vit(encoder.module, model.get("pool", "cls"), looks)
+        apply = _vit(encoder.module, model.get("pool", "cls"), attention)
         return Regions(encoder.init, apply, encoder.width, encoder.width)
     if layer not in (1, 2, 3, 4):
         raise ValueError(f"a ResNet has the layers 1 to 4, got layer={layer!r}")
@@ -57,7 +57,7 @@ def enlarged(images: jax.Array, px: int) -> jax.Array:
     return images
 
 
-def looks(y: jax.Array, qkv: Mapping[str, jax.Array], heads: int, mask: jax.Array | None = None) -> jax.Array:
+def attention_of(y: jax.Array, qkv: Mapping[str, jax.Array], heads: int, mask: jax.Array | None = None) -> jax.Array:
     """What the first token attends to in a block: b a n, rows sum to 1, float32, no gradient.
 
     y: b n d, what the block's attention is given. qkv: kernel d 3d and bias 3d as in models/vit.py and models/bert.py.
@@ -72,7 +72,7 @@ def looks(y: jax.Array, qkv: Mapping[str, jax.Array], heads: int, mask: jax.Arra
     return jax.nn.softmax(logits if mask is None else jnp.where(mask[:, None], logits, -1e30), axis=-1)
 
 
-def cls_looks(module: ViT, params: Mapping[str, Any], blocks: jax.Array) -> jax.Array:
+def cls_attention(module: ViT, params: Mapping[str, Any], blocks: jax.Array) -> jax.Array:
     """How much [CLS] attends to each of the n patches in a ViT's last block, mean over the heads: b n, no gradient.
 
     params: of the ViT; blocks: l b 1+n d, what it gives with `intermediates`. A row sums to 1 less what [CLS] gives
@@ -81,7 +81,7 @@ def cls_looks(module: ViT, params: Mapping[str, Any], blocks: jax.Array) -> jax.
     last = jax.tree.map(lambda leaf: leaf[-1], params["blocks"])
     norm = nn.LayerNorm(epsilon=LAYER_NORM_EPS, dtype=module.dtype, parent=None)
     y = norm.apply({"params": last["norm1"]}, blocks[-2])
-    return looks(y, last["attention"]["qkv"], module.size.heads).mean(axis=1)[:, 1:]
+    return attention_of(y, last["attention"]["qkv"], module.size.heads).mean(axis=1)[:, 1:]
 
 
 def _vit(module, pool, wanted):
@@ -93,9 +93,9 @@ def _vit(module, pool, wanted):
         p, q = (side // module.patch_px for side in images.shape[1:3])
         patches, pooled = out["patches"], out["cls"] if pool == "cls" else out["patches"].mean(axis=1)
         patches = rearrange(patches, "b (p q) d -> b p q d", p=p, q=q)
-        features = {"pooled": pooled, "patches": patches, "regions": patches, "looks": None}
+        features = {"pooled": pooled, "patches": patches, "regions": patches, "attention": None}
         if wanted:
-            features["looks"] = cls_looks(module, params, out["blocks"])
+            features["attention"] = cls_attention(module, params, out["blocks"])
         return features, state
 
     return apply
@@ -108,7 +108,7 @@ def _resnet(module, layer, enlarge_px):
         variables = {"params": params, "batch_stats": state}
         out, updated = module.apply(variables, images, train, mutable=["batch_stats"])
         patches, regions = (out["taps"][i].astype(jnp.float32) for i in (-1, layer))
-        features = {"pooled": out["pooled"], "patches": patches, "regions": regions, "looks": None}
+        features = {"pooled": out["pooled"], "patches": patches, "regions": regions, "attention": None}
         return features, updated["batch_stats"] if train else state
 
     return apply

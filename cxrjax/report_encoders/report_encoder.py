@@ -25,7 +25,8 @@ import optax
 
 from cxrjax import rng
 from cxrjax.datasets import writer
-from cxrjax.input.source import ConvertedSet, source
+from cxrjax.input.converted_sets import ConvertedSet
+from cxrjax.input.source import select
 from cxrjax.input.studies import studies
 from cxrjax.interop import torch_bert
 from cxrjax.losses import contrastive, masked
@@ -254,7 +255,7 @@ def _make(converted_set: ConvertedSet, target: Path, seed: int) -> None:
 
 def _reports(converted_set: ConvertedSet, seed: int) -> list[str]:
     """Findings and impression, or else the text, of the train split's studies that have any."""
-    whole = studies(source(converted_set, "train"))
+    whole = studies(select(converted_set, "train"))
     chosen = np.random.default_rng(seed).permutation(len(whole))[:MOST_REPORTS]
     found = (whole[item]["report"] for item in sorted(chosen))
     texts = [" ".join(filter(None, (one["findings"], one["impression"]))) or one["text"] for one in found]

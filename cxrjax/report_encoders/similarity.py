@@ -25,7 +25,8 @@ import pandas as pd
 
 from cxrjax.datasets import writer
 from cxrjax.input import paired
-from cxrjax.input.source import ConvertedSet, source
+from cxrjax.input.converted_sets import ConvertedSet
+from cxrjax.input.source import select
 from cxrjax.input.studies import Studies, studies
 from cxrjax.report_encoders import report_encoder
 
@@ -63,23 +64,23 @@ def centred(vectors: np.ndarray, counts: np.ndarray | None = None) -> np.ndarray
     return (found / np.maximum(lengths, 1e-12)).astype(np.float32)
 
 
-def made(converted_set: ConvertedSet, see: paired.Views, encoder: str | Path, split: str = "train") -> Path:
+def made(converted_set: ConvertedSet, reader: paired.Views, encoder: str | Path, split: str = "train") -> Path:
     """Where the centred vectors of a split's reports lie, for `load`; they are made when first asked for.
 
-    see: which text of a report is read. encoder: a folder, or "words". They appear in <set>/report_embeddings whole or
-    not at all, and of two processes that ask at a time the second waits for the first. What made them is in their name:
-    another encoder, other words, or a set that is converted anew make others.
+    reader: which text of a report is read. encoder: a folder, or "words". They appear in <set>/report_embeddings whole
+    or not at all. Of two processes that ask at a time the second waits for the first. The file's name is a digest of
+    what made them: the encoder, the text that is read, and the set's records.
     Raises ValueError for a split without reports, and where the set's folder cannot be written.
     """
     # A folder of their own: what lies right beside the records tells whether a set was converted anew.
     folder = converted_set.directory / FOLDER
-    path = folder / f"{_digest(converted_set, split, see, str(encoder))}.npy"
+    path = folder / f"{_digest(converted_set, split, reader, str(encoder))}.npy"
     if not path.exists():
         try:
             folder.mkdir(exist_ok=True)
             with writer.alone(folder / ".lock"):
                 if not path.exists():
-                    _make(studies(source(converted_set, split)), see, encoder, path)
+                    _make(studies(select(converted_set, split)), reader, encoder, path)
         except OSError as error:
             raise ValueError(
                 f"{folder} cannot be written ({error.strerror or error}), so the reports of {converted_set.name!r} get "
@@ -111,11 +112,11 @@ def bag_of_words(texts: Sequence[str], counts: Sequence[int], width: int = 256) 
     return np.stack([sum((weight[word] * arrow[word] for word in words), np.zeros(width)) for words in of_text])
 
 
-def _make(whole: Studies, see: paired.Views, encoder: str | Path, path: Path) -> None:
+def _make(whole: Studies, reader: paired.Views, encoder: str | Path, path: Path) -> None:
     kept, texts = [], []
     for item in range(len(whole)):
         study = whole[item]
-        text = see.text(study["report"])
+        text = reader.text(study["report"])
         if text:
             kept.append((study["patient_id"], study["study_id"]))
             texts.append(text)
@@ -132,11 +133,11 @@ def _make(whole: Studies, see: paired.Views, encoder: str | Path, path: Path) ->
     os.replace(unfinished, path)  # last, since it says that both are there
 
 
-def _digest(converted_set: ConvertedSet, split: str, see: paired.Views, encoder: str) -> str:
+def _digest(converted_set: ConvertedSet, split: str, reader: paired.Views, encoder: str) -> str:
     """Of the encoder's files, of the set's records by name, size and time, and of what is read of a report."""
     records = [path for path in converted_set.directory.iterdir() if "array_record" in path.name]
     stored = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in records)
-    said = [split, see.sections, see.cleaning, stored]
+    said = [split, reader.sections, reader.cleaning, stored]
     return hashlib.sha256(json.dumps([said, _encoder_digest(encoder)]).encode()).hexdigest()[:16]
 
 

@@ -112,7 +112,9 @@ def collect(runs: str | Sequence[str]) -> tuple[list[Question], list[str]]:
 def _asked(entry: dict[str, Any], task: dict[str, Any]) -> str:
     """What two evaluations must have in common to be compared; a key that older results lack is as if it were off."""
     keys = (*_ASKED, *(_ASKED_OF_REPORTS if entry["judge"] == "retrieve" else ()))
-    plain = {key: entry.get(key) or None for key in keys} | {"views": sorted(names(entry.get("views") or ()))}
+    plain = {key: entry.get(key) or None for key in keys} | {
+        "projections": sorted(names(entry.get("projections") or ()))
+    }
     sides = {key: list(names(value)) if key != "kind" else value for key, value in task.items() if value}
     return json.dumps([plain, sides], sort_keys=True)
 

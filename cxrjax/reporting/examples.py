@@ -18,7 +18,8 @@ import pandas
 from cxrjax.evals import figures
 from cxrjax.evals.predictions import LEAST_SCORE, choose, quality
 from cxrjax.input import views
-from cxrjax.input.source import ConvertedSet, source
+from cxrjax.input.converted_sets import ConvertedSet
+from cxrjax.input.source import select
 
 PX = 224
 TRUE, FOUND = (115, 158, 0), (0, 159, 230)  # blue, green, red
@@ -80,7 +81,7 @@ def _examples(converted_set: ConvertedSet, wanted: set[str]) -> dict[str, Mappin
     found = {}
     for split, size in converted_set.split_sizes.items():
         if size and len(found) < len(wanted):
-            every = source(converted_set, split)
+            every = select(converted_set, split)
             places = np.flatnonzero(every.table["image_id"].isin(wanted))
             found |= {every[int(place)]["image_id"]: every[int(place)] for place in places}
     return found

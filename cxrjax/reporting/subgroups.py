@@ -20,7 +20,8 @@ from cxrjax.datasets.table import column, read_table
 from cxrjax.evals import metrics
 from cxrjax.evals.base import Interval
 from cxrjax.evals.predictions import judged_labels
-from cxrjax.input.source import ConvertedSet, index
+from cxrjax.input.converted_sets import ConvertedSet
+from cxrjax.input.record_index import index
 from cxrjax.reporting import compare
 
 AGE_BANDS = (18, 40, 60, 80)

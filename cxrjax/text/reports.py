@@ -79,7 +79,7 @@ _NAMES = {name.replace("_", " "): name for name in _SECTIONS} | {
     "type of examination": "examination",
 }
 _NAMED_WITHIN = ("impression", "findings", "history", "comparison", "addendum")
-_VIEWS = re.compile(
+_NUMBER_OF_VIEWS = re.compile(
     "chest|portable|ribs|bone window|one view|two views|(?:frontal|lateral|pa|ap) view"
     "|(?:pa|ap) and lat|lateral and (?:pa|ap)|frontal (?:and|upright|semi-upright)"
 )
@@ -212,7 +212,7 @@ def _name(header: str) -> str:
             return part
     for like in difflib.get_close_matches(name, _NAMES, 1, 0.85):  # COMPARISONS, IMPRESSOIN
         return _NAMES[like]
-    return "findings" if _VIEWS.search(name) else name
+    return "findings" if _NUMBER_OF_VIEWS.search(name) else name
 
 
 def _paragraphs(text: str) -> list[str]:

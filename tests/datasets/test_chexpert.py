@@ -8,7 +8,7 @@ import pandas
 import pytest
 
 from cxrjax.datasets import chexpert, release, schema
-from cxrjax.input import source
+from cxrjax.input import converted_sets, record_index
 from tests import official
 
 HEADER = "Path,Sex,Age,Frontal/Lateral,AP/PA," + ",".join(chexpert.LABELS)
@@ -152,6 +152,6 @@ def test_five_by_200_draws_frontals_that_have_one_finding_only():
 def test_five_by_200_reads_a_converted_set(folder, tmp_path):
     made = chexpert.manifest(folder)
     done = official.convert(made._replace(rows=tuple(row._replace(split="train") for row in made.rows)), tmp_path)
-    table = source.index(source.open_set(done.conversion.directory), "train")
+    table = record_index.index(converted_sets.open_set(done.conversion.directory), "train")
     with pytest.raises(ValueError, match="Edema 1"):
         chexpert.five_by_200(table, made.label_names, per_class=2)

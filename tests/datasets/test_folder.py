@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 
 from cxrjax.datasets import convert, encode, folder, schema, table, writer
 from cxrjax.datasets.mapping import MappingError, load
-from cxrjax.input import source
+from cxrjax.input import converted_sets, source
 
 HEAD = ["File", "Dx", "View", "Patient ID", "Study", "Set", "Mask", "Note", "icu"]
 ROWS = [
@@ -415,9 +415,9 @@ def test_each_form_of_a_set_lies_beside_the_others(run, raw, tmp_path):
     for config, options in forms.items():
         made, _ = run(**options)
         assert made.directory == tmp_path / "data" / "clinic" / config / "1.0.0"
-    assert source.converted(tmp_path / "data") == [f"clinic/{config}" for config in sorted(forms)]
+    assert converted_sets.converted(tmp_path / "data") == [f"clinic/{config}" for config in sorted(forms)]
     with pytest.raises(ValueError, match="name one of clinic/24, clinic/32-png, clinic/original-png16"):
-        source.open_set("clinic", tmp_path / "data")
+        converted_sets.open_set("clinic", tmp_path / "data")
     assert read(tmp_path / "data/clinic/24/1.0.0")["p/b.png"][1]["image"].shape == (24, 32, 1)
     records = read(made.directory)
     assert records["p/a.png"][1]["image"].dtype == np.uint16 and records["p/a.png"][1]["image"].shape == (60, 80, 1)
@@ -449,14 +449,14 @@ def test_lists_of_fractions_are_nested_and_what_reading_selects(tmp_path):
     write_table(raw / "list.csv", rows, ["File", "Who", "Part"])
     keys = {"name": "many", "table": "list.csv", "file": "File", "patient": "Who", "split": "Part"}
     made = folder.convert(raw, keys, data_dir=tmp_path / "data", short_side=16, progress=False, say=lambda _: None)
-    converted = source.open_set(made.directory)
+    converted = converted_sets.open_set(made.directory)
     lists = {path.name: path.read_text().split() for path in (made.directory / "fractions").iterdir()}
     assert len(lists) == 9
     for seed in range(3):
         one, ten, all_ids = (set(lists[f"train-seed{seed}-{percent}percent.txt"]) for percent in (1, 10, 100))
         assert one < ten < all_ids and len(one) == 2 and len(ten) == 4 and len(all_ids) == 50  # 25 patients, 2 each
         for fraction, ids in ((0.01, one), (0.1, ten)):
-            table = source.source(converted, "train", fraction=fraction, fraction_seed=seed).table
+            table = source.select(converted, "train", fraction=fraction, fraction_seed=seed).table
             assert set(table["image_id"]) == ids
     assert lists["train-seed0-10percent.txt"] != lists["train-seed1-10percent.txt"]
 

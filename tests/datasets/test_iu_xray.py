@@ -11,7 +11,7 @@ import pytest
 from cxrjax.datasets import iu_xray, schema
 from cxrjax.datasets.release import LayoutError
 from cxrjax.datasets.table import TableError
-from cxrjax.input import source
+from cxrjax.input import converted_sets, source
 from cxrjax.input.studies import studies
 from tests import official
 
@@ -128,7 +128,7 @@ def test_official_fields_come_back(open_i, tmp_path):
         assert indication in example["report"]["text"] and findings in example["report"]["text"]
     text = made.records[PICTURES[0][0]][1]["report"]["text"]
     assert text.startswith("COMPARISON: None.\n\nINDICATION: An invented XXXX.\n\nFINDINGS: Nothing")
-    assert source.open_set(made.conversion.directory).label_names == LABELS
+    assert converted_sets.open_set(made.conversion.directory).label_names == LABELS
     found = [list(made.records[row[0]][1]["labels"]) for row in PICTURES]
     assert found[0] == found[1] == codes("No Finding") and found[2] == codes("Aorta", "Opacity")
     assert found[3] == [schema.NOT_MENTIONED] * 4
@@ -193,7 +193,7 @@ def test_frontal_lateral_and_report_are_one_study(open_i, tmp_path):
     write_projections(open_i)
     made = official.convert(iu_xray.manifest(open_i), tmp_path)
     split, _ = made.records["CXR1_1_IM-0001-3001"]
-    whole = studies(source.source(source.open_set(made.conversion.directory), split), require_lateral=True)
+    whole = studies(source.select(converted_sets.open_set(made.conversion.directory), split), require_lateral=True)
     (study,) = (study for study in map(whole.__getitem__, range(len(whole))) if study["study_id"] == "CXR1")
     assert [study[part][0]["image_id"] for part in ("frontals", "laterals")] == [row[0] for row in PICTURES[:2]]
     assert study["report"]["impression"] == "Normal chest x-XXXX."

@@ -11,7 +11,7 @@ import pytest
 from cxrjax.datasets import mimic_cxr, schema
 from cxrjax.datasets.release import LayoutError
 from cxrjax.datasets.table import TableError
-from cxrjax.input import source
+from cxrjax.input import converted_sets, source
 from cxrjax.input.studies import studies
 from tests import dicom_files, official
 
@@ -128,7 +128,7 @@ def test_every_field_comes_back(raw, tmp_path):
 
 def test_frontal_lateral_and_report_are_one_study(raw, tmp_path):
     made = official.convert(mimic_cxr.manifest(raw), tmp_path)
-    whole = studies(source.source(source.open_set(made.conversion.directory), "train"), require_lateral=True)
+    whole = studies(source.select(converted_sets.open_set(made.conversion.directory), "train"), require_lateral=True)
     (study,) = (whole[number] for number in range(len(whole)))
     assert study["study_id"] == "50414267" and study["has_frontal"]
     assert [study[part][0]["image_id"] for part in ("frontals", "laterals")] == [PICTURES[0][0], PICTURES[1][0]]

@@ -12,7 +12,7 @@ import pytest
 from cxrjax.datasets import padchest, schema
 from cxrjax.datasets.release import LayoutError
 from cxrjax.datasets.table import TableError
-from cxrjax.input import source
+from cxrjax.input import converted_sets
 from tests import official
 
 TABLE = "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv"
@@ -86,7 +86,7 @@ def test_every_field_comes_back(raw, tmp_path):
         "d.png",
         "e.png",
     }
-    assert source.open_set(made.conversion.directory).label_names == LABELS
+    assert converted_sets.open_set(made.conversion.directory).label_names == LABELS
     examples = {name.removesuffix(".png"): example for name, (_, example) in made.records.items()}
     for image, _, study, patient, *_ in ROWS[:6]:
         split, example = made.records[image]

@@ -21,7 +21,7 @@ def test_features_hold_what_was_asked_for():
     full = schema.features(["a"], mask=True, boxes=True, report=True, finding_mask=True, extra_masks=("heart",))
     assert set(full) == plain | {"mask", "has_mask", "boxes", "report", "finding_mask", "mask_heart"}
     assert full["labels"].shape == (1,)
-    assert tuple(full["view"].names) == schema.VIEWS
+    assert tuple(full["view"].names) == schema.PROJECTIONS
 
 
 def test_features_refuse_repeated_labels_and_unknown_formats():

@@ -1,4 +1,4 @@
-"""Where [CLS] looks: against the blocks in NumPy, only where [CLS] is what is judged, and as a report draws it."""
+"""Where [CLS] attention: against the blocks in NumPy, only where [CLS] is what is judged, and as a report draws it."""
 
 import base64
 import json
@@ -15,9 +15,9 @@ import scipy.special
 from cxrjax import evaluate, methods, train, trained
 from cxrjax.evals import attention, encoders
 from cxrjax.evals.predictions import choose, quality
-from cxrjax.input import source, views
+from cxrjax.input import converted_sets, source, views
 from cxrjax.models import posemb
-from cxrjax.reporting import report
+from cxrjax.reporting import results_page
 from tests import runs
 from tests.methods.conftest import smooth_pictures
 
@@ -64,8 +64,8 @@ def workdir(tmp_path_factory):
 def test_it_is_the_softmax_of_the_last_block_in_numpy(workdir):
     loaded = trained.load(workdir)
     images = smooth_pictures(8, 32)[:, 0]
-    encoder = encoders.from_method(loaded.method, loaded.params, loaded.state, name="spcl", looks=True)
-    found = np.asarray(encoder.looks(images))
+    encoder = encoders.from_method(loaded.method, loaded.params, loaded.state, name="spcl", attention=True)
+    found = np.asarray(encoder.attention(images))
     assert found.shape == (8, 8, 8)
     params = jax.device_get(loaded.params["encoder"])
     for image, one in zip(images[:3], found, strict=False):
@@ -88,12 +88,14 @@ def test_it_is_the_softmax_of_the_last_block_in_numpy(workdir):
     ],
 )
 def test_there_is_a_map_where_cls_of_a_vit_is_judged(name, changes, there, phantom_dir):
-    vocabulary = {"text__tokenizer": str(source.open_set("phantom", phantom_dir).directory)} if name == "mgca" else {}
+    vocabulary = (
+        {"text__tokenizer": str(converted_sets.open_set("phantom", phantom_dir).directory)} if name == "mgca" else {}
+    )
     if name == "spcl" and changes:
         changes = changes | {"cls_shortcut": False}
     method = methods.make(runs.config(name, **changes, **vocabulary), 10)
     params, state = jax.eval_shape(lambda: method.init(jax.random.key(0), methods.blank_batch(method)))
-    found = jax.eval_shape(attention.looks(method.encode), params, state, np.zeros((2, 32, 32, 1), np.uint8))
+    found = jax.eval_shape(attention.maps(method.encode), params, state, np.zeros((2, 32, 32, 1), np.uint8))
     assert (None if found is None else found.shape) == ((2, 8, 8) if there else None)
 
 
@@ -117,7 +119,7 @@ def test_the_pictures_that_a_report_may_show_have_their_own_map(judged, workdir,
         assert {row for of_kind in shown.values() for row in of_kind} <= set(rows)
     loaded = trained.load(workdir)
     params = jax.device_get(loaded.params["encoder"])
-    records = source.source(source.open_set("phantom", phantom_dir), "test")
+    records = source.select(converted_sets.open_set("phantom", phantom_dir), "test")
     pictures = {records[i]["image_id"]: records[i]["image"] for i in range(len(records))}
     for row in rows[::3]:
         picture = views.fit(views.decode(pictures[judged["image_id"][row]]), 32).astype(float)
@@ -127,7 +129,7 @@ def test_the_pictures_that_a_report_may_show_have_their_own_map(judged, workdir,
 
 def test_a_report_draws_it_and_says_what_it_is(judged, workdir, phantom_dir, tmp_path):
     config = runs.config("report", "", runs=str(workdir), resamples=10, data_dir=str(phantom_dir))
-    report.write(config, tmp_path)
+    results_page.write(config, tmp_path)
     text = (tmp_path / "report.html").read_text()
     assert "Colours: how much [CLS] attends to each patch in the encoder&#x27;s last block, mean over the heads" in text
     assert "(0.016 would be even)" in text and len(re.findall(r"Colours: 0\.0\d+ to 0\.\d+</", text)) == 6
@@ -142,7 +144,7 @@ def test_a_report_draws_it_and_says_what_it_is(judged, workdir, phantom_dir, tmp
 
 def test_along_training_only_the_last_step_pays_for_it(monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr(train, "from_method", lambda *_, looks, **__: asked.append(looks))
+    monkeypatch.setattr(train, "from_method", lambda *_, attention, **__: asked.append(attention))
     judge = SimpleNamespace(evaluate=lambda *_: None, scalars=lambda *_: {}, summary=lambda _: "")
     entries = {"probe": {"set": "phantom"}}
     monkeypatch.setattr(train, "evals", judge)

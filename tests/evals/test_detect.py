@@ -14,7 +14,7 @@ from cxrjax import train
 from cxrjax.datasets import schema
 from cxrjax.evals import detect, encoders, run
 from cxrjax.evals.base import Encoder
-from cxrjax.input import boxes, source
+from cxrjax.input import boxes, converted_sets, source
 from cxrjax.methods.base import Answers
 from tests import runs
 
@@ -164,9 +164,9 @@ def test_intervals_resample_patients_and_name_what_is_left_out():
 @pytest.fixture
 def oracle(phantom_dir):
     """An encoder that knows every picture's boxes by its pixels, in the order and classes of ("Mass", "Nodule")."""
-    converted, labels, known = source.open_set("phantom", phantom_dir), ("Mass", "Nodule"), {}
+    converted, labels, known = converted_sets.open_set("phantom", phantom_dir), ("Mass", "Nodule"), {}
     for split in ("val", "test"):
-        for example in source.source(converted, split):
+        for example in source.select(converted, split):
             image = boxes.whole(detect.pictures.views.decode(example["image"]), 64)
             known[image.tobytes()] = boxes.of_example(example, labels)
 
@@ -181,7 +181,7 @@ def oracle(phantom_dir):
 def test_an_oracle_is_perfect_on_whole_pictures(oracle):
     """Through the judge: pictures as `boxes.whole` gives them, truth in the order of the records, classes by name."""
     encoder, converted = oracle
-    sources = {split: source.source(converted, split) for split in ("val", "test")}
+    sources = {split: source.select(converted, split) for split in ("val", "test")}
     result = detect.detect(encoder, sources, batch_size=4, resamples=20)
     assert result.metrics["map"].value == pytest.approx(1)
     assert result.details["validation"]["map"] == pytest.approx(1)
@@ -204,7 +204,7 @@ def test_pictures_that_readers_have_not_searched_are_left_out(oracle, phantom_di
     normal = converted.label_names.index("No Finding")
 
     def expected(split):
-        records, found = source.source(converted, split), set()
+        records, found = source.select(converted, split), set()
         for i in range(len(records)):
             if {"Mass", "Nodule"} & set(records[i]["boxes"]["label"]) or records[i]["labels"][normal] == schema.PRESENT:
                 found.add(records[i]["image_id"])
@@ -216,7 +216,7 @@ def test_pictures_that_readers_have_not_searched_are_left_out(oracle, phantom_di
     assert result.predictions["true_labels"].map(len).gt(0).sum() < len(wanted)
     assert f"test: {len(wanted)} of {len(records)} pictures have boxes or No Finding, as required" in result.notes
     monkeypatch.setenv("CXRJAX_DATA", str(phantom_dir))
-    changes = {"data__sets": "phantom", "data__views": "", "data__require": "boxes or No Finding"}
+    changes = {"data__sets": "phantom", "data__projections": "", "data__require": "boxes or No Finding"}
     config = runs.config("detect", "", labels="Mass,Nodule", **changes)
     (chosen,), _ = train._sources(config)
     assert set(chosen.table["image_id"]) == expected("train")[0]

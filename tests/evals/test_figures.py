@@ -10,7 +10,7 @@ import pytest
 from cxrjax import figures as command
 from cxrjax.evals import figures
 from cxrjax.imaging import pixels
-from cxrjax.input import source
+from cxrjax.input import converted_sets, record_index
 from cxrjax.methods.base import Joint
 from cxrjax.text import tokenizer
 from tests import runs
@@ -113,7 +113,7 @@ def test_boxes_and_masks_move_with_the_picture():
 @pytest.fixture(scope="module")
 def workdir(phantom_dir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    vocabulary = str(source.open_set("phantom", phantom_dir).directory)
+    vocabulary = str(converted_sets.open_set("phantom", phantom_dir).directory)
     runs.write(folder, runs.config("convirt", text__tokenizer=vocabulary, data__sets="phantom"))
     return folder
 
@@ -145,8 +145,8 @@ def test_the_command_writes_a_picture_and_its_numbers(run, tmp_path):
 
 
 def test_named_pictures_come_from_any_split(run, tmp_path, phantom_dir):
-    converted = source.open_set("phantom", phantom_dir)
-    wanted = [source.index(converted, split)["image_id"].iloc[0] for split in ("train", "val")]
+    converted = converted_sets.open_set("phantom", phantom_dir)
+    wanted = [record_index.index(converted, split)["image_id"].iloc[0] for split in ("train", "val")]
     status, said = run("--image-id", *wanted)
     assert status == 0 and said.out.count(".png") == 2
     assert {json.loads(path.read_text())["image_id"] for path in tmp_path.glob("*.json")} == set(wanted)

@@ -8,7 +8,7 @@ import pytest
 
 from cxrjax.evals import encoders, pictures
 from cxrjax.evals.features import features
-from cxrjax.input import source, views
+from cxrjax.input import converted_sets, source, views
 from tests import radiographs
 
 
@@ -32,7 +32,7 @@ def whole(chosen, px=16, size=2, **options):
 
 
 def test_many_checkpoints_decode_a_picture_once(converted, decoded, tmp_path):
-    train = source.source(converted, "train")
+    train = source.select(converted, "train")
     for step in range(3):
         encoder = encoders.pixels(16)._replace(digest=f"{step}", name=f"checkpoint {step}")
         table = features(encoder, train, 2, tmp_path / f"run {step}")
@@ -43,7 +43,7 @@ def test_many_checkpoints_decode_a_picture_once(converted, decoded, tmp_path):
 
 
 def test_parts_of_a_split_share_what_is_there(converted, decoded):
-    train = source.source(converted, "train")
+    train = source.select(converted, "train")
     some = source.Source(converted, "train", [3, 1])
     first = whole(some)
     assert len(decoded) == 2 and first.shape == (2, 16, 16, 1)
@@ -55,13 +55,13 @@ def test_parts_of_a_split_share_what_is_there(converted, decoded):
 
 
 def test_several_splits_as_one(converted):
-    joined = source.source(converted, "test", folds=3, fold=1)
+    joined = source.select(converted, "test", folds=3, fold=1)
     expected = [views.fit(views.decode(joined[i]["image"]), 16) for i in range(len(joined))]
     np.testing.assert_array_equal(whole(joined, size=len(joined))[..., 0], expected)
 
 
 def test_a_set_that_was_converted_again_is_read_again(converted, decoded, tmp_path):
-    train = source.source(converted, "train")
+    train = source.select(converted, "train")
     whole(train)
     (record,) = converted.directory.glob("*train*array_record*")
     os.utime(record, ns=(1, 1))
@@ -71,7 +71,7 @@ def test_a_set_that_was_converted_again_is_read_again(converted, decoded, tmp_pa
 
 
 def test_what_cannot_be_kept_is_decoded_each_time(converted, decoded, monkeypatch, caplog):
-    train = source.source(converted, "train")
+    train = source.select(converted, "train")
     kept = whole(train)
     np.testing.assert_array_equal(whole(train, px=8, limit_bytes=5 * 64 - 1), whole(train, px=8, limit_bytes=0))
     assert len(decoded) == 5 + 6 + 6
@@ -86,7 +86,7 @@ def test_what_cannot_be_kept_is_decoded_each_time(converted, decoded, monkeypatc
 
 
 def test_a_crash_leaves_nothing_marked_that_is_not_there(converted, monkeypatch):
-    train, fitted, calls = source.source(converted, "train"), pictures.fitted, []
+    train, fitted, calls = source.select(converted, "train"), pictures.fitted, []
 
     def crash(*given, **named):
         calls.append(1)
@@ -104,18 +104,18 @@ def test_a_crash_leaves_nothing_marked_that_is_not_there(converted, monkeypatch)
 
 def test_a_full_disk_costs_time_alone(converted, monkeypatch, caplog):
     """Writing through a map would end the process by a signal."""
-    expected = whole(source.source(converted, "train"), limit_bytes=0)
+    expected = whole(source.select(converted, "train"), limit_bytes=0)
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "pwrite", full)
-    np.testing.assert_array_equal(whole(source.source(converted, "train")), expected)
+    np.testing.assert_array_equal(whole(source.select(converted, "train")), expected)
     assert "decoded every time: [Errno 28] No space left" in caplog.text
 
 
 def test_masks_are_kept_too_and_unknown_ones_are_told(phantom_dir, decoded):
-    chosen = source.source(source.open_set("phantom", phantom_dir), "val", views=("PA", "AP"))
+    chosen = source.select(converted_sets.open_set("phantom", phantom_dir), "val", projections=("PA", "AP"))
     masks = whole(chosen, px=24, what="mask")
     assert set(np.unique(masks)) == {0, 255} and 0.1 < (masks == 255).mean() < 0.5
     before = len(decoded)

@@ -10,6 +10,7 @@ import pytest
 from cxrjax import evaluate
 from cxrjax.evals import encoders, retrieve, run
 from cxrjax.evals.base import FeatureTable
+from cxrjax.input import converted_sets
 from cxrjax.input import source as sources
 from tests import runs
 
@@ -188,7 +189,7 @@ def test_k_beyond_the_candidates_and_broken_features():
 
 def test_gallery_of_the_phantom(phantom_dir):
     """First frontal per study, its own report, equal words once."""
-    split = sources.source(sources.open_set("phantom", phantom_dir), "train")
+    split = sources.select(converted_sets.open_set("phantom", phantom_dir), "train")
     short = retrieve.gallery(split, lambda report: report["impression"])
     studies = split.table[split.table["view"].isin(["PA", "AP"])].drop_duplicates(["patient_id", "study_id"])
     assert len(short.report) == len(short.pictures) == len(studies)

@@ -15,7 +15,7 @@ from cxrjax.evals import encoders, run
 from cxrjax.evals.base import Encoder, Joint, digest
 from cxrjax.evals.features import features
 from cxrjax.evals.joint import TOKENS
-from cxrjax.input import boxes, views
+from cxrjax.input import boxes, converted_sets, views
 from cxrjax.input import source as sources
 from cxrjax.methods.base import Answers, Method
 from tests import radiographs
@@ -45,7 +45,7 @@ def entry(data_dir, **changes):
 
 @pytest.fixture
 def frontal(phantom_dir):
-    return sources.source(sources.open_set("phantom", phantom_dir), "train", views=("PA", "AP"))
+    return sources.select(converted_sets.open_set("phantom", phantom_dir), "train", projections=("PA", "AP"))
 
 
 def test_features_are_those_of_each_picture_alone_on_one_compilation(frontal):
@@ -71,13 +71,13 @@ def test_features_are_those_of_each_picture_alone_on_one_compilation(frontal):
 def test_features_are_cached_per_encoder_pictures_and_size(phantom_dir, tmp_path, monkeypatch):
     data_dir = tmp_path / "data"  # a copy, in which no other test has fitted a picture
     shutil.copytree(phantom_dir, data_dir, ignore=shutil.ignore_patterns("fitted"))
-    converted = sources.open_set("phantom", data_dir)
-    frontal = sources.source(converted, "train", views=("PA", "AP"))
+    converted = converted_sets.open_set("phantom", data_dir)
+    frontal = sources.select(converted, "train", projections=("PA", "AP"))
     encoder = encoders.pixels(8)
     first = features(encoder, frontal, 16, tmp_path)
-    the_same = sources.source(converted, "train", views=("AP", "PA"))
-    with_laterals = sources.source(converted, "train")
-    another_split = sources.source(converted, "test", views=("PA", "AP"))
+    the_same = sources.select(converted, "train", projections=("AP", "PA"))
+    with_laterals = sources.select(converted, "train")
+    another_split = sources.select(converted, "test", projections=("PA", "AP"))
 
     def unreadable(*_):
         raise AssertionError("a picture was read")
@@ -182,7 +182,7 @@ def judged(judge, data_dir, skill):
     """An encoder whose answers are the better the larger `skill` is, up to 1."""
     known, rng = {}, np.random.default_rng(int(100 * skill))
     for split in ("val", "test") if judge == "detect" else ():
-        for example in sources.source(sources.open_set("phantom", data_dir), split):
+        for example in sources.select(converted_sets.open_set("phantom", data_dir), split):
             known[boxes.whole(views.decode(example["image"]), 64).tobytes()] = boxes.of_example(example, LABELS)
 
     def encode(images):
@@ -241,7 +241,7 @@ def test_a_difference_is_that_of_the_results(phantom_dir, tmp_path, monkeypatch,
 
 
 def test_results_note_what_the_training_has_seen_of_the_test_pictures(phantom_dir, tmp_path, monkeypatch):
-    tested = sources.source(sources.open_set("phantom", phantom_dir), "test", views=("PA", "AP"))
+    tested = sources.select(converted_sets.open_set("phantom", phantom_dir), "test", projections=("PA", "AP"))
     rows = [(f"copy {n}", f"someone {n}", "train", views.decode(tested[n]["image"])) for n in range(4)]
     radiographs.write(tmp_path, "clinic", rows, short_side=64)
     monkeypatch.setenv("CXRJAX_DATA", str(tmp_path))

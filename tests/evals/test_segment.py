@@ -10,7 +10,7 @@ import pytest
 
 from cxrjax.evals import encoders, pictures, run, segment
 from cxrjax.evals.base import Encoder, digest
-from cxrjax.input import source
+from cxrjax.input import converted_sets, source
 
 
 def counts(truth, predicted, both, known=None):
@@ -97,7 +97,7 @@ def test_the_judge_writes_what_it_found_and_names_its_conventions(phantom_dir, t
     folder = tmp_path / "evals" / "phantom-mask-segment" / "3"
     report = json.loads((folder / "results.json").read_text())
     table = pandas.read_parquet(folder / "predictions.parquet")
-    chosen = source.source(source.open_set("phantom", phantom_dir), "test", views=("PA", "AP"))
+    chosen = source.select(converted_sets.open_set("phantom", phantom_dir), "test", projections=("PA", "AP"))
     assert list(table["image_id"]) == list(chosen.table["image_id"])
     rows = [pictures.fitted(chosen[i], None, 32, what) for i in range(len(chosen)) for what in ("image", "mask")]
     for i, (image, mask) in enumerate(zip(rows[::2], rows[1::2], strict=True)):

@@ -23,7 +23,7 @@ def _record(number, split, label_count, image_format, rich):
         "image_id": f"{split}-{number}",
         "patient_id": f"patient {split} {number // 3}",
         "study_id": f"study {split} {number // 2}",
-        "view": schema.VIEWS[number % 4],
+        "view": schema.PROJECTIONS[number % 4],
         "labels": rng.integers(-2, 2, label_count).astype(np.int8),
     }
     if rich:

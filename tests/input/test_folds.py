@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from cxrjax import train
 from cxrjax.datasets import manifest, schema
 from cxrjax.evals import encoders, run
-from cxrjax.input import source
+from cxrjax.input import converted_sets, source
 from tests import radiographs, runs
 
 IDS = st.lists(st.text(min_size=1, max_size=4), min_size=3, max_size=60, unique=True)
@@ -74,7 +74,7 @@ def converted(tmp_path_factory):
 def test_no_patient_is_in_two_parts_and_each_is_tested_on_once(converted, folds):
     tested = []
     for fold in range(folds):
-        parts = {split: source.source(converted, split, folds=folds, fold=fold).table for split in schema.SPLITS}
+        parts = {split: source.select(converted, split, folds=folds, fold=fold).table for split in schema.SPLITS}
         schema.assert_patients_disjoint({split: table["patient_id"] for split, table in parts.items()})
         assert sum(len(table) for table in parts.values()) == 28
         assert set(parts["train"]["patient_id"].value_counts()) == {2}
@@ -83,8 +83,8 @@ def test_no_patient_is_in_two_parts_and_each_is_tested_on_once(converted, folds)
 
 
 def test_a_fraction_is_of_the_folds_training_patients(converted):
-    whole = source.source(converted, "train", folds=5, fold=2)
-    part = source.source(converted, "train", folds=5, fold=2, fraction=0.5)
+    whole = source.select(converted, "train", folds=5, fold=2)
+    part = source.select(converted, "train", folds=5, fold=2, fraction=0.5)
     assert set(part.table["patient_id"]) < set(whole.table["patient_id"])
     for i in (0, len(part) - 1):
         assert part[i]["image_id"] == part.table["image_id"][i]
@@ -100,20 +100,20 @@ def test_a_fraction_is_of_the_folds_training_patients(converted):
 )
 def test_mistakes_are_explained(converted, options, message):
     with pytest.raises(ValueError, match=message):
-        source.source(converted, "train", **options)
+        source.select(converted, "train", **options)
 
 
 def test_training_and_judging_share_their_folds(converted, tmp_path, monkeypatch):
     """What is trained on with one fold and judged with another would be judged on patients it has seen."""
     place = str(converted.directory)
-    config = runs.config("supervised", labels="Finding", data__sets=place, data__views="")
+    config = runs.config("supervised", labels="Finding", data__sets=place, data__projections="")
     config.data.folds, config.data.fold = 5, 1
     config.evals = {"again": {"judge": "knn", "set": place, "task": {"kind": "multilabel"}, "folds": 5, "fold": 2}}
     with pytest.raises(ValueError, match="evals.again judges with .*'fold': 2.* what is trained on with .*'fold': 1"):
         train.build(config)
     config.evals.again.fold = 1
     (trained_on,) = train.build(config).sources
-    left_out = source.source(converted, "test", folds=5, fold=1)
+    left_out = source.select(converted, "test", folds=5, fold=1)
     assert not set(trained_on.table["patient_id"]) & set(left_out.table["patient_id"])
     config.data.sets = f"{place},phantom"
     with pytest.raises(ValueError, match="cuts one set by patient; data.sets names 2"):
@@ -123,8 +123,8 @@ def test_training_and_judging_share_their_folds(converted, tmp_path, monkeypatch
 def test_judges_take_the_fold(phantom_dir, tmp_path):
     entry = {"set": "phantom", "data_dir": str(phantom_dir), "task": {"kind": "multilabel"}, "judge": "knn"}
     entry |= {"neighbours": (3,), "bootstrap": 5, "folds": 4}
-    converted = source.open_set("phantom", phantom_dir)
+    converted = converted_sets.open_set("phantom", phantom_dir)
     for fold in (0, 3):
         found = run.evaluate(encoders.pixels(8), {**entry, "fold": fold}, tmp_path / f"{fold}").predictions
-        expected = source.source(converted, "test", folds=4, fold=fold).table["image_id"]
+        expected = source.select(converted, "test", folds=4, fold=fold).table["image_id"]
         assert set(found["image_id"]) <= set(expected) and len(found) > 0.5 * len(expected)

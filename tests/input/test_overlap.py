@@ -1,10 +1,10 @@
-"""What sets share is found by id, through third sets and by look; nothing else is; and it is left out of training."""
+"""What sets share is found by id, through third sets and by fingerprint; nothing else is. Training leaves it out."""
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from cxrjax.input import overlap, source
+from cxrjax.input import converted_sets, overlap, record_index, source
 from tests.radiographs import gamma, jpeg, linear, radiograph, short_side, write
 
 DISGUISES = (
@@ -61,18 +61,18 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture
 def training(data_dir):
-    return source.source(source.open_set("hospital", data_dir), "train")
+    return source.select(converted_sets.open_set("hospital", data_dir), "train")
 
 
 def part(data_dir, name, *splits):
-    table = overlap.rows(source.open_set(name, data_dir))
+    table = overlap.rows(converted_sets.open_set(name, data_dir))
     return table[table["split"].isin(splits)].reset_index(drop=True)
 
 
 def test_copies_are_found_by_look_and_nothing_else(data_dir):
     a, b = part(data_dir, "hospital", "train", "test"), part(data_dir, "challenge", "train", "val", "test")
     found = overlap.overlap(a, b)
-    pairs = {(a["image_id"][i], b["image_id"][j]) for i, j, _ in found.by_look}
+    pairs = {(a["image_id"][i], b["image_id"][j]) for i, j, _ in found.by_fingerprint}
     assert pairs == {(f"h{3 * number}", f"c{number}") for number in range(6)} | {("h18", "t")}
     assert found.by_id == []
     shared = set(found.persons_a) & set(found.persons_b)
@@ -80,7 +80,9 @@ def test_copies_are_found_by_look_and_nothing_else(data_dir):
 
 
 def test_ids_are_followed_through_other_sets(data_dir):
-    a, b, bridge = (overlap.rows(source.open_set(name, data_dir)) for name in ("hospital", "gathered", "clinic"))
+    a, b, bridge = (
+        overlap.rows(converted_sets.open_set(name, data_dir)) for name in ("hospital", "gathered", "clinic")
+    )
     assert overlap.overlap(a, b).by_id == []
     found = overlap.overlap(a, b, [bridge])
     assert [(a["image_id"][i], b["image_id"][j]) for i, j in found.by_id] == [("h8", "g0")]
@@ -91,9 +93,13 @@ def test_ids_are_followed_through_other_sets(data_dir):
 @pytest.mark.parametrize(
     ("judged", "patients", "counts"),
     [
-        (("challenge",), "p0 p1 p2 p3 p4 p5", "18 pictures of 6 patients (0 by id, 6 by look, 12 others"),
-        (("clinic",), "p1 p7", "6 pictures of 2 patients (1 by id, 0 by look, 5 others"),
-        (("gathered", "clinic"), "p1 p2 p7", "gathered/96-png: 3 pictures of 1 patients (1 by id, 0 by look, 2 others"),
+        (("challenge",), "p0 p1 p2 p3 p4 p5", "18 pictures of 6 patients (0 by id, 6 by fingerprint, 12 others"),
+        (("clinic",), "p1 p7", "6 pictures of 2 patients (1 by id, 0 by fingerprint, 5 others"),
+        (
+            ("gathered", "clinic"),
+            "p1 p2 p7",
+            "gathered/96-png: 3 pictures of 1 patients (1 by id, 0 by fingerprint, 2 others",
+        ),
         (("gathered",), "", None),
         (("hospital",), "", None),
         ((), "", None),
@@ -110,13 +116,13 @@ def test_patients_of_held_out_pictures_are_excluded(data_dir, training, judged, 
 
 
 def test_only_what_is_trained_on_is_counted(data_dir):
-    some = source.source(source.open_set("hospital", data_dir), "train", exclude_patient_ids=["p0"])
+    some = source.select(converted_sets.open_set("hospital", data_dir), "train", exclude_patient_ids=["p0"])
     found = overlap.exclusions([some], ["challenge"], data_dir)
-    assert "15 pictures of 5 patients (0 by id, 5 by look" in found.sentences[0]
+    assert "15 pictures of 5 patients (0 by id, 5 by fingerprint" in found.sentences[0]
 
 
 def test_every_source_has_its_own_exclusions(data_dir, training):
-    other = source.source(source.open_set("clinic", data_dir), "train")
+    other = source.select(converted_sets.open_set("clinic", data_dir), "train")
     found = overlap.exclusions([training, other], ["challenge", "hospital"], data_dir)
     assert found.patient_ids == (frozenset({"p0", "p1", "p2", "p3", "p4", "p5"}), frozenset({"x5"}))
     assert [sentence.split(":")[0] for sentence in found.sentences] == ["hospital/96-png", "clinic/96-png"]
@@ -129,7 +135,7 @@ def test_another_size_of_the_same_set_is_known_by_id(data_dir, training, tmp_pat
     ]
     other = write(tmp_path, "hospital", rows, short_side=64)
     found = overlap.exclusions([training], [str(other.directory)])
-    assert found.patient_ids == (frozenset({"p0"}),) and "3 by id, 0 by look" in found.sentences[0]
+    assert found.patient_ids == (frozenset({"p0"}),) and "3 by id, 0 by fingerprint" in found.sentences[0]
 
 
 def test_its_own_splits_cost_nothing(data_dir, training, monkeypatch):
@@ -138,19 +144,19 @@ def test_its_own_splits_cost_nothing(data_dir, training, monkeypatch):
 
 
 def test_nothing_left_is_an_error(data_dir):
-    few = source.source(source.open_set("hospital", data_dir), "train", image_ids=["h0", "h1", "h3"])
+    few = source.select(converted_sets.open_set("hospital", data_dir), "train", image_ids=["h0", "h1", "h3"])
     with pytest.raises(
         ValueError, match="Nothing of hospital/96-png is left .* all 3 pictures .*exclude_overlap=False"
     ):
         overlap.exclusions([few], ["challenge"], data_dir)
-    with pytest.raises(source.SetNotFound, match="'nowhere'"):
+    with pytest.raises(converted_sets.SetNotFound, match="'nowhere'"):
         overlap.exclusions([few], ["nowhere"], data_dir)
 
 
 def test_sets_without_fingerprints_get_them_once(data_dir, training, monkeypatch):
     there = training.converted_set
     stored = overlap.fingerprints(there, "train")
-    whole = source.index
+    whole = record_index.index
 
     def older(converted_set, split):
         return whole(converted_set, split).drop(columns=["fingerprint", "same_picture", "same_patient"])
@@ -178,7 +184,7 @@ def test_audit_of_two_sets(data_dir):
     assert lines["test", "-", "train"] == ["1", "0", "1"]
     assert "  h4 (train) = a0 (test), by id" in said
     said = overlap.audit("hospital", "challenge", data_dir)
-    assert "  h18 (train) = t (train), by look, distance " in said
+    assert "  h18 (train) = t (train), by fingerprint, distance " in said
 
 
 def test_audit_of_one_set(tmp_path):
@@ -191,8 +197,10 @@ def test_audit_of_one_set(tmp_path):
 
 
 def test_notes_on_what_was_trained_on_of_the_judged_set_itself(data_dir):
-    (name,) = [one for one in sorted(source.converted()) if source.open_set(one).split_sizes.get("test")][:1]
-    judged = source.open_set(name)
+    (name,) = [
+        one for one in sorted(converted_sets.converted()) if converted_sets.open_set(one).split_sizes.get("test")
+    ][:1]
+    judged = converted_sets.open_set(name)
     assert overlap.notes([name], "train", judged) == []
     (said,) = overlap.notes([name], "train+test", judged)
     assert "was trained on test of" in said
@@ -200,10 +208,10 @@ def test_notes_on_what_was_trained_on_of_the_judged_set_itself(data_dir):
 
 def test_notes_on_what_was_not_left_out(data_dir, monkeypatch):
     monkeypatch.setenv("CXRJAX_DATA", str(data_dir))
-    judged = source.open_set("challenge")
+    judged = converted_sets.open_set("challenge")
     (note,) = overlap.notes(["hospital", "challenge", "clinic"], "train", judged)
     assert "trained on hospital/96-png" in note and "18 pictures of 6 patients" in note
-    assert overlap.notes(["hospital"], "train", source.open_set("gathered")) == []
+    assert overlap.notes(["hospital"], "train", converted_sets.open_set("gathered")) == []
     (note,) = overlap.notes(["covidx/256"], "train", judged._replace(name="rsna_pneumonia/512"))
     assert "covidx/256, which is known to share pictures with rsna_pneumonia/512 but is not converted" in note
     assert overlap.notes(["covidx"], "train", judged) == []

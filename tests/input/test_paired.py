@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cxrjax import train
-from cxrjax.input import paired, source
+from cxrjax.input import converted_sets, paired, source
 from cxrjax.input.studies import studies
 from cxrjax.text import tokenizer
 from tests import runs
@@ -23,12 +23,12 @@ def config(phantom_dir, monkeypatch):
 
 @pytest.fixture
 def study(phantom_dir):
-    return studies(source.source(source.open_set("phantom", phantom_dir), "train"), require_report=True)[0]
+    return studies(source.select(converted_sets.open_set("phantom", phantom_dir), "train"), require_report=True)[0]
 
 
 @pytest.fixture
 def frontal_studies(phantom_dir):
-    return source.source(source.open_set("phantom", phantom_dir), "train")
+    return source.select(converted_sets.open_set("phantom", phantom_dir), "train")
 
 
 def report(findings="", impression="", text=""):
@@ -39,7 +39,7 @@ def test_a_study_becomes_a_frontal_picture_and_its_words(config, study):
     see = pickle.loads(pickle.dumps(paired.Views(config)))
     seen = see(study, np.random.default_rng(0))
     assert seen["image"].shape == (1, 32, 32, 1) and seen["image"].dtype == np.uint8
-    words = tokenizer.load(source.open_set("phantom").directory)
+    words = tokenizer.load(converted_sets.open_set("phantom").directory)
     said = " ".join((study["report"]["impression"] + " " + study["report"]["findings"]).split())
     np.testing.assert_array_equal(seen["ids"], words.encode(said, 48).ids)
     np.testing.assert_array_equal(seen["text_mask"], seen["ids"] > 0)
@@ -126,7 +126,7 @@ def test_unknown_units_and_parts_are_refused(config, changes):
 
 def test_a_run_keeps_its_vocabulary_and_refuses_another(config, tmp_path):
     paired.keep_vocabulary(config, tmp_path)
-    mine = tokenizer.load(source.open_set("phantom").directory)
+    mine = tokenizer.load(converted_sets.open_set("phantom").directory)
     assert tokenizer.load(tmp_path).vocabulary == mine.vocabulary
     paired.keep_vocabulary(config, tmp_path)
     config.text.tokenizer = str(tokenizer.save((*mine.vocabulary, "extra"), tmp_path / "other"))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cxrjax.input import pipeline, source, views
+from cxrjax.input import converted_sets, pipeline, source, views
 
 CROP = views.transform("crop_flip", 16)
 
@@ -28,7 +28,7 @@ def digest(batch):
 
 
 def sources(data_dir):
-    return [source.source(source.open_set(name, data_dir), "train") for name in ("rich", "plain")]
+    return [source.select(converted_sets.open_set(name, data_dir), "train") for name in ("rich", "plain")]
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +149,7 @@ def test_impossible_requests_are_refused(both):
 
 
 def test_broken_picture_is_named_from_within_a_thread(written):
-    broken = source.source(source.open_set("plain", written.data_dir), "test")
+    broken = source.select(converted_sets.open_set("plain", written.data_dir), "test")
     with pytest.raises(ValueError, match="Picture 'test-1' of set 'plain' cannot be decoded") as raised:
         list(pipeline.evaluation_batches(broken, two_views, 2))
     assert isinstance(raised.value.__cause__, views.Undecodable)

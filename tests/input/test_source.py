@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 
 from cxrjax.datasets import schema
-from cxrjax.input import source
+from cxrjax.input import converted_sets, record_index, source
 
 
 @pytest.fixture
 def rich(written):
-    return source.open_set("rich", written.data_dir)
+    return converted_sets.open_set("rich", written.data_dir)
 
 
 def test_examples_are_what_was_written(written, rich):
-    read = source.source(rich, "train")
+    read = source.select(rich, "train")
     assert len(read) == 26
     seen = set()
     for item in range(len(read)):
@@ -39,7 +39,7 @@ def test_examples_are_what_was_written(written, rich):
 
 
 def test_a_field_that_the_set_does_not_have_is_named(written):
-    example = source.source(source.open_set("plain", written.data_dir), "train")[0]
+    example = source.select(converted_sets.open_set("plain", written.data_dir), "train")[0]
     assert "mask" not in example
     with pytest.raises(
         KeyError, match="'plain' has no field 'mask'; its records have age, fingerprint, image, image_id"
@@ -51,13 +51,15 @@ def test_opened_set_describes_itself(written, rich):
     assert rich.label_names == tuple(f"finding {number}" for number in range(5))
     assert rich.split_sizes == {"train": 26, "val": 7}
     assert rich.metadata["short_side"] == 48
-    assert source.open_set(rich.directory) == rich == source.open_set(Path(written.data_dir) / "rich")
-    assert source.converted(written.data_dir) == ["plain", "rich"]
+    assert converted_sets.open_set(rich.directory) == rich == converted_sets.open_set(Path(written.data_dir) / "rich")
+    assert converted_sets.converted(written.data_dir) == ["plain", "rich"]
 
 
 def test_missing_set_lists_what_is_there_and_how_to_convert(written):
-    with pytest.raises(source.SetNotFound, match=r"Converted there: plain, rich\..*cxrjax\.prepare chexpert --raw DIR"):
-        source.open_set("chexpert", written.data_dir)
+    with pytest.raises(
+        converted_sets.SetNotFound, match=r"Converted there: plain, rich\..*cxrjax\.prepare chexpert --raw DIR"
+    ):
+        converted_sets.open_set("chexpert", written.data_dir)
 
 
 def test_newest_version_and_the_only_configuration_are_found(written, tmp_path):
@@ -65,19 +67,19 @@ def test_newest_version_and_the_only_configuration_are_found(written, tmp_path):
     for place in ("plain/9.0.0", "plain/10.0.0", "sized/256/1.0.0", "many/a/1.0.0", "many/b/1.0.0"):
         shutil.copytree(original, tmp_path / place)
     (tmp_path / "plain" / "11.0.0.incompleteXY").mkdir()
-    assert source.open_set("plain", tmp_path).directory.name == "10.0.0"
-    assert source.open_set("sized", tmp_path).directory == tmp_path / "sized" / "256" / "1.0.0"
-    assert source.open_set("many/b", tmp_path).directory == tmp_path / "many" / "b" / "1.0.0"
+    assert converted_sets.open_set("plain", tmp_path).directory.name == "10.0.0"
+    assert converted_sets.open_set("sized", tmp_path).directory == tmp_path / "sized" / "256" / "1.0.0"
+    assert converted_sets.open_set("many/b", tmp_path).directory == tmp_path / "many" / "b" / "1.0.0"
     with pytest.raises(ValueError, match="name one of many/a, many/b"):
-        source.open_set("many", tmp_path)
+        converted_sets.open_set("many", tmp_path)
 
 
 def test_index_is_in_record_order_and_kept(written, rich, monkeypatch):
-    first = source.index(rich, "val")
-    read = source.source(rich, "val")
+    first = record_index.index(rich, "val")
+    read = source.select(rich, "val")
     assert list(first["image_id"]) == [read[item]["image_id"] for item in range(7)]
-    monkeypatch.setattr(source, "_scan", lambda *_: pytest.fail("the index was not kept"))
-    kept = source.index(rich, "val")
+    monkeypatch.setattr(record_index, "_scan", lambda *_: pytest.fail("the index was not kept"))
+    kept = record_index.index(rich, "val")
     assert kept.drop(columns="labels").equals(first.drop(columns="labels"))
     for one, two in zip(first["labels"], kept["labels"], strict=True):
         assert two.dtype == np.int8
@@ -86,21 +88,21 @@ def test_index_is_in_record_order_and_kept(written, rich, monkeypatch):
 
 def test_index_is_made_again_when_the_set_changed(written, tmp_path):
     shutil.copytree(Path(written.data_dir) / "plain", tmp_path / "plain")
-    plain = source.open_set("plain", tmp_path)
-    source.index(plain, "train")
+    plain = converted_sets.open_set("plain", tmp_path)
+    record_index.index(plain, "train")
     file = plain.directory / "index-train.parquet"
     before = file.stat().st_mtime_ns
     (shard,) = plain.directory.glob("plain-train*")
     os.utime(shard, ns=(1, 1))
-    source.index(plain, "train")
+    record_index.index(plain, "train")
     assert file.stat().st_mtime_ns > before
     file.write_bytes(b"half a file")
-    assert len(source.index(plain, "train")) == 17
+    assert len(record_index.index(plain, "train")) == 17
 
 
 def test_index_works_where_nothing_can_be_written(written, tmp_path, monkeypatch):
     shutil.copytree(Path(written.data_dir) / "plain", tmp_path / "plain")
-    plain = source.open_set("plain", tmp_path)
+    plain = converted_sets.open_set("plain", tmp_path)
     for file in plain.directory.glob("index-*"):
         file.unlink()
 
@@ -108,20 +110,20 @@ def test_index_works_where_nothing_can_be_written(written, tmp_path, monkeypatch
         raise PermissionError
 
     monkeypatch.setattr(source.os, "replace", refuse)
-    assert len(source.index(plain, "train")) == 17
+    assert len(record_index.index(plain, "train")) == 17
     assert not [file for file in plain.directory.iterdir() if "index" in file.name]
 
 
 def test_filters_select_what_they_say(rich):
-    table = source.index(rich, "train")
-    frontal = source.source(rich, "train", views=["PA", "AP"])
+    table = record_index.index(rich, "train")
+    frontal = source.select(rich, "train", projections=["PA", "AP"])
     assert set(frontal.table["view"]) == {"PA", "AP"} and len(frontal) == table["view"].isin(["PA", "AP"]).sum()
     some = list(table["image_id"][3:9])
-    assert list(source.source(rich, "train", image_ids=some).table["image_id"]) == some
-    without = source.source(rich, "train", exclude_image_ids=some).table
+    assert list(source.select(rich, "train", image_ids=some).table["image_id"]) == some
+    without = source.select(rich, "train", exclude_image_ids=some).table
     assert len(without) == 20 and not set(without["image_id"]) & set(some)
     patients = set(table["patient_id"][:4])
-    assert not set(source.source(rich, "train", exclude_patient_ids=patients).table["patient_id"]) & patients
+    assert not set(source.select(rich, "train", exclude_patient_ids=patients).table["patient_id"]) & patients
 
 
 def test_pictures_with_boxes_are_kept_and_those_of_a_label(written, rich, monkeypatch):
@@ -129,7 +131,7 @@ def test_pictures_with_boxes_are_kept_and_those_of_a_label(written, rich, monkey
     of = {name: [box["label"] for box in record["boxes"]] for name, record in records.items()}
 
     def kept(**filters):
-        return set(source.source(rich, "train", **filters).table["image_id"])
+        return set(source.select(rich, "train", **filters).table["image_id"])
 
     assert kept(boxes=()) == {name for name, labels in of.items() if labels} != set(records)
     assert kept(boxes=("box 1",)) == {name for name, labels in of.items() if "box 1" in labels} != kept(boxes=())
@@ -137,20 +139,22 @@ def test_pictures_with_boxes_are_kept_and_those_of_a_label(written, rich, monkey
     assert kept(boxes=("box 1",), or_labelled="finding 2") == kept(boxes=("box 1",)) | normal != kept(boxes=("box 1",))
     some = kept(boxes=(), views=["PA"], fraction=0.5)
     assert some == kept(boxes=()) & kept(views=["PA"]) & kept(fraction=0.5) and some
-    joined = source.source(rich, "test", boxes=(), folds=3)
+    joined = source.select(rich, "test", boxes=(), folds=3)
     assert all(joined[i]["boxes"]["label"] for i in range(len(joined)))
-    monkeypatch.setattr(source, "_scan_boxes", lambda *_: pytest.fail("the labels of boxes were not kept"))
-    assert source.labels_of_boxes(rich, "train") == [tuple(of[i]) for i in source.index(rich, "train")["image_id"]]
+    monkeypatch.setattr(record_index, "_scan_boxes", lambda *_: pytest.fail("the labels of boxes were not kept"))
+    assert record_index.labels_of_boxes(rich, "train") == [
+        tuple(of[i]) for i in record_index.index(rich, "train")["image_id"]
+    ]
 
 
 def test_what_boxes_cannot_be_required_is_named(written, rich):
     known = r"boxes of Mass \(the split's boxes: box 0 17, box 1 8\)"
     with pytest.raises(ValueError, match=f"{known} removes all of the 26"):
-        source.source(rich, "train", boxes=("Mass",))
+        source.select(rich, "train", boxes=("Mass",))
     with pytest.raises(ValueError, match="no label 'Normal'; its labels are finding 0, finding 1"):
-        source.source(rich, "train", boxes=(), or_labelled="Normal")
+        source.select(rich, "train", boxes=(), or_labelled="Normal")
     with pytest.raises(ValueError, match="the set 'plain' has no boxes"):
-        source.source(source.open_set("plain", written.data_dir), "train", boxes=())
+        source.select(converted_sets.open_set("plain", written.data_dir), "train", boxes=())
     assert source.required("") == {}
     assert source.required("boxes or No Finding", ["Mass"]) == {"boxes": ("Mass",), "or_labelled": "No Finding"}
     for words in ("box", "boxes or", "report"):
@@ -159,10 +163,10 @@ def test_what_boxes_cannot_be_required_is_named(written, rich):
 
 
 def test_fractions_are_nested_and_by_patient(rich):
-    everyone = source.index(rich, "train").groupby("patient_id")["image_id"].count()
+    everyone = record_index.index(rich, "train").groupby("patient_id")["image_id"].count()
     smaller = set()
     for fraction in (0.01, 0.3, 0.6, 1.0):
-        table = source.source(rich, "train", fraction=fraction).table
+        table = source.select(rich, "train", fraction=fraction).table
         chosen = set(table["patient_id"])
         assert smaller <= chosen and len(chosen) == max(1, round(fraction * len(everyone)))
         assert len(table) == everyone[list(chosen)].sum()
@@ -182,21 +186,21 @@ def test_fractions_are_nested_and_by_patient(rich):
 )
 def test_empty_selection_names_the_filter(rich, filters, named):
     with pytest.raises(ValueError, match=named):
-        source.source(rich, "train", **filters)
+        source.select(rich, "train", **filters)
 
 
 def test_unknown_split_view_and_fraction_are_refused(rich):
     with pytest.raises(ValueError, match=r"no split 'test'; it has train \(26\), val \(7\)"):
-        source.source(rich, "test")
+        source.select(rich, "test")
     for views in (["FRONTAL"], "PA"):
         with pytest.raises(ValueError, match="UNKNOWN, PA, AP, LATERAL"):
-            source.source(rich, "train", views=views)
+            source.select(rich, "train", projections=views)
     with pytest.raises(ValueError, match="fraction"):
-        source.source(rich, "train", fraction=0)
+        source.select(rich, "train", fraction=0)
 
 
 def test_source_can_be_pickled(rich):
-    read = source.source(rich, "train", views=["AP"])
+    read = source.select(rich, "train", projections=["AP"])
     again = pickle.loads(pickle.dumps(read))
     assert len(again) == len(read) and dict(again[1])["image"] == read[1]["image"]
 
@@ -204,13 +208,13 @@ def test_source_can_be_pickled(rich):
 READ = """
 import sys
 from cxrjax.input import source
-chosen = source.source(source.open_set("rich", sys.argv[1]), "train", fraction=0.5)
+chosen = source.select(converted_sets.open_set("rich", sys.argv[1]), "train", fraction=0.5)
 print([chosen[i]["image_id"] for i in range(len(chosen))], "tensorflow" in sys.modules)
 """
 
 
 def test_same_selection_in_every_process_and_without_tensorflow(written, rich):
-    chosen = source.source(rich, "train", fraction=0.5)
+    chosen = source.select(rich, "train", fraction=0.5)
     expected = [chosen[item]["image_id"] for item in range(len(chosen))]
     ran = subprocess.run(
         [sys.executable, "-c", READ, written.data_dir],

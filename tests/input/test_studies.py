@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cxrjax.datasets import schema, writer
-from cxrjax.input import pipeline, source, views
+from cxrjax.input import converted_sets, pipeline, source, views
 from cxrjax.input.studies import pick, studies
 
 FIT = views.transform("none", 32)
@@ -16,7 +16,7 @@ FIT = views.transform("none", 32)
 @pytest.fixture(scope="module")
 def frontal_lateral(phantom_dir):
     """All pictures of the phantom's train split."""
-    return source.source(source.open_set("phantom", phantom_dir), "train")
+    return source.select(converted_sets.open_set("phantom", phantom_dir), "train")
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def some_missing(phantom_dir, frontal_lateral):
     table = frontal_lateral.table
     laterals = sorted(table["image_id"][table["view"] == "LATERAL"])[::3]
     frontal = sorted(table["image_id"][table["view"] != "LATERAL"])[1]
-    return source.source(frontal_lateral.converted_set, "train", exclude_image_ids=[*laterals, frontal])
+    return source.select(frontal_lateral.converted_set, "train", exclude_image_ids=[*laterals, frontal])
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def odd(tmp_path_factory):
         metadata={"label_names": ["a finding"]},
         description="Ramps.",
     )
-    return source.source(source.open_set("odd", data_dir), "train")
+    return source.select(converted_sets.open_set("odd", data_dir), "train")
 
 
 def two_views(study, rng):
@@ -136,14 +136,14 @@ def test_every_picture_of_a_study_is_picked_in_the_end(odd):
 
 
 def test_nothing_left_says_which_filter_and_what_there_was(frontal_lateral, odd, written):
-    laterals = source.source(frontal_lateral.converted_set, "train", views=["LATERAL"])
+    laterals = source.select(frontal_lateral.converted_set, "train", projections=["LATERAL"])
     with pytest.raises(ValueError, match=r"all \d+ that reached this filter are without a frontal.*0 with frontals"):
         studies(laterals, require_frontal=True)
-    without_reports = source.source(source.open_set("plain", written.data_dir), "train")
+    without_reports = source.select(converted_sets.open_set("plain", written.data_dir), "train")
     assert studies(without_reports)[0]["report"] == {"findings": "", "impression": "", "text": ""}
     with pytest.raises(ValueError, match="No study is left.*without a report.*'plain'"):
         studies(without_reports, require_report=True)
-    unknown = source.source(odd.converted_set, "train", views=["UNKNOWN"])
+    unknown = source.select(odd.converted_set, "train", projections=["UNKNOWN"])
     with pytest.raises(ValueError, match="all 2 .* without a lateral picture.*2 with others"):
         studies(unknown, require_lateral=True)
 
@@ -174,7 +174,7 @@ def test_evaluation_takes_every_study_once(some_missing):
 
 
 def test_an_undecodable_picture_is_named(written):
-    plain = source.source(source.open_set("plain", written.data_dir), "test")
+    plain = source.select(converted_sets.open_set("plain", written.data_dir), "test")
 
     def read_all(study, rng):
         everything = study["frontals"] + study["laterals"] + study["others"]

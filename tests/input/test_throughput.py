@@ -1,8 +1,8 @@
-from cxrjax.input import source, throughput, views
+from cxrjax.input import converted_sets, source, throughput, views
 
 
 def test_both_rates_count_the_same_work(written):
-    read = source.source(source.open_set("rich", written.data_dir), "train")
+    read = source.select(converted_sets.open_set("rich", written.data_dir), "train")
     calls = []
 
     def count(example, rng):

@@ -160,7 +160,7 @@ def learn(method, batch, steps, lr=1e-3):
         (value, aux), gradient = jax.value_and_grad(loss, has_aux=True)(params)
         updates, opt_state = optimizer.update(gradient, opt_state, params)
         params = optax.apply_updates(params, updates)
-        return params, method.after(params, aux.state, i), opt_state, aux.report | {"loss": value}
+        return params, method.after(params, aux.state, i), opt_state, aux.monitors | {"loss": value}
 
     for i in range(steps):
         params, state, opt_state, report = step(params, state, opt_state, jnp.asarray(i))

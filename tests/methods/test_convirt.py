@@ -53,7 +53,7 @@ def test_the_loss_weighs_the_two_directions(batch, share):
         to_texts, to_pictures = (np.exp([a @ b / 0.1 for b in others]) for a, others in ((u[i], w), (w[i], u)))
         total -= share * np.log(to_texts[i] / to_texts.sum()) + (1 - share) * np.log(to_pictures[i] / to_pictures.sum())
     assert float(loss) == pytest.approx(total / len(u), rel=1e-5)
-    assert float(aux.report["report_twins"]) == pytest.approx(2 / 8)
+    assert float(aux.monitors["report_twins"]) == pytest.approx(2 / 8)
 
 
 def test_clip_learns_its_temperature_up_to_a_bound(batch):

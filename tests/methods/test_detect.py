@@ -8,7 +8,7 @@ import pytest
 from cxrjax import methods
 from cxrjax.evals import detect
 from cxrjax.imaging import pixels
-from cxrjax.input import source, views
+from cxrjax.input import converted_sets, source, views
 from tests import runs
 from tests.methods import oracles
 
@@ -20,7 +20,7 @@ def example(image, found, labels, name="some"):
 
 def test_views_bring_the_wanted_boxes(phantom_dir):
     """Of the named labels, in their order; whole pictures keep relative boxes as they are stored."""
-    records = source.source(source.open_set("phantom", phantom_dir), "train")
+    records = source.select(converted_sets.open_set("phantom", phantom_dir), "train")
     whole = {"views__scale": (1.0, 1.0), "views__flip": 0.0}
     method = methods.make(runs.config("detect", labels="Nodule,Effusion", **whole))
     rows = [method.views(records[i], np.random.default_rng(0)) for i in range(20)]
@@ -107,7 +107,7 @@ def planted(records, count, rng):
 @pytest.mark.parametrize(("words", "lr"), [("smoke", 2e-3), ("resnet,smoke", 3e-3)])
 def test_planted_nodules_are_found(phantom_dir, words, lr):
     """mAP at an IoU of 0.5 on the phantoms trained on, by either head."""
-    records = source.source(source.open_set("phantom", phantom_dir), "train")
+    records = source.select(converted_sets.open_set("phantom", phantom_dir), "train")
     changes = {"model__image_px": 64, "labels": "Nodule", "views__scale": (1.0, 1.0), "views__flip": 0.0}
     config = oracles.config("detect", words, **changes)
     if "resnet" not in words:

@@ -120,8 +120,8 @@ def test_a_step_is_algorithm_1(case):
     oracles.close(aux.state["centre"], 0.9 * centre + 0.1 * torch.cat(logits).mean(dim=0))
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(to_state)), "the teacher and its centre get no gradient"
     entropy = -sum((p * torch.log(p + 1e-30)).sum(dim=-1).mean() for p in targets) / 2
-    assert float(aux.report["target_entropy"]) == pytest.approx(entropy.item(), rel=1e-4)
-    assert float(aux.report["divergence"]) == pytest.approx(expected.item() - entropy.item(), rel=1e-4)
+    assert float(aux.monitors["target_entropy"]) == pytest.approx(entropy.item(), rel=1e-4)
+    assert float(aux.monitors["divergence"]) == pytest.approx(expected.item() - entropy.item(), rel=1e-4)
     jax.tree.map(np.testing.assert_array_equal, aux.state["target"], case.state["target"])
 
 
@@ -135,9 +135,9 @@ def test_schedules_over_the_run(case):
         (40, 0.07, False),
     ):
         (_, aux), (gradient, _), _ = case.step(crops(), step)
-        assert float(aux.report["teacher_temperature"]) == pytest.approx(tau, rel=1e-5)
+        assert float(aux.monitors["teacher_temperature"]) == pytest.approx(tau, rel=1e-5)
         momentum = 1 - 0.01 * (np.cos(np.pi * step / 40) + 1) / 2
-        assert float(aux.report["momentum"]) == pytest.approx(momentum, rel=1e-6)
+        assert float(aux.monitors["momentum"]) == pytest.approx(momentum, rel=1e-6)
         assert np.any(gradient["prototypes"]["direction"]) != held
         assert np.any(gradient["projector"]["fc3"]["kernel"])
 
@@ -146,7 +146,7 @@ def test_the_teacher_sees_the_large_crops_only(case):
     (loss, aux), _, _ = case.step(crops(), 10)
     (other_loss, other), _, _ = case.step(crops(seed=5), 10)
     np.testing.assert_array_equal(aux.state["centre"], other.state["centre"])
-    assert float(aux.report["target_entropy"]) == float(other.report["target_entropy"])
+    assert float(aux.monitors["target_entropy"]) == float(other.report["target_entropy"])
     assert abs(float(loss) - float(other_loss)) > 1e-4
 
 

@@ -131,8 +131,8 @@ def test_contract(case):
     loss, aux = jax.eval_shape(method.loss, params, state, batch, jax.random.key(0), 0)
     assert loss.shape == () and loss.dtype == np.float32
     assert jax.tree.structure(aux.state) == jax.tree.structure(state)
-    assert aux.terms and all(value.shape == () for value in (*aux.terms.values(), *aux.report.values()))
-    assert {"feature_std", "effective_rank"} <= set(aux.report)
+    assert aux.terms and all(value.shape == () for value in (*aux.terms.values(), *aux.monitors.values()))
+    assert {"feature_std", "effective_rank"} <= set(aux.monitors)
     out = jax.eval_shape(method.encode, params, state, batch["image"][:, 0])
     assert out["pooled"].shape[0] == out["patches"].shape[0] == len(batch["image"])
     assert out["patches"].ndim == 4 and out["pooled"].dtype == np.float32
@@ -197,10 +197,10 @@ def test_overfits_one_batch(case):
     for _ in range(STEPS):
         train_state, scalars = case.step(train_state._replace(step=case.start.step))
     # Where a teacher's answers change, the loss says less than its distance from the least that it could be.
-    name = "train/report/divergence" if "train/report/divergence" in scalars else "train/loss"
+    name = "train/monitor/divergence" if "train/monitor/divergence" in scalars else "train/loss"
     assert float(scalars[name]) < 0.7 * float(case.scalars[name])
-    assert float(scalars["train/report/feature_std"]) > 0.02
-    assert float(scalars["train/report/effective_rank"]) > 1.1
+    assert float(scalars["train/monitor/feature_std"]) > 0.02
+    assert float(scalars["train/monitor/effective_rank"]) > 1.1
     if "target" in train_state.state:
         learned = {part: case.start.params[part] for part in train_state.state["target"]}
         online = {part: train_state.params[part] for part in learned}

@@ -39,7 +39,7 @@ class Case:
 
         def terms(params, batch, key):
             _, aux = method.loss(params, self.state, batch, key, 5)
-            return aux.terms, (aux.terms, aux.report, aux.state)
+            return aux.terms, (aux.terms, aux.monitors, aux.state)
 
         self._step = jax.jit(jax.jacrev(terms, has_aux=True))
 
@@ -140,7 +140,7 @@ def test_one_device_is_eight_where_some_have_no_lateral(paper):
 
     def loss(params, batch):
         value, aux = paper.method.loss(params, paper.state, batch, jax.random.key(0), 5)
-        return aux.terms | aux.report | {"loss": value}
+        return aux.terms | aux.monitors | {"loss": value}
 
     mesh = parallel.make_mesh({"data": 8})
     params = jax.device_put(paper.params, parallel.replicated(mesh))

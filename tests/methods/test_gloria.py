@@ -38,7 +38,7 @@ def test_the_global_loss_is_that_of_the_joint_space(batch):
         to_texts, to_pictures = (np.exp([10 * a @ b for b in others]) for a, others in ((u[i], w), (w[i], u)))
         total -= np.log(to_texts[i] / to_texts.sum()) + np.log(to_pictures[i] / to_pictures.sum())
     assert float(aux.terms["global"]) == pytest.approx(2 * total / len(u), rel=1e-4)
-    assert float(aux.report["report_twins"]) == pytest.approx(2 / 8)
+    assert float(aux.monitors["report_twins"]) == pytest.approx(2 / 8)
 
 
 def test_a_report_without_words_has_no_local_loss(batch):

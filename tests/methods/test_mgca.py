@@ -45,7 +45,7 @@ def test_negatives_of_one_device_only(batch):
     assert (two["cta"], two["cpa"]) == pytest.approx((one["cta"], one["cpa"]), rel=1e-5)
 
 
-@pytest.mark.parametrize("switch", ["padding_counts", "raw_seen_words", "shifted_looks"])
+@pytest.mark.parametrize("switch", ["padding_counts", "raw_seen_words", "shifted_attention"])
 def test_each_released_switch_changes_the_token_loss_alone(batch, switch):
     (_, *start), default = plain()
     released, _ = terms_of(methods.make(runs.config("mgca", **{f"loss__{switch}": True})), *start, batch)

@@ -249,7 +249,7 @@ def test_ablations_leave_out_what_they_do_not_train(changes, heads, levels, gate
     batch = {"image": jax.ShapeDtypeStruct((8, 2, 32, 32, 1), np.uint8)}
     _, aux = jax.eval_shape(method.loss, params, state, batch, jax.random.key(0), 0)
     assert {name.split("_")[0] for name in aux.terms} == heads
-    assert {f"std_{name}" for name in heads} < set(aux.report)
+    assert {f"std_{name}" for name in heads} < set(aux.monitors)
 
 
 def test_lars_by_hand():

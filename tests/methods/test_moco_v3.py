@@ -52,7 +52,7 @@ def test_keys_get_no_gradient_and_do_not_move_in_the_loss(case):
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(by_state["target"]))
     jax.tree.map(np.testing.assert_array_equal, aux.state["target"], case.state["target"])
     assert set(case.state["target"]) == {"encoder", "projector"}  # and no predictor
-    assert float(aux.report["momentum"]) == pytest.approx(1 - 0.01 * (np.cos(np.pi * 2 / 6) + 1) / 2)
+    assert float(aux.monitors["momentum"]) == pytest.approx(1 - 0.01 * (np.cos(np.pi * 2 / 6) + 1) / 2)
 
 
 def test_momentum_encoder_in_the_released_order():

@@ -10,7 +10,7 @@ import pytest
 from cxrjax import methods, train
 from cxrjax.evals import pictures
 from cxrjax.imaging import pixels
-from cxrjax.input import masks, source
+from cxrjax.input import converted_sets, masks, source
 from cxrjax.losses import segmentation
 from cxrjax.methods.base import encoder_params, trunk
 from cxrjax.phantom import generate as phantom
@@ -76,8 +76,8 @@ def test_terms_are_the_weighed_losses_of_the_masks_that_encode_gives():
     kept = given["known"]
     p, t = np.asarray(logits)[kept] > 0, given["mask"][kept]
     dice = 2 * (p & t).sum((1, 2, 3)) / np.maximum((p.sum((1, 2, 3)) + t.sum((1, 2, 3))), 1)
-    assert float(aux.report["dice"]) == pytest.approx(dice.mean(), abs=1e-4)
-    assert float(aux.report["known_masks"]) == 0.75
+    assert float(aux.monitors["dice"]) == pytest.approx(dice.mean(), abs=1e-4)
+    assert float(aux.monitors["known_masks"]) == 0.75
 
 
 def test_the_auxiliary_head_counts_four_tenths():
@@ -140,7 +140,7 @@ def test_a_loss_that_weighs_nothing_is_refused():
 @pytest.mark.slow
 def test_learns_the_lungs_of_eight_phantoms_by_heart(tmp_path):
     phantom.build(tmp_path, studies=24, short_side=64, progress=False)
-    chosen = source.source(source.open_set("phantom", tmp_path), "train", views=("PA", "AP"))
+    chosen = source.select(converted_sets.open_set("phantom", tmp_path), "train", projections=("PA", "AP"))
     what = ("image", "mask")
     rows = [{part: pictures.fitted(chosen[i], None, 32, part)["pixels"] for part in what} for i in range(8)]
     images = np.stack([row["image"] for row in rows])[:, None]

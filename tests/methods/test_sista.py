@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cxrjax import methods
-from cxrjax.input import device, source, studies
+from cxrjax.input import converted_sets, device, source, studies
 from cxrjax.models import bert, regions, text_tower
 from tests import runs
 from tests.losses.test_alignment import loop_sia, loop_sta, unit
@@ -127,9 +127,9 @@ def test_a_step_is_the_equations(batch, way):
     count = counted.sum()
     np.testing.assert_allclose(running["var"], 0.9 + 0.1 * var * count / (count - 1), rtol=1e-3)
     best = [np.argmax(a @ b.T, axis=1) == np.arange(8) for a, b in ((u, w), (w, u))]
-    assert float(aux.report["retrieval_top1"]) == pytest.approx(best[0].mean())
-    assert float(aux.report["retrieval_top1_of_text"]) == pytest.approx(best[1].mean())
-    assert 1 <= aux.report["effective_patches"] <= aux.report["survivors"] < 64
+    assert float(aux.monitors["retrieval_top1"]) == pytest.approx(best[0].mean())
+    assert float(aux.monitors["retrieval_top1_of_text"]) == pytest.approx(best[1].mean())
+    assert 1 <= aux.monitors["effective_patches"] <= aux.monitors["survivors"] < 64
 
 
 @pytest.mark.slow
@@ -140,11 +140,11 @@ def test_half_precision_and_a_learned_temperature(batch):
     assert float(jnp.exp(params["log_temperature"])) == pytest.approx(0.07)
     step = jax.jit(jax.value_and_grad(method.loss, has_aux=True))
     (loss, aux), gradient = step(params, state, batch, jax.random.key(0), 0)
-    assert np.isfinite(loss) and float(aux.report["temperature"]) == pytest.approx(0.07)
+    assert np.isfinite(loss) and float(aux.monitors["temperature"]) == pytest.approx(0.07)
     assert all(np.all(np.isfinite(leaf)) and np.any(leaf) for leaf in jax.tree.leaves(gradient))
     for log, bound in ((-9.0, 0.01), (2.0, 0.5)):
         (loss, aux), _ = step({**params, "log_temperature": jnp.float32(log)}, state, batch, jax.random.key(0), 0)
-        assert np.isfinite(loss) and float(aux.report["temperature"]) == pytest.approx(bound)
+        assert np.isfinite(loss) and float(aux.monitors["temperature"]) == pytest.approx(bound)
 
 
 def test_joint_space(batch):
@@ -193,7 +193,7 @@ def test_views(phantom_dir, monkeypatch):
     monkeypatch.setenv("CXRJAX_DATA", str(phantom_dir))
     settings = config(data__sets="phantom", loss__mask_equal_words=True, text__length=80)
     see = methods.make(settings).views
-    whole = studies.studies(source.source(source.open_set("phantom"), "train"))
+    whole = studies.studies(source.select(converted_sets.open_set("phantom"), "train"))
     rng = np.random.default_rng(0)
     rows = [see(whole[i], rng) for i in range(12)]
     e = np.stack([row["report_embedding"] for row in rows])

@@ -162,9 +162,9 @@ def test_nothing_that_the_paper_leaves_out(batch):
 
 
 def test_views_are_one_untouched_picture(phantom_dir):
-    from cxrjax.input import source, views
+    from cxrjax.input import converted_sets, source, views
 
-    example = source.source(source.open_set("phantom", phantom_dir), "train")[0]
+    example = source.select(converted_sets.open_set("phantom", phantom_dir), "train")[0]
     method = variant()
     first, second = (method.views(example, np.random.default_rng(seed)) for seed in (0, 1))
     np.testing.assert_array_equal(first["image"], second["image"])
@@ -184,7 +184,7 @@ def train(method, pictures, steps, keys=jax.random.key):
             lambda params: method.loss(params, state, batch, key, 0), has_aux=True
         )(params)
         updates, opt_state = optimizer.update(gradient, opt_state)
-        return optax.apply_updates(params, updates), opt_state, loss, aux.report
+        return optax.apply_updates(params, updates), opt_state, loss, aux.monitors
 
     opt_state, losses = optimizer.init(params), []
     for i in range(steps):
@@ -209,7 +209,7 @@ def test_transfers_to_unseen_pictures_and_partitions():
     assert np.mean(losses[-10:]) < 0.5 * np.log(64)
     held_out = {"image": smooth_pictures(64, 32, seed=1), "patient": np.arange(64, dtype=np.int32)}
     _, aux = jax.jit(method.loss)(params, {}, held_out, jax.random.key(9), 0)
-    assert float(aux.report["retrieval_top1"]) > 0.2
+    assert float(aux.monitors["retrieval_top1"]) > 0.2
 
 
 @pytest.mark.slow

@@ -106,9 +106,9 @@ def test_whole_forward_and_gradient_are_pytorchs():
     expected, slopes = torch_gmml(params, batch["image"], batch["fill"], heads=2, patch=4, blocks=(1, 2))
     assert float(loss) == pytest.approx(expected, rel=1e-4)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max()), gradient, slopes)
-    assert float(aux.report["hidden"]) == pytest.approx((batch["fill"] > 0).mean())
+    assert float(aux.monitors["hidden"]) == pytest.approx((batch["fill"] > 0).mean())
     clean = (batch["image"] / 255 - 0.4978) / 0.2449
-    assert float(aux.report["copy_error"]) == pytest.approx(np.abs(clean)[batch["fill"] > 0].mean(), rel=1e-5)
+    assert float(aux.monitors["copy_error"]) == pytest.approx(np.abs(clean)[batch["fill"] > 0].mean(), rel=1e-5)
 
 
 def test_recons_blocks():
@@ -358,5 +358,5 @@ def test_restores_unseen_pictures_and_learns_less_from_another_pictures_mask(mon
         monkeypatch.setattr(masked, "l1", honest)
         scalar, aux = jax.jit(lambda params: method.loss(params, {}, batch, jax.random.key(9), 0))(params)  # noqa: B023
         errors[name] = float(scalar)
-    assert errors["honest"] < 0.9 * float(mean_error) and errors["honest"] < 0.6 * float(aux.report["copy_error"])
+    assert errors["honest"] < 0.9 * float(mean_error) and errors["honest"] < 0.6 * float(aux.monitors["copy_error"])
     assert errors["mixed up"] > 1.08 * errors["honest"]

@@ -7,7 +7,7 @@ import torch
 
 from cxrjax import methods
 from cxrjax.datasets import chestxray14
-from cxrjax.input import source
+from cxrjax.input import converted_sets, source
 from cxrjax.methods import supervised
 from cxrjax.phantom import findings
 from tests import runs
@@ -58,7 +58,7 @@ def test_mistakes_are_explained(changes, message):
 
 def test_views_bring_the_labels_in_the_configs_order(phantom_dir, monkeypatch):
     monkeypatch.setenv("CXRJAX_DATA", str(phantom_dir))
-    records = source.source(source.open_set("phantom"), "train")
+    records = source.select(converted_sets.open_set("phantom"), "train")
     method = methods.make(runs.config("supervised", data__sets="phantom", labels="Effusion,No Finding,Mass"))
     columns = [findings.LABELS.index(name) for name in ("Effusion", "No Finding", "Mass")]
     seen = [method.views(records[i], np.random.default_rng(0)) for i in range(20)]
@@ -100,7 +100,7 @@ def test_a_step_is_the_cross_entropy_of_the_head(task):
     for name, found in head.items():
         oracles.close(gradient["head"][name], found.grad)
     oracles.check_encoder(case.params, gradient, [y])
-    assert float(aux.report["known_labels"]) == pytest.approx((codes >= 0).mean())
+    assert float(aux.monitors["known_labels"]) == pytest.approx((codes >= 0).mean())
     if task == "multiclass":
         out = jax.eval_shape(case.method.encode, case.params, case.state, case.batch["image"][:, 0])
         assert out["logits"].shape == (16, 3)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from cxrjax.models import backbone, regions, text_looks, text_tower
+from cxrjax.models import backbone, regions, text_attention, text_tower
 from cxrjax.models.bert import VARIANTS, Block
 from cxrjax.models.heads import MLP
 from cxrjax.models.heads import run as run_head
@@ -28,7 +28,7 @@ def run(encoder, params, state, images):
 
 
 def test_a_vit_gives_what_the_backbone_gives():
-    encoder, plain = regions.make(VIT, looks=True), backbone.make(VIT)
+    encoder, plain = regions.make(VIT, attention=True), backbone.make(VIT)
     params, state = jax.jit(encoder.init)(jax.random.key(0))
     out, _ = run(encoder, params, state, pictures(16))
     expected, _ = run(plain, params, state, pictures(16))
@@ -44,7 +44,7 @@ def heads_of(x, heads):
 
 def test_looks_of_a_vit_are_the_weights_of_its_last_block():
     """With them as weights of the values the last block gives the [CLS] that the encoder has."""
-    encoder, module = regions.make(VIT, looks=True), backbone.make(VIT).module
+    encoder, module = regions.make(VIT, attention=True), backbone.make(VIT).module
     params, state = jax.jit(encoder.init)(jax.random.key(1))
     params = jax.tree.map(lambda leaf: leaf * 3 if leaf.ndim == 3 else leaf, params)  # attention that is not flat
     blocks = module.apply({"params": params}, pictures(16), intermediates=True)["blocks"]
@@ -52,7 +52,7 @@ def test_looks_of_a_vit_are_the_weights_of_its_last_block():
     x = blocks[-2]
     y = (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-6)
     y = y * last["norm1"]["scale"] + last["norm1"]["bias"]
-    weights = regions.looks(y, last["attention"]["qkv"], 2)  # b a n
+    weights = regions.attention_of(y, last["attention"]["qkv"], 2)  # b a n
     value = y @ last["attention"]["qkv"]["kernel"][:, 128:] + last["attention"]["qkv"]["bias"][128:]
     mixed = np.einsum("ban,band->bad", weights, heads_of(value, 2)).reshape(3, -1)
     z = x[:, 0] + mixed @ last["attention"]["out"]["kernel"] + last["attention"]["out"]["bias"]
@@ -60,9 +60,10 @@ def test_looks_of_a_vit_are_the_weights_of_its_last_block():
     hidden = torch.nn.functional.gelu(torch.tensor(np.array(normed @ last["mlp"]["fc1"]["kernel"]))).numpy()
     np.testing.assert_allclose(z + hidden @ last["mlp"]["fc2"]["kernel"], blocks[-1][:, 0], atol=2e-4)
     out, _ = run(encoder, params, state, pictures(16))
-    np.testing.assert_allclose(out["looks"], weights.mean(1)[:, 1:], atol=1e-6)
-    assert np.std(out["looks"]) > 1e-3
-    gradient = jax.jit(jax.grad(lambda p: encoder.apply(p, state, pictures(16), train=True)[0]["looks"].var()))(params)
+    np.testing.assert_allclose(out["attention"], weights.mean(1)[:, 1:], atol=1e-6)
+    assert np.std(out["attention"]) > 1e-3
+    apply = encoder.apply
+    gradient = jax.jit(jax.grad(lambda p: apply(p, state, pictures(16), train=True)[0]["attention"].var()))(params)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))
 
 
@@ -74,7 +75,7 @@ def test_a_resnet_gives_layer3_beside_what_the_backbone_gives():
     for name, value in expected.items():
         np.testing.assert_allclose(out[name], value, atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), moved, expected_moved)
-    assert out["regions"].shape == (3, 2, 2, encoder.region_width) and out["looks"] is None
+    assert out["regions"].shape == (3, 2, 2, encoder.region_width) and out["attention"] is None
     assert encoder.region_width == 64 and out["patches"].shape == (3, 1, 1, encoder.width)
     larger, _ = run(regions.make(RESNET, layer=2, enlarge_px=48), params, state, pictures(32))
     assert larger["regions"].shape == (3, 6, 6, 32)
@@ -93,21 +94,21 @@ def test_enlarged_is_torchs_with_aligned_corners():
 @pytest.mark.parametrize("frozen", [0, 1, 2])
 def test_a_text_is_read_as_ever_and_its_looks_are_the_weights_of_the_last_layer(frozen):
     text = TEXT | {"frozen_layers": frozen}
-    tower, plain = text_looks.make(text), text_tower.make(text)
+    tower, plain = text_attention.make(text), text_tower.make(text)
     params, kept = jax.tree.map(lambda leaf: leaf * 5, jax.jit(tower.init)(jax.random.key(0)))
     ids = np.random.default_rng(0).integers(5, 40, (3, 9))
     mask = np.arange(9) < np.array([[9], [4], [0]])
     out, expected = (jax.jit(reads.apply)(params, kept, ids, mask) for reads in (tower, plain))
     for name, value in expected.items():
         np.testing.assert_allclose(out[name], value, atol=1e-4)
-    np.testing.assert_allclose(out["looks"][:2].sum(1), 1, rtol=1e-5)
-    assert not np.any(out["looks"][~mask]) and np.all(out["looks"][mask] > 0)
+    np.testing.assert_allclose(out["attention"][:2].sum(1), 1, rtol=1e-5)
+    assert not np.any(out["attention"][~mask]) and np.all(out["attention"][mask] > 0)
     if frozen:
         return
     # The last layer without its MLP: norms of the input plus the values that the weights mix.
     last = jax.tree.map(lambda leaf: leaf[-1], params["layers"])
     x = np.random.default_rng(1).normal(size=(1, 6, 64)).astype(np.float32)
-    weights = regions.looks(jnp.asarray(x), last["qkv"], 2)
+    weights = regions.attention_of(jnp.asarray(x), last["qkv"], 2)
     value = heads_of(x @ last["qkv"]["kernel"][:, 128:] + last["qkv"]["bias"][128:], 2)
     mixed = np.einsum("ban,band->bad", weights, value).reshape(1, -1) @ last["out"]["kernel"] + last["out"]["bias"]
     size = VARIANTS["test"]

@@ -282,7 +282,7 @@ def test_built_set_reads_back_as_rendered(directory):
             assert split == split_of(0, index)
             np.testing.assert_array_equal(there["labels"], record["labels"])
             assert there["patient_id"].decode() == record["patient_id"]
-            assert schema.VIEWS[there["view"]] == record["view"]
+            assert schema.PROJECTIONS[there["view"]] == record["view"]
             assert there["report"]["text"].decode() == record["report"]["text"]
             assert there["image"].shape == there["mask"].shape == there["finding_mask"].shape
             assert [label.decode() for label in there["boxes"]["label"]] == [box["label"] for box in record["boxes"]]
@@ -294,7 +294,7 @@ def test_built_set_reads_back_as_rendered(directory):
     )
     metadata = tfds.builder_from_directory(str(directory)).info.metadata
     assert metadata["label_names"] == list(LABELS) and metadata["short_side"] == PIXELS
-    views = [schema.VIEWS[r["view"]] for r in by_split["train"]]
+    views = [schema.PROJECTIONS[r["view"]] for r in by_split["train"]]
     assert views.count("LATERAL") == len(views) / 2
 
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from cxrjax.input.source import open_set
+from cxrjax.input.converted_sets import open_set
 from cxrjax.models.vit import Size
 from cxrjax.report_encoders import report_encoder
 from cxrjax.text import tokenizer

@@ -9,14 +9,14 @@ import pytest
 from cxrjax import report_similarity
 from cxrjax.datasets import schema
 from cxrjax.evals.features import source_digest
-from cxrjax.input import paired, source, studies
+from cxrjax.input import converted_sets, paired, source, studies
 from cxrjax.report_encoders import similarity
 from tests import runs
 
 
 @pytest.fixture(scope="module")
 def phantom(phantom_dir):
-    return source.open_set("phantom", phantom_dir)
+    return converted_sets.open_set("phantom", phantom_dir)
 
 
 @pytest.fixture(scope="module")
@@ -71,12 +71,12 @@ def test_bag_of_words():
     assert not similarity.bag_of_words(["", "a"], [1, 1])[0].any()
 
 
-def test_vectors_of_a_set(phantom, see, encoder):
+def test_vectors_of_a_set(phantom, reader, encoder):
     """Each study finds that of its own text; equal texts one and the same; none for a study without a report."""
     folder, calls = encoder
-    found = similarity.load(similarity.made(phantom, see, folder))
-    whole = studies.studies(source.source(phantom, "train"))
-    texts = [see.text(whole[i]["report"]) for i in range(len(whole))]
+    found = similarity.load(similarity.made(phantom, reader, folder))
+    whole = studies.studies(source.select(phantom, "train"))
+    texts = [reader.text(whole[i]["report"]) for i in range(len(whole))]
     assert len(found.rows) == len(whole) and sorted(set(texts)) == calls[0]
     expected = similarity.centred(crowded(texts))
     ours = np.stack([found.find(whole[i]["patient_id"], whole[i]["study_id"]) for i in range(len(whole))])
@@ -88,31 +88,31 @@ def test_vectors_of_a_set(phantom, see, encoder):
     assert not found.find("nobody", "nothing").any()
 
 
-def test_made_once(phantom, see, encoder):
+def test_made_once(phantom, reader, encoder):
     """Two that ask at a time, then one more: a single pass. Other words make others, and the set stays as it was."""
     folder, calls = encoder
     (folder / "config.json").write_text('{"another": 1}')
-    before = source_digest(source.source(phantom, "train"))
-    both = [threading.Thread(target=similarity.made, args=(phantom, see, folder)) for _ in range(2)]
+    before = source_digest(source.select(phantom, "train"))
+    both = [threading.Thread(target=similarity.made, args=(phantom, reader, folder)) for _ in range(2)]
     for thread in both:
         thread.start()
     for thread in both:
         thread.join()
-    path = similarity.made(phantom, see, folder)
+    path = similarity.made(phantom, reader, folder)
     assert len(calls) == 1 and path.parent == phantom.directory / "report_embeddings"
     other = paired.Views(runs.config("sista", text__sections="findings"))
     assert similarity.made(phantom, other, folder) != path and len(calls) == 2
-    assert similarity.made(phantom, see, folder, "val") != path and len(calls) == 3
-    assert source_digest(source.source(phantom, "train")) == before, "or no run on the set could be resumed"
+    assert similarity.made(phantom, reader, folder, "val") != path and len(calls) == 3
+    assert source_digest(source.select(phantom, "train")) == before, "or no run on the set could be resumed"
     assert not list(path.parent.glob("*.unfinished"))
 
 
-def test_a_folder_that_cannot_be_written(phantom, see, encoder, tmp_path):
+def test_a_folder_that_cannot_be_written(phantom, reader, encoder, tmp_path):
     set_folder = tmp_path / "set"
     set_folder.mkdir()
     (set_folder / "report_embeddings").write_text("in the way")
     with pytest.raises(ValueError, match="report_embeddings cannot be written .*so the reports of 'phantom' get no"):
-        similarity.made(phantom._replace(directory=set_folder), see, encoder[0])
+        similarity.made(phantom._replace(directory=set_folder), reader, encoder[0])
 
 
 def test_calibration():

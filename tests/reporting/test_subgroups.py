@@ -3,6 +3,7 @@ import pandas
 import pytest
 
 from cxrjax.evals import metrics
+from cxrjax.input import converted_sets, record_index
 from cxrjax.input import source as sources
 from cxrjax.reporting import subgroups
 
@@ -85,8 +86,8 @@ def test_bands_of_age_hold_their_lower_end():
 
 
 def test_attributes_come_from_the_set_and_from_a_table(phantom_dir, tmp_path, monkeypatch):
-    converted = sources.open_set("phantom", phantom_dir)
-    rows = sources.source(converted, "test").table
+    converted = converted_sets.open_set("phantom", phantom_dir)
+    rows = sources.select(converted, "test").table
     ids = rows["image_id"].to_numpy(str)[::-1]
     (tmp_path / "more.csv").write_text(f"Image_ID,hospital\n{ids[0]},North\nelsewhere,South\n")
     known, notes = subgroups.attributes(converted, ids, tmp_path / "more.csv")
@@ -99,7 +100,7 @@ def test_attributes_come_from_the_set_and_from_a_table(phantom_dir, tmp_path, mo
         subgroups, "index", lambda *given: index(*given).assign(sex="F", age=np.arange(len(index(*given))))
     )
     known, notes = subgroups.attributes(converted, ids)
-    position = sources.index(converted, "test")["image_id"].tolist().index(ids[0])
+    position = record_index.index(converted, "test")["image_id"].tolist().index(ids[0])
     assert set(known["sex"]) == {"F"} and known["age"][0] == subgroups.age_band(position) and notes == []
     with pytest.raises(ValueError, match="1 of 2 judged pictures are not in set 'phantom.*'nobody' is the first"):
         subgroups.attributes(converted, [ids[0], "nobody"])

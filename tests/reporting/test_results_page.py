@@ -15,8 +15,9 @@ from cxrjax import main
 from cxrjax.evals import metrics
 from cxrjax.evals.base import Interval
 from cxrjax.evals.predictions import choose, quality
+from cxrjax.input import converted_sets
 from cxrjax.input import source as sources
-from cxrjax.reporting import charts, collect, compare, examples, page, report
+from cxrjax.reporting import charts, collect, compare, examples, page, results_page
 from tests import runs
 
 LABELS = ("Mass", "<b>Edema|</b>")
@@ -169,8 +170,8 @@ def test_what_readers_and_models_marked_is_drawn_in_place():
 def written(phantom_dir, tmp_path_factory):
     """(folder of a report of three subjects on phantoms, config, tables of the first two)."""
     folder = tmp_path_factory.mktemp("report")
-    converted = sources.open_set("phantom", phantom_dir)
-    ids = [i for split in ("train", "val", "test") for i in sources.source(converted, split).table["image_id"]]
+    converted = converted_sets.open_set("phantom", phantom_dir)
+    ids = [i for split in ("train", "val", "test") for i in sources.select(converted, split).table["image_id"]]
     tables = [predictions(seed, ids, skill) for seed, skill in ((0, 0.2), (1, 1.5), (2, 1.5))]
     for share in (0.1, 1.0):
         save(folder / f"ours-{share}", tables[1], fraction=share, config={"seed": 3})
@@ -181,7 +182,7 @@ def written(phantom_dir, tmp_path_factory):
     ours = ",".join(f"ours={folder / name}" for name in ("ours-0.1", "ours-1.0", "again-0.1", "again-1.0"))
     config = runs.config("report", "", runs=f"base={folder / 'base'},{ours}", resamples=40, examples=1)
     config.data_dir, config.attributes = str(phantom_dir), str(folder / "more.csv")
-    assert report.write(config, folder / "out") == folder / "out" / "report.html"
+    assert results_page.write(config, folder / "out") == folder / "out" / "report.html"
     return folder / "out", config, tables
 
 
@@ -223,7 +224,7 @@ def test_a_baseline_can_be_named_and_what_cannot_be_compared_is_said(written, tm
     assert "As saved by each run" in text
     config.baseline = "nobody"
     with pytest.raises(ValueError, match="'nobody' is not among the subjects: base, fewer"):
-        report.write(config, tmp_path / "out")
+        results_page.write(config, tmp_path / "out")
 
 
 CHECK = """

@@ -1,4 +1,4 @@
-"""A text encoder that also says where its [CLS] token looks in the last layer, which MGCA weighs words by."""
+"""A text encoder that also says where its [CLS] token attends in the last layer, which MGCA weighs words by."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,10 +12,10 @@ from cxrjax.models.text_tower import TextTower
 
 
 def make(text: Mapping[str, Any]) -> TextTower:
-    """The tower of `text_tower.make`, whose `apply` returns "looks" b l as well: [CLS]'s attention, mean over heads.
+    """The tower of `text_tower.make`; its `apply` also returns "attention" b l of [CLS], the mean over heads.
 
     The last block runs by itself behind a shorter encoder, so that its input is known and nothing is computed twice.
-    "looks" has no gradient and is 0 where there is padding.
+    "attention" has no gradient and is 0 where there is padding.
     """
     tower = text_tower.make(text)
     bert = tower.module
@@ -33,7 +33,7 @@ def make(text: Mapping[str, Any]) -> TextTower:
         tokens = block.apply({"params": last}, x, lengths).astype(jnp.float32)
         pooled = text_tower.pool(text["pool"], {"tokens": tokens, "cls": tokens[:, 0]}, mask[..., None])
         real = jnp.arange(ids.shape[1]) < lengths[:, None]
-        looks = regions.looks(x, last["qkv"], bert.heads, real).mean(axis=1)
-        return {"tokens": tokens, "pooled": pooled, "looks": jnp.where(mask, looks, 0)}
+        attention = regions.attention_of(x, last["qkv"], bert.heads, real).mean(axis=1)
+        return {"tokens": tokens, "pooled": pooled, "attention": jnp.where(mask, attention, 0)}
 
     return tower._replace(apply=apply)

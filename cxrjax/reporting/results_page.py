@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from cxrjax.evals import metrics
 from cxrjax.evals.base import MASKED, Interval
 from cxrjax.evals.predictions import judged_labels, picture_values
-from cxrjax.input.source import open_set
+from cxrjax.input.converted_sets import open_set
 from cxrjax.reporting import calibration, charts, collect, compare, delong, examples, operating, page, subgroups
 
 BAND_RESAMPLES = 200  # a band is drawn, not read off

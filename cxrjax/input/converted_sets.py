@@ -1,0 +1,124 @@
+"""Converted sets on disk: find one by name, open it, read its records by number.
+
+Nothing here imports a builder or TensorFlow. A phantom is the one set that is built when it is asked for and absent.
+"""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tensorflow_datasets as tfds
+
+from cxrjax.datasets import schema
+from cxrjax.input import records
+
+JOINED = "+"  # between the names of splits that are read as one
+
+
+class SetNotFound(ValueError):
+    """A set name that is not converted in the data folder."""
+
+
+class ConvertedSet(NamedTuple):
+    """A converted set on disk: its name, TFDS directory, the c label names, pictures per split, builder metadata."""
+
+    name: str
+    directory: Path
+    label_names: tuple[str, ...]
+    split_sizes: dict[str, int]
+    metadata: dict[str, Any]
+
+
+def open_set(name: str | os.PathLike, data_dir: str | os.PathLike | None = None) -> ConvertedSet:
+    """Opens a converted set.
+
+    name: a set below data_dir, "name" or "name/config" (newest version), or the path of a converted set.
+    data_dir: by default `schema.data_dir()`. The phantom sets are built there if they are absent.
+    Raises SetNotFound with what is converted and the command that converts the rest.
+    """
+    data_dir = Path(data_dir) if data_dir is not None else schema.data_dir()
+    directory = _find(str(name), data_dir)
+    if directory is None and str(name).startswith("phantom"):
+        from cxrjax.phantom import generate as phantom
+
+        if name in phantom.BUILT_ON_DEMAND:
+            phantom.build(data_dir, name=name, **phantom.BUILT_ON_DEMAND[name])
+            directory = _find(name, data_dir)
+    if directory is None:
+        raise SetNotFound(_not_found(str(name), data_dir))
+    info = tfds.builder_from_directory(str(directory)).info
+    metadata = dict(info.metadata or {})
+    if "label_names" not in metadata:
+        raise ValueError(
+            f"{directory} is a TFDS set without `label_names` in its metadata, so it was not written by a cxrjax "
+            "builder; convert its raw data with python -m cxrjax.prepare."
+        )
+    return ConvertedSet(
+        name=f"{info.name}/{info.config_name}" if info.config_name else info.name,
+        directory=directory,
+        label_names=tuple(metadata["label_names"]),
+        split_sizes={split: split_info.num_examples for split, split_info in info.splits.items()},
+        metadata=metadata,
+    )
+
+
+def converted(data_dir: str | os.PathLike | None = None) -> list[str]:
+    """Names of the sets that are converted in data_dir, as `open_set` takes them."""
+    data_dir = Path(data_dir) if data_dir is not None else schema.data_dir()
+    folders = {info.parent.parent for depth in ("*/*", "*/*/*") for info in data_dir.glob(f"{depth}/dataset_info.json")}
+    names = [str(folder.relative_to(data_dir)) for folder in folders if _versions(folder)]
+    return sorted(name for name in names if not name.startswith("."))
+
+
+def _find(name: str, data_dir: Path) -> Path | None:
+    for directory in (data_dir / name, Path(name).expanduser()):
+        if (directory / "dataset_info.json").is_file():
+            return directory
+        versions = _versions(directory)
+        if versions:
+            return versions[-1]
+        configs = [config for config in sorted(directory.glob("*/")) if _versions(config)]
+        if len(configs) == 1:
+            return _versions(configs[0])[-1]
+        if configs:
+            options = ", ".join(f"{name}/{config.name}" for config in configs)
+            raise ValueError(f"Set {name!r} is converted in several configurations; name one of {options}.")
+    return None
+
+
+def _versions(directory: Path) -> list[Path]:
+    """Complete versions of a set in a folder, the newest last."""
+    numbers = {}
+    for info in directory.glob("*/dataset_info.json"):
+        if re.fullmatch(r"\d+\.\d+\.\d+", info.parent.name):
+            numbers[tuple(map(int, info.parent.name.split(".")))] = info.parent
+    return [numbers[number] for number in sorted(numbers)]
+
+
+def _not_found(name: str, data_dir: Path) -> str:
+    there = ", ".join(converted(data_dir)) or "none"
+    return (
+        f"Set {name!r} is neither a set in {data_dir} nor the path of a converted one. Converted there: {there}. "
+        f"Convert it with `python -m cxrjax.prepare {name} --raw DIR` (`--list` names the known sets), or point "
+        "$CXRJAX_DATA to the folder that holds it."
+    )
+
+
+def check_split(converted_set: ConvertedSet, split: str) -> None:
+    """Raises ValueError, with the splits that there are, for one that the set does not have."""
+    if not set(split.split(JOINED)) <= set(converted_set.split_sizes):
+        raise ValueError(f"Set {converted_set.name!r} has no split {split!r}; it has {sizes(converted_set)}.")
+
+
+def sizes(converted_set: ConvertedSet) -> str:
+    """ "train (700), val (100), test (200)": the splits for a message."""
+    return ", ".join(f"{split} ({size})" for split, size in converted_set.split_sizes.items())
+
+
+def open_records(converted_set: ConvertedSet, split: str) -> tuple[Sequence[bytes], Mapping[str, records.Reader]]:
+    """The encoded records of a split by number, and how to read each of their fields."""
+    builder = tfds.builder_from_directory(str(converted_set.directory))
+    stored = builder.as_data_source(split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+    return stored.data_source, records.readers(builder.info.features)
