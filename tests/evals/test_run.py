@@ -166,7 +166,7 @@ def test_a_checkpoint_is_compared_with_random_and_pixels(phantom_dir, tmp_path, 
     trained_with = shared.pretrain()
     trained_with.method = "blank"
     loaded = run.trained.Trained(trained_with, method, params, state, 9, "d", tmp_path)
-    monkeypatch.setattr(run.trained, "load", lambda directory, step: loaded)
+    monkeypatch.setattr(evaluate.trained, "load", lambda directory, step: loaded)
     config = ConfigDict({"checkpoint": "DIR", "step": "latest", "seed": 0, "references": "random,pixels"})
     config.evals = {"findings": entry(phantom_dir, views="PA,AP")}
     found = evaluate.run(config)["findings"]
@@ -223,9 +223,9 @@ def judged(judge, data_dir, skill):
 def test_a_difference_is_that_of_the_results(phantom_dir, tmp_path, monkeypatch, capsys, judge, first, others):
     ours, theirs = (judged(judge, phantom_dir, skill) for skill in (1, 0.5))
     loaded = types.SimpleNamespace(workdir=tmp_path, config=None)
-    monkeypatch.setattr(run.trained, "load", lambda directory, step: loaded)
-    monkeypatch.setattr(run, "_of_checkpoint", lambda found: ours)
-    monkeypatch.setattr(run, "_untrained", lambda found, seed: theirs)
+    monkeypatch.setattr(evaluate.trained, "load", lambda directory, step: loaded)
+    monkeypatch.setattr(evaluate, "_of_checkpoint", lambda found: ours)
+    monkeypatch.setattr(evaluate, "_untrained", lambda found, seed: theirs)
     config = ConfigDict({"checkpoint": "DIR", "step": "latest", "seed": 0, "references": "random"})
     task = {"kind": "multilabel", "labels": "Mass,Effusion"} if judge == "probe" else {}
     config.evals = {judge: entry(phantom_dir, judge=judge, task=task, confidence=0.4)}

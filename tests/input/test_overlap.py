@@ -161,7 +161,7 @@ def test_sets_without_fingerprints_get_them_once(data_dir, training, monkeypatch
     def older(converted_set, split):
         return whole(converted_set, split).drop(columns=["fingerprint", "same_picture", "same_patient"])
 
-    monkeypatch.setattr(source, "index", older)
+    monkeypatch.setattr(record_index, "index", older)
     kept = there.directory / "fingerprints-train.parquet"
     try:
         assert overlap.fingerprints(there, "train") == stored

@@ -109,7 +109,7 @@ def test_index_works_where_nothing_can_be_written(written, tmp_path, monkeypatch
     def refuse(*_):
         raise PermissionError
 
-    monkeypatch.setattr(source.os, "replace", refuse)
+    monkeypatch.setattr(record_index.os, "replace", refuse)
     assert len(record_index.index(plain, "train")) == 17
     assert not [file for file in plain.directory.iterdir() if "index" in file.name]
 
@@ -137,8 +137,8 @@ def test_pictures_with_boxes_are_kept_and_those_of_a_label(written, rich, monkey
     assert kept(boxes=("box 1",)) == {name for name, labels in of.items() if "box 1" in labels} != kept(boxes=())
     normal = {name for name, record in records.items() if record["labels"][2] == schema.PRESENT}
     assert kept(boxes=("box 1",), or_labelled="finding 2") == kept(boxes=("box 1",)) | normal != kept(boxes=("box 1",))
-    some = kept(boxes=(), views=["PA"], fraction=0.5)
-    assert some == kept(boxes=()) & kept(views=["PA"]) & kept(fraction=0.5) and some
+    some = kept(boxes=(), projections=["PA"], fraction=0.5)
+    assert some == kept(boxes=()) & kept(projections=["PA"]) & kept(fraction=0.5) and some
     joined = source.select(rich, "test", boxes=(), folds=3)
     assert all(joined[i]["boxes"]["label"] for i in range(len(joined)))
     monkeypatch.setattr(record_index, "_scan_boxes", lambda *_: pytest.fail("the labels of boxes were not kept"))
