@@ -176,7 +176,7 @@ def test_fractions_are_nested_and_by_patient(rich):
 @pytest.mark.parametrize(
     ("filters", "named"),
     [
-        ({"views": ["PA"], "image_ids": ["nobody"]}, r"image_ids \(1 given\) removes all of the \d+"),
+        ({"projections": ["PA"], "image_ids": ["nobody"]}, r"image_ids \(1 given\) removes all of the \d+"),
         ({"exclude_patient_ids": [f"patient train {n}" for n in range(9)]}, r"exclude_patient_ids \(9 given\)"),
         (
             {"exclude_image_ids": [f"train-{n}" for n in range(26)]},
