@@ -1,0 +1,174 @@
+"""The documents: links lead somewhere, commands and settings exist, names of the code are its names, and blocks run.
+
+A block whose info string is `sh run` is run. The blocks of the README come first and those of the pages follow in one
+folder, so that a page can judge or export the run which the README starts.
+"""
+
+import ast
+import importlib.util
+import itertools
+import os
+import re
+import shlex
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from cxrjax import config as shared
+from cxrjax.datasets import catalogue
+from tests import runs
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+HISTORY = ROOT / "CHANGELOG.md"  # it also names what is gone
+CODE = ("cxrjax", "configs", "tests", "launch", "notebooks", "docs")
+
+
+def blocks(text: str) -> list[tuple[str, str]]:
+    """(info string, body) of the fenced blocks."""
+    return re.findall(r"^```([^\n]*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def prose(text: str) -> str:
+    return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(text: str) -> set[str]:
+    """What headings are linked by, as GitHub makes it: lower case, blanks to hyphens, other signs left out."""
+    titles = re.findall(r"^#+ (.+)$", prose(text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def commands(text: str) -> list[list[str]]:
+    """The words of every command in the sh blocks, with loops unrolled and braces expanded."""
+    found = []
+    for info, body in blocks(text):
+        if info.split()[:1] != ["sh"]:
+            continue
+        body = re.sub(r"for (\w+) in ([^;]+); do\n(.*?)^done$", unrolled, body, flags=re.MULTILINE | re.DOTALL)
+        lines = (shlex.split(line, comments=True) for line in body.replace("\\\n", " ").splitlines())
+        found += [list(itertools.chain(*map(braces, words))) for words in lines if words]
+    return found
+
+
+def unrolled(loop: re.Match) -> str:
+    name, values, body = loop.groups()
+    return "".join(re.sub(rf"\${name}\b", value, body) for value in values.split())
+
+
+def braces(word: str) -> list[str]:
+    """ "a{b,c}d" → "abd", "acd"."""
+    found = re.fullmatch(r"(.*)\{([\w,]+)\}(.*)", word)
+    return [found[1] + middle + found[3] for middle in found[2].split(",")] if found else [word]
+
+
+def module(words: list[str]) -> str:
+    """The module of ours that a command runs, or nothing."""
+    ours = [name for flag, name in itertools.pairwise(words) if flag == "-m" and name.startswith("cxrjax.")]
+    return ours[0] if ours else ""
+
+
+@cache
+def keys(name: str, words: str) -> set[str]:
+    """The settings of configs/<name>.py:<words>, by dotted key; raises for a file or word that is not there."""
+    return set(shared.flat(runs.config(name, words).to_dict()))
+
+
+def settings(words: list[str]) -> set[str]:
+    """The keys that the flags of a command change."""
+    flags = (re.match(r"--config\.([\w.]+)", word) for word in words)
+    return {flag[1] for flag in flags if flag}
+
+
+@cache
+def defined(path: str) -> set[str]:
+    """Functions and classes of a file, at any depth."""
+    nodes = ast.walk(ast.parse((ROOT / path).read_text()))
+    return {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+
+
+def test_the_readme_is_short_and_says_how_to_test():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 150
+    (body,) = (body for info, body in blocks(text) if info == "sh tests")
+    assert "pip install" in body and "pytest" in body
+
+
+@pytest.mark.parametrize("page", [*PAGES, HISTORY], ids=lambda page: page.stem)
+def test_links_lead_somewhere(page):
+    text = page.read_text()
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(text)):
+        if re.match(r"https?://", link):
+            continue
+        place, _, anchor = link.partition("#")
+        target = (page.parent / place).resolve() if place else page
+        assert target.exists(), f"{page.name} links to {link}"
+        assert target.is_relative_to(ROOT), f"{page.name} links to {link}, outside of the repository"
+        assert not anchor or anchor in anchors(target.read_text()), f"{page.name} links to {link}: no such heading"
+
+
+def test_every_page_is_linked_from_the_index():
+    index = ROOT / "docs" / "index.md"
+    for folder in (index.parent, index.parent / "records"):
+        linked = re.findall(r"\]\(([^)\s#]+)\)", (folder / "index.md").read_text())
+        unlinked = {page.name for page in folder.glob("*.md")} - set(linked) - {"index.md"}
+        assert not unlinked, f"{folder.name}/index.md does not link {unlinked}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_commands_and_their_settings_exist(page):
+    text = page.read_text()
+    for name in re.findall(r"python -m (cxrjax\.[\w.]*\w)", text):
+        assert importlib.util.find_spec(name), f"there is no {name}"
+    for name, words in re.findall(r"configs/(\w+)\.py(?::([\w,]+))?", text):
+        keys(name, words)
+    options = {f"--{option}" for entry in catalogue.SETS.values() for option in entry.options}
+    for words in commands(text):
+        if not module(words):
+            continue
+        given = re.search(r"--config=configs/(\w+)\.py(?::([\w,]+))?", " ".join(words))
+        if given:
+            unknown = settings(words) - keys(given[1], given[2] or "")
+        else:
+            source = Path(importlib.util.find_spec(module(words)).origin).read_text()
+            unknown = {word for word in words if word.startswith("--") and f'"{word}"' not in source} - options
+        assert not unknown, f"{shlex.join(words)}: there is no {unknown}"
+
+
+def test_settings_in_prose_exist():
+    known = set().union(*(keys(path.stem, "") for path in runs.CONFIGS.glob("*.py")))
+    for page in PAGES:
+        unknown = settings(re.findall(r"--config\.[\w.]+", prose(page.read_text()))) - known
+        assert not unknown, f"{page.name}: no config has {unknown}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_names_of_the_code_are_its_names(page):
+    text = prose(page.read_text())
+    for path in re.findall(rf"`((?:{'|'.join(CODE)})/[\w/.-]*)", text):
+        assert (ROOT / path).exists(), f"{page.name} speaks of {path}"
+    for name, path in re.findall(r"`(\w+)` in\s+`([\w/]+\.py)`", text):
+        assert name in defined(path), f"{page.name} speaks of {name} in {path}"
+
+
+def test_blocks_that_are_marked_run(tmp_path):
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    environment |= {"PATH": f"{python.parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    environment |= {"CXRJAX_DATA": str(tmp_path / "data"), "JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
+    for page in PAGES:
+        for body in (body for info, body in blocks(page.read_text()) if info == "sh run"):
+            done = subprocess.run(
+                ["bash", "-euc", body], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
+            )
+            assert done.returncode == 0, f"{page.name}:\n{body}\n{done.stdout}\n{done.stderr}"
+    for written in ("evals/phantom_probe/6/results.json", "evals/phantom_probe/6/versus-pixels-32.json"):
+        assert (tmp_path / "runs" / "try" / written).is_file()
+    assert (tmp_path / "encoder" / "model.safetensors").is_file() and (tmp_path / "features.parquet").is_file()
