@@ -25,7 +25,7 @@ def test_fine_tuning_beats_probing(tmp_path, monkeypatch):
     config.optim.update({"lr": 3e-3, "warmup_steps": 20})
     config.checkpoint.best_metric = ""
     config.data.folds, config.data.fold = 3, 0
-    config.evals.classify.update({"views": "", "folds": 3, "every_steps": 0})
+    config.evals.classify.update({"projections": "", "folds": 3, "every_steps": 0})
     config = of_run(config)
     workdir = tmp_path / "run"
     workdir.mkdir()

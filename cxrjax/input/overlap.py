@@ -252,7 +252,7 @@ def fingerprints(converted_set: ConvertedSet, split: str) -> list[str]:
 
 def _audit_one(converted_set: ConvertedSet) -> str:
     """What a set holds twice; of one patient that is no wonder, of two it is likely the same person or picture."""
-    table = _part(converted_set, rows(converted_set), _filled(converted_set), fingerprints=True)
+    table = _part(converted_set, rows(converted_set), _filled(converted_set), with_fingerprints=True)
     codes = table["fingerprint"].tolist()
     twice = [pair for pair in pairs(codes, codes) if pair[0] < pair[1]]
     patients, splits = table["patient_id"].tolist(), table["split"].tolist()
@@ -296,10 +296,12 @@ def _told(shared: pd.DataFrame) -> str:
     )
 
 
-def _part(converted_set: ConvertedSet, table: pd.DataFrame, splits: Sequence[str], fingerprints: bool) -> pd.DataFrame:
+def _part(
+    converted_set: ConvertedSet, table: pd.DataFrame, splits: Sequence[str], with_fingerprints: bool
+) -> pd.DataFrame:
     """The rows of some splits, with fingerprints if they are to count."""
     part = table[table["split"].isin(splits)].reset_index(drop=True)
-    if fingerprints and not part["fingerprint"].all():
+    if with_fingerprints and not part["fingerprint"].all():
         there = part["split"].unique()
         part["fingerprint"] = [code for split in there for code in fingerprints(converted_set, split)]
     return part

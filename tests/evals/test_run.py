@@ -111,7 +111,7 @@ def test_pixels_are_the_area_average(frontal):
 
 @pytest.mark.parametrize("judge", ["probe", "knn"])
 def test_evaluate_writes_results_and_predictions_that_agree(phantom_dir, tmp_path, judge):
-    config = ConfigDict(entry(phantom_dir, judge=judge, views="PA,AP", neighbours=(3, 5)))
+    config = ConfigDict(entry(phantom_dir, judge=judge, projections="PA,AP", neighbours=(3, 5)))
     encoder = encoders.pixels()._replace(step=7)
     result = run.evaluate(encoder, config, tmp_path, seed=1)
     folder = tmp_path / "evals" / f"phantom-finding-{judge}" / "7"
@@ -165,10 +165,10 @@ def test_a_checkpoint_is_compared_with_random_and_pixels(phantom_dir, tmp_path, 
     params, state = method.init(jax.random.key(3), None)
     trained_with = shared.pretrain()
     trained_with.method = "blank"
-    loaded = run.trained.Trained(trained_with, method, params, state, 9, "d", tmp_path)
+    loaded = evaluate.trained.Trained(trained_with, method, params, state, 9, "d", tmp_path)
     monkeypatch.setattr(evaluate.trained, "load", lambda directory, step: loaded)
     config = ConfigDict({"checkpoint": "DIR", "step": "latest", "seed": 0, "references": "random,pixels"})
-    config.evals = {"findings": entry(phantom_dir, views="PA,AP")}
+    config.evals = {"findings": entry(phantom_dir, projections="PA,AP")}
     found = evaluate.run(config)["findings"]
     assert list(found) == ["blank", "random", "pixels-32"]
     versus = json.loads((tmp_path / "evals" / "findings" / "9" / "versus-pixels-32.json").read_text())
@@ -256,5 +256,6 @@ def test_results_note_what_the_training_has_seen_of_the_test_pictures(phantom_di
 
     (note,) = notes()
     assert note == notes(exclude_overlap=False, judged_on="phantom")[0]
-    assert "clinic/64-png with what is in val or test of phantom, 4 pictures of 4 patients (0 by id, 4 by look" in note
+    shared = "4 pictures of 4 patients (0 by id, 4 by fingerprint"
+    assert f"clinic/64-png with what is in val or test of phantom, {shared}" in note
     assert notes(judged_on="phantom") == []

@@ -88,7 +88,7 @@ def dark(target="mask", px=32):
 
 
 def entry(data_dir, **changes):
-    judged = {"judge": "segment", "set": "phantom", "data_dir": str(data_dir), "views": "PA,AP", "bootstrap": 20}
+    judged = {"judge": "segment", "set": "phantom", "data_dir": str(data_dir), "projections": "PA,AP", "bootstrap": 20}
     return judged | changes
 
 

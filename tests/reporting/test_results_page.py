@@ -31,7 +31,7 @@ def save(folder, table, *, judge="probe", encoder="spcl", reference=False, step=
     place.mkdir(parents=True, exist_ok=True)
     table.to_parquet(place / "predictions.parquet")
     task = {"kind": "multilabel", "name": "all", "labels": list(LABELS)}
-    full = {"set": "phantom", "judge": judge, "task": task, "views": "PA,AP", "fraction": 1.0, **entry}
+    full = {"set": "phantom", "judge": judge, "task": task, "projections": "PA,AP", "fraction": 1.0, **entry}
     results = {
         "name": name,
         "encoder": {"name": encoder, "step": step, "digest": f"{encoder}-{0 if reference else folder}"},
@@ -77,7 +77,7 @@ def test_other_questions_stand_apart_and_the_finished_step_counts(tmp_path):
         save(tmp_path / "a", predictions(), step=step)
     (tmp_path / "a" / "finished.json").write_text('{"step": 12}')
     save(tmp_path / "b", predictions(), judge="knn")
-    save(tmp_path / "c", predictions(), views=["AP", "PA"], limit=0)
+    save(tmp_path / "c", predictions(), projections=["AP", "PA"], limit=0)
     (tmp_path / "d" / "evals" / "findings" / "3").mkdir(parents=True)
     (tmp_path / "d" / "evals" / "findings" / "3" / "results.json").write_text("{}")
     found, notes = collect.collect(str(tmp_path))
