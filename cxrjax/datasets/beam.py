@@ -7,7 +7,7 @@ the data folder under the same paths (a shared file system).
 import json
 import shutil
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,6 @@ def write(
     ValueError where Beam is not installed, OutputError for the data folder.
     """
     try:
-        import apache_beam
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError:
         raise ValueError("Apache Beam is not installed: pip install 'cxrjax[beam]'.") from None
@@ -55,36 +54,15 @@ def write(
     shutil.rmtree(said, ignore_errors=True)  # by a run that failed
     said.mkdir()
     fields = record.features(manifest, form)
+    convert = partial(_convert, form=form, manifest=manifest._replace(rows=(), problems=()), fields=tuple(fields))
     rows_of = defaultdict(list)
     for row in manifest.rows:
         rows_of[row.split].append(row)
-
-    def transform(split: str):
-        convert = partial(_convert, form=form, manifest=manifest._replace(rows=(), problems=()), fields=tuple(fields))
-
-        def expand(pipeline):
-            parts = (
-                pipeline
-                | apache_beam.Create(rows_of[split])
-                | apache_beam.Reshuffle()
-                | apache_beam.FlatMap(convert).with_outputs("said", main="example")
-            )
-            lines = parts.said | apache_beam.Map(json.dumps)
-            _ = lines | apache_beam.io.WriteToText(str(said / split), file_name_suffix=".jsonl")
-            return parts.example
-
-        return apache_beam.ptransform_fn(expand)()
-
     notes: Notes = []
     problems = list(manifest.problems)
 
     def finish(directory: Path) -> None:
-        for path in sorted(said.iterdir()):
-            for file, kind, text in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
-                if kind == NOTE:
-                    notes.append((file, text))
-                else:
-                    problems.append(Problem(file, kind, text))
+        _read_said(said, notes, problems)
         if problems and not allow_bad:
             raise BadFiles(notes, problems)
         bad = {problem.file for problem in problems if problem.kind == "picture"}
@@ -95,7 +73,7 @@ def write(
         data_dir,
         full_name,
         features=fields,
-        examples={split: transform(split) for split in rows_of},
+        examples={split: _transform(rows, convert, said / split) for split, rows in rows_of.items()},
         metadata=metadata,
         description=manifest.description,
         finish=finish,
@@ -104,6 +82,35 @@ def write(
         ),
     )
     return directory, notes, problems
+
+
+def _transform(rows: Sequence[Row], convert: Callable[[Row], Iterator], said: Path) -> Any:
+    """The Beam transform that makes the examples of rows; what there is to say of them goes to files <said>-….jsonl."""
+    import apache_beam
+    from apache_beam.io import WriteToText
+
+    def expand(pipeline: Any) -> Any:
+        parts = (
+            pipeline
+            | apache_beam.Create(rows)
+            | apache_beam.Reshuffle()
+            | apache_beam.FlatMap(convert).with_outputs("said", main="example")
+        )
+        lines = parts.said | apache_beam.Map(json.dumps)
+        _ = lines | WriteToText(str(said), file_name_suffix=".jsonl")
+        return parts.example
+
+    return apache_beam.ptransform_fn(expand)()
+
+
+def _read_said(folder: Path, notes: Notes, problems: list[Problem]) -> None:
+    """Adds what the workers wrote of their files to the notes and the problems."""
+    for path in sorted(folder.iterdir()):
+        for file, kind, text in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+            if kind == NOTE:
+                notes.append((file, text))
+            else:
+                problems.append(Problem(file, kind, text))
 
 
 def _convert(row: Row, form: Form, manifest: Manifest, fields: Sequence[str]) -> Iterator:

@@ -67,114 +67,143 @@ def convert_manifest(
     manifests.check(manifest)
     if vocabulary is not None:
         tokenizer.load(vocabulary)  # hours before it is needed
-    data_dir = Path(data_dir) if data_dir is not None else schema.data_dir()
-    full_name = f"{manifest.name}/{form.config}"
-    target = data_dir / full_name / writer.VERSION
     keys = [_key(row, (ENCODING, form, manifest.value_range)) for row in manifest.rows]
-    digest = _digest(manifest, keys, vocabulary)
+    job = _Job(
+        manifest,
+        form,
+        Path(data_dir) if data_dir is not None else schema.data_dir(),
+        keys,
+        _digest(manifest, keys, vocabulary),
+        vocabulary,
+        allow_bad,
+        progress,
+        say,
+    )
     for remark in manifest.remarks:
         say(remark)
-    if target.exists() and not overwrite:
-        there = _metadata(target)
-        if there.get("source_digest") != digest:
-            raise ValueError(
-                f"{target} holds a set made from other files, another mapping or other options. Choose another "
-                "--name or --data-dir, or replace it with --overwrite."
-            )
-        without = f", without {there['problems']} bad files" if there.get("problems") else ""
-        say(f"{target} holds exactly this set already{without}; nothing to do.")
-        return Conversion(target, (), there["counts"])
-    metadata = {
-        "label_names": list(manifest.label_names),
-        "short_side": form.short_side,
-        "image_format": form.image_format,
-        "bits": form.bits,
-        "description_of_source": manifest.description,
-        "source_digest": digest,
-    }
+    if job.target.exists() and not overwrite:
+        return _already_there(job)
     if beam is not None:
-        return _convert_by_beam(manifest, form, data_dir, full_name, metadata, vocabulary, beam, allow_bad, say)
-    store = Store(writer.unfinished_directory(data_dir, full_name) / "encoded.sqlite", data_dir)
+        return _convert_by_beam(job, beam)
+    return _convert_here(job, workers or writer.cores())
+
+
+class _Job(NamedTuple):
+    """What is to be converted, and how. keys: of each row, under which its encoded picture is kept; digest: of all."""
+
+    manifest: Manifest
+    form: Form
+    data_dir: Path
+    keys: list[str]
+    digest: str
+    vocabulary: str | Path | None
+    allow_bad: bool
+    progress: bool
+    say: Callable[[str], None]
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.manifest.name}/{self.form.config}"
+
+    @property
+    def folder(self) -> Path:
+        """Where problems.csv, notes.csv and the versions of the set lie."""
+        return self.data_dir / self.full_name
+
+    @property
+    def target(self) -> Path:
+        return self.folder / writer.VERSION
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        return {
+            "label_names": list(self.manifest.label_names),
+            "short_side": self.form.short_side,
+            "image_format": self.form.image_format,
+            "bits": self.form.bits,
+            "description_of_source": self.manifest.description,
+            "source_digest": self.digest,
+        }
+
+
+def _already_there(job: _Job) -> Conversion:
+    """The conversion that made the set that is there; raises ValueError where it was made from something else."""
+    there = _metadata(job.target)
+    if there.get("source_digest") != job.digest:
+        raise ValueError(
+            f"{job.target} holds a set made from other files, another mapping or other options. Choose another "
+            "--name or --data-dir, or replace it with --overwrite."
+        )
+    without = f", without {there['problems']} bad files" if there.get("problems") else ""
+    job.say(f"{job.target} holds exactly this set already{without}; nothing to do.")
+    return Conversion(job.target, (), there["counts"])
+
+
+def _convert_here(job: _Job, workers: int) -> Conversion:
+    """Converts by threads of this process."""
+    manifest = job.manifest
+    store = Store(writer.unfinished_directory(job.data_dir, job.full_name) / "encoded.sqlite", job.data_dir)
     try:
-        bad = _encode_all(manifest, keys, store, form, workers or writer.cores(), progress, say)
+        bad = _encode_all(job, store, workers)
         records = dict(store.records())
-        rows, examples, problems = _usable(manifest, keys, records, bad)
+        rows, examples, problems = _usable(manifest, job.keys, records, bad)
         counts = manifests.count_table(rows, manifest.label_names, manifest.published)
         notes = [
             (str(row.file), step)
-            for row, key in zip(manifest.rows, keys, strict=True)
+            for row, key in zip(manifest.rows, job.keys, strict=True)
             if key in records
             for step in records[key].steps
         ]
-        _write_lists(data_dir / full_name, notes, problems, say)
-        if not rows or (problems and not allow_bad):
+        _write_lists(job.folder, notes, problems, job.say)
+        if not rows or (problems and not job.allow_bad):
             return Conversion(None, tuple(problems), counts)
-        fields = record.features(manifest, form)
+        fields = record.features(manifest, job.form)
         writer.write(
-            data_dir,
-            full_name,
+            job.data_dir,
+            job.full_name,
             features=fields,
-            examples={
-                split: partial(_generate, manifest, part, store, fields, f"{full_name}: writing {split}", progress)
-                for split, part in examples.items()
-            },
-            metadata=metadata | {"counts": counts, "problems": len(problems)},
+            examples={split: partial(_generate, job, part, store, fields, split) for split, part in examples.items()},
+            metadata=job.metadata | {"counts": counts, "problems": len(problems)},
             description=manifest.description,
-            finish=partial(beside.write, name=manifest.name, rows=rows, vocabulary=vocabulary),
+            finish=partial(beside.write, name=manifest.name, rows=rows, vocabulary=job.vocabulary),
         )
     finally:
         store.close()
-    writer.tidy(data_dir, full_name)
-    return Conversion(target, tuple(problems), counts)
+    writer.tidy(job.data_dir, job.full_name)
+    return Conversion(job.target, tuple(problems), counts)
 
 
-def _convert_by_beam(
-    manifest: Manifest,
-    form: Form,
-    data_dir: Path,
-    full_name: str,
-    metadata: dict[str, Any],
-    vocabulary: str | Path | None,
-    options: Sequence[str],
-    allow_bad: bool,
-    say: Callable[[str], None],
-) -> Conversion:
+def _convert_by_beam(job: _Job, options: Sequence[str]) -> Conversion:
     """Beam's workers find out what is bad, so the counts are those of the tables, with files that turn out bad."""
     from cxrjax.datasets import beam
 
+    manifest = job.manifest
     counts = manifests.count_table(manifest.rows, manifest.label_names, manifest.published)
-    metadata = metadata | {"counts": counts}
+    metadata = job.metadata | {"counts": counts}
     directory = None
     try:
         directory, notes, problems = beam.write(
-            manifest, form, data_dir, full_name, metadata, vocabulary, options, allow_bad
+            manifest, job.form, job.data_dir, job.full_name, metadata, job.vocabulary, options, job.allow_bad
         )
     except beam.BadFiles as error:
         notes, problems = error.notes, error.problems
-    _write_lists(data_dir / full_name, notes, problems, say)
-    writer.tidy(data_dir, full_name)
+    _write_lists(job.folder, notes, problems, job.say)
+    writer.tidy(job.data_dir, job.full_name)
     return Conversion(directory, tuple(problems), counts)
 
 
-def _encode_all(
-    manifest: Manifest,
-    keys: list[str],
-    store: Store,
-    form: Form,
-    workers: int,
-    progress: bool,
-    say: Callable[[str], None],
-) -> dict[str, str]:
+def _encode_all(job: _Job, store: Store, workers: int) -> dict[str, str]:
     """Encodes what the store lacks; returns key -> reason of the pictures that cannot be used."""
     cv2.setNumThreads(0)  # the pool has a thread per core already
+    manifest, count = job.manifest, len(job.keys)
     there = {key for key, _ in store.records()}
-    todo = {key: row for row, key in zip(manifest.rows, keys, strict=True) if key not in there}
+    todo = {key: row for row, key in zip(manifest.rows, job.keys, strict=True) if key not in there}
     if there and todo:
-        say(f"{len(keys) - len(todo)} of {len(keys)} pictures are encoded already; going on with {len(todo)}.")
+        job.say(f"{count - len(todo)} of {count} pictures are encoded already; going on with {len(todo)}.")
     bad: dict[str, str] = {}
     pending: dict[Future, str] = {}
     pool = ThreadPoolExecutor(workers, thread_name_prefix="encode")
-    with writer.progress_bar(len(todo), f"{manifest.name}: encoding", "picture", progress) as bar:
+    with writer.progress_bar(len(todo), f"{manifest.name}: encoding", "picture", job.progress) as bar:
 
         def collect() -> None:
             for future in wait(pending, return_when=FIRST_COMPLETED).done:
@@ -187,7 +216,7 @@ def _encode_all(
 
         try:
             for key, row in todo.items():
-                pending[pool.submit(encode.encode, row, form, manifest.value_range)] = key
+                pending[pool.submit(encode.encode, row, job.form, manifest.value_range)] = key
                 if len(pending) >= 4 * workers:
                     collect()
             while pending:
@@ -217,11 +246,12 @@ def _usable(
 
 
 def _generate(
-    manifest: Manifest, examples: list, store: Store, fields: Collection[str], said: str, progress: bool
+    job: _Job, examples: list, store: Store, fields: Collection[str], split: str
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    with writer.progress_bar(len(examples), said, "picture", progress) as bar:
+    extra_mask_names = job.manifest.extra_mask_names
+    with writer.progress_bar(len(examples), f"{job.full_name}: writing {split}", "picture", job.progress) as bar:
         for row, key, boxes in examples:
-            yield row.image_id, record.example(row, store.get(key), boxes, manifest.extra_mask_names, fields)
+            yield row.image_id, record.example(row, store.get(key), boxes, extra_mask_names, fields)
             bar.update()
 
 
