@@ -13,7 +13,7 @@ picture's own): we take `pixels.read`'s percentiles, which change a full picture
 import ast
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from cxrjax.datasets import release, schema
@@ -64,7 +64,21 @@ def manifest(raw: Path) -> Manifest:
                 )
             )
     missing = sum(problem.kind == "missing" for problem in problems)
-    remarks = [*release.completeness(len(kept) - missing, len(kept))]
+    return Manifest(
+        "padchest",
+        label_names,
+        tuple(rows),
+        "PadChest (Hospital San Juan, Alicante, bimcv.cipf.es/bimcv-projects/padchest; Bustos et al., Medical Image "
+        "Analysis 2020). Frontal and lateral radiographs; findings of the Spanish reports, by physicians or a network.",
+        tuple(problems),
+        (*release.completeness(len(kept) - missing, len(kept)), *_remarks(table, kept)),
+        has_report=True,
+        published=PUBLISHED,
+    )
+
+
+def _remarks(table: Sequence[tuple[str, ...]], kept: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    """Sentences on what the table says of its pictures. table, kept: cells of _COLUMNS."""
     projections, photometrics, methods = (Counter(cells[place] for cells in table) for place in range(3))
     for said, counts in (
         ("Left out", {name: count for name, count in projections.items() if name.upper() in _LEFT_OUT}),
@@ -73,23 +87,12 @@ def manifest(raw: Path) -> Manifest:
     ):
         if counts:
             named = [f"{name or 'none given'} ({count})" for name, count in counts.items()]
-            remarks.append(f"{said}, pictures of the table: {listed(named, 20)}.")
+            yield f"{said}, pictures of the table: {listed(named, 20)}."
     if photometrics["MONOCHROME1"]:
-        remarks.append(
+        yield (
             f"{photometrics['MONOCHROME1']} pictures of the table were MONOCHROME1 in the hospital's files, where low "
             "is bright. The release does not say whether it inverted them; they are stored as they are: look at some."
         )
-    return Manifest(
-        "padchest",
-        label_names,
-        tuple(rows),
-        "PadChest (Hospital San Juan, Alicante, bimcv.cipf.es/bimcv-projects/padchest; Bustos et al., Medical Image "
-        "Analysis 2020). Frontal and lateral radiographs; findings of the Spanish reports, by physicians or a network.",
-        tuple(problems),
-        tuple(remarks),
-        has_report=True,
-        published=PUBLISHED,
-    )
 
 
 def _codes(cells: Iterable[str]) -> tuple[tuple[str, ...], dict[str, tuple[int, ...]]]:

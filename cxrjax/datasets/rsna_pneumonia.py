@@ -45,23 +45,12 @@ _HELD_OUT_SHARE, _HELD_OUT = 0.3, 2 * 5337
 def manifest(raw: Path, split: str = "patient") -> Manifest:
     """Reads the download; raises LayoutError for another folder, TableError for a table that cannot be read."""
     download = release.Release("rsna_pneumonia", raw)
-    frame, path = download.table("stage_2_train_labels.csv")
-    cells = [column(frame, name, path) for name in ("patientId", "Target", "x", "y", "width", "height")]
+    problems: list[Problem] = []
+    targets, boxes = _targets_and_boxes(download, problems)
     class_frame, class_path = download.table("stage_2_detailed_class_info.csv")
     classes = dict(zip(*(column(class_frame, name, class_path) for name in ("patientId", "class")), strict=True))
     files = download.files(".dcm", under="stage_2_train_images")
     nih = _nih_names(download)
-    problems: list[Problem] = []
-    targets: dict[str, set[str]] = {}
-    boxes: dict[str, list[Box]] = {}
-    for name, present, *numbers in zip(*cells, strict=True):
-        targets.setdefault(name, set()).add(present)
-        if present == "1":
-            box = release.box("Lung Opacity", numbers)
-            if box is None:
-                problems.append(Problem(name, "box", f"A box of {path.name} is not four numbers: {numbers}."))
-            else:
-                boxes.setdefault(name, []).append(box)
     splits = {} if split == "patient" else mgca_split(sorted(targets), split)
     rows = []
     for name, present in targets.items():
@@ -90,13 +79,10 @@ def manifest(raw: Path, split: str = "patient") -> Manifest:
             )
         )
     named = {f"{name}.dcm" for name in targets}
-    remarks = list(release.completeness(len(named & set(files)), len(named)))
-    unlabelled = set(download.optional_files(".dcm")) - named
+    unlabelled = len(set(download.optional_files(".dcm")) - named)
+    remarks = [*release.completeness(len(named & set(files)), len(named))]
     if unlabelled:
-        remarks.append(
-            f"{len(unlabelled)} pictures, as those of stage_2_test_images, have no labels and were left out."
-        )
-    remarks += _said_of_patients(rows, split, bool(nih))
+        remarks.append(f"{unlabelled} pictures, as those of stage_2_test_images, have no labels and were left out.")
     return Manifest(
         "rsna_pneumonia",
         LABELS,
@@ -104,10 +90,30 @@ def manifest(raw: Path, split: str = "patient") -> Manifest:
         "RSNA Pneumonia Detection Challenge 2018 (Kaggle stage 2; Shih et al., Radiology: AI 2019): frontal "
         f"radiographs of NIH ChestX-ray14 with boxes of lung opacity. Split: {split}.",
         tuple(problems),
-        tuple(remarks),
+        (*remarks, *_said_of_patients(rows, split, bool(nih))),
         has_boxes=True,
         published=PUBLISHED,
     )
+
+
+def _targets_and_boxes(
+    download: release.Release, problems: list[Problem]
+) -> tuple[dict[str, set[str]], dict[str, list[Box]]]:
+    """What the label table says of each patientId: every Target that it has there, and its boxes."""
+    frame, path = download.table("stage_2_train_labels.csv")
+    cells = [column(frame, name, path) for name in ("patientId", "Target", "x", "y", "width", "height")]
+    targets: dict[str, set[str]] = {}
+    boxes: dict[str, list[Box]] = {}
+    for name, present, *numbers in zip(*cells, strict=True):
+        targets.setdefault(name, set()).add(present)
+        if present != "1":
+            continue
+        box = release.box("Lung Opacity", numbers)
+        if box is None:
+            problems.append(Problem(name, "box", f"A box of {path.name} is not four numbers: {numbers}."))
+        else:
+            boxes.setdefault(name, []).append(box)
+    return targets, boxes
 
 
 def mgca_split(names: Sequence[str], split: str) -> dict[str, str]:

@@ -50,13 +50,7 @@ def features(
     and same_patient: its ids in other sets as "set:id", blank-separated.
     Raises ValueError for another image format or label names that repeat.
     """
-    if image_format not in ("png", "jpeg"):
-        raise ValueError(f"Image format {image_format!r} is not known; choose 'png' or 'jpeg'.")
-    if bits not in (8, 16) or (bits == 16 and image_format != "png"):
-        raise ValueError(f"{bits} bits as {image_format}: choose 8 bits, or 16 bits as png.")
-    repeated = sorted({name for name in label_names if list(label_names).count(name) > 1})
-    if repeated:
-        raise ValueError(f"Label names must be unique, but these repeat: {', '.join(repeated)}.")
+    _check(label_names, image_format, bits)
     grey_png = {"shape": (None, None, 1), "dtype": np.uint8, "encoding_format": "png"}
     depth = np.uint16 if bits == 16 else np.uint8
     record = {
@@ -85,6 +79,16 @@ def features(
     if report:
         record["report"] = {part: tfds.features.Text() for part in ("findings", "impression", "text")}
     return tfds.features.FeaturesDict(record)
+
+
+def _check(label_names: Sequence[str], image_format: str, bits: int) -> None:
+    if image_format not in ("png", "jpeg"):
+        raise ValueError(f"Image format {image_format!r} is not known; choose 'png' or 'jpeg'.")
+    if bits not in (8, 16) or (bits == 16 and image_format != "png"):
+        raise ValueError(f"{bits} bits as {image_format}: choose 8 bits, or 16 bits as png.")
+    repeated = sorted({name for name in label_names if list(label_names).count(name) > 1})
+    if repeated:
+        raise ValueError(f"Label names must be unique, but these repeat: {', '.join(repeated)}.")
 
 
 def complete(example: Mapping[str, Any]) -> dict[str, Any]:
