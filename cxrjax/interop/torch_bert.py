@@ -207,14 +207,7 @@ def to_huggingface(
         for i in range(len(stack["norm1"]["scale"]))
     ]
     for i, block in enumerate(blocks):
-        layer = f"encoder.layer.{i}."
-        kernels, biases = (np.split(block[f"qkv/{leaf}"], 3, axis=-1) for leaf in ("kernel", "bias"))
-        for name, kernel, bias in zip(QKV, kernels, biases, strict=True):
-            weights[f"{layer}attention.self.{name}.weight"] = kernel.T
-            weights[f"{layer}attention.self.{name}.bias"] = bias
-        for ours, theirs in PARTS.items():
-            kernel = block[f"{ours}/scale"] if ours.startswith("norm") else block[f"{ours}/kernel"].T
-            weights[f"{layer}{theirs}.weight"], weights[f"{layer}{theirs}.bias"] = kernel, block[f"{ours}/bias"]
+        weights |= {f"encoder.layer.{i}.{name}": array for name, array in _layer(block).items()}
     (vocab_size, width), positions = table["word"].shape, len(table["position"])
     if heads < 1 or width % heads:
         raise ValueError(f"heads={heads} does not divide the encoder's width {width}.")
@@ -237,6 +230,19 @@ def to_huggingface(
     }
     # safetensors writes the buffer as it lies in memory, so a transposed view must be copied first.
     return {name: np.ascontiguousarray(array) for name, array in weights.items()}, config
+
+
+def _layer(block: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays of one of our blocks by the names below encoder.layer.<i>."""
+    weights = {}
+    kernels, biases = (np.split(block[f"qkv/{leaf}"], 3, axis=-1) for leaf in ("kernel", "bias"))
+    for name, kernel, bias in zip(QKV, kernels, biases, strict=True):
+        weights[f"attention.self.{name}.weight"] = kernel.T
+        weights[f"attention.self.{name}.bias"] = bias
+    for ours, theirs in PARTS.items():
+        kernel = block[f"{ours}/scale"] if ours.startswith("norm") else block[f"{ours}/kernel"].T
+        weights[f"{theirs}.weight"], weights[f"{theirs}.bias"] = kernel, block[f"{ours}/bias"]
+    return weights
 
 
 def write(

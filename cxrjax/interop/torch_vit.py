@@ -36,6 +36,7 @@ BLOCK_PARTS = {
     "mlp/fc1": "intermediate.dense",
     "mlp/fc2": "output.dense",
 }
+QKV = ("attention.attention.query", "attention.attention.key", "attention.attention.value")
 # What a checkpoint may carry beside the encoder, and that an encoder does not need.
 IGNORED = ("pooler.", "classifier.", "decoder.", "lm_head.", "mask_token", "embeddings.mask_token")
 
@@ -81,7 +82,6 @@ def to_huggingface(
             f"An encoder of {own_channels} channel(s) cannot be written with channels={channels}: "
             f"one-channel encoders export with 1 or 3, others with their own number."
         )
-
     kernel = flat["patch_embed/kernel"].reshape(patch_px, patch_px, own_channels, width).transpose(3, 2, 0, 1)
     weights = {
         "embeddings.cls_token": flat["cls"].reshape(1, 1, width),
@@ -92,18 +92,7 @@ def to_huggingface(
         "layernorm.bias": flat["norm/bias"],
     }
     for i in range(layers):
-        layer = f"encoder.layer.{i}."
-        qkv_kernel = np.split(flat["blocks/attention/qkv/kernel"][i], 3, axis=-1)
-        qkv_bias = np.split(flat["blocks/attention/qkv/bias"][i], 3, axis=-1)
-        for name, one_kernel, one_bias in zip(("query", "key", "value"), qkv_kernel, qkv_bias, strict=True):
-            weights[f"{layer}attention.attention.{name}.weight"] = one_kernel.T
-            weights[f"{layer}attention.attention.{name}.bias"] = one_bias
-        for ours, theirs in BLOCK_PARTS.items():
-            if f"blocks/{ours}/kernel" in flat:
-                weights[f"{layer}{theirs}.weight"] = flat[f"blocks/{ours}/kernel"][i].T
-            else:
-                weights[f"{layer}{theirs}.weight"] = flat[f"blocks/{ours}/scale"][i]
-            weights[f"{layer}{theirs}.bias"] = flat[f"blocks/{ours}/bias"][i]
+        weights |= {f"encoder.layer.{i}.{name}": array for name, array in _layer(flat, i).items()}
     config = {
         "architectures": ["ViTModel"],
         "model_type": "vit",
@@ -123,6 +112,23 @@ def to_huggingface(
     }
     # safetensors writes the buffer as it lies in memory, so a transposed view must be copied first.
     return {name: np.ascontiguousarray(array, np.float32) for name, array in weights.items()}, config
+
+
+def _layer(flat: Mapping[str, np.ndarray], i: int) -> dict[str, np.ndarray]:
+    """The arrays of block number i by the names below encoder.layer.<i>."""
+    weights = {}
+    qkv_kernel = np.split(flat["blocks/attention/qkv/kernel"][i], 3, axis=-1)
+    qkv_bias = np.split(flat["blocks/attention/qkv/bias"][i], 3, axis=-1)
+    for part, kernel, bias in zip(QKV, qkv_kernel, qkv_bias, strict=True):
+        weights[f"{part}.weight"] = kernel.T
+        weights[f"{part}.bias"] = bias
+    for ours, theirs in BLOCK_PARTS.items():
+        if f"blocks/{ours}/kernel" in flat:
+            weights[f"{theirs}.weight"] = flat[f"blocks/{ours}/kernel"][i].T
+        else:
+            weights[f"{theirs}.weight"] = flat[f"blocks/{ours}/scale"][i]
+        weights[f"{theirs}.bias"] = flat[f"blocks/{ours}/bias"][i]
+    return weights
 
 
 def from_huggingface(
@@ -153,66 +159,82 @@ def from_huggingface(
     config = pretrained.config
     if config.get("hidden_act", "gelu") != "gelu":
         raise ValueError(f"The model uses hidden_act={config['hidden_act']!r}; our ViT computes the exact GELU only.")
-    weights = _strip(pretrained.weights)
-    patch_px, width, layers = config["patch_size"], config["hidden_size"], config["num_hidden_layers"]
-    used = set()
-
-    def take(name: str, *shape: int) -> np.ndarray:
-        if name not in weights:
-            raise ValueError(f"The model has no array {name!r}; it has {len(weights)}, such as {sorted(weights)[:4]}.")
-        if weights[name].shape != shape:
-            raise ValueError(f"{name} has the shape {weights[name].shape}; its config.json asks for {shape}.")
-        used.add(name)
-        return np.asarray(weights[name], np.float32)
-
-    def stack(part: str, leaf: str, *shape: int) -> np.ndarray:
-        return np.stack([take(f"encoder.layer.{i}.{part}.{leaf}", *shape) for i in range(layers)])
-
-    def linear(part: str, inputs: int, outputs: int) -> dict[str, np.ndarray]:
-        return {"kernel": stack(part, "weight", outputs, inputs).swapaxes(1, 2), "bias": stack(part, "bias", outputs)}
-
-    def norm(part: str) -> dict[str, np.ndarray]:
-        return {"scale": stack(part, "weight", width), "bias": stack(part, "bias", width)}
-
-    attention = [f"attention.attention.{name}" for name in ("query", "key", "value")]
-    qkv_kernel = [stack(part, "weight", width, width).swapaxes(1, 2) for part in attention]
-    if config.get("qkv_bias", True):
-        qkv_bias = [stack(part, "bias", width) for part in attention]
-    else:
-        qkv_bias = [np.zeros((layers, width), np.float32)] * 3
-    mlp_width = config["intermediate_size"]
+    patch_px, width = config["patch_size"], config["hidden_size"]
+    arrays = _Arrays(_strip(pretrained.weights), config["num_hidden_layers"])
     projection = "embeddings.patch_embeddings.projection."
-    kernel = take(f"{projection}weight", width, config.get("num_channels", 3), patch_px, patch_px)
+    kernel = arrays.take(f"{projection}weight", width, config.get("num_channels", 3), patch_px, patch_px)
     kernel, constant = fold(kernel, pretrained.mean, pretrained.std, mean, std, channels)
     kernel = kernel.transpose(2, 3, 1, 0).reshape(-1, width).astype(np.float32)
-    bias = (take(f"{projection}bias", width) + constant).astype(np.float32)
-    grid = _grid(config["image_size"], patch_px)
-    positions = take("embeddings.position_embeddings", 1, 1 + grid * grid, width)[0]
-    cls = take("embeddings.cls_token", 1, 1, width).reshape(width) + positions[0]
-    new_grid = _grid(image_px, patch_px)
+    bias = (arrays.take(f"{projection}bias", width) + constant).astype(np.float32)
+    grid, new_grid = _grid(config["image_size"], patch_px), _grid(image_px, patch_px)
+    positions = arrays.take("embeddings.position_embeddings", 1, 1 + grid * grid, width)[0]
+    cls = arrays.take("embeddings.cls_token", 1, 1, width).reshape(width) + positions[0]
     positions = posemb.resize(positions[1:], (grid, grid), (new_grid, new_grid))
     params = {
         "patch_embed": {"kernel": kernel, "bias": bias},
         "cls": cls,
         "pos_embed": np.asarray(positions),
-        "blocks": {
-            "norm1": norm("layernorm_before"),
-            "attention": {
-                "qkv": {"kernel": np.concatenate(qkv_kernel, -1), "bias": np.concatenate(qkv_bias, -1)},
-                "out": linear("attention.output.dense", width, width),
-            },
-            "norm2": norm("layernorm_after"),
-            "mlp": {
-                "fc1": linear("intermediate.dense", width, mlp_width),
-                "fc2": linear("output.dense", mlp_width, width),
-            },
-        },
-        "norm": {"scale": take("layernorm.weight", width), "bias": take("layernorm.bias", width)},
+        "blocks": _blocks(arrays, config),
+        "norm": {"scale": arrays.take("layernorm.weight", width), "bias": arrays.take("layernorm.bias", width)},
     }
-    unused = sorted(name for name in weights if name not in used and not name.startswith(IGNORED))
+    unused = arrays.unused()
     if unused:
         raise ValueError(f"The model has {len(unused)} arrays that our ViT has no place for, such as {unused[:4]}.")
     return params
+
+
+class _Arrays:
+    """A model's arrays, each of the shape that is asked for; one that is absent or of another shape is a ValueError."""
+
+    def __init__(self, weights: Mapping[str, np.ndarray], layers: int):
+        self.weights, self.layers = weights, layers
+        self.used: set[str] = set()
+
+    def take(self, name: str, *shape: int) -> np.ndarray:
+        if name not in self.weights:
+            there = f"it has {len(self.weights)}, such as {sorted(self.weights)[:4]}"
+            raise ValueError(f"The model has no array {name!r}; {there}.")
+        if self.weights[name].shape != shape:
+            raise ValueError(f"{name} has the shape {self.weights[name].shape}; its config.json asks for {shape}.")
+        self.used.add(name)
+        return np.asarray(self.weights[name], np.float32)
+
+    def stack(self, part: str, leaf: str, *shape: int) -> np.ndarray:
+        """The same array of every layer, on a new first axis."""
+        return np.stack([self.take(f"encoder.layer.{i}.{part}.{leaf}", *shape) for i in range(self.layers)])
+
+    def linear(self, part: str, inputs: int, outputs: int) -> dict[str, np.ndarray]:
+        kernel = self.stack(part, "weight", outputs, inputs).swapaxes(1, 2)
+        return {"kernel": kernel, "bias": self.stack(part, "bias", outputs)}
+
+    def norm(self, part: str, width: int) -> dict[str, np.ndarray]:
+        return {"scale": self.stack(part, "weight", width), "bias": self.stack(part, "bias", width)}
+
+    def unused(self) -> list[str]:
+        """The names of the arrays that nothing took, without those that an encoder does not need."""
+        return sorted(name for name in self.weights if name not in self.used and not name.startswith(IGNORED))
+
+
+def _blocks(arrays: _Arrays, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree of the blocks, stacked over the layers; the three projections of attention become one."""
+    width, mlp_width = config["hidden_size"], config["intermediate_size"]
+    qkv_kernel = [arrays.stack(part, "weight", width, width).swapaxes(1, 2) for part in QKV]
+    if config.get("qkv_bias", True):
+        qkv_bias = [arrays.stack(part, "bias", width) for part in QKV]
+    else:
+        qkv_bias = [np.zeros((arrays.layers, width), np.float32)] * 3
+    return {
+        "norm1": arrays.norm("layernorm_before", width),
+        "attention": {
+            "qkv": {"kernel": np.concatenate(qkv_kernel, -1), "bias": np.concatenate(qkv_bias, -1)},
+            "out": arrays.linear("attention.output.dense", width, width),
+        },
+        "norm2": arrays.norm("layernorm_after", width),
+        "mlp": {
+            "fc1": arrays.linear("intermediate.dense", width, mlp_width),
+            "fc2": arrays.linear("output.dense", mlp_width, width),
+        },
+    }
 
 
 def load_into(
