@@ -31,14 +31,15 @@ def select(
     folds: int = 0,
     fold: int = 0,
 ) -> "Source":
-    """Selects records of a split; the filters apply in the order of the arguments, but for the folds, which come first.
+    """Selects records of a split. The folds come first; then the filters apply in the order of the arguments.
 
     projections: those to keep, of UNKNOWN, PA, AP, LATERAL.
-    boxes: keep only pictures with a box to judge by of one of these labels, of none given () of any. or_labelled: and
-        those of which this label, such as "No Finding", is present. See `required`.
+    boxes: keeps the pictures with a box to judge by of one of these labels, or of any label if none is given: ().
+    or_labelled: a label, such as "No Finding"; keeps the pictures that have it as well, with or without boxes.
     image_ids: the only pictures to keep.
-    fraction: share (0, 1] of the split's patients, as in the set's lists of fractions: a smaller share is contained in
-        a larger one, and the choice depends on the set's name, the patient ids and fraction_seed only.
+    exclude_image_ids, exclude_patient_ids: pictures, and patients with all of their pictures, to leave out.
+    fraction: share (0, 1] of the split's patients, as in the set's lists of fractions. A smaller share is contained in
+        a larger one. The choice depends on the set's name, the patient ids and fraction_seed only.
     folds, fold: where folds is not 0, the set's own splits are laid together and cut by patient into so many parts:
         "test" is part number `fold`, "val" the one after it, "train" the rest (see `schema.fold_of_patients`).
     Raises ValueError for an unknown split or projection, a fraction outside (0, 1], boxes of a set that has none, a
@@ -49,57 +50,90 @@ def select(
         raise ValueError(f"projections must be a list of {', '.join(schema.PROJECTIONS)}, but it is {projections!r}.")
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction must be above 0 and at most 1, but it is {fraction}.")
-    place, part = f"split {split!r} of set {converted_set.name!r}", split
-    if folds:
-        place = f"{place} in fold {fold} of {folds}"
-        split = JOINED.join(name for name, size in converted_set.split_sizes.items() if size)
-    table = index(converted_set, split)
-    kept = np.arange(len(table))
-    if folds:
-        kept = _part(converted_set.name, table["patient_id"], part, folds, fold)
-    if len(kept) == 0:
-        raise ValueError(f"There are no pictures in {place}; its splits have {sizes(converted_set)}.")
-
-    def keep(mask: np.ndarray, filter_text: str) -> None:
-        nonlocal kept
-        if not mask.any():
-            raise ValueError(
-                f"No picture is left in {place}: the filter {filter_text} removes all of the {len(kept)} that reached "
-                f"it (the split has {len(table)}). {_projections_present(table)}"
-            )
-        kept = kept[mask]
-
+    records = _Records(converted_set, split, folds, fold)
     if projections is not None:
-        keep(table["view"].iloc[kept].isin(list(projections)).to_numpy(), f"projections={sorted(projections)}")
+        records.keep("view", set(projections), f"projections={sorted(projections)}")
     if boxes is not None:
-        found = labels_of_boxes(converted_set, split)
-        there = np.array([any(not boxes or label in boxes for label in each) for each in found], bool)
-        if or_labelled:
-            there |= _present(converted_set, table, or_labelled)
-        known = ", ".join(f"{name} {count}" for name, count in Counter(itertools.chain(*found)).most_common()) or "none"
-        text = f"boxes of {', '.join(boxes) or 'any label'}" + (f" or {or_labelled!r}" if or_labelled else "")
-        keep(there[kept], f"{text} (the split's boxes: {known})")
+        _keep_boxes(records, boxes, or_labelled)
     if image_ids is not None:
-        wanted = set(image_ids)
-        absent = wanted.difference(table["image_id"])
-        if absent:
-            logging.warning("%d of %d image_ids are not in %s, e.g. %s", len(absent), len(wanted), place, min(absent))
-        keep(table["image_id"].iloc[kept].isin(wanted).to_numpy(), f"image_ids ({len(wanted)} given)")
-    for column, excluded in (("image_id", exclude_image_ids), ("patient_id", exclude_patient_ids)):
-        if excluded:
-            keep(~table[column].iloc[kept].isin(set(excluded)).to_numpy(), f"exclude_{column}s ({len(excluded)} given)")
+        _keep_image_ids(records, set(image_ids))
+    if exclude_image_ids:
+        records.leave_out("image_id", set(exclude_image_ids), "exclude_image_ids")
+    if exclude_patient_ids:
+        records.leave_out("patient_id", set(exclude_patient_ids), "exclude_patient_ids")
     if fraction < 1:
-        chosen = schema.share_of_patients(converted_set.name, table["patient_id"], fraction, fraction_seed)
-        keep(table["patient_id"].iloc[kept].isin(chosen).to_numpy(), f"fraction={fraction}")
-    return Source(converted_set, split, kept)
+        patients = records.table["patient_id"].tolist()
+        chosen = schema.share_of_patients(converted_set.name, patients, fraction, fraction_seed)
+        records.keep("patient_id", chosen, f"fraction={fraction}")
+    return Source(converted_set, records.split, records.kept)
+
+
+class _Records:
+    """The records of a split that are left after each filter.
+
+    split: the split, or the splits laid together that folds are cut from. place: the same for a message. table: the
+    index of all its records. kept: numbers of those that are left, in record order.
+    """
+
+    def __init__(self, converted_set: ConvertedSet, part: str, folds: int, fold: int):
+        self.converted_set, self.split = converted_set, part
+        self.place = f"split {part!r} of set {converted_set.name!r}"
+        if folds:
+            self.place += f" in fold {fold} of {folds}"
+            self.split = JOINED.join(name for name, size in converted_set.split_sizes.items() if size)
+        self.table = index(converted_set, self.split)
+        self.kept = np.arange(len(self.table))
+        if folds:
+            self.kept = _part_of_folds(converted_set.name, self.table["patient_id"].tolist(), part, folds, fold)
+        if len(self.kept) == 0:
+            raise ValueError(f"There are no pictures in {self.place}; its splits have {sizes(converted_set)}.")
+
+    def keep(self, column: str, values: Collection[str], said: str) -> None:
+        """Keeps the records with one of these values in a column of the table."""
+        self.keep_where(self.table[column].isin(list(values)).to_numpy(), said)
+
+    def leave_out(self, column: str, values: Collection[str], said: str) -> None:
+        """Leaves out the records with one of these values in a column of the table."""
+        self.keep_where(~self.table[column].isin(list(values)).to_numpy(), f"{said} ({len(values)} given)")
+
+    def keep_where(self, mask: np.ndarray, said: str) -> None:
+        """mask: bool, for every record of the split. said: the filter, for the ValueError if no record is left."""
+        left = self.kept[mask[self.kept]]
+        if len(left) == 0:
+            counts = ", ".join(f"{name} {count}" for name, count in self.table["view"].value_counts().items())
+            raise ValueError(
+                f"No picture is left in {self.place}: the filter {said} removes all of the {len(self.kept)} that "
+                f"reached it (the split has {len(self.table)}). Its projections: {counts}."
+            )
+        self.kept = left
+
+
+def _keep_boxes(records: _Records, labels: Collection[str], or_labelled: str) -> None:
+    found = labels_of_boxes(records.converted_set, records.split)
+    wanted = np.array([any(not labels or label in labels for label in each) for each in found], bool)
+    if or_labelled:
+        wanted |= _present(records.converted_set, records.table, or_labelled)
+    known = ", ".join(f"{name} {count}" for name, count in Counter(itertools.chain(*found)).most_common()) or "none"
+    said = f"boxes of {', '.join(labels) or 'any label'}" + (f" or {or_labelled!r}" if or_labelled else "")
+    records.keep_where(wanted, f"{said} (the split's boxes: {known})")
+
+
+def _keep_image_ids(records: _Records, wanted: set[str]) -> None:
+    absent = wanted.difference(records.table["image_id"])
+    if absent:
+        counts = (len(absent), len(wanted), records.place, min(absent))
+        logging.warning("%d of %d image_ids are not in %s, e.g. %s", *counts)
+    records.keep("image_id", wanted, f"image_ids ({len(wanted)} given)")
 
 
 def required(words: str, labels: Collection[str] = ()) -> dict[str, Any]:
     """The arguments of `select` that keep what pictures are required to have, in the words of data.require.
 
-    words: "", "boxes", or "boxes or <label>", such as "boxes or No Finding". labels: of boxes that count; () all.
-    Readers draw boxes on some pictures only of those with a finding. One that has the finding and no box is no picture
-    without it, as detection would take it for: it is left out, and what a set labels as normal can be kept.
+    words: "", "boxes", or "boxes or <label>", such as "boxes or No Finding".
+    labels: of the boxes that count; () for all.
+    In some sets readers drew boxes on only a part of the pictures with a finding. Detection takes a picture without a
+    box for one without the finding, which is wrong for the other pictures. So pictures without a box are left out.
+    Those that the set itself labels as normal can be kept.
     Raises ValueError for other words.
     """
     if not words:
@@ -114,33 +148,35 @@ def required(words: str, labels: Collection[str] = ()) -> dict[str, Any]:
 
 
 def _present(converted_set: ConvertedSet, table: pd.DataFrame, label: str) -> np.ndarray:
-    """n bool."""
+    """Whether each of the n records has the label: n bool."""
     known = converted_set.label_names
     if label not in known:
         raise ValueError(f"Set {converted_set.name!r} has no label {label!r}; its labels are {', '.join(known)}.")
     return np.stack(table["labels"].tolist())[:, known.index(label)] == schema.PRESENT
 
 
-def _part(set_name: str, patient_ids: pd.Series, part: str, folds: int, fold: int) -> np.ndarray:
+def _part_of_folds(set_name: str, patient_ids: Sequence[str], part: str, folds: int, fold: int) -> np.ndarray:
+    """The numbers of the records of a part. patient_ids: of every record."""
     if part not in schema.SPLITS or not 0 <= fold < folds:
         raise ValueError(
             f"split {part!r}, fold {fold} of {folds}: folds are counted from 0, and are cut into {schema.SPLITS}"
         )
-    number = patient_ids.map(schema.fold_of_patients(set_name, patient_ids, folds)).to_numpy()
+    fold_of = schema.fold_of_patients(set_name, patient_ids, folds)
+    number = np.array([fold_of[patient] for patient in patient_ids])
     of_val = (fold + 1) % folds
     mask = {"test": number == fold, "val": number == of_val, "train": (number != fold) & (number != of_val)}
     return np.flatnonzero(mask[part])
 
 
 class Source:
-    """Records of a split, or of several as "train+val", by number: `len(source)`, `source[i]` -> example. It can be
-    pickled.
+    """Records of a split, or of several as "train+val", by number: `len(source)`, `source[i]` -> example.
 
-    An example maps the set's fields: text is str, view its name, labels int8 (c,), pictures encoded bytes (`image`,
-    and `mask` where the set has one); and `set`, the set's name.
+    An example maps the set's fields to their values. Text is str, the projection (`view`) its name, labels int8 (c,),
+    pictures (`image`, and `mask` where the set has one) encoded bytes. `set` is the set's name. A source can be
+    pickled.
     """
 
-    def __init__(self, converted_set: ConvertedSet, split: str, positions: Sequence[int]):
+    def __init__(self, converted_set: ConvertedSet, split: str, positions: Sequence[int] | np.ndarray):
         """positions: record numbers within the split, in the order in which they are wanted."""
         check_split(converted_set, split)
         self.converted_set = converted_set
@@ -159,10 +195,5 @@ class Source:
 
     @property
     def table(self) -> pd.DataFrame:
-        """The rows of `index` of these records, in the same order: ids, view and labels without reading pictures."""
+        """The rows of `index` for these records, in the same order, read without their pictures."""
         return index(self.converted_set, self.split).iloc[self.positions].reset_index(drop=True)
-
-
-def _projections_present(table: pd.DataFrame) -> str:
-    counts = table["view"].value_counts()
-    return f"Its projections: {', '.join(f'{name} {count}' for name, count in counts.items())}."

@@ -207,7 +207,7 @@ def test_source_can_be_pickled(rich):
 
 READ = """
 import sys
-from cxrjax.input import source
+from cxrjax.input import converted_sets, source
 chosen = source.select(converted_sets.open_set("rich", sys.argv[1]), "train", fraction=0.5)
 print([chosen[i]["image_id"] for i in range(len(chosen))], "tensorflow" in sys.modules)
 """
