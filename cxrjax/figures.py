@@ -70,7 +70,7 @@ def _tokenizer(model: trained.Trained) -> tokenizer.Tokenizer:
     """The vocabulary that the run keeps, or else the one that its config names."""
     if (model.workdir / tokenizer.VOCABULARY).is_file():
         return tokenizer.load(model.workdir)
-    return paired.Views(model.config).tokenizer
+    return paired.StudyReader(model.config).tokenizer
 
 
 def _examples(converted_set: converted_sets.ConvertedSet, image_ids: Sequence[str], split: str) -> list[Any]:

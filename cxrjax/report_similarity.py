@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         converted_set = open_set(given.set)
         encoder = given.encoder or report_encoder.folder(converted_set)
-        found = similarity.load(similarity.made(converted_set, paired.Views(read), encoder, given.split))
+        found = similarity.load(similarity.made(converted_set, paired.StudyReader(read), encoder, given.split))
         listed = studies(select(converted_set, given.split)).table
         keys = zip(listed["patient_id"], listed["study_id"], strict=True)
         print(report(found, dict(zip(keys, listed["labels"], strict=True))))

@@ -149,7 +149,7 @@ def _sources(config) -> tuple[list[source.Source], tuple[str, ...]]:
     if unit == "picture":
         return pictures, left_out.sentences
     parts = {f"require_{part}": True for part in names(required)}
-    parts |= {"read": paired.Views(config).text} if "text" in config else {}
+    parts |= {"read": paired.StudyReader(config).text} if "text" in config else {}
     whole = [studies.studies(each, **parts) for each in pictures]
     return whole, (*left_out.sentences, *(repr(each) for each in whole if any(each.left_out.values())))
 

@@ -122,7 +122,7 @@ def test_the_text_encoder_starts_from_a_bert_of_fewer_words(tmp_path, frozen_lay
     before, after = ({**s.params["text"], **s.state["frozen"]["text"]}["embeddings"] for s in (train_state, started))
     np.testing.assert_array_equal(after["word"][words.vocab_size :], before["word"][words.vocab_size :])
     jax.tree.map(np.testing.assert_array_equal, started.params["encoder"], train_state.params["encoder"])
-    assert paired.Views(settings).tokenizer.vocabulary == words.vocabulary, "the words that go with the weights"
+    assert paired.StudyReader(settings).tokenizer.vocabulary == words.vocabulary, "the words that go with the weights"
 
 
 def test_a_text_encoder_of_another_size_is_explained(tmp_path):

@@ -1,8 +1,8 @@
 """A study as image–text methods see it: one of its frontal pictures, and its report as tokens of a fixed length.
 
-see = paired.Views(config)
-see(study, rng)                  image 1 h w 1, ids l, text_mask l, word_index l, report
-see.tokens("No pleural effusion.")
+reader = paired.StudyReader(config)
+reader(study, rng)               image 1 h w 1, ids l, text_mask l, word_index l, report
+reader.tokens("No pleural effusion.")
 """
 
 import functools
@@ -22,7 +22,7 @@ CLEANING = ("none", "mgca")
 OF_REPORTS = "reports"  # as text.init_from: the encoder that is trained on the reports of the first set
 
 
-class Views:
+class StudyReader:
     """What `Method.views` of an image–text method does; it can be pickled.
 
     config: model.image_px, views.transform, and text: sections (in the order in which they are read), cleaning, length,
@@ -118,7 +118,7 @@ def keep_vocabulary(config, workdir: Path) -> None:
 
     Raises ValueError where the folder holds another one: the run that is there could not be resumed with these words.
     """
-    mine, kept = Views(config).tokenizer, workdir / tokenizer.VOCABULARY
+    mine, kept = StudyReader(config).tokenizer, workdir / tokenizer.VOCABULARY
     if not kept.exists():
         tokenizer.save(mine.vocabulary, workdir, mine.lowercase)
     elif tokenizer.load(workdir).vocabulary != mine.vocabulary:

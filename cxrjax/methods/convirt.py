@@ -32,7 +32,7 @@ def make(config) -> Method:
     encoder, tower = backbone.make(config.model), text_tower.make(config.text)
     sizes = (config.head.out,) if config.head.layers == 1 else (config.head.hidden, config.head.out)
     head = heads.MLP(sizes, norm="none", dtype=jnp.dtype(config.model.dtype))
-    see, settings = paired.Views(config), Augment(**config.augment)
+    see, settings = paired.StudyReader(config), Augment(**config.augment)
     if config.loss.form not in ("info_nce", "sigmoid"):
         raise ValueError(f"loss.form must be 'info_nce' or 'sigmoid', got {config.loss.form!r}")
 

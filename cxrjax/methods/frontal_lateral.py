@@ -62,7 +62,7 @@ def make(config) -> Method:
     decoder = partial(CrossDecoder, heads=config.decoder.heads, **config.decoder.reading, dtype=dtype)
     mlm_decoder, view_decoder = decoder(config.decoder.mlm_depth), decoder(config.decoder.view_depth)
     words, clusters = WordHead(config.text.vocab_size, dtype), Prototypes(config.prototypes.count)
-    see, hold = paired.Views(config), frozen_at_first(config, config.prototypes.freeze_share)
+    see, hold = paired.StudyReader(config), frozen_at_first(config, config.prototypes.freeze_share)
     listed = set(config.masking.entities.split())
     nce = partial(counted_info_nce, temperature=config.loss.temperature, groups=config.loss.groups)
     scales = [config.standardise, config.lateral.standardise]

@@ -35,7 +35,7 @@ from cxrjax.models import bert, heads, regions, text_tower
 def make(config) -> Method:
     """config: model, regions, text, loss, views, standardise; see configs/gloria.py for every key."""
     encoder, tower = regions.make(config.model, **config.regions), text_tower.make(config.text)
-    dtype, see = jnp.dtype(config.model.dtype), paired.Views(config)
+    dtype, see = jnp.dtype(config.model.dtype), paired.StudyReader(config)
     head = {
         "global": heads.MLP((tower.width,), norm="none", dtype=dtype),
         "local": heads.MLP((tower.width,), norm="none", last_bias=False, dtype=dtype),

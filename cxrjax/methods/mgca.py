@@ -48,7 +48,7 @@ def make(config) -> Method:
         raise ValueError(f"loss.weights must be 'cls' or 'uniform', got {config.loss.weights!r}")
     by_cls = config.loss.weights == "cls"
     encoder = regions.make(config.model, **config.regions, attention=by_cls)
-    tower, see = text_attention.make(config.text), paired.Views(config)
+    tower, see = text_attention.make(config.text), paired.StudyReader(config)
     dtype, hold = jnp.dtype(config.model.dtype), frozen_at_first(config, config.prototypes.freeze_share)
     sizes = (config.head.hidden, config.head.out)
     # A BatchNorm takes away again what a bias before it adds.

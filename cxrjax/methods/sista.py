@@ -55,7 +55,8 @@ from cxrjax.report_encoders import report_encoder, similarity
 
 def make(config) -> Method:
     """config: model, regions, text, similarity, head, loss, views, standardise; see configs/sista.py for every key."""
-    encoder, tower, see = regions.make(config.model, **config.regions), text_tower.make(config.text), Views(config)
+    encoder, tower = regions.make(config.model, **config.regions), text_tower.make(config.text)
+    see = StudyReader(config)
     # No biases: the BatchNorm after them takes them off again.
     head = heads.MLP(
         (config.head.hidden, config.head.out),
@@ -162,8 +163,8 @@ def make(config) -> Method:
     return Method(see, init, loss, lambda params, state, step: state, encode, config.model.image_px, joint=joint)
 
 
-class Views(paired.Views):
-    """As `paired.Views`, with the vector that a report's likeness is read from: report_embedding float32 e.
+class StudyReader(paired.StudyReader):
+    """As `paired.StudyReader`, with the vector that a report's likeness is read from: report_embedding float32 e.
 
     With loss.mask_equal_words also word_number int32 w, equal for words of a report that are spelt alike. The vectors
     are made when the first example is seen (see report_encoders/similarity.py).

@@ -64,7 +64,7 @@ def centred(vectors: np.ndarray, counts: np.ndarray | None = None) -> np.ndarray
     return (found / np.maximum(lengths, 1e-12)).astype(np.float32)
 
 
-def made(converted_set: ConvertedSet, reader: paired.Views, encoder: str | Path, split: str = "train") -> Path:
+def made(converted_set: ConvertedSet, reader: paired.StudyReader, encoder: str | Path, split: str = "train") -> Path:
     """Where the centred vectors of a split's reports lie, for `load`; they are made when first asked for.
 
     reader: which text of a report is read. encoder: a folder, or "words". They appear in <set>/report_embeddings whole
@@ -112,7 +112,7 @@ def bag_of_words(texts: Sequence[str], counts: Sequence[int], width: int = 256) 
     return np.stack([sum((weight[word] * arrow[word] for word in words), np.zeros(width)) for words in of_text])
 
 
-def _make(whole: Studies, reader: paired.Views, encoder: str | Path, path: Path) -> None:
+def _make(whole: Studies, reader: paired.StudyReader, encoder: str | Path, path: Path) -> None:
     kept, texts = [], []
     for item in range(len(whole)):
         study = whole[item]
@@ -133,7 +133,7 @@ def _make(whole: Studies, reader: paired.Views, encoder: str | Path, path: Path)
     os.replace(unfinished, path)  # last, since it says that both are there
 
 
-def _digest(converted_set: ConvertedSet, split: str, reader: paired.Views, encoder: str) -> str:
+def _digest(converted_set: ConvertedSet, split: str, reader: paired.StudyReader, encoder: str) -> str:
     """Of the encoder's files, of the set's records by name, size and time, and of what is read of a report."""
     records = [path for path in converted_set.directory.iterdir() if "array_record" in path.name]
     stored = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in records)

@@ -36,7 +36,7 @@ def report(findings="", impression="", text=""):
 
 
 def test_a_study_becomes_a_frontal_picture_and_its_words(config, study):
-    see = pickle.loads(pickle.dumps(paired.Views(config)))
+    see = pickle.loads(pickle.dumps(paired.StudyReader(config)))
     seen = see(study, np.random.default_rng(0))
     assert seen["image"].shape == (1, 32, 32, 1) and seen["image"].dtype == np.uint8
     words = tokenizer.load(converted_sets.open_set("phantom").directory)
@@ -49,30 +49,33 @@ def test_a_study_becomes_a_frontal_picture_and_its_words(config, study):
 
 def test_sections_are_read_in_the_order_that_is_asked_for(config):
     both = report("Clear lungs. Heart size is 2.5 cm.", "No change.", "unused")
-    assert paired.Views(config).text(both) == "No change. Clear lungs. Heart size is 2.5 cm."
+    assert paired.StudyReader(config).text(both) == "No change. Clear lungs. Heart size is 2.5 cm."
     config.text.sections = "findings"
-    assert paired.Views(config).text(both) == "Clear lungs. Heart size is 2.5 cm."
-    assert paired.Views(config).text(report(impression="No change.", text="CHEST\n\nAll is well here.")) != "No change."
+    assert paired.StudyReader(config).text(both) == "Clear lungs. Heart size is 2.5 cm."
+    assert (
+        paired.StudyReader(config).text(report(impression="No change.", text="CHEST\n\nAll is well here."))
+        != "No change."
+    )
     config.text.cleaning = "mgca"
     config.text.sections = "impression,findings"
-    assert paired.Views(config).text(both) == "no change clear lungs heart size is 5 cm"
+    assert paired.StudyReader(config).text(both) == "no change clear lungs heart size is 5 cm"
 
 
 def test_a_report_without_sections_is_read_by_its_last_paragraph(config):
     plain = report(text="EXAMINATION: Chest.\n\nPortable film.\n\nThe lungs are clear.")
-    assert "The lungs are clear." in paired.Views(config).text(plain)
-    assert paired.Views(config).text(report()) == ""
+    assert "The lungs are clear." in paired.StudyReader(config).text(plain)
+    assert paired.StudyReader(config).text(report()) == ""
 
 
 def test_an_empty_report_is_padding_and_needs_no_vocabulary(config):
     config.data.sets = "a_set_that_is_not_here"
-    tokens = paired.Views(config).tokens("")
+    tokens = paired.StudyReader(config).tokens("")
     assert not tokens["text_mask"].any() and not tokens["ids"].any() and (tokens["word_index"] == -1).all()
 
 
 def test_one_sentence_is_one_of_the_report(config, study):
     config.text.one_sentence = True
-    see = paired.Views(config)
+    see = paired.StudyReader(config)
     words = see.tokenizer
     said = {
         words.decode(see(study, np.random.default_rng(seed))["ids"]) for seed in range(20)
@@ -84,7 +87,7 @@ def test_one_sentence_is_one_of_the_report(config, study):
 def test_one_sentence_of_cleaned_reports_is_one_as_well(config, study):
     """MGCA's cleaning takes the full stops away, so sentences are told apart before."""
     config.text.update({"one_sentence": True, "cleaning": "mgca"})
-    see = paired.Views(config)
+    see = paired.StudyReader(config)
     said = report("Clear lungs. Heart size is 2.5 cm. Pleural spaces are normal.", "No change.")
     drawn = {see({**study, "report": said}, np.random.default_rng(seed))["report"].item() for seed in range(40)}
     assert len(drawn) == 5, "the released split leaves a sentence '5 cm'"
@@ -92,7 +95,7 @@ def test_one_sentence_of_cleaned_reports_is_one_as_well(config, study):
 
 def test_short_reports_are_left_out_and_prompts_are_cleaned_as_reports_are(config, frontal_studies):
     config.text.cleaning = "mgca"
-    see = paired.Views(config)
+    see = paired.StudyReader(config)
     assert see.text(report("Clear lungs.")) == see.text(report("Normal.")) == "" != see.text(report("Lungs are clear."))
     for one, other in (("There is NO effusion.", "there is no effusion"), ("Edema", "edema")):
         for name, value in see.tokens(one).items():
@@ -106,15 +109,15 @@ def test_short_reports_are_left_out_and_prompts_are_cleaned_as_reports_are(confi
 def test_wrong_settings_get_a_sentence(config, study):
     config.text.sections = "findings,conclusion"
     with pytest.raises(ValueError, match="text.sections are of findings, impression; got 'findings,conclusion'"):
-        paired.Views(config)
+        paired.StudyReader(config)
     config.text.update({"sections": "findings", "cleaning": "lower"})
     with pytest.raises(ValueError, match="text.cleaning must be one of none, mgca; got 'lower'"):
-        paired.Views(config)
+        paired.StudyReader(config)
     config.text.update({"cleaning": "none", "vocab_size": 20})
     with pytest.raises(ValueError, match="but text.vocab_size is 20: set it to"):
-        paired.Views(config)(study, np.random.default_rng(0))
+        paired.StudyReader(config)(study, np.random.default_rng(0))
     with pytest.raises(ValueError, match="has no frontal picture; set data.require=frontal,report"):
-        paired.Views(config)({**study, "frontals": []}, np.random.default_rng(0))
+        paired.StudyReader(config)({**study, "frontals": []}, np.random.default_rng(0))
 
 
 @pytest.mark.parametrize("changes", [{"unit": "patient"}, {"require": "report,sagittal"}, {"unit": "picture"}])

@@ -20,8 +20,8 @@ def phantom(phantom_dir):
 
 
 @pytest.fixture(scope="module")
-def see():
-    return paired.Views(runs.config("sista"))
+def reader():
+    return paired.StudyReader(runs.config("sista"))
 
 
 def crowded(texts):
@@ -100,7 +100,7 @@ def test_made_once(phantom, reader, encoder):
         thread.join()
     path = similarity.made(phantom, reader, folder)
     assert len(calls) == 1 and path.parent == phantom.directory / "report_embeddings"
-    other = paired.Views(runs.config("sista", text__sections="findings"))
+    other = paired.StudyReader(runs.config("sista", text__sections="findings"))
     assert similarity.made(phantom, other, folder) != path and len(calls) == 2
     assert similarity.made(phantom, reader, folder, "val") != path and len(calls) == 3
     assert source_digest(source.select(phantom, "train")) == before, "or no run on the set could be resumed"
