@@ -201,11 +201,11 @@ def _convert(manifest: Manifest, given: argparse.Namespace) -> int:
 
 
 def _phantom(given: argparse.Namespace) -> int:
-    from cxrjax.phantom import generate as phantom
+    from cxrjax.phantom import phantom_set
 
     options = {"studies": given.studies, "short_side": given.short_side}
     data_dir = given.data_dir or schema.data_dir()
-    made = phantom.build(data_dir, **{key: value for key, value in options.items() if value is not None})
+    made = phantom_set.build(data_dir, **{key: value for key, value in options.items() if value is not None})
     print(f"Converted set: {made}")
     return 0
 

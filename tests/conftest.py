@@ -25,8 +25,8 @@ def pytest_runtest_teardown(item, nextitem):
 @pytest.fixture(scope="session")
 def phantom_dir(tmp_path_factory):
     """Data folder that holds the set "phantom", 48 studies at 64 px, and later "phantom_smoke"."""
-    from cxrjax.phantom import generate as phantom
+    from cxrjax.phantom import phantom_set
 
     data_dir = tmp_path_factory.mktemp("data")
-    phantom.build(data_dir, studies=48, short_side=64, progress=False)
+    phantom_set.build(data_dir, studies=48, short_side=64, progress=False)
     return data_dir

@@ -19,7 +19,7 @@ import pandas
 
 from cxrjax import config as shared
 from cxrjax import evaluate, methods, train
-from cxrjax.phantom import generate as phantom
+from cxrjax.phantom import phantom_set
 from cxrjax.reporting import compare
 from tests import runs
 
@@ -72,7 +72,7 @@ def main():
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--steps", type=int, default=300)
     args = parser.parse_args()
-    phantom.build(name=SET, short_side=64)
+    phantom_set.build(name=SET, short_side=64)
     seeds, names = shared.names(args.seeds), shared.names(args.methods)
     failed = []
     for seed in seeds:

@@ -10,7 +10,7 @@ from cxrjax import train
 from cxrjax.evals import encoders, run
 from cxrjax.initial import of_run
 from cxrjax.methods import blank_batch
-from cxrjax.phantom import generate as phantom
+from cxrjax.phantom import phantom_set
 from cxrjax.rng import fold
 from tests import runs
 
@@ -19,7 +19,7 @@ from tests import runs
 def test_fine_tuning_beats_probing(tmp_path, monkeypatch):
     """A small ResNet on a third of 360 simulated studies; measured: AUROC 0.75 against 0.60 on another third."""
     monkeypatch.setenv("CXRJAX_DATA", str(tmp_path))
-    phantom.build(tmp_path, studies=360, short_side=64, progress=False)
+    phantom_set.build(tmp_path, studies=360, short_side=64, progress=False)
     config = runs.config("finetune", "", model__variant="resnet_test", model__image_px=64, data__projections="")
     config.duration.total_steps = 200
     config.optim.update({"lr": 3e-3, "warmup_steps": 20})

@@ -41,10 +41,10 @@ def open_set(name: str | os.PathLike, data_dir: str | os.PathLike | None = None)
     data_dir = Path(data_dir) if data_dir is not None else schema.data_dir()
     directory = _find(str(name), data_dir)
     if directory is None and str(name).startswith("phantom"):
-        from cxrjax.phantom import generate as phantom
+        from cxrjax.phantom import phantom_set
 
-        if name in phantom.BUILT_ON_DEMAND:
-            phantom.build(data_dir, name=name, **phantom.BUILT_ON_DEMAND[name])
+        if name in phantom_set.BUILT_ON_DEMAND:
+            phantom_set.build(data_dir, name=name, **phantom_set.BUILT_ON_DEMAND[name])
             directory = _find(name, data_dir)
     if directory is None:
         raise SetNotFound(_not_found(str(name), data_dir))

@@ -13,7 +13,7 @@ from cxrjax.imaging import pixels
 from cxrjax.input import converted_sets, masks, source
 from cxrjax.losses import segmentation
 from cxrjax.methods.base import encoder_params, trunk
-from cxrjax.phantom import generate as phantom
+from cxrjax.phantom import phantom_set
 from tests import runs
 from tests.methods import oracles
 from tests.methods.conftest import smooth_pictures
@@ -139,7 +139,7 @@ def test_a_loss_that_weighs_nothing_is_refused():
 
 @pytest.mark.slow
 def test_learns_the_lungs_of_eight_phantoms_by_heart(tmp_path):
-    phantom.build(tmp_path, studies=24, short_side=64, progress=False)
+    phantom_set.build(tmp_path, studies=24, short_side=64, progress=False)
     chosen = source.select(converted_sets.open_set("phantom", tmp_path), "train", projections=("PA", "AP"))
     what = ("image", "mask")
     rows = [{part: pictures.fitted(chosen[i], None, 32, part)["pixels"] for part in what} for i in range(8)]

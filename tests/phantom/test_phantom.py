@@ -15,8 +15,7 @@ import tensorflow_datasets as tfds
 
 import cxrjax
 from cxrjax.datasets import schema, writer
-from cxrjax.phantom import generate as phantom
-from cxrjax.phantom import projection
+from cxrjax.phantom import phantom_set, projection
 from cxrjax.phantom.dictation import dictate
 from cxrjax.phantom.findings import FINDINGS, LABELS, Finding
 from cxrjax.phantom.study import make_study, patient_of, records, split_of
@@ -32,7 +31,7 @@ def studies():
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
-    return phantom.build(tmp_path_factory.mktemp("phantom"), studies=STUDIES, short_side=PIXELS, progress=False)
+    return phantom_set.build(tmp_path_factory.mktemp("phantom"), studies=STUDIES, short_side=PIXELS, progress=False)
 
 
 def _records(directory):
@@ -269,7 +268,7 @@ def test_patients_have_one_to_three_studies_in_one_split():
 
 def test_the_smallest_set_has_three_splits():
     for seed in range(30):
-        assert {split_of(seed, index) for index in range(phantom.FEWEST_STUDIES)} == set(schema.SPLITS)
+        assert {split_of(seed, index) for index in range(phantom_set.FEWEST_STUDIES)} == set(schema.SPLITS)
 
 
 def test_built_set_reads_back_as_rendered(directory):
@@ -301,12 +300,12 @@ def test_built_set_reads_back_as_rendered(directory):
 def test_building_twice_keeps_the_first_and_other_settings_are_refused(directory):
     data_dir = directory.parents[1]
     stamp = (directory / "dataset_info.json").stat().st_mtime_ns
-    assert phantom.build(data_dir, studies=STUDIES, short_side=PIXELS, progress=False) == directory
+    assert phantom_set.build(data_dir, studies=STUDIES, short_side=PIXELS, progress=False) == directory
     assert (directory / "dataset_info.json").stat().st_mtime_ns == stamp
     with pytest.raises(ValueError, match='"short_side": 64.*"short_side": 32.*data_dir'):
-        phantom.build(data_dir, studies=STUDIES, short_side=32, progress=False)
-    with pytest.raises(ValueError, match=f"at least {phantom.FEWEST_STUDIES} studies.*got 3"):
-        phantom.build(data_dir, studies=3)
+        phantom_set.build(data_dir, studies=STUDIES, short_side=32, progress=False)
+    with pytest.raises(ValueError, match=f"at least {phantom_set.FEWEST_STUDIES} studies.*got 3"):
+        phantom_set.build(data_dir, studies=3)
 
 
 def test_interrupted_build_leaves_no_set_and_can_be_run_again(tmp_path, monkeypatch):
@@ -319,13 +318,13 @@ def test_interrupted_build_leaves_no_set_and_can_be_run_again(tmp_path, monkeypa
         return records(*args, **kwargs)
 
     with monkeypatch.context() as patched:
-        patched.setattr(phantom, "records", interrupted)
+        patched.setattr(phantom_set, "records", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            phantom.build(tmp_path, studies=9, short_side=32, progress=False)
-    assert not (tmp_path / phantom.NAME).exists()
-    directory = phantom.build(tmp_path, studies=9, short_side=32, progress=False)
+            phantom_set.build(tmp_path, studies=9, short_side=32, progress=False)
+    assert not (tmp_path / phantom_set.NAME).exists()
+    directory = phantom_set.build(tmp_path, studies=9, short_side=32, progress=False)
     assert sum(map(len, _records(directory).values())) == 18
-    assert [path.name for path in sorted(tmp_path.iterdir()) if not path.name.endswith(".lock")] == [phantom.NAME]
+    assert [path.name for path in sorted(tmp_path.iterdir()) if not path.name.endswith(".lock")] == [phantom_set.NAME]
     assert [path.name for path in directory.parent.iterdir()] == [writer.VERSION]
 
 
@@ -335,9 +334,9 @@ def test_processes_give_what_one_process_gives_from_an_unguarded_script(tmp_path
         textwrap.dedent(f"""
         import json, os, sys
         os.sched_getaffinity = lambda pid: {{0, 1}}
-        from cxrjax.datasets import phantom
-        phantom.FEW_STUDIES = 0
-        phantom.build({str(tmp_path / "data")!r}, studies=9, short_side=32, progress=False)
+        from cxrjax.phantom import phantom_set
+        phantom_set.FEW_STUDIES = 0
+        phantom_set.build({str(tmp_path / "data")!r}, studies=9, short_side=32, progress=False)
         print(json.dumps(["tensorflow" in sys.modules, "jax" in sys.modules]))
         """)
     )
@@ -347,7 +346,7 @@ def test_processes_give_what_one_process_gives_from_an_unguarded_script(tmp_path
     )
     assert json.loads(done.stdout.splitlines()[-1]) == [False, False]
     assert not re.search("bootstrapping|TensorFlow", done.stderr)
-    read = _records(tmp_path / "data" / phantom.NAME / writer.VERSION)
+    read = _records(tmp_path / "data" / phantom_set.NAME / writer.VERSION)
     for record in [record for split_records in read.values() for record in split_records]:
         index = int(record["study_id"].decode().rsplit("-", 1)[1])
         same = next(r for r in records(0, index, 32) if r["image_id"] == record["image_id"].decode())
