@@ -32,7 +32,6 @@ def get_config(arg: str = ""):
         "resize_offset": 0.1,  # of positions on the grid of a small crop, as the authors' code
         "drop_path": 0.1,  # of the student
         "initialisation": "xavier",  # or normal: deviation 0.02, as released, which starts narrow encoders too small
-        "pool": "cls",  # or mean
     }
     config.projector = {"layers": 3, "hidden": 512, "out": 128}
     config.prototypes = 1024

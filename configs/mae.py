@@ -23,14 +23,13 @@ def get_config(arg: str = ""):
     words = shared.words(arg, WORDS)
     config = shared.pretrain()
     config.method = "mae"
-    config.model = recipes.vit()
+    config.model = recipes.vit() | {"pool": "mean"}  # what is judged; [CLS] gets no loss of its own
     config.decoder = {"width": 128, "depth": 2, "heads": 4}
     config.masking = {
         "ratio": 0.75,
         "embed": "kept",  # or all: embed every patch, then drop, as the authors' code
     }
     config.loss = {"normalise": True}  # each patch by its own mean and deviation
-    config.pool = "mean"  # or cls: what is judged
     # Flips move the heart to the other side; the authors' photographs bear them, and flip = 0 leaves them out.
     config.views = {"scale": (0.2, 1.0), "ratio": (3 / 4, 4 / 3), "flip": 0.5, "rotation_degrees": 0.0}
     config.standardise = {"mode": "fixed", "mean": 0.4978, "std": 0.2449}  # or per_image

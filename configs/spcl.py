@@ -33,8 +33,7 @@ def get_config(arg: str = ""):
         "scheme": "random",  # or block, checkerboard
         "embed": "kept",  # or all: embed every patch, then drop
     }
-    config.pool = "cls"  # or mean: the view vector
-    config.cls_shortcut = True  # last block for the [CLS] query only; exact, needs pool = cls
+    config.cls_shortcut = True  # last block for the [CLS] query only; exact, needs model.pool = cls
     config.head = {"kind": "none", "hidden": 2048, "out": 256}  # or linear, mlp
     config.loss = {
         "form": "symmetric",  # or nt_xent

@@ -31,11 +31,11 @@ def get_config(arg: str = ""):
     config.method = "spcxr"
     config.model = recipes.vit() | {
         "positions": "learned",
+        "pool": "mean",  # what is judged; [CLS] gets no loss of its own
         "drop_path": 0.1,
         "initialisation": "xavier",  # or normal: deviation 0.02, as released, which starts narrow encoders too small
     }
     config.recons_blocks = "spread"  # 6, 8, 10, 12 of 12 blocks; or last, or numbers from 1
-    config.pool = "mean"  # or cls: what is judged
     config.corruption = {
         "kinds": "noise",  # any of noise,zeros,image, beside donors
         "share": 0.75,

@@ -27,7 +27,7 @@ def get_config(arg: str = ""):
     config = shared.pretrain()
     config.method = "supervised"
     config.model = recipes.vit()
-    config.model.update({"drop_path": 0.0, "pool": "cls"})  # of a ViT; pool of its patches: mean
+    config.model.drop_path = 0.0  # of a ViT
     config.encoder = "learned"  # or frozen: a linear head alone; drifting: frozen but for BatchNorm's statistics
     config.task = "multilabel"  # or multiclass
     config.labels = ",".join(findings.FINDINGS)

@@ -54,8 +54,8 @@ def main(config, name: str, options) -> None:
 
 def benchmark(config: ConfigDict, steps: int = 10, input_seconds: float = 10.0) -> list[Row]:
     """Builds the run of `config`, counts, compiles, and times `steps` steps; raises ValueError for other jobs."""
-    if config.get("job") != "pretrain":
-        raise ValueError(f"config.job is {config.get('job')!r}: benchmark measures pre-training configs")
+    if config.job != "pretrain":
+        raise ValueError(f"config.job is {config.job!r}: benchmark measures pre-training configs")
     config = initial.of_run(config)
     run = train.build(config)
     batch = parallel.to_global(run.batches[0], run.mesh)
@@ -144,7 +144,7 @@ def _costs(config, counted: Cost) -> list[Row]:
 
 def _speed(config, run, batch, steps: int, counted: Cost) -> list[Row]:
     step = run.step.lower(run.abstract, batch).compile()
-    dtype = config.model.get("dtype", "float32")
+    dtype = config.model.dtype
     product, product_flop, side = _large_product(run.mesh, dtype)
     train_state, _ = jax.block_until_ready(step(run.init(), batch))
     jax.block_until_ready(product())

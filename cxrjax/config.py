@@ -7,18 +7,38 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-# Keys that may change between a run and its resumption, since no number depends on them.
+FREE = ("checkpoint", "evals", "grid", "input", "log_every_steps", "mesh", "sharding")
+"""Keys that may change between a run and its resumption: the numbers of the training do not depend on them."""
+
 RENAMED = {
     "data.views": "data.projections",
     "evals.*.views": "evals.*.projections",
     "loss.shifted_looks": "loss.shifted_attention",
+    "pool": "model.pool",
 }
 """Keys of configs of older versions, and what they are called now; `*` stands for any one name."""
 
-FREE = ("checkpoint", "evals", "grid", "input", "log_every_steps", "mesh", "sharding")
+ADDED: dict[str, tuple[str, Any]] = {
+    "grid": ("data.sets", ""),
+    "data.unit": ("data.sets", "picture"),
+    "data.require": ("data.sets", ""),
+    "data.fraction_seed": ("data.sets", 0),
+    "data.folds": ("data.sets", 0),
+    "data.fold": ("data.sets", 0),
+    "data.exclude_overlap": ("data.sets", False),
+    "data.judged_on": ("data.sets", ""),
+    "input.workers": ("input.threads", 0),
+    "model.pool": ("model.patch_px", "cls"),
+    "encoder": ("policy", "learned"),
+    "loss.chunks": ("loss.share", 1),
+    "loss.shifted_attention": ("loss.cta_weight", False),
+    "augment": ("loss.share", {}),
+}
+"""Keys that configs of older versions lack: (a key of theirs that it belongs beside, the value that held then)."""
 
 
 def pretrain() -> ConfigDict:
@@ -132,7 +152,7 @@ def to_json(config: ConfigDict) -> str:
 
 
 def read(file: Path) -> ConfigDict:
-    """A run's config.json under today's keys; raises ValueError naming the file where it is no JSON."""
+    """A run's config.json with today's keys; raises ValueError naming the file where it is no JSON."""
     try:
         found = json.loads(file.read_text())
     except ValueError as error:
@@ -145,11 +165,13 @@ def read(file: Path) -> ConfigDict:
     return ConfigDict(current)
 
 
-def translated(settings: Mapping, renamed: Mapping[str, str] = RENAMED) -> tuple[dict, list[str]]:
-    """Settings of an older version under today's keys, and "old key → new key" for each that was renamed.
+def translated(
+    settings: Mapping, renamed: Mapping[str, str] = RENAMED, added: Mapping[str, tuple[str, Any]] = ADDED
+) -> tuple[dict, list[str]]:
+    """Settings of an older version with today's keys, and what was changed: "old key → new key", "new key = value".
 
-    settings: of a config.json, nested. renamed: old dotted key → new one; `*` stands for any one name. Where both are
-    there, today's key keeps its value.
+    settings: of a config.json, nested. renamed and added: as RENAMED and ADDED. A key of today that is there keeps its
+    value.
     """
     found, changes = copy.deepcopy(dict(settings)), []
     for old, new in renamed.items():
@@ -165,7 +187,17 @@ def translated(settings: Mapping, renamed: Mapping[str, str] = RENAMED) -> tuple
             *path, last = to.split(".")
             _place(found, path, make=True).setdefault(last, value)
             changes.append(f"{of_one} → {to}")
+    for key, (beside, value) in added.items():
+        if _has(found, beside) and not _has(found, key):
+            *path, last = key.split(".")
+            _place(found, path, make=True)[last] = value
+            changes.append(f"{key} = {value!r}")
     return found, changes
+
+
+def _has(settings: dict, key: str) -> bool:
+    *path, last = key.split(".")
+    return last in (_place(settings, path) or {})
 
 
 def _place(settings: dict, path: Sequence[str], make: bool = False) -> dict | None:
@@ -182,10 +214,9 @@ def _place(settings: dict, path: Sequence[str], make: bool = False) -> dict | No
 def judged(config: ConfigDict) -> tuple[str, ...]:
     """The sets of evals and data.judged_on whose held-out patients are kept out of training, as `open_set` takes them.
 
-    None where data.exclude_overlap is off or, in older configs, absent. The only set that is trained on is judged on
-    splits of its own.
+    None where data.exclude_overlap is off. The only set that is trained on is judged on splits of its own.
     """
-    if not config.data.get("exclude_overlap", False):
+    if not config.data.exclude_overlap:
         return ()
     evaluated = (place(entry) for entry in config.evals.values() if entry.get("set"))
     trained_on = set(names(config.data.sets))
@@ -193,8 +224,8 @@ def judged(config: ConfigDict) -> tuple[str, ...]:
 
 
 def folds(config: ConfigDict) -> dict[str, int]:
-    """{"folds", "fold"} of what is trained on; 0 where it is not cut, and in older configs."""
-    return {key: config.data.get(key, 0) for key in ("folds", "fold")}
+    """{"folds", "fold"} of what is trained on; 0 where it is not cut."""
+    return {key: config.data[key] for key in ("folds", "fold")}
 
 
 def place(entry: Mapping) -> str:
@@ -209,7 +240,7 @@ def determining(config: ConfigDict) -> dict:
     out of training.
     """
     found = {key: value for key, value in config.to_dict().items() if key not in FREE}
-    if "judged_on" in found.get("data", {}):
+    if "data" in found:
         found["data"] = found["data"] | {"judged_on": ", ".join(judged(config))}
     return json.loads(json.dumps(found))
 

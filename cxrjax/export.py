@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from cxrjax import model_card, trained
 from cxrjax.interop import huggingface, torch_bert, torch_resnet, torch_vit
@@ -82,7 +83,7 @@ def export(
 def encoder_weights(model: trained.Trained) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Weights by Hugging Face name and the content of config.json, for the encoder of a trained model."""
     architecture, standardise = model.config.model, model.config.standardise
-    variant = architecture.get("variant")
+    variant = architecture.variant
     if (variant not in vit.VARIANTS and variant not in resnet.VARIANTS) or "encoder" not in model.params:
         raise ValueError(
             f"The method {model.config.method!r} has no ViT or ResNet at params['encoder']; only these can be exported."
@@ -92,19 +93,20 @@ def encoder_weights(model: trained.Trained) -> tuple[dict[str, np.ndarray], dict
             f"The encoder was trained with standardise.mode={standardise.mode!r}, which a Hugging Face processor "
             "cannot do; only 'fixed' can be exported."
         )
-    if model.config.get("gates", {}).get("use") and not model.config.strip_gates:
+    if "gates" in model.config and model.config.gates.use and not model.config.strip_gates:
         raise ValueError(
             f"The method {model.config.method!r} encodes through the gates that it was trained with, which a Hugging "
             "Face ResNet does not have. A run with --config.strip_gates=True (the same training, judged without them) "
             "can be exported."
         )
-    if architecture.get("pool") == "without_cls":
+    if variant in vit.VARIANTS and architecture.pool == "without_cls":
         raise ValueError("The encoder runs without [CLS] (model.pool='without_cls'), which a Hugging Face ViT has.")
     params = model.method.encoder(model.params, model.state)
     if variant in resnet.VARIANTS:
         statistics = model.state["batch_stats"]["encoder"]
         # Where a method enlarges its pictures, the network itself takes the enlarged ones.
-        image_px = model.config.get("regions", {}).get("enlarge_px") or architecture.image_px
+        enlarge_px = model.config.regions.enlarge_px if "regions" in model.config else 0
+        image_px = enlarge_px or architecture.image_px
         return torch_resnet.to_huggingface(params, statistics, variant=variant, image_px=image_px)
     size, grid = vit.VARIANTS[variant], architecture.image_px // architecture.patch_px
     return torch_vit.to_huggingface(
@@ -158,14 +160,17 @@ def compare(model: trained.Trained, folder: str | Path) -> Parity:
     images = _pictures(json.loads((Path(folder) / huggingface.CONFIG).read_text())["image_size"])
     with jax.default_matmul_precision("highest"):
         ours = jax.jit(model.method.encode)(model.params, model.state, images[..., None])
-    pooled, patches = _their_features(folder, images, model_card.pooling(model.config))
+    pooled, patches = _their_features(folder, images, model.config.model)
     differences = [np.abs(ours["pooled"] - pooled).max(), np.abs(ours["patches"] - patches).max()]
     largest = max(np.abs(pooled).max(), np.abs(patches).max())
     return Parity(float(np.max(differences)), float(largest), len(images))
 
 
-def _their_features(folder: str | Path, images: np.ndarray, pool: str) -> tuple[np.ndarray, np.ndarray]:
-    """Pooled b d and patches b p q d of grey pictures b h w, as a user of PyTorch computes them."""
+def _their_features(folder: str | Path, images: np.ndarray, architecture: ConfigDict) -> tuple[np.ndarray, np.ndarray]:
+    """Pooled b d and patches b p q d of grey pictures b h w, as a user of PyTorch computes them.
+
+    architecture: config.model, whose `pool` says which vector of a ViT stands for the picture.
+    """
     import torch
     import transformers
     from PIL import Image
@@ -180,7 +185,7 @@ def _their_features(folder: str | Path, images: np.ndarray, pool: str) -> tuple[
         model = transformers.ViTModel.from_pretrained(folder, add_pooling_layer=False).eval()
         tokens = model(**inputs).last_hidden_state.numpy()
     side = config["image_size"] // config["patch_size"]
-    pooled = tokens[:, 0] if pool == "cls" else tokens[:, 1:].mean(axis=1)
+    pooled = tokens[:, 0] if architecture.pool == "cls" else tokens[:, 1:].mean(axis=1)
     return pooled, tokens[:, 1:].reshape(len(images), side, side, -1)
 
 

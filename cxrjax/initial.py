@@ -20,8 +20,8 @@ PLACES = ("encoder", "text", "lateral")
 def of_run(config: Any) -> Any:
     """The config with the whole model that it trains: what config.model does not give (None or "") is filled in.
 
-    With the model and pool of the run at config.init_from, so that a head meets the features that were trained; and
-    then `standardise` is the run's too. What is given, such as image_px, drop_path, dtype or remat, stays. Without a
+    With the model of the run at config.init_from, so that a head meets the features that were trained; and then
+    `standardise` is the run's too. What is given, such as image_px, drop_path, dtype or remat, stays. Without a
     run, or with another variant than its, by `recipes.vit` or `recipes.resnet`. A config that gives everything is
     returned as it is. Raises ValueError for a Hugging Face folder without a variant.
     """
@@ -36,7 +36,6 @@ def of_run(config: Any) -> Any:
         )
     if run is not None and given.get("variant", run.model.variant) == run.model.variant:
         found = run.model.to_dict()
-        found["pool"] = run.get("pool") or found.get("pool", "cls")
         config.standardise = run.standardise
     else:
         found = recipes.resnet() if given.get("variant") in resnet.VARIANTS else recipes.vit()
@@ -47,7 +46,7 @@ def of_run(config: Any) -> Any:
 
 def run_of(config: Any) -> Any:
     """The config of the run at config.init_from; None where that is a Hugging Face folder or nothing."""
-    folder = config.get("init_from")
+    folder = config.init_from
     return None if not folder or _is_huggingface(folder) else trained.settings(folder)[-1]
 
 
@@ -89,16 +88,16 @@ def initialise(config: Any, train_state: Any, abstract: Any) -> Any:
 def _named_encoders(config: Any, abstract: Any) -> dict[str, dict[str, Any]]:
     """{place: tree of what is known of it}: parameters, and the encoder's running statistics among them."""
     found = {}
-    if folder := config.get("init_from"):
+    if folder := config.init_from:
         wanted = encoder_params(abstract.params, abstract.state)
         if _is_huggingface(folder):
             encoder, statistics = _from_huggingface(config, folder, wanted)
         else:
             encoder, statistics = _from_run(config.model, folder, wanted, _statistics(abstract.state))
         found["encoder"] = _merged(encoder, statistics)
-    if config.get("text", {}).get("init_from"):
+    if "text" in config and config.text.init_from:
         found["text"] = _text(config, _whole("text", abstract))
-    if config.get("lateral", {}).get("init_from"):
+    if "lateral" in config and config.lateral.init_from:
         lateral = config.lateral
         if lateral.standardise.mode != "fixed":
             raise ValueError(
@@ -112,7 +111,7 @@ def _named_encoders(config: Any, abstract: Any) -> dict[str, dict[str, Any]]:
 
 def _scale(config: Any, standardise: Any, pretrained: huggingface.Pretrained) -> tuple[Any, Any]:
     """Mean and deviation that are folded into a first layer; theirs where a defect feeds pictures as they are."""
-    if config.get("defects", {}).get("no_standardisation"):
+    if "defects" in config and config.defects.no_standardisation:
         return pretrained.mean, pretrained.std
     return standardise.mean, standardise.std
 
@@ -157,14 +156,14 @@ def _from_run(model: Any, folder: str, wanted: Any, statistics: Any) -> tuple[di
         for path, shape in expected.items()
         if shapes.get(path) != shape
     ]
-    if learned.config.get("gates", {}).get("use") and not learned.config.get("strip_gates"):
+    if "gates" in learned.config and learned.config.gates.use and not learned.config.strip_gates:
         print(f"{folder}: its encoder starts without the context gates that it was trained with", flush=True)
     theirs = learned.config.model
     # What arrays of the same shapes mean: heads, which the variant names, and positions that are not among them.
     meaning = [
-        f"{key} {theirs.get(key, default)!r}, expected {model.get(key, default)!r}"
-        for key, default in (("variant", ""), ("positions", "sincos"))
-        if theirs.get(key, default) != model.get(key, default)
+        f"{key} {theirs.get(key)!r}, expected {model[key]!r}"
+        for key in ("variant", "positions")
+        if key in model and theirs.get(key) != model[key]
     ]
     if wrong or meaning:
         raise ValueError(

@@ -29,10 +29,10 @@ def pretrain(config, name: str, options) -> None:
     from cxrjax import grid, initial, train
 
     config = initial.of_run(config)
-    name = f"{name}-grid" if config.get("grid") else name
+    name = f"{name}-grid" if config.grid else name
     workdir = Path(options.workdir or Path("runs") / f"{name}-{shared.digest(config)}")
 
-    if config.get("grid"):
+    if config.grid:
         grid.run(config, workdir, claim, train.fit)
     else:
         claim(workdir, config)

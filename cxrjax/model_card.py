@@ -141,17 +141,12 @@ def loading(config: dict[str, Any]) -> str:
     return f"{config['architectures'][0]}.from_pretrained(folder{options})"
 
 
-def pooling(settings: ConfigDict) -> str:
-    """What a ViT's picture vector is, "cls" or "mean": methods keep it at config.pool or at config.model.pool."""
-    return settings.get("pool") or settings.model.get("pool", "cls")
-
-
 def _vit(settings: ConfigDict, config: dict[str, Any]) -> dict[str, str]:
     layers, heads, patch = (config[key] for key in ("num_hidden_layers", "num_attention_heads", "patch_size"))
     pooled, features = {
         "cls": ("the final [CLS] token", "tokens[:, 0]"),
         "mean": ("the mean of the final patch tokens", "tokens[:, 1:].mean(dim=1)"),
-    }[pooling(settings)]
+    }[settings.model.pool]
     return {
         "title": _title(settings, f"ViT-{settings.model.variant}/{patch}"),
         "architecture": f"ViT, {layers} layers, width {config['hidden_size']}, {heads} heads, patches of {patch} px",

@@ -35,6 +35,7 @@ def vit(variant: str = "mini", image_px: int = 64, patch_px: int = 8) -> dict[st
         "image_px": image_px,
         "patch_px": patch_px,
         "channels": 1,
+        "pool": "cls",  # the picture's vector; or mean, of the patches
         "positions": "sincos",  # or learned
         "dtype": "float32",  # of the computation; bfloat16 on accelerators
         "remat": "dots",  # or none (fastest where memory allows), full (smallest)

@@ -119,7 +119,7 @@ def _sources(config) -> tuple[list[source.Source], tuple[str, ...]]:
     """What the run trains on, without the patients of other sets that it is judged on, and sentences about these."""
 
     folds = checks.folds(config)
-    unit, required = config.data.get("unit", "picture"), config.data.get("require", "")
+    unit, required = config.data.unit, config.data.require
     unknown = set() if unit == "picture" else set(names(required)) - {"frontal", "lateral", "report"}
     if unit not in ("picture", "study") or unknown:
         raise ValueError(
@@ -136,7 +136,7 @@ def _sources(config) -> tuple[list[source.Source], tuple[str, ...]]:
             projections=names(config.data.projections) or None,
             exclude_patient_ids=without,
             fraction=config.data.fraction,
-            fraction_seed=config.data.get("fraction_seed", 0),
+            fraction_seed=config.data.fraction_seed,
             **of_pictures,
             **folds,
         )

@@ -10,7 +10,7 @@ from cxrjax import config as shared
 
 def test_old_keys_get_their_new_names(tmp_path, caplog):
     old = {
-        "data": {"views": "PA", "sets": "phantom"},
+        "data": {"views": "PA"},
         "views": {"flip": 0.5},
         "evals": {"a": {"views": "AP", "set": "x"}, "b": {"set": "y", "projections": "PA", "views": "AP"}},
         "loss": {"shifted_looks": True},
@@ -20,7 +20,7 @@ def test_old_keys_get_their_new_names(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         found = shared.read(tmp_path / "config.json").to_dict()
     assert found == {
-        "data": {"projections": "PA", "sets": "phantom"},
+        "data": {"projections": "PA"},
         "views": {"flip": 0.5},
         "evals": {"a": {"projections": "AP", "set": "x"}, "b": {"set": "y", "projections": "PA"}},
         "loss": {"shifted_attention": True},
@@ -28,6 +28,19 @@ def test_old_keys_get_their_new_names(tmp_path, caplog):
     }
     assert "older version" in caplog.text and "data.views → data.projections" in caplog.text
     assert "evals.a.views → evals.a.projections" in caplog.text
+
+
+def test_keys_that_came_later_have_the_value_that_held_before():
+    """Where their neighbour is there: an older config of another job, or of a ResNet, gets none."""
+    found, changes = shared.translated({"model": {"patch_px": 8}, "data": {"sets": "x", "folds": 5}, "pool": "mean"})
+    assert found["model"] == {"patch_px": 8, "pool": "mean"}
+    assert found["data"]["folds"] == 5 and found["data"]["fold"] == 0 and found["data"]["exclude_overlap"] is False
+    assert "data.fold = 0" in changes and not any(change.startswith("data.folds") for change in changes)
+    assert shared.translated({"model": {"patch_px": 8}})[0]["model"]["pool"] == "cls"
+    assert shared.translated({"model": {"image_px": 8}, "job": "evaluate"}) == (
+        {"model": {"image_px": 8}, "job": "evaluate"},
+        [],
+    )
 
 
 def test_a_key_can_move_to_another_place():

@@ -54,7 +54,7 @@ def test_features_are_those_of_the_method(workdir, tmp_path, capsys):
     np.testing.assert_allclose(ours["patches"], theirs[:, 1:].reshape(2, 8, 8, -1), atol=2e-5)
 
 
-@pytest.mark.parametrize("changes", [{"pool": "mean", "cls_shortcut": False, "model__positions": "learned"}])
+@pytest.mark.parametrize("changes", [{"model__pool": "mean", "cls_shortcut": False, "model__positions": "learned"}])
 def test_other_poolings_and_positions_are_compared_too(tmp_path, changes):
     pytest.importorskip("transformers")
     runs.write(tmp_path / "run", runs.config(**changes))

@@ -5,10 +5,10 @@
     C = (1/M) (Ẑ^A)ᵀ Ẑ^B                           d d, the cross-correlation of the two views
     loss = Σ_j (1 − C_jj)² + λ Σ_{i≠j} C_ij²                                statistics over all devices' M pictures
 
-symbol   here               meaning                                              default
+symbol   here               meaning                                              default; with chestxray14
 λ        loss.lambd         weight of the redundancy term                        0.0051
-h        projector.sizes    Linear–BatchNorm–ReLU, the last one Linear; no bias  8192, 8192, 8192
-M d      batch_size         pictures, dimensions                                 2048, 8192
+h        projector.sizes    Linear–BatchNorm–ReLU, the last one Linear; no bias  512 each; 8192 each
+M d      batch_size         pictures, dimensions                                 128, 512; 2048, 8192
          loss.scale         factor on the loss                                   1
 
 arXiv 2103.03230. λ, h, BatchNorm over all devices, the views and LARS's settings are those of the paper and of the

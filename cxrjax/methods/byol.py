@@ -8,8 +8,8 @@
     θ ← optimizer(θ, ∇_θ loss),  ξ ← τ ξ + (1 − τ) θ                 eq. 3 and 1, in this order
     τ = 1 − (1 − τ_base)·(cos(π k/K) + 1)/2                          step k of K
 
-symbol  here                   meaning                           default
-τ_base  momentum               momentum of the target at step 0  0.996; 0.99 for 300 epochs
+symbol  here                   meaning                           default; with chestxray14
+τ_base  momentum               momentum of the target at step 0  0.99, theirs for 300 epochs; 0.996
 g q     projector, predictor   hidden width, output width        4096, 256; BatchNorm and ReLU between, none at the end
 θ ξ     params, state target   of f and g (θ of q as well)       ξ starts as θ
 

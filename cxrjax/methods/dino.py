@@ -7,19 +7,19 @@
     c ← m c + (1 − m) · mean of g_t over both crops of all pictures                    eq. 4; for the next step
     θ_s ← optimizer,  θ_t ← λ θ_t + (1 − λ) θ_s,  λ = 1 − (1 − λ₀)·(cos(π k/T) + 1)/2  step k of T
 
-symbol  here                      meaning                                         default
-K       prototypes                length of g                                     65536
+symbol  here                      meaning                                         default; with chestxray14
+K       prototypes                length of g                                     1024; 65536
 τ_s     loss.temperature          temperature of the student                      0.1
 τ_t     loss.teacher_temperature  of the teacher, linear from teacher_temperature_start over the first
-                                  loss.warmup_share of the run                    0.07 from 0.04 over 30 of 300 epochs
+                                  loss.warmup_share of the run                    0.02; 0.07 from 0.04
 m       loss.centre_momentum      momentum of the centre c                        0.9
-λ₀      momentum                  momentum of the teacher at step 0               0.996
-MLP     projector                 layers, hidden, output width; GELU, no norm     3, 2048, 256
+λ₀      momentum                  momentum of the teacher at step 0               0.99; 0.996
+MLP     projector                 layers, hidden, output width; GELU, no norm     3, 512, 128; 3, 2048, 256
 
 The paper states this, but eq. 3 is a sum (algorithm 1 a mean); two global views at 224 px and local ones at 96 px,
 changed as BYOL's; learned positions, resized bicubically for local crops; AdamW of 5e-4 · B/256, 10 epochs of warm-up,
 decay 0.04 to 0.4 along a cosine. Instead of c, `loss.assignment = "sinkhorn"` balances the prototypes over the batch as
-SwAV and DINOv2 do.
+SwAV and DINOv2 do: the default, except with chestxray14.
 
 From the authors' code: areas of the crops, 8 local ones, stochastic depth of 0.1 for the student, gradients clipped to
 3 in every tensor, prototypes that stay as they start for the first epoch (`freeze_share` of the run), columns of length

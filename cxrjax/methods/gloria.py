@@ -8,9 +8,9 @@
     L_l = −1/b Σ_i [log softmax_j(γ₃ Z(x_i, t_j))_i + log softmax_j(γ₃ Z(x_j, t_i))_i]
     loss = L_g + L_l
 
-symbol     here                                  meaning                                        default
-f f_l      model, regions                        image encoder, its map that words see          ResNet-50, 299 px
-P_g P_l    image_head.global, image_head.local   linear, to the width of the text encoder       768, P_l without bias
+symbol     here                                  meaning                                        default; with mimic_cxr
+f f_l      model, regions                        image encoder, its map that words see          ViT; ResNet-50, 299 px
+P_g P_l    image_head.global, image_head.local   linear, to the width of the text encoder       128; 768, P_l no bias
 γ₁ γ₂ γ₃   loss.attention_scale, word_scale,     reciprocal temperatures                        4, 5, 10
            pair_scale
 

@@ -7,14 +7,14 @@
     q(z) = Sinkhorn–Knopp of z·p / ε over the batch,   CPA = ½ [H(q(v), softmax(r·p / τ₃)) + H(q(r), softmax(v·p / τ₃))]
     loss = λ₁ ITA + λ₂ CTA + λ₃ CPA
 
-symbol     here                                    meaning                                            default
-τ₁ τ₂ τ₃   loss.temperature, local_temperature,    temperatures                                       0.07, 0.1, 0.2
+symbol     here                                    meaning                                default; with mimic_cxr
+τ₁ τ₂ τ₃   loss.temperature, local_temperature,    temperatures                           0.07, 0.1, 0.2
            prototype_temperature
-p          prototypes.count                        k directions of unit length, learned               500
-ε          prototypes.epsilon, iterations          how soft the assignments are; rounds               0.05, 3
+p          prototypes.count                        k directions of unit length, learned   128; 500
+ε          prototypes.epsilon, iterations          how soft the assignments are; rounds   0.05, 3
 w          loss.weights                            "cls": attention of [CLS] in the last layer, mean over heads,
                                                    clipped to its 10th and 90th percentile; or uniform
-λ          loss.ita_weight, cta_weight, cpa_weight                                                    1, 1, 1
+λ          loss.ita_weight, cta_weight, cpa_weight                                        1, 1, 1
 
 Wang, Zhou, Wang, Vardhanabhuti, Yu, NeurIPS 2022 (arXiv 2210.06044). Equations and values are those of the released
 code, the paper's text was not readable to us. A ResNet's regions are layer3 of the picture enlarged to 299 px, and

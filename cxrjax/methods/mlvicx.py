@@ -6,10 +6,10 @@
     L_E = 25 s(E, E′) + 25 v(E, E′) + c(E, E′),  E ∈ {z, d}       VICReg's terms over the batch of all devices
     loss = L_z + λ L_d
 
-symbol    here                      meaning                                              default
+symbol    here                      meaning                                              default; with chestxray14
 g_l       gates                     channel and spatial attention (models/gates.py)      on, reduction 2
-W_l       params["level_proj"]      1 × 1 convolutions (models/multilevel.py)            512 features
-h_G h_L   heads.sizes, final_bn     three times Linear–BatchNorm, ReLU between           4096, 4096, 4096
+W_l       params["level_proj"]      1 × 1 convolutions (models/multilevel.py)            128 features; 512
+h_G h_L   heads.sizes, final_bn     three times Linear–BatchNorm, ReLU between           256 each; 4096 each
 λ         loss.lambda               weight of the multi-level loss                       1
 
 Only abstract and summaries were readable to us. They state: two views through one encoder, "context bottlenecks" that

@@ -7,12 +7,12 @@
     f_q ← optimizer,  f_k ← m f_k + (1 − m) f_q                   without the predictor
     m = 1 − (1 − m₀)·(cos(π t/T) + 1)/2                           step t of T
 
-symbol  here                 meaning                          default
-τ       temperature          temperature                      0.2 (ViT); 1.0 for ResNets
+symbol  here                 meaning                          default; with resnet
+τ       temperature          temperature                      0.2; 1.0
 m₀      momentum             momentum of f_k at step 0        0.99
-–       projector            layers, hidden, output           3, 4096, 256 (ViT); 2 layers for ResNets
+–       projector            layers, hidden, output           3, 4096, 256; 2 layers
 –       predictor            layers, hidden, output           2, 4096, 256
-–       freeze_patch_embed   a fixed random patch projection  True; ResNets have none
+–       freeze_patch_embed   a fixed random patch projection  True; it has none
 
 The paper states these, fixed sine–cosine positions, BYOL's views, BatchNorm over all devices in the heads, and for
 ViTs AdamW of 1.5e-4 · M/256, decay 0.1, 40 epochs of warm-up, and that the patch projection stays random for stability.

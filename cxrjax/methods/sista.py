@@ -9,16 +9,16 @@
     STA  = mean over reports i, words l of −½ [log softmax_k(c_il·t_ik / τ_l)_l + log softmax_k(t_il·c_ik / τ_l)_l]
     loss = λ_SIA SIA + λ_STA STA
 
-symbol     here                            meaning                                                default
-f f_l      model, regions                  image encoder, its map that words see                  ViT-B/16 or ResNet-50
-g          text                            BERT of six layers
-h k        image_head, text_head .global   Linear–BN–ReLU–Linear–BN, the last without affine      2048, 128
-h_l k_l    image_head, text_head .local    the same for each patch and each word                  2048, 128
-e          similarity.encoder              what S is read from                                    the set's own BERT
-Y K        loss.mode                       targets, what is chosen from: losses/alignment.py      soft
-τ_s θ      target_temperature, threshold   of soft targets; of the other modes                    0.1; 0.95
-τ τ_l      temperature, token_temperature  of pictures and reports; of words                      0.07; 0.1
-σ          sparsity                        least share of the best patch's lead that counts       1 / patches
+symbol     here                            meaning                                            default; with mimic_cxr
+f f_l      model, regions                  image encoder, its map that words see              small ViT; ViT-B/16
+g          text                            BERT                                               small; six layers
+h k        image_head, text_head .global   Linear–BN–ReLU–Linear–BN, the last without affine  512, 128; 2048, 128
+h_l k_l    image_head, text_head .local    the same for each patch and each word              512, 128; 2048, 128
+e          similarity.encoder              what S is read from                                the set's own BERT
+Y K        loss.mode                       targets, what is chosen from: losses/alignment.py  soft
+τ_s θ      target_temperature, threshold   of soft targets; of the other modes                0.1; 0.95
+τ τ_l      temperature, token_temperature  of pictures and reports; of words                  0.07; 0.1
+σ          sparsity                        least share of the best patch's lead that counts   1 / patches
 
 A RECONSTRUCTION FROM THE ABSTRACT of Bui, Nguyen, Bum, Le, Choo, Representation Learning with Semantic-aware Instance
 and Sparse Token Alignments, arXiv 2601.08165: nothing else of the paper is public to us, and no code. What the abstract

@@ -6,9 +6,9 @@
     a_ij = φ_κ(û_i · v̂_j) / τ,   φ_κ(s) = ½(1+s) / (1 + κ(1−s))
     loss = −1/(2M) Σ_i [log softmax_j(a_ij)_i + log softmax_j(a_ji)_i]       M pictures over all devices
 
-symbol   here                     meaning                                  default
-k_a k_b  partition_sizes()        tokens of the two parts                  98, 98 of N = 196
-ρ r      keep_ratio, split_ratio  share of tokens used; share of A in it   1, ½
+symbol   here                     meaning                                  default; with chestxray14
+k_a k_b  partition_sizes()        tokens of the two parts                  8, 8 of N = 64; 98, 98 of 196
+ρ r      keep_ratio, split_ratio  share of tokens used; share of A in it   ¼, ½; 1, ½
 κ τ      kappa, temperature       shape of φ, temperature                  1/64, 0.07
 
 Only the abstract was readable to us. It states: a random split of the patch tokens into two non-overlapping subsets,
@@ -29,21 +29,20 @@ from cxrjax import monitors
 from cxrjax.input import device, views
 from cxrjax.losses import contrastive
 from cxrjax.methods.base import Aux, Method
+from cxrjax.models.backbone import make_vit
 from cxrjax.models.heads import ProjectionHead
-from cxrjax.models.vit import ViT
 
 
 def make(config) -> Method:
-    """config: model, partition, pool, head, loss, views, standardise; see configs/spcl.py for every key."""
-    encoder = ViT(**{**config.model, "dtype": jnp.dtype(config.model.dtype)})
+    """config: model, partition, head, loss, views, standardise; see configs/spcl.py for every key."""
+    backbone, pool = make_vit(config.model), config.model.pool
+    encoder = backbone.module
     head = None if config.head.kind == "none" else ProjectionHead(**config.head)
     side = config.model.image_px // config.model.patch_px
     k_a, k_b = partition_sizes(side * side, config.partition.keep_ratio, config.partition.split_ratio)
     transform = views.transform(config.views.transform, config.model.image_px)
-    if config.pool not in ("cls", "mean"):
-        raise ValueError(f"pool must be 'cls' or 'mean', got {config.pool!r}")
-    if config.cls_shortcut and config.pool != "cls":
-        raise ValueError("cls_shortcut leaves the patches of the last block uncomputed, so it needs pool='cls'")
+    if config.cls_shortcut and pool != "cls":
+        raise ValueError("cls_shortcut leaves the patches of the last block uncomputed, so it needs model.pool='cls'")
 
     def loss(params, state, batch, key, step):
         images = device.standardise(batch["image"][:, 0], **config.standardise)  # b h w 1
@@ -66,7 +65,7 @@ def make(config) -> Method:
             out = encoder.apply(
                 {"params": params["encoder"]}, images, ids, embed=config.partition.embed, cls_only=config.cls_shortcut
             )
-            return out["cls"] if config.pool == "cls" else out["patches"].mean(axis=-2)
+            return out["cls"] if pool == "cls" else out["patches"].mean(axis=-2)
 
         if k_a == k_b:
             both = run(jnp.stack([ids_a, ids_b], axis=1))  # b v d
@@ -91,10 +90,8 @@ def make(config) -> Method:
 
     def encode(params, state, images):
         images = device.standardise(images, **config.standardise)
-        out = encoder.apply({"params": params["encoder"]}, images)
-        p, q = (s // config.model.patch_px for s in images.shape[1:3])
-        pooled = out["cls"] if config.pool == "cls" else out["patches"].mean(axis=1)
-        return {"pooled": pooled, "patches": out["patches"].reshape(len(images), p, q, -1)}
+        features, _ = backbone.apply(params["encoder"], {}, images, train=False)
+        return features
 
     return Method(make_views, init, loss, lambda params, state, step: state, encode, config.model.image_px)
 

@@ -8,7 +8,7 @@
 symbol   here                          meaning                                          default
 ρ        corruption.share              share of a picture that noise hides, at most     0.75
          corruption.donor_share        the same for blocks of another picture           0.3
-k        recons_blocks                 blocks that T averages                           6, 8, 10, 12 of 12
+k        recons_blocks                 blocks that T averages                           "spread": 6, 8, 10, 12 of 12
 
 Only the abstract, rows of results and a model card of the paper were readable to us: they name a ViT-S trained by group
 masked model learning (GMML, arXiv 2205.14986) on radiographs, and none of its settings. All of the above and the
@@ -38,15 +38,15 @@ from cxrjax.input import corruption, device, views
 from cxrjax.input.augment import Augment, augment
 from cxrjax.losses import contrastive, masked
 from cxrjax.methods.base import Aux, Method, ramp
-from cxrjax.models import heads
+from cxrjax.models import backbone, heads
 from cxrjax.models.decoders import PixelHead
-from cxrjax.models.vit import LAYER_NORM_EPS, ViT
+from cxrjax.models.vit import LAYER_NORM_EPS
 
 
 def make(config) -> Method:
-    """config: model, recons_blocks, pool, corruption, loss, contrast, views, augment, standardise: configs/spcxr.py."""
+    """config: model, recons_blocks, corruption, loss, contrast, views, augment, standardise: configs/spcxr.py."""
     px, dtype = config.model.image_px, jnp.dtype(config.model.dtype)
-    encoder = ViT(**{**config.model, "dtype": dtype})
+    encoder = backbone.make_vit(config.model).module
     decoder = PixelHead(config.model.patch_px, dtype=dtype, initialisation=config.model.initialisation)
     blocks = recons_blocks(config.recons_blocks, encoder.size.depth)
     crop, grey_changes = views.Crop(px, **config.views), Augment(**config.augment)
@@ -55,8 +55,6 @@ def make(config) -> Method:
     contrasts, momentum = config.contrast.weight > 0, ramp(config, config.contrast.momentum)
     sizes = (config.contrast.hidden, config.contrast.hidden, config.contrast.out)
     projector = heads.MLP(sizes, last_norm=True, last_affine="none", activation="gelu", initial="normal", dtype=dtype)
-    if config.pool not in ("cls", "mean"):
-        raise ValueError(f"pool must be 'cls' or 'mean', got {config.pool!r}")
 
     def loss(params, state, batch, key, step):
         grey = augment(rng.fold(key, "augment"), batch["image"], grey_changes)
@@ -124,7 +122,7 @@ def make(config) -> Method:
         return {"pooled": pooled(outputs), "patches": patches}
 
     def pooled(outputs):
-        return outputs["cls"] if config.pool == "cls" else outputs["patches"].mean(axis=1)
+        return outputs["cls"] if config.model.pool == "cls" else outputs["patches"].mean(axis=1)
 
     def grid(images):
         return tuple(side // config.model.patch_px for side in images.shape[1:3])

@@ -7,13 +7,13 @@
     v(Z) = (1/d) Σ_j max(0, 1 − √(Var(Z_j) + 10⁻⁴))
     c(Z) = (1/d) Σ_{i≠j} Cov(Z_i, Z_j)²                                     statistics over all devices' M pictures
 
-symbol   here                  meaning                                     default
+symbol   here                  meaning                                     default; with chestxray14
 λ μ ν    loss.sim, std, cov    weights                                     25, 25, 1
-h        expander.sizes        Linear–BatchNorm–ReLU, the last one Linear  8192, 8192, 8192
-M d      batch_size, sizes[-1] pictures, dimensions                        2048, 8192
+h        expander.sizes        Linear–BatchNorm–ReLU, the last one Linear  512 each; 8192 each
+M d      batch_size, sizes[-1] pictures, dimensions                        128, 512; 2048, 8192
 
 The weights, h, BatchNorm over all devices, the views and LARS's settings are those of the authors' code and ResNet-50;
-so are the ½ and the mean over d in s, which the paper's equations lack. 25, 25, 1 are in balance for that M and d: c
+so are the ½ and the mean over d in s, which the paper's equations lack. 25, 25, 1 are in balance for their M and d: c
 cannot fall below d/(M−1) − 1 at unit variance, so a smaller batch wants a smaller d. Hue, saturation and the turn to
 grey do nothing to a radiograph. ViTs, and what configs/vicreg.py sets without `chestxray14`, are our choice.
 `loss.groups` takes the statistics of slices of the batch, which is what code without a gather over devices does.

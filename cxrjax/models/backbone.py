@@ -65,6 +65,19 @@ def make(model: Mapping[str, Any]) -> Backbone:
     return _resnet(ResNet(**fields), options.get("image_px", 224))
 
 
+def make_vit(model: Mapping[str, Any]) -> Backbone:
+    """`make` for methods that give a ViT some of the tokens, by its `module`.
+
+    Raises ValueError for a ResNet, and for another pool than "cls" and "mean".
+    """
+    if model["variant"] in resnet.VARIANTS or model["pool"] not in ("cls", "mean"):
+        raise ValueError(
+            f"this method takes a ViT with [CLS]: got model.variant={model['variant']!r} and "
+            f"model.pool={model['pool']!r}; variants: {', '.join(vit.VARIANTS)}; pools: 'cls', 'mean'"
+        )
+    return make(model)
+
+
 def _vit(module: ViT, pool: str) -> Backbone:
     if pool not in ("cls", "mean", "without_cls"):
         raise ValueError(f"pool must be 'cls', 'mean' or 'without_cls', got {pool!r}")

@@ -82,7 +82,7 @@ def test_it_is_the_softmax_of_the_last_block_in_numpy(workdir):
         ("supervised", {}, True),
         ("moco_v3", {}, True),
         ("mgca", {"model__variant": "test"}, True),
-        ("spcl", {"pool": "mean"}, False),  # [CLS] is not what is judged
+        ("spcl", {"model__pool": "mean"}, False),  # [CLS] is not what is judged
         ("mae", {}, False),
         ("supervised", {"model__variant": "resnet_test"}, False),
     ],

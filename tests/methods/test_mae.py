@@ -220,7 +220,7 @@ def test_encodes_whole_pictures_by_the_encoder_alone(batch):
     """Both ways to pool, of pictures of another size as well; the decoder has no part in it."""
     tokens = {}
     for pool in ("mean", "cls"):
-        method = methods.make(runs.config("mae", pool=pool))
+        method = methods.make(runs.config("mae", model__pool=pool))
         shapes = jax.eval_shape(method.init, jax.random.key(0), batch)[0]
         params = oracles.noise(shapes)
         tokens[pool] = method.encode({"encoder": params["encoder"]}, {}, batch["image"][:2, 0])
@@ -263,8 +263,11 @@ def test_recipes_are_the_papers():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model__variant": "resnet_test"}, "takes a ViT: model.variant 'resnet_test' is none; there are test, mini"),
-        ({"pool": "max"}, "pool must be 'cls' or 'mean', got 'max'"),
+        (
+            {"model__variant": "resnet_test"},
+            "takes a ViT with \\[CLS\\]: got model.variant='resnet_test' .*variants: test, mini",
+        ),
+        ({"model__pool": "without_cls"}, "model.pool='without_cls'.*pools: 'cls', 'mean'"),
         ({"masking__ratio": 0.999}, "leaves 0 of 64 patches"),
     ],
 )

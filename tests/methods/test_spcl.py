@@ -79,8 +79,8 @@ def test_unknown_words_are_explained(batch):
     with pytest.raises(ValueError, match="'random', 'block' or 'checkerboard', got 'organ'"):
         spcl.partition(jax.random.key(0), 1, (2, 2), 2, 2, "organ")
     config = runs.config("spcl")
-    config.pool = "mean"
-    with pytest.raises(ValueError, match="needs pool='cls'"):
+    config.model.pool = "mean"
+    with pytest.raises(ValueError, match="needs model.pool='cls'"):
         methods.make(config)
 
 
@@ -118,7 +118,7 @@ def test_options_that_must_not_change_the_numbers(batch):
     [
         {"partition.split_ratio": 0.25},
         {"partition.keep_ratio": 0.2, "partition.scheme": "block"},
-        {"head.kind": "linear", "pool": "mean", "cls_shortcut": False},
+        {"head.kind": "linear", "model.pool": "mean", "cls_shortcut": False},
         {"head.kind": "mlp", "loss.form": "nt_xent"},
         {"loss.similarity": "cosine", "loss.temperature": 0.14, "loss.mask_same_patient": True},
         {"standardise.mode": "per_image", "model.dtype": "bfloat16"},

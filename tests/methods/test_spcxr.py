@@ -215,7 +215,7 @@ def test_schedules_of_the_recipe():
     [
         {
             "recons_blocks": "last",
-            "pool": "cls",
+            "model__pool": "cls",
             "model__dtype": "bfloat16",
             "corruption__kinds": "noise,zeros,image",
             "corruption__align": 4,
@@ -306,8 +306,8 @@ def test_hosts_together_draw_what_one_draws():
 
 
 def test_unknown_words_are_explained():
-    with pytest.raises(ValueError, match="pool must be 'cls' or 'mean', got 'max'"):
-        variant(pool="max")
+    with pytest.raises(ValueError, match="model.pool='max'.*pools: 'cls', 'mean'"):
+        variant(model__pool="max")
     with pytest.raises(ValueError, match="align 16 must divide the 32 px"):
         variant(corruption__align=16)
 
