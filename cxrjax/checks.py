@@ -1,15 +1,10 @@
 """What a config asks for, held against its sets before a step is trained: what would fail, or mislead, at the end."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-import numpy as np
+from collections.abc import Sequence
 
 from cxrjax import config as shared
 from cxrjax.config import names
-from cxrjax.evals import frozen, metrics
 from cxrjax.evals import run as evals
-from cxrjax.evals.base import FeatureTable, make_task, targets
 from cxrjax.input import converted_sets, overlap, record_index, source
 
 
@@ -56,7 +51,7 @@ def judges(config) -> None:
     places = []
     for name, entry in entries(config).items():
         try:
-            full = _judge(entry)
+            full = evals.check(entry)
         except ValueError as error:
             raise ValueError(f"evals.{name}: {error}") from error
         places.append(f"eval/{full['set']}/{full['task']['name']}/")
@@ -74,31 +69,3 @@ def labels(config, pictures: Sequence[source.Source]) -> None:
     there = {label for records in found for boxes in records for label in boxes}
     if unknown := sorted(set(names(config.labels)) - there):
         raise ValueError(f"labels {unknown} are of no box in {config.data.sets}; its boxes are of {sorted(there)}")
-
-
-def _judge(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """The entry filled up, once its set is opened and it is known that it can be judged there; reads no picture."""
-    entry = evals.complete(entry)
-    converted = converted_sets.open_set(entry["set"], entry["data_dir"] or None)
-    if entry["judge"] == "retrieve":
-        required = source.required(entry["require"])
-        source.select(converted, entry["split"], projections=names(entry["projections"]) or None, **required)
-        return entry
-    chosen, _ = evals.sources(converted, entry)
-    if entry["judge"] in ("segment", "detect"):
-        return entry
-    task, tables = make_task(entry["task"]), {}
-    for split, each in chosen.items():
-        ids = (each.table[name].to_numpy(str) for name in ("patient_id", "image_id"))
-        tables[split] = FeatureTable(np.zeros((len(each), 1), np.float32), np.stack(each.table["labels"]), *ids)
-    if entry["judge"] not in ("probe", "knn"):
-        targets(task, tables["test"].labels, converted.label_names)
-        return entry
-    kept, keys, _ = frozen.select(tables, task, converted.label_names)
-    options = set(entry["strengths"])
-    if entry["judge"] == "knn":
-        options = {count for count in entry["neighbours"] if count <= len(kept["train"].image_ids)}
-    if len(options) > 1:
-        frozen.decidable(keys["val"])
-    metrics.measures(task.kind, keys["test"].names, keys["test"].values, np.zeros(keys["test"].values.shape))
-    return entry

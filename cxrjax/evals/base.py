@@ -39,12 +39,14 @@ class Result(NamedTuple):
 
     metrics: name -> Interval; predictions: a row per judged picture (see `metrics.prediction_table`); notes: sentences;
     details: JSON-able facts about how it was found (chosen strength, positives per metric under "n_positive", …).
+    inputs: name -> digest of what was judged; a judge leaves it empty where that is just the pictures of its splits.
     """
 
     metrics: dict[str, Interval]
     predictions: pandas.DataFrame
     notes: list[str]
     details: Mapping[str, Any] = MappingProxyType({})
+    inputs: Mapping[str, str] = MappingProxyType({})
 
 
 class Joint(NamedTuple):

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import scipy.special
 
-from cxrjax.evals import frozen
+from cxrjax.evals import attention, labelled
 from cxrjax.evals.base import MASKED, Encoder, FeatureTable, Result, Targets, Task, digest
+from cxrjax.evals.judge import Entry, Judge, Opened
 from cxrjax.methods.base import Answers
 
 
@@ -56,10 +57,10 @@ def classify(
         left = [name for name in (*answers.names, *label_names) if name not in common]
         notes += [f"not judged, since only one of head and set knows them: {', '.join(left)}"] if left else []
         task = task._replace(labels=common)
-    tables, keys, more = frozen.usable({"val": val, "test": test}, task, label_names)
+    tables, keys, more = labelled.usable({"val": val, "test": test}, task, label_names)
     found = {split: probabilities(table.features, answers, task) for split, table in tables.items()}
     details = {"judge": "classify", "validation": validation(task.kind, keys["val"], found["val"])}
-    return frozen.conclude(task.kind, tables, keys, found["test"], notes + more, details, resamples, seed)
+    return labelled.conclude(task.kind, tables, keys, found["test"], notes + more, details, resamples, seed)
 
 
 def probabilities(outputs: np.ndarray, answers: Answers, task: Task) -> np.ndarray:
@@ -96,4 +97,12 @@ def validation(kind: str, key: Targets, scores: np.ndarray) -> Mapping[str, floa
         likelihood = np.where(key.values == 1, scores, 1 - scores)[known]
     found = {"log_likelihood": float(np.log(np.maximum(likelihood, 1e-12)).mean())}
     both = ((key.values == 1).any(axis=0) & (key.values == 0).any(axis=0)).any()
-    return found | ({"auroc": frozen.mean_auroc(key, scores)} if both else {})
+    return found | ({"auroc": labelled.mean_auroc(key, scores)} if both else {})
+
+
+def _judge(encoder: Encoder, entry: Entry, opened: Opened) -> Result:
+    found = classify(**labelled.arguments(logits(encoder), entry, opened), answers=of(encoder))
+    return attention.add(encoder, opened.sources["test"], found, opened.pictures_bytes)
+
+
+JUDGE = Judge("classify", judge=_judge, check=labelled.check_key, splits=("val", "test"), keys={}, judges_head=True)

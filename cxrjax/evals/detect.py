@@ -25,6 +25,7 @@ from cxrjax.datasets import schema
 from cxrjax.evals import metrics, pictures
 from cxrjax.evals.base import Encoder, Interval, Result
 from cxrjax.evals.features import fetch, share
+from cxrjax.evals.judge import Entry, Judge, Opened
 from cxrjax.input import boxes
 from cxrjax.input.source import Source
 
@@ -258,3 +259,20 @@ def _pycocotools():
             "detection is judged by pycocotools, which is not installed: pip install 'cxrjax[eval]'"
         ) from error
     return coco, cocoeval
+
+
+def _judge(encoder: Encoder, entry: Entry, opened: Opened) -> Result:
+    options = {"batch_size": entry["batch_size"], "resamples": entry["bootstrap"], "confidence": entry["confidence"]}
+    return detect(encoder, opened.sources, **options, pictures_bytes=opened.pictures_bytes, seed=opened.seed)
+
+
+JUDGE = Judge(
+    "detect",
+    judge=_judge,
+    splits=("val", "test"),
+    keys={"confidence": 0.0},  # least score of a box that counts
+    task_name="boxes",
+    instead_of_task="config.labels of the run names the boxes that are judged",
+    box_labels=of_boxes,
+    judges_head=True,
+)

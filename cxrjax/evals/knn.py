@@ -5,14 +5,16 @@ cosine similarity, the weight exp(similarity / temperature) as in Wu et al. 2018
 1 for temperature None. k is chosen on the validation patients by mean AUROC (the smaller of equals).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxrjax.evals import frozen
-from cxrjax.evals.base import MASKED, FeatureTable, Result, Task
+from cxrjax.evals import attention, labelled
+from cxrjax.evals.base import MASKED, Encoder, FeatureTable, Result, Task
+from cxrjax.evals.judge import Entry, Judge, Opened
+from cxrjax.input.source import Source
 
 NEIGHBOURS = (5, 10, 20, 50, 100, 200)
 _CHUNK_VALUES = 2**25  # similarities held at once (128 MB)
@@ -36,14 +38,10 @@ def knn(
     not looked at; k beyond the training pictures are left out.
     Raises ValueError for a patient in two splits, an unknown label, or a split with nothing to vote, choose or judge.
     """
-    tables, keys, notes = frozen.select({"train": train, "val": val, "test": test}, task, label_names)
+    neighbours = checked(neighbours, temperature)
+    tables, keys, notes = labelled.select({"train": train, "val": val, "test": test}, task, label_names)
     size = len(tables["train"].image_ids)
-    neighbours = sorted({int(count) for count in neighbours})
-    if not neighbours or neighbours[0] < 1 or (temperature is not None and temperature <= 0):
-        raise ValueError(
-            f"k-NN needs k >= 1 and temperature > 0 (or None), got k {neighbours}, temperature {temperature}"
-        )
-    usable = [count for count in neighbours if count <= size] or [size]
+    usable = _at_most(size, neighbours)
     if usable != neighbours:
         notes.append(f"k {neighbours} was cut to {usable}, because the train split has {size} pictures")
 
@@ -54,12 +52,20 @@ def knn(
 
     best, qualities = 0, []
     if len(usable) > 1:
-        qualities = [frozen.mean_auroc(keys["val"], scores) for scores in vote("val")]
-        best, edge = frozen.choose(usable, qualities, "k")
+        qualities = [labelled.mean_auroc(keys["val"], scores) for scores in vote("val")]
+        best, edge = labelled.choose(usable, qualities, "k")
         notes += edge
     usable, curve = usable[best : best + 1], dict(zip(map(str, usable), qualities, strict=False))
     details = {"judge": "knn", "k": usable[0], "temperature": temperature, "validation_auroc": curve}
-    return frozen.conclude(task.kind, tables, keys, vote("test")[0], notes, details, resamples, seed)
+    return labelled.conclude(task.kind, tables, keys, vote("test")[0], notes, details, resamples, seed)
+
+
+def checked(neighbours: Sequence[int], temperature: float | None) -> list[int]:
+    """The k, once each, from the smallest on; raises ValueError for a k below 1 or a temperature <= 0."""
+    found = sorted({int(count) for count in neighbours})
+    if not found or found[0] < 1 or (temperature is not None and temperature <= 0):
+        raise ValueError(f"k-NN needs k >= 1 and temperature > 0 (or None), got k {found}, temperature {temperature}")
+    return found
 
 
 def nearest(bank: np.ndarray, queries: np.ndarray, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -102,3 +108,32 @@ def _vote(similarity, position, values, neighbours, temperature) -> np.ndarray:
 def _unit(features: np.ndarray) -> np.ndarray:
     length = np.linalg.norm(features, axis=1, keepdims=True)
     return (features / np.maximum(length, 1e-12)).astype(np.float32)
+
+
+def _at_most(size: int, neighbours: Sequence[int]) -> list[int]:
+    return [count for count in neighbours if count <= size] or [size]
+
+
+def _judge(encoder: Encoder, entry: Entry, opened: Opened) -> Result:
+    given = labelled.arguments(encoder, entry, opened)
+    found = knn(**given, neighbours=entry["neighbours"], temperature=entry["temperature"])
+    return attention.add(encoder, opened.sources["test"], found, opened.pictures_bytes)
+
+
+def _check(entry: Entry, sources: Mapping[str, Source]) -> None:
+    neighbours = checked(entry["neighbours"], entry["temperature"])
+    tables, keys = labelled.check_fit(entry, sources)
+    if len(_at_most(len(tables["train"].image_ids), neighbours)) > 1:
+        labelled.decidable(keys["val"])
+
+
+JUDGE = Judge(
+    "knn",
+    judge=_judge,
+    check=_check,
+    splits=("train", "val", "test"),
+    keys={
+        "neighbours": NEIGHBOURS,  # the k to choose from on val; a single one is used as it is
+        "temperature": 0.07,  # of the weights exp(similarity / temperature); None weighs all neighbours alike
+    },
+)

@@ -13,7 +13,7 @@ serves every label and strength: rotated to it, ridge is a division, and dividin
 its approximate curvature leaves logistic regression so well conditioned that L-BFGS needs ten steps, not hundreds.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,8 +21,10 @@ import scipy.linalg
 import scipy.optimize
 import scipy.special
 
-from cxrjax.evals import frozen
-from cxrjax.evals.base import MASKED, FeatureTable, Result, Targets, Task
+from cxrjax.evals import attention, labelled
+from cxrjax.evals.base import MASKED, Encoder, FeatureTable, Result, Targets, Task
+from cxrjax.evals.judge import Entry, Judge, Opened
+from cxrjax.input.source import Source
 
 STRENGTHS = tuple(float(f"1e{power}") for power in range(3, -7, -1))
 SOLVERS = ("logistic", "ridge")
@@ -70,12 +72,8 @@ def probe(
     label_names: c, of the tables' labels. A single strength is used as it is and val is not looked at.
     Raises ValueError for a patient in two splits, an unknown label, or a split with nothing to fit, choose or judge.
     """
-    if solver not in SOLVERS:
-        raise ValueError(f"probe solver {solver!r} is not known; choose one of {list(SOLVERS)}")
-    strengths = sorted({float(strength) for strength in strengths}, reverse=True)
-    if not strengths or strengths[-1] <= 0:
-        raise ValueError(f"probe strengths must be at least one number above 0, got {strengths}")
-    tables, keys, notes = frozen.select({"train": train, "val": val, "test": test}, task, label_names)
+    strengths = checked(solver, strengths)
+    tables, keys, notes = labelled.select({"train": train, "val": val, "test": test}, task, label_names)
     rotation = rotate(tables["train"].features)
     fit = logistic_path if solver == "logistic" else ridge_path
     path = list(fit(rotation.rotated, rotation.variance, keys["train"].values, strengths, task.kind))
@@ -86,25 +84,35 @@ def probe(
         outputs = [seen @ fitted.weights + fitted.intercept for fitted in path]
         rate = label_rates(keys["train"].values)
         qualities = [explained(keys["val"], output, rate, solver, task.kind) for output in outputs]
-        best, edge = frozen.choose(strengths, qualities, "strength")
+        best, edge = labelled.choose(strengths, qualities, "strength")
         notes += edge
     scores = project(rotation, tables["test"].features) @ path[best].weights + path[best].intercept
     if solver == "logistic":
         scores = scipy.special.softmax(scores, axis=1) if task.kind == "multiclass" else scipy.special.expit(scores)
     curve = {f"{strength:g}": quality for strength, quality in zip(strengths, qualities, strict=False)}
     details = {"judge": "probe", "solver": solver, "strength": strengths[best], "validation_explained": curve}
-    return frozen.conclude(task.kind, tables, keys, scores, notes, details, resamples, seed)
+    return labelled.conclude(task.kind, tables, keys, scores, notes, details, resamples, seed)
+
+
+def checked(solver: str, strengths: Sequence[float]) -> list[float]:
+    """The strengths, once each, from the strongest on; raises ValueError for an unknown solver or a strength <= 0."""
+    if solver not in SOLVERS:
+        raise ValueError(f"probe solver {solver!r} is not known; choose one of {list(SOLVERS)}")
+    found = sorted({float(strength) for strength in strengths}, reverse=True)
+    if not found or found[-1] <= 0:
+        raise ValueError(f"probe strengths must be at least one number above 0, got {found}")
+    return found
 
 
 def explained(key: Targets, outputs: np.ndarray, rate: np.ndarray, solver: str, kind: str) -> float:
     """Share of the loss of always predicting the labels' train rates (c) that outputs n c explain; below 0 if worse."""
     if solver == "logistic" and kind == "multiclass":
-        frozen.decidable(key)
+        labelled.decidable(key)
         present = key.values == 1
         loss = -scipy.special.log_softmax(outputs, axis=1)[present].mean()
         return float(1 + loss / np.log(np.broadcast_to(rate, present.shape)[present]).mean())
     shares = []
-    for c in frozen.decidable(key):
+    for c in labelled.decidable(key):
         judged = key.values[:, c] != MASKED
         output, target = outputs[judged, c], key.values[judged, c]
         if solver == "ridge":
@@ -226,3 +234,29 @@ def ridge_path(
 def _parts(features: np.ndarray) -> Iterator[np.ndarray]:
     for start in range(0, len(features), _CHUNK):
         yield features[start : start + _CHUNK].astype(np.float64)
+
+
+def _judge(encoder: Encoder, entry: Entry, opened: Opened) -> Result:
+    given = labelled.arguments(encoder, entry, opened)
+    found = probe(**given, solver=entry["solver"], strengths=entry["strengths"])
+    return attention.add(encoder, opened.sources["test"], found, opened.pictures_bytes)
+
+
+def _check(entry: Entry, sources: Mapping[str, Source]) -> None:
+    strengths = checked(entry["solver"], entry["strengths"])
+    _, keys = labelled.check_fit(entry, sources)
+    if len(strengths) > 1:
+        labelled.decidable(keys["val"])
+
+
+JUDGE = Judge(
+    "probe",
+    judge=_judge,
+    check=_check,
+    splits=("train", "val", "test"),
+    keys={
+        "solver": "logistic",  # or ridge
+        "strengths": STRENGTHS,  # of the penalty, to choose from on val; a single one is used as it is
+    },
+    prefixed=False,
+)

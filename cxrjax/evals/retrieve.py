@@ -21,9 +21,12 @@ import numpy as np
 import pandas
 import scipy.special
 
+from cxrjax.config import names
 from cxrjax.datasets.schema import PRESENT, UNCERTAIN
 from cxrjax.evals import joint, metrics
-from cxrjax.evals.base import FeatureTable, Result
+from cxrjax.evals.base import Encoder, FeatureTable, Result, digest
+from cxrjax.evals.features import source_digest
+from cxrjax.evals.judge import Entry, Judge, Opened
 from cxrjax.input.source import Source
 from cxrjax.input.studies import studies
 
@@ -67,9 +70,9 @@ def gallery(
     chosen, kinds = np.arange(len(whole)), None
     if classes:
         codes = np.stack(table["labels"].tolist())
-        names = list(source.converted_set.label_names)
+        known = list(source.converted_set.label_names)
         identity = (table["patient_id"] + "/" + table["study_id"]).tolist()
-        drawn = draw(codes, names, identity, classes, per_class, seed)
+        drawn = draw(codes, known, identity, classes, per_class, seed)
         chosen, kinds = np.concatenate(drawn), np.repeat(np.arange(len(drawn)), per_class)
     elif 0 < limit < len(whole):
         notes.append(f"a random {limit:,} of {len(whole):,} studies, as the limit says")
@@ -106,9 +109,7 @@ def draw(
     stricter). The draw depends on seed and ids only. Returns the numbers of `per_class` studies per class.
     Raises ValueError for an unknown class, or one with too few studies.
     """
-    unknown = [name for name in classes if name not in label_names]
-    if unknown or len(classes) < 2:
-        raise ValueError(f"classes are two or more labels of {list(label_names)}; got {list(classes)}")
+    _check_classes(classes, label_names)
     codes = labels[:, [list(label_names).index(name) for name in classes]]
     alone = ((codes == PRESENT).sum(axis=1) == 1) & ~(codes == UNCERTAIN).any(axis=1)
     few, drawn = [], []
@@ -145,9 +146,7 @@ def retrieve(
     details["chance"] and in a note.
     Raises ValueError for features that are not numbers, or a k that is no positive number.
     """
-    at = tuple(sorted({int(k) for k in at}))
-    if not at or at[0] < 1:
-        raise ValueError(f"recall@k needs k >= 1, got {list(at)}")
+    at = checked(at)
     count, notes = len(report), []
     if at[-1] >= count:
         notes.append(f"k {[k for k in at if k >= count]} are no task among {count} candidates and were left out")
@@ -194,6 +193,14 @@ def retrieve(
     if classes is not None:
         details["classes"] = dict(zip(class_names, np.bincount(classes).tolist(), strict=True))
     return Result(found, table, notes, details)
+
+
+def checked(at: Sequence[int]) -> tuple[int, ...]:
+    """The k, once each, from the smallest on; raises ValueError for none, or one below 1."""
+    found = tuple(sorted({int(k) for k in at}))
+    if not found or found[0] < 1:
+        raise ValueError(f"recall@k needs k >= 1, got {list(found)}")
+    return found
 
 
 def _ranks(queries, candidates, report, at, classes):
@@ -248,3 +255,55 @@ def _precision(near, alike, at):
         left = k - above.sum(axis=1)
         found.append(((above & alike).sum(axis=1) + left * (tied & alike).sum(axis=1) / tied.sum(axis=1)) / k)
     return np.stack(found, axis=1)
+
+
+def _check_classes(classes: Sequence[str], label_names: Sequence[str]) -> None:
+    if len(classes) < 2 or not set(classes) <= set(label_names):
+        raise ValueError(f"classes are two or more labels of {list(label_names)}; got {list(classes)}")
+
+
+def _judge(encoder: Encoder, entry: Entry, opened: Opened) -> Result:
+    ((split, source),) = opened.sources.items()
+    classes = names(entry["classes"])
+    options = {"classes": classes, "per_class": entry["per_class"], "limit": entry["limit"], "seed": opened.seed}
+    found = gallery(source, joint.of(encoder).words, **options)
+    result = retrieve(
+        opened.features(joint.pictures(encoder), found.pictures),
+        joint.texts(encoder, found.words, entry["batch_size"]),
+        found.report,
+        at=entry["at"],
+        classes=found.classes,
+        class_names=classes,
+        resamples=entry["bootstrap"],
+        seed=opened.seed,
+    )
+    notes = list(found.notes)
+    if split == "train":
+        notes.append("the studies are of the train split: an encoder that was trained on this set has seen them")
+    inputs = {split: source_digest(found.pictures), "reports": digest(found.words, found.report)}
+    return result._replace(notes=notes + result.notes, inputs=inputs)
+
+
+def _check(entry: Entry, sources: Mapping[str, Source]) -> None:
+    checked(entry["at"])
+    if classes := names(entry["classes"]):
+        ((_, source),) = sources.items()
+        _check_classes(classes, source.converted_set.label_names)
+
+
+JUDGE = Judge(
+    "retrieve",
+    judge=_judge,
+    check=_check,
+    splits=(),
+    keys={
+        "split": "test",  # whose studies are to find each other
+        "at": AT,  # the k of recall@k
+        "classes": (),  # labels of which just one is present in each study, for precision@k as well; () takes all
+        "per_class": 200,  # studies of each of the classes
+    },
+    task_name="reports",
+    instead_of_task="its key 'classes' names labels to judge precision by",
+    limits_pictures=False,
+    asks=("split", "at", "classes", "per_class"),
+)

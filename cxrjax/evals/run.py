@@ -6,6 +6,7 @@
 <workdir>/evals/features/                          cached features (see `features`)
 """
 
+import difflib
 import importlib.metadata
 import json
 import math
@@ -20,83 +21,44 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from cxrjax.config import folds, judged, names
-from cxrjax.evals import attention, classify, detect, joint, metrics, pictures, retrieve, segment
+from cxrjax.config import RENAMED, folds, judged, names
+from cxrjax.evals import metrics, pictures
 from cxrjax.evals.base import Encoder, Interval, Result, digest, make_task
 from cxrjax.evals.features import features, source_digest
-from cxrjax.evals.knn import NEIGHBOURS, knn
-from cxrjax.evals.probe import STRENGTHS, probe
-from cxrjax.evals.zeroshot import zeroshot
+from cxrjax.evals.judge import Entry, Judge, Opened
+from cxrjax.evals.registry import JUDGES
 from cxrjax.input import overlap
-from cxrjax.input.converted_sets import ConvertedSet, open_set
+from cxrjax.input.converted_sets import open_set
 from cxrjax.input.source import Source, required, select
 
-# The splits that each looks at; retrieval at the one that its entry names.
-JUDGES = {
-    "probe": ("train", "val", "test"),
-    "knn": ("train", "val", "test"),
-    "zeroshot": ("val", "test"),
-    "classify": ("val", "test"),
-    "detect": ("val", "test"),
-    "segment": ("train", "val", "test"),  # of train the masks alone, for their mean
-    "retrieve": (),
+COMMON = {
+    "name": "",  # of its folder; an empty one is made from the set, the task and the judge
+    "judge": "probe",  # see `registry`
+    "set": "",  # a converted set
+    # {"kind": "binary", "positive": labels, "negative": labels}, or "multilabel" or "multiclass" with "labels"; and a
+    # "name" for the logs. Labels may be comma-separated. See `base.Task` for what unknown labels count as.
+    "task": {},
+    "data_dir": "",  # of the set; "" is $CXRJAX_DATA
+    "projections": (),  # those to keep; () keeps all
+    "require": "",  # what pictures must have: boxes, or boxes or <label>; see `source.required`
+    "fraction": 1.0,  # of the train patients
+    "fraction_seed": 0,  # which of the set's nested lists
+    "folds": 0,  # of a cross-validation by patient, in place of the set's own splits; see `source.select`
+    "fold": 0,  # which is the test
+    "limit": 0,  # most pictures of each split, the same random ones every time, for a quick look; 0 takes all
+    "batch_size": 64,
+    "bootstrap": 1000,  # resamples of the test patients
+    "cache_gib": 8.0,  # features kept in the workdir, at most
+    "pictures_gib": pictures.LIMIT_BYTES / 2**30,  # fitted pictures of a split kept beside the set, at most
+    "every_steps": 0,  # of training, for the trainer; 0 judges at the end only
 }
+"""The keys of every evaluation entry with their defaults; `set` must be given, and `task` where the judge takes one."""
+
 LIBRARIES = ("cxrjax", "jax", "jaxlib", "flax", "numpy", "scipy", "pandas", "opencv-python-headless", "pycocotools")
 
 
 class EvaluationError(ValueError):
     """An evaluation that failed; says which, of what and at which step."""
-
-
-def defaults() -> ConfigDict:
-    """An evaluation entry with every key that `evaluate` knows; `set` and `task` must be given.
-
-    task: kind "binary" with `positive` and `negative` label names, "multilabel" or "multiclass" with `labels`, and a
-    `name` for the logs; lists of names may be comma-separated. projections: those to keep (empty: all). fraction: share
-    of the train patients to fit on, fraction_seed: which of the set's nested lists. folds, fold: a cross-validation by
-    patient in place of the set's own splits (`source.select`). require: "boxes" or "boxes or <label>" (`required` of
-    `source`), of the labels that a detecting head knows. limit: most pictures of each split, the same random ones every
-    time (0: all), for a quick look along training. bootstrap: resamples of the test patients.
-    cache_gib: features kept in the workdir; pictures_gib: fitted pictures of a split kept beside the set, at most.
-    every_steps is for the trainer. An empty name is made from the others. Judge "segment" needs no task; threshold: of
-    the probability that a pixel is inside, 0 to choose it on val. Nor does "detect"; confidence: least score of a box.
-
-    Judge "zeroshot": prompts, label -> {"positive": prompts, "negative": prompts}, beside `zeroshot.PROMPTS`. Judge
-    "retrieve" has no task: split, the studies to find each other; at, the k of recall; classes, labels of which just
-    one is present in each of `per_class` studies per label, to be judged by precision as well ("": all studies).
-    """
-    return ConfigDict(
-        {
-            "name": "",
-            "judge": "probe",
-            "set": "",
-            "task": {},
-            "data_dir": "",
-            "projections": (),
-            "require": "",
-            "fraction": 1.0,
-            "fraction_seed": 0,
-            "folds": 0,
-            "fold": 0,
-            "limit": 0,
-            "batch_size": 64,
-            "bootstrap": 1000,
-            "cache_gib": 8.0,
-            "pictures_gib": pictures.LIMIT_BYTES / 2**30,
-            "every_steps": 0,
-            "solver": "logistic",
-            "strengths": STRENGTHS,
-            "neighbours": NEIGHBOURS,
-            "temperature": 0.07,
-            "threshold": 0.5,
-            "confidence": 0.0,
-            "prompts": {},
-            "split": "test",
-            "at": retrieve.AT,
-            "classes": (),
-            "per_class": 200,
-        }
-    )
 
 
 def evaluate(
@@ -106,18 +68,19 @@ def evaluate(
     seed: int = 0,
     trained_with: ConfigDict | None = None,
 ) -> Result:
-    """Judges an encoder as the entry says (keys: `defaults`), writes results.json and predictions.parquet, returns all.
+    """Judges an encoder as the entry says, writes results.json and predictions.parquet, and returns what they hold.
 
+    entry: some of the keys of COMMON and of the judge's own (see `complete`).
     trained_with: the config of the encoder's training, to note what it has seen there of the set's val and test.
     Raises EvaluationError with the entry's name, the encoder and its step, whatever went wrong.
     """
     try:
         entry = complete(entry)
-        result, inputs = _judge(encoder, entry, Path(workdir), seed)
+        result = _judge(encoder, entry, Path(workdir), seed)
         if trained_with is not None:
             result = result._replace(notes=[*result.notes, *_leaks(trained_with, entry)])
         if jax.process_index() == 0:
-            _write(Path(workdir) / "evals" / entry["name"] / str(encoder.step), encoder, entry, seed, result, inputs)
+            _write(Path(workdir) / "evals" / entry["name"] / str(encoder.step), encoder, entry, seed, result)
     except Exception as error:
         name = entry.get("name") or f"{entry.get('judge', 'probe')} on {entry.get('set', '?')}"
         place = f"evaluation {name!r} of {encoder.name!r} at step {encoder.step}"
@@ -131,7 +94,7 @@ def scalars(entry: Mapping[str, Any], result: Result) -> dict[str, float]:
     What a judge found on the validation pictures is there as val_<metric>: a run can keep its best step by it.
     """
     entry = complete(entry)
-    prefix = "" if entry["judge"] == "probe" else f"{entry['judge']}_"
+    prefix = f"{entry['judge']}_" if JUDGES[entry["judge"]].prefixed else ""
     place = f"eval/{entry['set']}/{entry['task']['name']}"
     found = {name: interval.value for name, interval in result.metrics.items()}
     found |= {f"val_{name}": value for name, value in result.details.get("validation", {}).items()}
@@ -139,116 +102,95 @@ def scalars(entry: Mapping[str, Any], result: Result) -> dict[str, float]:
 
 
 def complete(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Fills an entry up with defaults and names; raises ValueError for an unknown key or judge, or a missing set."""
-    known = defaults().to_dict()
+    """Fills an entry up with the defaults of COMMON and of its judge's own keys, and with names.
+
+    Raises ValueError for an unknown judge, a key that its judge does not have, a missing set, or a task that its judge
+    does not take.
+    """
     given = entry.to_dict() if isinstance(entry, ConfigDict) else dict(entry)
-    unknown = sorted(set(given) - set(known))
-    if unknown:
-        raise ValueError(f"evaluation keys {unknown} are not known; known are {sorted(known)}")
+    name = given.get("judge", COMMON["judge"])
+    if name not in JUDGES:
+        raise ValueError(f"judge {name!r} is not known; choose one of {list(JUDGES)}")
+    judge = JUDGES[name]
+    known = {**COMMON, **judge.keys}
+    if unknown := sorted(set(given) - set(known)):
+        raise ValueError("; ".join(_unknown(key, judge) for key in unknown))
     full = known | given
-    if full["judge"] not in JUDGES:
-        raise ValueError(f"judge {full['judge']!r} is not known; choose one of {list(JUDGES)}")
     if not full["set"]:
         raise ValueError("an evaluation needs 'set', the name of a converted set, such as set='phantom'")
-    task = dict(full["task"])
-    if full["judge"] == "retrieve":
+    task = full["task"] = dict(full["task"])
+    if judge.task_name:
         if set(task) - {"name"}:
-            raise ValueError(f"retrieval looks for reports and has no task, got {task}; name labels with 'classes'")
-        task["name"] = task.get("name") or "reports"
-    elif full["judge"] in ("segment", "detect"):
-        what, where = ("mask", "target") if full["judge"] == "segment" else ("boxes", "labels")
-        if set(task) - {"name"}:
-            raise ValueError(f"judge {full['judge']!r} takes no task, got {task}; config.{where} of the run does")
-        task["name"] = task.get("name") or what
+            raise ValueError(f"judge {name!r} takes no task, got {task}; {judge.instead_of_task}")
+        task["name"] = task.get("name") or judge.task_name
     elif not task.get("name"):
         record = make_task(task)
         sides = ["+".join(names) for names in (record.positive, record.negative, record.labels) if names]
         task["name"] = _plain("-vs-".join(sides) or "all")
-    full["task"] = task
-    full["name"] = full["name"] or _plain(f"{full['set']}-{task['name']}-{full['judge']}")
+    full["name"] = full["name"] or _plain(f"{full['set']}-{task['name']}-{name}")
     return full
 
 
-def _judge(encoder: Encoder, entry: dict[str, Any], workdir: Path, seed: int) -> tuple[Result, dict[str, str]]:
-    converted, cache = open_set(entry["set"], entry["data_dir"] or None), workdir / "evals" / "features"
+def _unknown(key: str, judge: Judge) -> str:
+    """What to say of a key that neither COMMON nor the judge has."""
+    own = f"its own keys are {list(judge.keys)}" if judge.keys else "it has no keys of its own"
+    owners = [other.name for other in JUDGES.values() if key in other.keys]
+    if owners:
+        whose = " and ".join(map(repr, owners))
+        return f"evaluation key {key!r} belongs to judge {whose}, and this entry is of judge {judge.name!r}; {own}"
+    known = [*COMMON, *judge.keys]
+    renamed = RENAMED.get(f"evals.*.{key}", "").rpartition(".")[2]
+    near = [renamed] if renamed else difflib.get_close_matches(key, known, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"evaluation key {key!r} is not known.{hint} Judge {judge.name!r} knows {known}"
+
+
+def check(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Opens the set of an entry and raises ValueError for what its judge would refuse there; returns it completed.
+
+    No picture is read, and no encoder is needed.
+    """
+    entry = complete(entry)
+    chosen, _ = sources(entry)
+    JUDGES[entry["judge"]].check(entry, chosen)
+    return entry
+
+
+def _judge(encoder: Encoder, entry: dict[str, Any], workdir: Path, seed: int) -> Result:
+    judge = JUDGES[entry["judge"]]
+    chosen, notes = sources(entry, judge.box_labels(encoder))
+    pictures_bytes = entry["pictures_gib"] * 2**30
     table_of = partial(
         features,
         batch_size=entry["batch_size"],
-        cache_dir=cache,
+        cache_dir=workdir / "evals" / "features",
         cache_bytes=entry["cache_gib"] * 2**30,
-        pictures_bytes=entry["pictures_gib"] * 2**30,
+        pictures_bytes=pictures_bytes,
     )
-    shared = {"resamples": entry["bootstrap"], "seed": seed}
-    if entry["judge"] == "retrieve":
-        studies = select(
-            converted, entry["split"], projections=names(entry["projections"]) or None, **required(entry["require"])
-        )
-        return _judge_retrieval(encoder, entry, studies, table_of, shared)
-    chosen, notes = sources(converted, entry, detect.of_boxes(encoder) if entry["judge"] == "detect" else ())
-    inputs = {split: source_digest(each) for split, each in chosen.items()}
-    if entry["judge"] in ("segment", "detect"):
-        options = {"batch_size": entry["batch_size"], "pictures_bytes": entry["pictures_gib"] * 2**30, **shared}
-        if entry["judge"] == "segment":
-            result = segment.segment(encoder, chosen, threshold=entry["threshold"], **options)
-        else:
-            result = detect.detect(encoder, chosen, confidence=entry["confidence"], **options)
-        return result._replace(notes=notes + result.notes), inputs
-    seen = {"zeroshot": joint.pictures, "classify": classify.logits}.get(entry["judge"], lambda given: given)(encoder)
-    tables = {split: table_of(seen, each) for split, each in chosen.items()}
-    given = {**tables, "task": make_task(entry["task"]), "label_names": converted.label_names, **shared}
-    if entry["judge"] == "probe":
-        result = probe(**given, solver=entry["solver"], strengths=entry["strengths"])
-    elif entry["judge"] == "knn":
-        result = knn(**given, neighbours=entry["neighbours"], temperature=entry["temperature"])
-    elif entry["judge"] == "classify":
-        result = classify.classify(**given, answers=classify.of(encoder))
-    else:
-        embed = partial(joint.texts, encoder, batch_size=entry["batch_size"])
-        result = zeroshot(**given, embed=embed, prompts=entry["prompts"], temperature=entry["temperature"])
-    result = attention.add(encoder, chosen["test"], result, entry["pictures_gib"] * 2**30)
-    return result._replace(notes=notes + result.notes), inputs
+    result = judge.judge(encoder, entry, Opened(chosen, table_of, pictures_bytes, seed))
+    inputs = result.inputs or {split: source_digest(each) for split, each in chosen.items()}
+    return result._replace(notes=notes + result.notes, inputs=inputs)
 
 
-def sources(
-    converted: ConvertedSet, entry: dict[str, Any], labels: tuple[str, ...] = ()
-) -> tuple[dict[str, Source], list[str]]:
+def sources(entry: Entry, box_labels: tuple[str, ...] = ()) -> tuple[dict[str, Source], list[str]]:
     """The pictures of each split that the judge looks at, and a note where they are not all of them.
 
-    labels: of the boxes that the entry may require; () all.
+    box_labels: of the boxes that the entry may require; () all.
     """
+    judge, converted = JUDGES[entry["judge"]], open_set(entry["set"], entry["data_dir"] or None)
     found, notes, filters = {}, [], {"projections": names(entry["projections"]) or None}
     filters |= {key: entry[key] for key in ("folds", "fold")}
-    needed = required(entry["require"], labels)
-    for split in JUDGES[entry["judge"]]:
+    needed = required(entry["require"], box_labels)
+    for split in judge.splits or (entry["split"],):
         share = {key: entry[key] for key in ("fraction", "fraction_seed")} if split == "train" else {}
         found[split] = select(converted, split, **filters, **needed, **share)
         if needed:
             every = len(select(converted, split, **filters, **share))
             notes.append(f"{split}: {len(found[split]):,} of {every:,} pictures have {entry['require']}, as required")
-        if 0 < entry["limit"] < len(found[split]):
+        if judge.limits_pictures and 0 < entry["limit"] < len(found[split]):
             notes.append(f"{split}: a random {entry['limit']:,} of {len(found[split]):,} pictures, as the limit says")
             found[split] = _some(found[split], entry["limit"])
     return found, notes
-
-
-def _judge_retrieval(encoder, entry, chosen: Source, table_of, shared) -> tuple[Result, dict[str, str]]:
-    classes = names(entry["classes"])
-    options = {"classes": classes, "per_class": entry["per_class"], "limit": entry["limit"], "seed": shared["seed"]}
-    found = retrieve.gallery(chosen, joint.of(encoder).words, **options)
-    result = retrieve.retrieve(
-        table_of(joint.pictures(encoder), found.pictures),
-        joint.texts(encoder, found.words, entry["batch_size"]),
-        found.report,
-        at=entry["at"],
-        classes=found.classes,
-        class_names=classes,
-        **shared,
-    )
-    inputs = {entry["split"]: source_digest(found.pictures), "reports": digest(found.words, found.report)}
-    notes = list(found.notes)
-    if entry["split"] == "train":
-        notes.append("the studies are of the train split: an encoder that was trained on this set has seen them")
-    return result._replace(notes=notes + result.notes), inputs
 
 
 def _some(chosen: Source, count: int) -> Source:
@@ -281,12 +223,12 @@ def bounds(found: Interval, form: str = ".3f") -> str:
     return f" ({found.low:{form}} to {found.high:{form}})" if math.isfinite(found.low) else ""
 
 
-def _write(directory: Path, encoder: Encoder, entry, seed: int, result: Result, inputs: dict[str, str]) -> None:
+def _write(directory: Path, encoder: Encoder, entry: Entry, seed: int, result: Result) -> None:
     positives = result.details.get("n_positive", {})
     report = {
         "name": entry["name"],
         "encoder": {"name": encoder.name, "step": encoder.step, "digest": encoder.digest, "image_px": encoder.image_px},
-        "set": {"name": entry["set"], "digest": digest(inputs)},
+        "set": {"name": entry["set"], "digest": digest(dict(result.inputs))},
         "entry": entry,
         "seed": seed,
         "interval": f"{metrics.LEVEL:.0%} percentile interval over {entry['bootstrap']} resamples of the test patients",

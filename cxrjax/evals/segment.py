@@ -25,6 +25,7 @@ from cxrjax.datasets import schema
 from cxrjax.evals import metrics, pictures
 from cxrjax.evals.base import Encoder, Interval, Result
 from cxrjax.evals.features import fetch, share
+from cxrjax.evals.judge import Entry, Judge, Opened
 from cxrjax.imaging import pixels
 from cxrjax.input.source import Source
 
@@ -231,3 +232,19 @@ def summarise(predictions: pandas.DataFrame, resamples: int, seed: int) -> dict[
 def _nanmean(values: np.ndarray) -> float:
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else float("nan")
+
+
+def _judge(encoder: Encoder, entry: Entry, opened: Opened) -> Result:
+    options = {"batch_size": entry["batch_size"], "resamples": entry["bootstrap"], "threshold": entry["threshold"]}
+    return segment(encoder, opened.sources, **options, pictures_bytes=opened.pictures_bytes, seed=opened.seed)
+
+
+JUDGE = Judge(
+    "segment",
+    judge=_judge,
+    splits=("train", "val", "test"),  # of train the masks alone, for their mean
+    keys={"threshold": 0.5},  # of the probability that a pixel is inside; 0 chooses it on val
+    task_name="mask",
+    instead_of_task="config.target of the run names the mask that is judged",
+    judges_head=True,
+)

@@ -14,14 +14,17 @@ of several classes takes the softmax over the positive sides, as GLoRIA does (Hu
 import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import scipy.special
 
 from cxrjax.datasets import schema
-from cxrjax.evals import frozen, joint
-from cxrjax.evals.base import FeatureTable, Result, Targets, Task, targets
+from cxrjax.evals import attention, joint, labelled
+from cxrjax.evals.base import Encoder, FeatureTable, Result, Targets, Task, make_task, targets
+from cxrjax.evals.judge import Entry, Judge, Opened
+from cxrjax.input.source import Source
 
 _EFFUSION = {
     "positive": (
@@ -185,8 +188,7 @@ def zeroshot(
     Raises ValueError for a patient in both splits, an unknown label, a label without prompts, or features that are not
     numbers.
     """
-    if temperature <= 0:
-        raise ValueError(f"zero-shot needs temperature > 0, got {temperature}")
+    _check_temperature(temperature)
     schema.assert_patients_disjoint({"val": val.patient_ids.tolist(), "test": test.patient_ids.tolist()})
     tables, keys, notes = {}, {}, []
     for split, table in (("val", joint.checked(val, "val")), ("test", joint.checked(test, "test"))):
@@ -215,7 +217,7 @@ def zeroshot(
         notes += more
         details["thresholds"] = dict(zip(key.names, levels.tolist(), strict=True))
         scores = scipy.special.expit((margin["test"] - levels) / temperature)
-    return frozen.conclude(task.kind, tables, keys, scores, notes, details, resamples, seed)
+    return labelled.conclude(task.kind, tables, keys, scores, notes, details, resamples, seed)
 
 
 def ensemble(vectors: np.ndarray) -> np.ndarray:
@@ -247,3 +249,33 @@ def thresholds(key: Targets, margin: np.ndarray) -> tuple[np.ndarray, list[str]]
         f"{', '.join(without)}: the validation pictures have one value only, so the threshold stays at 0 and "
         "accuracies mean little"
     ]
+
+
+def _check_temperature(temperature: float) -> None:
+    if temperature <= 0:
+        raise ValueError(f"zero-shot needs temperature > 0, got {temperature}")
+
+
+def _judge(encoder: Encoder, entry: Entry, opened: Opened) -> Result:
+    given = labelled.arguments(joint.pictures(encoder), entry, opened)
+    embed = partial(joint.texts, encoder, batch_size=entry["batch_size"])
+    found = zeroshot(**given, embed=embed, prompts=entry["prompts"], temperature=entry["temperature"])
+    return attention.add(encoder, opened.sources["test"], found, opened.pictures_bytes)
+
+
+def _check(entry: Entry, sources: Mapping[str, Source]) -> None:
+    _check_temperature(entry["temperature"])
+    task, known = make_task(entry["task"]), sources["test"].converted_set.label_names
+    sides(task, targets(task, labelled.blank(sources["test"]).labels, known).names, entry["prompts"])
+
+
+JUDGE = Judge(
+    "zeroshot",
+    judge=_judge,
+    check=_check,
+    splits=("val", "test"),
+    keys={
+        "prompts": {},  # label -> {"positive": prompts, "negative": prompts}, before those of PROMPTS
+        "temperature": 0.07,  # of the scores: it spreads them, and changes neither their order nor the threshold
+    },
+)

@@ -16,11 +16,9 @@ from typing import Any, NamedTuple
 import pandas
 
 from cxrjax.config import FREE, names
+from cxrjax.evals.registry import JUDGES
 
-TRAINED_HEADS = ("classify", "segment", "detect")
-"""Judges of heads that were trained with their run, whose share of the labels is the run's and not the judge's."""
 _ASKED = ("set", "judge", "require", "limit", "folds")
-_ASKED_OF_REPORTS = ("split", "at", "classes", "per_class")
 _REPEATED = ("seed", *FREE)
 _REPEATED_DATA = ("fraction", "fraction_seed", "fold")
 _SKIPPED = ("checkpoints", "tensorboard", "features")
@@ -89,8 +87,9 @@ def collect(runs: str | Sequence[str]) -> tuple[list[Question], list[str]]:
     for one, subject in zip(found, subjects, strict=True):
         entry, data = one.results["entry"], one.config.get("data", {})
         task = {key: value for key, value in entry.get("task", {}).items() if key != "name"}
-        asked = _asked(entry, task)
-        share = data if entry["judge"] in TRAINED_HEADS else entry
+        judge = JUDGES.get(entry["judge"])
+        asked = _asked(entry, task, judge.asks if judge else ())
+        share = data if judge and judge.judges_head else entry
         run = Run(
             subject,
             one.folder,
@@ -109,12 +108,13 @@ def collect(runs: str | Sequence[str]) -> tuple[list[Question], list[str]]:
     return list(questions.values()), notes
 
 
-def _asked(entry: dict[str, Any], task: dict[str, Any]) -> str:
-    """What two evaluations must have in common to be compared; a key that older results lack is as if it were off."""
-    keys = (*_ASKED, *(_ASKED_OF_REPORTS if entry["judge"] == "retrieve" else ()))
-    plain = {key: entry.get(key) or None for key in keys} | {
-        "projections": sorted(names(entry.get("projections") or ()))
-    }
+def _asked(entry: dict[str, Any], task: dict[str, Any], own: Sequence[str]) -> str:
+    """What two evaluations must have in common to be compared; a key that older results lack is as if it were off.
+
+    own: the judge's own keys that are part of the question.
+    """
+    plain = {key: entry.get(key) or None for key in (*_ASKED, *own)}
+    plain["projections"] = sorted(names(entry.get("projections") or ()))
     sides = {key: list(names(value)) if key != "kind" else value for key, value in task.items() if value}
     return json.dumps([plain, sides], sort_keys=True)
 

@@ -215,7 +215,7 @@ def test_an_encoder_without_reports_is_refused(phantom_dir, tmp_path):
     for judge, more in (("retrieve", {}), ("zeroshot", {"task": {"kind": "multilabel"}})):
         with pytest.raises(run.EvaluationError, match="'pixels-32' was not trained with reports.*such as convirt"):
             run.evaluate(encoders.pixels(), {**entry, "judge": judge, **more}, tmp_path)
-    with pytest.raises(run.EvaluationError, match="has no task.*'classes'"):
+    with pytest.raises(run.EvaluationError, match="takes no task.*'classes'"):
         run.evaluate(encoders.pixels(), {**entry, "judge": "retrieve", "task": {"kind": "multilabel"}}, tmp_path)
 
 

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from cxrjax import config as shared
 from cxrjax import evaluate
-from cxrjax.evals import encoders, run
+from cxrjax.evals import encoders, probe, run
 from cxrjax.evals.base import Encoder, Joint, digest
 from cxrjax.evals.features import features
 from cxrjax.evals.joint import TOKENS
@@ -111,12 +111,17 @@ def test_pixels_are_the_area_average(frontal):
 
 @pytest.mark.parametrize("judge", ["probe", "knn"])
 def test_evaluate_writes_results_and_predictions_that_agree(phantom_dir, tmp_path, judge):
-    config = ConfigDict(entry(phantom_dir, judge=judge, projections="PA,AP", neighbours=(3, 5)))
+    own = {"neighbours": (3, 5)} if judge == "knn" else {"solver": "ridge"}
+    config = ConfigDict(entry(phantom_dir, judge=judge, projections="PA,AP", **own))
     encoder = encoders.pixels()._replace(step=7)
     result = run.evaluate(encoder, config, tmp_path, seed=1)
     folder = tmp_path / "evals" / f"phantom-finding-{judge}" / "7"
     assert sorted(path.name for path in folder.iterdir()) == ["predictions.parquet", "results.json"]
     report = json.loads((folder / "results.json").read_text())
+    assert set(report["entry"]) == {
+        *run.COMMON,
+        *({"neighbours", "temperature"} if judge == "knn" else probe.JUDGE.keys),
+    }
     found = report["metrics"]["auroc"]
     assert found["value"] == result.metrics["auroc"].value
     # So few patients of the phantom have a finding that an interval is not always given; JSON has no NaN.
@@ -141,7 +146,6 @@ def test_failures_name_the_evaluation_the_encoder_and_the_step(phantom_dir, tmp_
     pixels = encoders.pixels()
     for changes, words in (
         ({"judge": "svm"}, "'svm'.*'probe', 'knn'"),
-        ({"sett": "x"}, "'sett'.*known are"),
         ({"set": ""}, "needs 'set'"),
         ({"task": {"kind": "multilabel", "labels": "Hernia"}}, "'Hernia'.*'Cardiomegaly'"),
     ):
@@ -228,7 +232,8 @@ def test_a_difference_is_that_of_the_results(phantom_dir, tmp_path, monkeypatch,
     monkeypatch.setattr(evaluate, "_untrained", lambda found, seed: theirs)
     config = ConfigDict({"checkpoint": "DIR", "step": "latest", "seed": 0, "references": "random"})
     task = {"kind": "multilabel", "labels": "Mass,Effusion"} if judge == "probe" else {}
-    config.evals = {judge: entry(phantom_dir, judge=judge, task=task, confidence=0.4)}
+    own = {"confidence": 0.4} if judge == "detect" else {}
+    config.evals = {judge: entry(phantom_dir, judge=judge, task=task, **own)}
     found = evaluate.run(config)[judge]
     versus = json.loads((tmp_path / "evals" / judge / "0" / f"versus-{theirs.name}.json").read_text())
     assert next(iter(versus)) == first and others < set(versus)
@@ -256,6 +261,6 @@ def test_results_note_what_the_training_has_seen_of_the_test_pictures(phantom_di
 
     (note,) = notes()
     assert note == notes(exclude_overlap=False, judged_on="phantom")[0]
-    shared = "4 pictures of 4 patients (0 by id, 4 by fingerprint"
-    assert f"clinic/64-png with what is in val or test of phantom, {shared}" in note
+    told = "4 pictures of 4 patients (0 by id, 4 by fingerprint"
+    assert f"clinic/64-png with what is in val or test of phantom, {told}" in note
     assert notes(judged_on="phantom") == []

@@ -1,4 +1,4 @@
-"""What the judges of frozen features share: answer keys per split, choosing on validation, and the final table."""
+"""What the judges of labels share: their arguments, answer keys per split, choosing on validation, the final table."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,7 +7,41 @@ import numpy as np
 
 from cxrjax.datasets import schema
 from cxrjax.evals import metrics
-from cxrjax.evals.base import MASKED, FeatureTable, Result, Targets, Task, targets
+from cxrjax.evals.base import MASKED, Encoder, FeatureTable, Result, Targets, Task, make_task, targets
+from cxrjax.evals.judge import Entry, Opened
+from cxrjax.input.source import Source
+
+
+def arguments(encoder: Encoder, entry: Entry, opened: Opened) -> dict[str, Any]:
+    """What every judge of labels takes: a table of features per split, task, label_names, resamples and seed."""
+    tables = {split: opened.features(encoder, source) for split, source in opened.sources.items()}
+    about = {"task": make_task(entry["task"]), "label_names": opened.sources["test"].converted_set.label_names}
+    return {**tables, **about, "resamples": entry["bootstrap"], "seed": opened.seed}
+
+
+def blank(source: Source) -> FeatureTable:
+    """A source's labels and ids with features that say nothing, to check a task without an encoder."""
+    table = source.table
+    ids = (table[name].to_numpy(str) for name in ("patient_id", "image_id"))
+    return FeatureTable(np.zeros((len(table), 1), np.float32), np.stack(table["labels"].tolist()), *ids)
+
+
+def check_key(entry: Entry, sources: Mapping[str, Source]) -> None:
+    """Raises ValueError for a task that asks for labels which the set does not have."""
+    test = sources["test"]
+    targets(make_task(entry["task"]), blank(test).labels, test.converted_set.label_names)
+
+
+def check_fit(entry: Entry, sources: Mapping[str, Source]) -> tuple[dict[str, FeatureTable], dict[str, Targets]]:
+    """Raises ValueError for a task that train cannot teach or that test cannot judge.
+
+    Returns the blank tables and the answer keys of the splits.
+    """
+    task = make_task(entry["task"])
+    tables = {split: blank(source) for split, source in sources.items()}
+    kept, keys, _ = select(tables, task, sources["test"].converted_set.label_names)
+    metrics.measures(task.kind, keys["test"].names, keys["test"].values, np.zeros(keys["test"].values.shape))
+    return kept, keys
 
 
 def select(
