@@ -28,6 +28,15 @@ def num_devices(mesh: Mesh | None = None) -> int:
     return jax.device_count() if mesh is None else mesh.size
 
 
+def oldest_gpu() -> tuple[int, int] | None:
+    """The least compute capability among this process' CUDA GPUs, or None where it computes on something else."""
+    if jax.default_backend() != "gpu":
+        return None
+    known = [getattr(device, "compute_capability", "") for device in jax.local_devices()]
+    parts = [capability.split(".") for capability in known if re.fullmatch(r"\d+\.\d+", str(capability))]
+    return min(((int(major), int(minor)) for major, minor in parts), default=None)
+
+
 def make_mesh(axes: Mapping[str, int] | None = None) -> Mesh:
     """A mesh from {axis name: size} in that order; one size may be -1 and takes what is left.
 

@@ -1,20 +1,77 @@
-"""Scaled dot-product attention on packed heads, in the form that is fastest where it runs."""
+"""Scaled dot-product attention on packed heads, in the form that is fastest where it runs.
+
+Which form runs is decided by the platform that a program is lowered for. On CUDA, in half precision, it is cuDNN's
+fused kernel, which never holds the m × n weights (`jax.nn.dot_product_attention`). Elsewhere, and wherever cuDNN
+refuses, it is two einsums with a float32 softmax between them.
+"""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange
+from einops import rearrange, repeat
+
+from cxrjax import parallel
+
+HALF = (jnp.bfloat16, jnp.float16)
+AMPERE = (8, 0)
+"""The compute capability from which cuDNN's fused attention runs."""
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, heads: int) -> jax.Array:
-    """Softmax attention without mask: q b m d, k and v b n d, heads contiguous in d → b m d.
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, heads: int, lengths: jax.Array | None = None) -> jax.Array:
+    """Softmax attention: q b m d, k and v b n d, heads contiguous in d → b m d in q's dtype.
 
-    cuDNN's fused kernel on GPUs in half precision, two einsums with a float32 softmax elsewhere: with the heads in
-    front, XLA's CPU matmuls run a quarter faster than on the layout of jax.nn.dot_product_attention.
+    lengths: int b, at least 1; only so many of the first keys are attended to. None attends to all of them.
     """
-    if jax.default_backend() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16):
-        q, k, v = (rearrange(x, "b n (a d) -> b n a d", a=heads) for x in (q, k, v))
-        return rearrange(jax.nn.dot_product_attention(q, k, v, implementation="cudnn"), "b n a d -> b n (a d)")
+    if q.dtype in HALF and _is_fused(q.shape[-1] // heads, q.dtype):
+        fused, plain = (partial(form, heads=heads) for form in (_fused, _einsums))
+        return jax.lax.platform_dependent(q, k, v, lengths, cuda=fused, default=plain)
+    return _einsums(q, k, v, lengths, heads)
+
+
+def _einsums(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array | None, heads: int) -> jax.Array:
+    # With the heads in front XLA's CPU products run a quarter faster than on the layout b n a d.
     q, k, v = (rearrange(x, "b n (a d) -> b a n d", a=heads) for x in (q, k, v))
     logits = jnp.einsum("bamd,band->bamn", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+    if lengths is not None:
+        logits = jnp.where(jnp.arange(k.shape[2]) < repeat(lengths, "b -> b 1 1 1"), logits, -jnp.inf)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
     return rearrange(jnp.einsum("bamn,band->bamd", weights, v), "b a m d -> b m (a d)")
+
+
+def _fused(
+    q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array | None, heads: int, implementation: str = "cudnn"
+) -> jax.Array:
+    """The same by `jax.nn.dot_product_attention`, which trains on even counts of queries and keys only (jax 0.10.2).
+
+    Odd ones get a token more: a key that no query attends to, and a query whose row is cut off again.
+    """
+    m, n = q.shape[1], k.shape[1]
+    if lengths is None and n % 2:
+        lengths = jnp.full(len(k), n)
+    of_keys = None if lengths is None else lengths.astype(jnp.int32)
+    q, k, v = (rearrange(_even(x), "b n (a d) -> b n a d", a=heads) for x in (q, k, v))
+    out = jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=of_keys, implementation=implementation)
+    return rearrange(out[:, :m], "b m a d -> b m (a d)")
+
+
+def _even(tokens: jax.Array) -> jax.Array:
+    """b n d with a row of zeros more where n is odd."""
+    return jnp.pad(tokens, ((0, 0), (0, tokens.shape[1] % 2), (0, 0)))
+
+
+def _is_fused(width: int, dtype: jax.typing.DTypeLike) -> bool:
+    """Whether jax can trace a training step of the fused kernel for heads of this width; it asks cuDNN and the GPU."""
+    oldest = parallel.oldest_gpu()
+    if oldest is not None and oldest < AMPERE:
+        return False
+    token = jax.ShapeDtypeStruct((1, 2, width), dtype)
+
+    def trained(q, k, v):
+        return jax.grad(lambda q: _fused(q, k, v, None, heads=1).astype(jnp.float32).sum())(q)
+
+    try:
+        jax.eval_shape(trained, token, token, token)
+    except (RuntimeError, NotImplementedError, ValueError):  # no cuDNN here, or none that takes these heads
+        return False
+    return True

@@ -12,8 +12,8 @@ Blocks are stacked on a leading layer axis and scanned. With `frozen_layers` = k
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from einops import rearrange, repeat
 
+from cxrjax.models.attention import attend
 from cxrjax.models.vit import NORMAL, REMAT, Linear, Size, gelu, init_stacked
 
 # `base` is BERT's own size, `base6` its lower half, which MGCA keeps of Bio_ClinicalBERT; `test` and `mini` are ours.
@@ -129,25 +129,6 @@ class Block(nn.Module):
             return x + mlp(norm2(x))
         x = norm1(x + attention(x))
         return norm2(x + mlp(x))
-
-
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, heads: int, lengths: jax.Array | None = None) -> jax.Array:
-    """Softmax attention to the first `lengths` (int b, at least 1; None: all) keys: q b m d, k and v b n d → b m d.
-
-    As models/attention.py: cuDNN's kernel on GPUs in half precision, two einsums elsewhere. cuDNN takes lengths at any
-    size, but a mask only where both sizes are even.
-    """
-    lengths = jnp.full(len(k), k.shape[1]) if lengths is None else lengths
-    if jax.default_backend() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16):
-        q, k, v = (rearrange(x, "b n (a d) -> b n a d", a=heads) for x in (q, k, v))
-        lengths = lengths.astype(jnp.int32)
-        out = jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=lengths, implementation="cudnn")
-        return rearrange(out, "b n a d -> b n (a d)")
-    q, k, v = (rearrange(x, "b n (a d) -> b a n d", a=heads) for x in (q, k, v))
-    logits = jnp.einsum("bamd,band->bamn", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
-    real = jnp.arange(k.shape[2]) < repeat(lengths, "b -> b 1 1 1")
-    weights = jax.nn.softmax(jnp.where(real, logits, -jnp.inf), axis=-1).astype(v.dtype)
-    return rearrange(jnp.einsum("bamn,band->bamd", weights, v), "b a m d -> b m (a d)")
 
 
 def words(tokens: jax.Array, word_index: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cxrjax.models.bert import attend
+from cxrjax.models.attention import attend
 from cxrjax.models.vit import REMAT, Linear
 
 LAYER_NORM_EPS = 1e-5  # PyTorch's

@@ -277,7 +277,9 @@ def init_stacked(block: Block, depth: int, width: int) -> Callable:
 
     def init(key):
         token = jnp.zeros((1, 1, width))
-        return jax.vmap(lambda k: block.init(k, token)["params"])(jax.random.split(key, depth))
+        # Parameters are float32 in any case, and fused attention has no form for this vmap.
+        plain = block.clone(dtype=jnp.float32)
+        return jax.vmap(lambda k: plain.init(k, token)["params"])(jax.random.split(key, depth))
 
     return init
 
