@@ -26,7 +26,7 @@ from tqdm import tqdm
 from cxrjax import parallel, trained
 from cxrjax.export import step_name
 from cxrjax.imaging import pixels, reader
-from cxrjax.input import views
+from cxrjax.input import crops
 
 SCHEMA = pyarrow.schema(
     [
@@ -74,7 +74,7 @@ def embed(
                 if good:
                     batch = np.zeros((batch_size, model.method.image_px, model.method.image_px, 1), np.uint8)
                     for row, (_, picture) in enumerate(good):
-                        batch[row, :, :, 0] = views.fit(picture.pixels, model.method.image_px)
+                        batch[row, :, :, 0] = crops.fit(picture.pixels, model.method.image_px)
                     features = np.asarray(encode(model.params, model.state, parallel.to_global(batch, mesh)))
                     table = pyarrow.concat_tables([table, _rows(good, features)])
                 if time.monotonic() - saved_at > SAVE_SECONDS:

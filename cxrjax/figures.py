@@ -23,7 +23,7 @@ import cv2
 from cxrjax import trained
 from cxrjax.evals import figures
 from cxrjax.export import step_name
-from cxrjax.input import converted_sets, paired, record_index, source, views
+from cxrjax.input import converted_sets, crops, paired, record_index, source
 from cxrjax.text import tokenizer
 
 
@@ -52,7 +52,7 @@ def draw(
     spelling, px = _tokenizer(model), model.method.image_px
     output, written = Path(output), []
     for example in _examples(converted_sets.open_set(set_name), image_ids, split):
-        picture = views.fit(views.decode(example["image"]), px)
+        picture = crops.fit(crops.decode(example["image"]), px)
         maps = figures.look(model.method.joint, model.params, model.state, picture, sentence, spelling)
         marks = figures.marks(example, px)
         about = {"checkpoint": str(checkpoint), "step": model.step, "method": model.config.method}

@@ -6,7 +6,7 @@ import pandas
 import pytest
 
 from cxrjax import embed, methods
-from cxrjax.input import views
+from cxrjax.input import crops
 from tests import dicom_files, runs
 
 
@@ -41,7 +41,7 @@ def test_rows_are_the_features_of_the_fitted_pictures(run, pictures, tmp_path, c
     assert set(table.index) == set(pictures)
     method = methods.make(runs.config())
     for path, image in pictures.items():
-        expected = method.encode(run[1], {}, views.fit(image, 32)[None, :, :, None])["pooled"][0]
+        expected = method.encode(run[1], {}, crops.fit(image, 32)[None, :, :, None])["pooled"][0]
         np.testing.assert_allclose(table.embedding[path], expected, atol=1e-5)
         assert (table.height[path], table.width[path]) == image.shape
 

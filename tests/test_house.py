@@ -25,7 +25,7 @@ ALONE = ("imaging", "text", "losses")
 
 
 def room(module: str) -> str:
-    """ "cxrjax.input.views" → "input"."""
+    """ "cxrjax.input.crops" → "input"."""
     return module.split(".")[1]
 
 

@@ -18,7 +18,7 @@ import pytest
 from cxrjax import checkpoint, train
 from cxrjax import config as shared
 from cxrjax.evals import run as evals
-from cxrjax.input import converted_sets, source, views
+from cxrjax.input import converted_sets, crops, source
 from cxrjax.track import NonFinite
 from tests import radiographs, runs
 
@@ -235,7 +235,7 @@ def convert_copies(data_dir, splits):
     rows = []
     for patient, split in zip(patients, splits, strict=False):
         number = frontal.table["patient_id"].tolist().index(patient)
-        picture = views.decode(frontal[number]["image"])
+        picture = crops.decode(frontal[number]["image"])
         rows.append((f"copy {len(rows)}", f"someone {len(rows)}", split, radiographs.jpeg(picture, 80)))
     shutil.rmtree(data_dir / "elsewhere", ignore_errors=True)
     shutil.rmtree(data_dir / "raw", ignore_errors=True)

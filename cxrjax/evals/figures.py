@@ -12,7 +12,7 @@ import cv2
 import jax
 import numpy as np
 
-from cxrjax.input import views
+from cxrjax.input import crops
 from cxrjax.methods.base import Joint
 from cxrjax.text.tokenizer import Tokenizer
 
@@ -58,8 +58,8 @@ def look(joint: Joint, params: Any, state: Any, picture: np.ndarray, sentence: s
 
 
 def marks(example: Mapping[str, Any], px: int) -> Marks:
-    """The boxes and masks of a record, where it has them, moved with the picture as `views.fit` moves it."""
-    height, width = views.decode(example["image"]).shape
+    """The boxes and masks of a record, where it has them, moved with the picture as `crops.fit` moves it."""
+    height, width = crops.decode(example["image"]).shape
     fitted = [max(px, round(side * px / min(height, width))) for side in (height, width)]
     shift = [(side - px) // 2 for side in fitted]
     boxes, masks = [], {}
@@ -71,7 +71,7 @@ def marks(example: Mapping[str, Any], px: int) -> Marks:
                 boxes.append((label, tuple(moved)))
     for name in sorted(example):
         if name.startswith(("mask", "finding_mask")):
-            mask = views.fit(views.decode(example[name]), px, nearest=True) > 0
+            mask = crops.fit(crops.decode(example[name]), px, nearest=True) > 0
             masks |= {name: mask} if mask.any() else {}
     return Marks(tuple(boxes), masks)
 

@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from cxrjax.input import boxes, masks, pipeline, views
+from cxrjax.input import boxes, crops, masks, pipeline
 from cxrjax.input.record_index import index, stamp
 from cxrjax.input.source import Source
 
 PREPROCESSING = "fit-1"
-"""Names what `views.fit` does to a picture; a change of its pixels needs a new name, or what was kept stays valid."""
+"""Names what `crops.fit` does to a picture; a change of its pixels needs a new name, or what was kept stays valid."""
 IMAGE = "image"
 WHOLE = "whole"
 LIMIT_BYTES = 16 * 2**30
@@ -52,11 +52,11 @@ def batches(
 
 def fitted(example: Mapping[str, Any], rng: np.random.Generator, px: int, what: str) -> dict[str, np.ndarray]:
     """The pixels of one record, px px 1, as `pipeline.evaluation_batches` wants them."""
-    image = views.decode(example["image"])
+    image = crops.decode(example["image"])
     if what in (IMAGE, WHOLE):
-        return {"pixels": (views.fit if what == IMAGE else boxes.whole)(image, px)[..., None]}
+        return {"pixels": (crops.fit if what == IMAGE else boxes.whole)(image, px)[..., None]}
     inside, known = masks.mask(example, what, image.shape)
-    _, inside = masks.together(image, inside, partial(views.fit, px=px))
+    _, inside = masks.together(image, inside, partial(crops.fit, px=px))
     return {"pixels": (inside if known else np.full_like(inside, UNKNOWN))[..., None]}
 
 

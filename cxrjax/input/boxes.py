@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cxrjax.input import views
+from cxrjax.input import crops
 
 ANY = "any"
 
@@ -53,15 +53,15 @@ def _to_judge_by(example: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[in
 
 def whole(image: np.ndarray, px: int) -> np.ndarray:
     """The whole picture h w as px px, without its aspect: how detectors see what they are judged on."""
-    return views.resize(image, px, px)
+    return crops.resize(image, px, px)
 
 
 def crop(
-    image: np.ndarray, found: Boxes, rng: np.random.Generator, spec: views.Crop, min_visible: float
+    image: np.ndarray, found: Boxes, rng: np.random.Generator, spec: crops.Crop, min_visible: float
 ) -> tuple[np.ndarray, Boxes]:
     """A random window of a picture, resized to px px and perhaps mirrored, with the boxes as they lie in it.
 
-    Draws what `views.crop` draws, and so cuts the same window. A box is cut off at the window's edge, and left out
+    Draws what `crops.crop` draws, and so cuts the same window. A box is cut off at the window's edge, and left out
     where less than min_visible of its area is inside. At scale (1, 1) it is the whole picture, `whole`.
     Raises ValueError for a spec that turns the picture: the box of a turned box is too large.
     """
@@ -71,9 +71,9 @@ def crop(
     if tuple(spec.scale) == (1, 1):
         window = 0, 0, height, width
     else:
-        window = views.random_window(height, width, rng, spec.scale, spec.ratio)
+        window = crops.random_window(height, width, rng, spec.scale, spec.ratio)
     top, left, high, wide = window
-    cut = views.resize(image[top : top + high, left : left + wide], spec.px, spec.px)
+    cut = crops.resize(image[top : top + high, left : left + wide], spec.px, spec.px)
     boxes = (found.boxes * (height, width, height, width) - (top, left, top, left)) / (high, wide, high, wide)
     area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
     boxes = np.clip(boxes, 0, 1)

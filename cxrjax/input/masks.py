@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from cxrjax.input import boxes, views
+from cxrjax.input import boxes, crops
 
 BOXES = "boxes"
 
@@ -25,7 +25,7 @@ def mask(example: Mapping[str, Any], target: str, shape: tuple[int, int]) -> tup
         )
     if target == BOXES:
         return _union(boxes.of_example(example, ()).boxes, shape), True
-    found = views.decode(example[target])
+    found = crops.decode(example[target])
     if found.shape != tuple(shape):
         raise ValueError(f"{target} of {example['image_id']!r} has {found.shape} px, its picture {tuple(shape)}")
     if target == "mask":

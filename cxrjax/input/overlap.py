@@ -18,7 +18,7 @@ import pandas as pd
 
 from cxrjax.datasets import writer
 from cxrjax.imaging.fingerprint import fingerprint, pairs
-from cxrjax.input import converted_sets, record_index, views
+from cxrjax.input import converted_sets, crops, record_index
 from cxrjax.input.converted_sets import ConvertedSet
 from cxrjax.input.source import Source
 
@@ -310,8 +310,8 @@ def _part(
 def _look(stored: Source, number: int) -> str:
     example = stored[number]
     try:
-        return fingerprint(views.decode(example["image"]))
-    except views.Undecodable as error:
+        return fingerprint(crops.decode(example["image"]))
+    except crops.Undecodable as error:
         raise ValueError(
             f"Picture {example['image_id']!r} of set {example['set']!r} cannot be decoded: {error} "
             "The converted set is damaged; convert it again."

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from cxrjax.config import names
-from cxrjax.input import converted_sets, views
+from cxrjax.input import converted_sets, crops
 from cxrjax.input.studies import pick
 from cxrjax.text import reports, tokenizer
 
@@ -42,7 +42,7 @@ class StudyReader:
         self.length, self.vocab_size = config.text.length, config.text.vocab_size
         weights = "" if config.text.init_from == OF_REPORTS else config.text.init_from
         self.vocabulary, self.set = config.text.tokenizer or weights, names(config.data.sets)[0]
-        self.transform = views.transform(config.views.transform, config.model.image_px)
+        self.transform = crops.transform(config.views.transform, config.model.image_px)
 
     def __call__(self, study: Mapping[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
         """image uint8 1 h w 1, report int32 (equal for equal texts) and what `tokens` gives of the report.
@@ -59,7 +59,7 @@ class StudyReader:
 
     def picture(self, example: Mapping[str, Any], rng: np.random.Generator) -> np.ndarray:
         """uint8 h w 1."""
-        return self.transform(views.decode(example["image"]), rng)[..., None]
+        return self.transform(crops.decode(example["image"]), rng)[..., None]
 
     def text(self, report: Mapping[str, str]) -> str:
         """What is read of a report, "" where that is nothing."""

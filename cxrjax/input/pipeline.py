@@ -13,8 +13,8 @@ from typing import Any
 import grain
 import numpy as np
 
+from cxrjax.input.crops import Undecodable
 from cxrjax.input.source import Source
-from cxrjax.input.views import Undecodable
 
 Example = Mapping[str, Any]
 Views = Callable[[Example, np.random.Generator], dict[str, Any]]

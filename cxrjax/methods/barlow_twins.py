@@ -21,7 +21,7 @@ Hue, saturation and the turn to grey do nothing to a radiograph. ViTs, and what 
 import jax.numpy as jnp
 
 from cxrjax import monitors, rng
-from cxrjax.input import device, views
+from cxrjax.input import crops, device
 from cxrjax.input.augment import Augment, augment
 from cxrjax.losses import redundancy
 from cxrjax.methods.base import Aux, Method
@@ -33,7 +33,7 @@ def make(config) -> Method:
     encoder = backbone.make(config.model)
     dtype = jnp.dtype(config.model.dtype)
     projector = heads.MLP(tuple(config.projector.sizes), bias=False, last_bias=False, dtype=dtype)
-    crop, settings = views.Crop(config.model.image_px, **config.views), Augment(**config.augment)
+    crop, settings = crops.Crop(config.model.image_px, **config.views), Augment(**config.augment)
 
     def loss(params, state, batch, key, step):
         images = augment(rng.fold(key, "augment"), batch["image"], settings)
@@ -57,7 +57,7 @@ def make(config) -> Method:
         return params, {"batch_stats": stats}
 
     def make_views(example, rng):
-        return {"image": views.crops(views.decode(example["image"]), rng, crop, crop)}
+        return {"image": crops.views(crops.decode(example["image"]), rng, crop, crop)}
 
     def encode(params, state, images):
         images = device.standardise(images, **config.standardise)

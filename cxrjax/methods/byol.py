@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 
 from cxrjax import monitors, optim, rng
-from cxrjax.input import device, views
+from cxrjax.input import crops, device
 from cxrjax.input.augment import Augment, augment
 from cxrjax.losses import distill
 from cxrjax.methods.base import Aux, Method, ramp
@@ -42,7 +42,7 @@ def make(config) -> Method:
         for head in (config.projector, config.predictor)
     )
     momentum = ramp(config, config.momentum)
-    crop, settings = views.Crop(config.model.image_px, **config.views), Augment(**config.augment)
+    crop, settings = crops.Crop(config.model.image_px, **config.views), Augment(**config.augment)
     if config.predictor.out != config.projector.out:
         raise ValueError(
             f"the predictor predicts what the projector gives: predictor.out = {config.predictor.out} must be "
@@ -92,7 +92,7 @@ def make(config) -> Method:
         return params, stats
 
     def make_views(example, rng):
-        return {"image": views.crops(views.decode(example["image"]), rng, crop, crop)}
+        return {"image": crops.views(crops.decode(example["image"]), rng, crop, crop)}
 
     def after(params, state, step):
         online = {name: params[name] for name in state["target"]}

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from cxrjax import monitors, rng
 from cxrjax.config import names
-from cxrjax.input import boxes, device, views
+from cxrjax.input import boxes, crops, device
 from cxrjax.input.augment import Augment, augment
 from cxrjax.losses import detection as losses
 from cxrjax.methods.base import Answers, Aux, Method, trunk
@@ -38,7 +38,7 @@ def make(config) -> Method:
         raise ValueError(f"labels = {config.labels!r} names a label twice")
     classes = labels or (boxes.ANY,)
     head = detection.make(config.head, encoder.backbone, len(classes))
-    crop, settings = views.Crop(config.model.image_px, **config.views), Augment(**config.augment)
+    crop, settings = crops.Crop(config.model.image_px, **config.views), Augment(**config.augment)
 
     def loss(params, state, batch, key, step):
         images = augment(rng.fold(key, "augment"), batch["image"], settings)
@@ -61,7 +61,7 @@ def make(config) -> Method:
 
     def make_views(example, rng):
         found = boxes.of_example(example, labels)
-        image, found = boxes.crop(views.decode(example["image"]), found, rng, crop, config.boxes.min_visible)
+        image, found = boxes.crop(crops.decode(example["image"]), found, rng, crop, config.boxes.min_visible)
         return {"image": image[None, :, :, None], **boxes.pad(found, config.boxes.most, example["image_id"])}
 
     def encode(params, state, images):

@@ -37,7 +37,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from cxrjax import monitors, optim, rng
-from cxrjax.input import device, views
+from cxrjax.input import crops, device
 from cxrjax.input.augment import Augment, augment
 from cxrjax.losses import distill
 from cxrjax.methods.base import Aux, Method, frozen_at_first, progress, ramp
@@ -55,10 +55,10 @@ def make(config) -> Method:
     prototypes = Prototypes(config.prototypes, dtype)
     momentum, done = ramp(config, config.momentum), progress(config)
     hold = frozen_at_first(config, config.freeze_share)
-    crops = {"image": 2 * [views.Crop(config.model.image_px, **config.views)]}
+    specs = {"image": 2 * [crops.Crop(config.model.image_px, **config.views)]}
     settings = {"image": Augment(**config.augment)}
     if local.count:
-        crops["local"] = local.count * [crops["image"][0]._replace(px=local.px, scale=local.scale)]
+        specs["local"] = local.count * [specs["image"][0]._replace(px=local.px, scale=local.scale)]
         settings["local"] = Augment(**config.augment_local)
     if config.loss.assignment not in ("centre", "sinkhorn"):
         raise ValueError(f"loss.assignment must be 'centre' or 'sinkhorn', got {config.loss.assignment!r}")
@@ -118,8 +118,8 @@ def make(config) -> Method:
         return params, state | ({"centre": jnp.zeros(config.prototypes)} if config.loss.assignment == "centre" else {})
 
     def make_views(example, rng):
-        image = views.decode(example["image"])
-        return {name: views.crops(image, rng, *specs) for name, specs in crops.items()}
+        image = crops.decode(example["image"])
+        return {name: crops.views(image, rng, *each) for name, each in specs.items()}
 
     def after(params, state, step):
         return {**state, "target": optim.ema(state["target"], params, momentum(step))}

@@ -31,7 +31,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from cxrjax import monitors, rng
-from cxrjax.input import device, views
+from cxrjax.input import crops, device
 from cxrjax.losses import masked
 from cxrjax.methods.base import Aux, Method
 from cxrjax.models import backbone
@@ -46,7 +46,7 @@ def make(config) -> Method:
     decoder = MAEDecoder(px * px * config.model.channels, **config.decoder, **shared)
     side = config.model.image_px // px
     kept = kept_patches(side * side, config.masking.ratio)
-    crop = views.Crop(config.model.image_px, **config.views)
+    crop = crops.Crop(config.model.image_px, **config.views)
 
     def loss(params, state, batch, key, step):
         images = prepare(batch["image"][:, 0])
@@ -75,7 +75,7 @@ def make(config) -> Method:
         return {name: variables["params"] for name, variables in learned.items()}, {}
 
     def make_views(example, rng):
-        return {"image": views.crops(views.decode(example["image"]), rng, crop)}
+        return {"image": crops.views(crops.decode(example["image"]), rng, crop)}
 
     def encode(params, state, images):
         images = prepare(images)

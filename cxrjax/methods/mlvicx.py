@@ -36,7 +36,7 @@ import jax.numpy as jnp
 
 from cxrjax import monitors, rng
 from cxrjax.config import names
-from cxrjax.input import device, views
+from cxrjax.input import crops, device
 from cxrjax.input.augment import Augment, augment
 from cxrjax.losses import redundancy
 from cxrjax.methods.base import Aux, Method
@@ -67,7 +67,7 @@ def make(config) -> Method:
     fusion = LevelFusion(tuple(f"level{level}" for level in levels), **options, dtype=dtype)
     branches = _branches(config, levels, widths, dtype)
     fused = "levels" in branches
-    crop, settings = views.Crop(config.model.image_px, **config.views), Augment(**config.augment)
+    crop, settings = crops.Crop(config.model.image_px, **config.views), Augment(**config.augment)
 
     def loss(params, state, batch, key, step):
         images = augment(rng.fold(key, "augment"), batch["image"], settings)
@@ -138,7 +138,7 @@ def make(config) -> Method:
         return params, state
 
     def make_views(example, rng):
-        return {"image": views.crops(views.decode(example["image"]), rng, crop, crop)}
+        return {"image": crops.views(crops.decode(example["image"]), rng, crop, crop)}
 
     def encode(params, state, images):
         images, stats = device.standardise(images, **config.standardise), state["batch_stats"]["encoder"]

@@ -33,7 +33,7 @@ import jax
 import jax.numpy as jnp
 
 from cxrjax import monitors, optim, rng
-from cxrjax.input import device, views
+from cxrjax.input import crops, device
 from cxrjax.input.augment import Augment, augment
 from cxrjax.losses import contrastive
 from cxrjax.methods.base import Aux, Method, encoder_params, ramp
@@ -50,7 +50,7 @@ def make(config) -> Method:
     encoder, dtype = backbone.make(config.model), jnp.dtype(config.model.dtype)
     projector, predictor = (mlp(head, config.projector.out, dtype) for head in (config.projector, config.predictor))
     momentum = ramp(config, config.momentum)
-    crop, settings = views.Crop(config.model.image_px, **config.views), Augment(**config.augment)
+    crop, settings = crops.Crop(config.model.image_px, **config.views), Augment(**config.augment)
 
     def loss(params, state, batch, key, step):
         images = augment(rng.fold(key, "augment"), batch["image"], settings)
@@ -96,7 +96,7 @@ def make(config) -> Method:
         return params, {"batch_stats": stats, "target": target, "frozen": {"encoder": frozen}}
 
     def make_views(example, rng):
-        return {"image": views.crops(views.decode(example["image"]), rng, crop, crop)}
+        return {"image": crops.views(crops.decode(example["image"]), rng, crop, crop)}
 
     def after(params, state, step):
         queries = {name: params[name] for name in state["target"]}

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cxrjax import monitors, rng
-from cxrjax.input import device, masks, views
+from cxrjax.input import crops, device, masks
 from cxrjax.input.augment import Augment, augment
 from cxrjax.losses import segmentation
 from cxrjax.methods.base import Aux, Method, trunk
@@ -36,7 +36,7 @@ def make(config) -> Method:
     weights = {name: config.loss[name] for name in TERMS if config.loss[name]}
     if not weights:
         raise ValueError(f"loss = {dict(config.loss)} weighs nothing; give one of {', '.join(TERMS)} a weight")
-    crop, settings = views.Crop(config.model.image_px, **config.views), Augment(**config.augment)
+    crop, settings = crops.Crop(config.model.image_px, **config.views), Augment(**config.augment)
 
     def loss(params, state, batch, key, step):
         images = augment(rng.fold(key, "augment"), batch["image"], settings)
@@ -65,12 +65,12 @@ def make(config) -> Method:
         return params, state
 
     def make_views(example, rng):
-        image = views.decode(example["image"])
+        image = crops.decode(example["image"])
         # A picture of no set has no mask: `blank_batch` makes one.
         inside, known = np.zeros_like(image), False
         if example["set"]:
             inside, known = masks.mask(example, config.target, image.shape)
-        image, inside = masks.together(image, inside, lambda both: views.crop(both, rng, crop))
+        image, inside = masks.together(image, inside, lambda both: crops.crop(both, rng, crop))
         return {"image": image[None, :, :, None], "mask": (inside > 0)[:, :, None], "known": np.bool_(known)}
 
     def encode(params, state, images):

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from cxrjax import monitors, rng
-from cxrjax.input import device, views
+from cxrjax.input import crops, device
 from cxrjax.input.augment import Augment, augment
 from cxrjax.losses import contrastive
 from cxrjax.methods.base import Aux, Method
@@ -36,7 +36,7 @@ def make(config) -> Method:
     """config: model, projector, loss, views, augment, standardise; see configs/simclr.py for every key."""
     encoder = backbone.make(config.model)
     projector = projection_head(config.projector, encoder.width, jnp.dtype(config.model.dtype))
-    crop, settings = views.Crop(config.model.image_px, **config.views), Augment(**config.augment)
+    crop, settings = crops.Crop(config.model.image_px, **config.views), Augment(**config.augment)
 
     def loss(params, state, batch, key, step):
         images = augment(rng.fold(key, "augment"), batch["image"], settings)
@@ -62,7 +62,7 @@ def make(config) -> Method:
         return params, {"batch_stats": stats}
 
     def make_views(example, rng):
-        return {"image": views.crops(views.decode(example["image"]), rng, crop, crop)}
+        return {"image": crops.views(crops.decode(example["image"]), rng, crop, crop)}
 
     def encode(params, state, images):
         images = device.standardise(images, **config.standardise)

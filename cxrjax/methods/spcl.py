@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cxrjax import monitors
-from cxrjax.input import device, views
+from cxrjax.input import crops, device
 from cxrjax.losses import contrastive
 from cxrjax.methods.base import Aux, Method
 from cxrjax.models.backbone import make_vit
@@ -40,7 +40,7 @@ def make(config) -> Method:
     head = None if config.head.kind == "none" else ProjectionHead(**config.head)
     side = config.model.image_px // config.model.patch_px
     k_a, k_b = partition_sizes(side * side, config.partition.keep_ratio, config.partition.split_ratio)
-    transform = views.transform(config.views.transform, config.model.image_px)
+    transform = crops.transform(config.views.transform, config.model.image_px)
     if config.cls_shortcut and pool != "cls":
         raise ValueError("cls_shortcut leaves the patches of the last block uncomputed, so it needs model.pool='cls'")
 
@@ -84,7 +84,7 @@ def make(config) -> Method:
         return params, {}
 
     def make_views(example, rng):
-        image = transform(views.decode(example["image"]), rng)
+        image = transform(crops.decode(example["image"]), rng)
         patient = zlib.crc32(f"{example['set']}/{example['patient_id']}".encode()) & 0x7FFFFFFF
         return {"image": image[None, :, :, None], "patient": np.int32(patient)}
 

@@ -34,7 +34,7 @@ from einops import rearrange
 
 from cxrjax import monitors, optim, rng
 from cxrjax.config import names
-from cxrjax.input import corruption, device, views
+from cxrjax.input import corruption, crops, device
 from cxrjax.input.augment import Augment, augment
 from cxrjax.losses import contrastive, masked
 from cxrjax.methods.base import Aux, Method, ramp
@@ -49,7 +49,7 @@ def make(config) -> Method:
     encoder = backbone.make_vit(config.model).module
     decoder = PixelHead(config.model.patch_px, dtype=dtype, initialisation=config.model.initialisation)
     blocks = recons_blocks(config.recons_blocks, encoder.size.depth)
-    crop, grey_changes = views.Crop(px, **config.views), Augment(**config.augment)
+    crop, grey_changes = crops.Crop(px, **config.views), Augment(**config.augment)
     corrupt = corruption.Corruption(**config.corruption)
     corrupt.check(px)
     contrasts, momentum = config.contrast.weight > 0, ramp(config, config.contrast.momentum)
@@ -107,7 +107,7 @@ def make(config) -> Method:
     def make_views(example, rng):
         drawn = [corruption.draw(corrupt, rng, px) for _ in range(2)]
         fills = {name: np.stack([view[name] for view in drawn]) for name in drawn[0]}
-        return {"image": views.crops(views.decode(example["image"]), rng, crop, crop), **fills}
+        return {"image": crops.views(crops.decode(example["image"]), rng, crop, crop), **fills}
 
     def after(params, state, step):
         if not contrasts:

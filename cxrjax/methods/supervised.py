@@ -26,7 +26,7 @@ import numpy as np
 from cxrjax import monitors, rng
 from cxrjax.config import names
 from cxrjax.datasets.schema import UNCERTAIN
-from cxrjax.input import converted_sets, device, policies, views
+from cxrjax.input import converted_sets, crops, device, policies
 from cxrjax.input.augment import Augment, augment
 from cxrjax.losses import classification
 from cxrjax.methods.base import Answers, Aux, Method, trunk
@@ -40,7 +40,7 @@ def make(config) -> Method:
     check(config, labels)
     head = nn.Dense(len(labels), kernel_init=nn.initializers.normal(0.01))
     weights = jnp.asarray(config.loss.weights or np.ones(len(labels)), jnp.float32)
-    crop, settings = views.Crop(config.model.image_px, **config.views), Augment(**config.augment)
+    crop, settings = crops.Crop(config.model.image_px, **config.views), Augment(**config.augment)
 
     def loss(params, state, batch, key, step):
         images = augment(rng.fold(key, "augment"), batch["image"], settings)
@@ -67,7 +67,7 @@ def make(config) -> Method:
         return of_sets({converted.name: converted.label_names for converted in opened}, labels)
 
     def make_views(example, rng):
-        image = views.crops(views.decode(example["image"]), rng, crop)
+        image = crops.views(crops.decode(example["image"]), rng, crop)
         # A picture of no set has no labels: `blank_batch` makes one.
         known = label_names()[example["set"]] if example["set"] else ()
         codes = example["labels"] if example["set"] else np.zeros(0, np.int8)

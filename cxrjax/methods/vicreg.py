@@ -22,7 +22,7 @@ grey do nothing to a radiograph. ViTs, and what configs/vicreg.py sets without `
 import jax.numpy as jnp
 
 from cxrjax import monitors, rng
-from cxrjax.input import device, views
+from cxrjax.input import crops, device
 from cxrjax.input.augment import Augment, augment
 from cxrjax.losses import redundancy
 from cxrjax.methods.base import Aux, Method
@@ -33,7 +33,7 @@ def make(config) -> Method:
     """config: model, expander, loss, views, augment, standardise; see configs/vicreg.py for every key."""
     encoder = backbone.make(config.model)
     expander = heads.MLP(tuple(config.expander.sizes), last_bias=False, dtype=jnp.dtype(config.model.dtype))
-    crop, settings = views.Crop(config.model.image_px, **config.views), Augment(**config.augment)
+    crop, settings = crops.Crop(config.model.image_px, **config.views), Augment(**config.augment)
 
     def loss(params, state, batch, key, step):
         images = augment(rng.fold(key, "augment"), batch["image"], settings)
@@ -58,7 +58,7 @@ def make(config) -> Method:
         return params, {"batch_stats": stats}
 
     def make_views(example, rng):
-        return {"image": views.crops(views.decode(example["image"]), rng, crop, crop)}
+        return {"image": crops.views(crops.decode(example["image"]), rng, crop, crop)}
 
     def encode(params, state, images):
         images = device.standardise(images, **config.standardise)

@@ -3,7 +3,7 @@
 Green: what readers marked. Orange: what the model marked, where its predictions say so, in these columns:
 
     boxes           n × (y0 x0 y1 x1), relative to the whole picture, with scores n
-    overlay/mask    PNG, above zero inside, of the square middle of the picture as `views.fit` cuts it
+    overlay/mask    PNG, above zero inside, of the square middle of the picture as `crops.fit` cuts it
     overlay/map     p × q numbers over the same square, or None, such as `attention`: colours over the picture, from its
                     lowest number to its highest, which is bright
 """
@@ -17,7 +17,7 @@ import pandas
 
 from cxrjax.evals import figures
 from cxrjax.evals.predictions import LEAST_SCORE, choose, quality
-from cxrjax.input import views
+from cxrjax.input import crops
 from cxrjax.input.converted_sets import ConvertedSet
 from cxrjax.input.source import select
 
@@ -53,7 +53,7 @@ def caption(row: Mapping[str, Any], value: float) -> str:
 
 def draw(example: Mapping[str, Any], row: Mapping[str, Any], px: int = PX) -> bytes:
     """The picture as PNG, px px, with what is marked on it."""
-    picture = views.fit(views.decode(example["image"]), px)
+    picture = crops.fit(crops.decode(example["image"]), px)
     canvas = cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR)
     grid = _map(row)
     if grid is not None:

@@ -15,7 +15,7 @@ import scipy.special
 from cxrjax import evaluate, methods, train, trained
 from cxrjax.evals import attention, encoders
 from cxrjax.evals.predictions import choose, quality
-from cxrjax.input import converted_sets, source, views
+from cxrjax.input import converted_sets, crops, source
 from cxrjax.models import posemb
 from cxrjax.reporting import results_page
 from tests import runs
@@ -122,7 +122,7 @@ def test_the_pictures_that_a_report_may_show_have_their_own_map(judged, workdir,
     records = source.select(converted_sets.open_set("phantom", phantom_dir), "test")
     pictures = {records[i]["image_id"]: records[i]["image"] for i in range(len(records))}
     for row in rows[::3]:
-        picture = views.fit(views.decode(pictures[judged["image_id"][row]]), 32).astype(float)
+        picture = crops.fit(crops.decode(pictures[judged["image_id"][row]]), 32).astype(float)
         found = np.stack(list(map(np.asarray, judged["overlay/map"][row])))
         np.testing.assert_allclose(found, looks_in_numpy(loaded.config, params, picture), rtol=2e-3)
 

@@ -167,7 +167,7 @@ def oracle(phantom_dir):
     converted, labels, known = converted_sets.open_set("phantom", phantom_dir), ("Mass", "Nodule"), {}
     for split in ("val", "test"):
         for example in source.select(converted, split):
-            image = boxes.whole(detect.pictures.views.decode(example["image"]), 64)
+            image = boxes.whole(detect.pictures.crops.decode(example["image"]), 64)
             known[image.tobytes()] = boxes.of_example(example, labels)
 
     def encode(images):

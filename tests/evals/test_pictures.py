@@ -8,7 +8,7 @@ import pytest
 
 from cxrjax.evals import encoders, pictures
 from cxrjax.evals.features import features
-from cxrjax.input import converted_sets, source, views
+from cxrjax.input import converted_sets, crops, source
 from tests import radiographs
 
 
@@ -22,8 +22,8 @@ def converted(tmp_path):
 @pytest.fixture
 def decoded(monkeypatch):
     """How often a picture was decoded."""
-    calls, decode = [], views.decode
-    monkeypatch.setattr(views, "decode", lambda *given: calls.append(1) or decode(*given))
+    calls, decode = [], crops.decode
+    monkeypatch.setattr(crops, "decode", lambda *given: calls.append(1) or decode(*given))
     return calls
 
 
@@ -37,7 +37,7 @@ def test_many_checkpoints_decode_a_picture_once(converted, decoded, tmp_path):
         encoder = encoders.pixels(16)._replace(digest=f"{step}", name=f"checkpoint {step}")
         table = features(encoder, train, 2, tmp_path / f"run {step}")
         assert len(decoded) == 5, "a second checkpoint, in a workdir of its own, reads what the first one left"
-        picture = views.fit(views.decode(train[4]["image"]), 16)
+        picture = crops.fit(crops.decode(train[4]["image"]), 16)
         decoded.pop()
         np.testing.assert_allclose(table.features[4], picture.ravel() / 255, atol=1e-6)
 
@@ -56,7 +56,7 @@ def test_parts_of_a_split_share_what_is_there(converted, decoded):
 
 def test_several_splits_as_one(converted):
     joined = source.select(converted, "test", folds=3, fold=1)
-    expected = [views.fit(views.decode(joined[i]["image"]), 16) for i in range(len(joined))]
+    expected = [crops.fit(crops.decode(joined[i]["image"]), 16) for i in range(len(joined))]
     np.testing.assert_array_equal(whole(joined, size=len(joined))[..., 0], expected)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from cxrjax.evals.base import FeatureTable, Task
 from cxrjax.evals.probe import probe
-from cxrjax.input import views
+from cxrjax.input import crops
 
 FOLDER = os.environ.get("CXRJAX_REAL_DATA")
 
@@ -31,7 +31,7 @@ def test_ridge_on_32_px_reaches_the_reference_points(name, positive, negative, e
     for split, part in rows.groupby("split"):
         pictures = [cv2.imread(str(Path(FOLDER) / name / file), cv2.IMREAD_GRAYSCALE) for file in part["file"]]
         tables[split] = FeatureTable(
-            np.stack([views.fit(picture, 32).ravel() for picture in pictures]).astype(np.float32),
+            np.stack([crops.fit(picture, 32).ravel() for picture in pictures]).astype(np.float32),
             np.array([[label in text.split("|") for label in label_names] for text in part["labels"]], np.int8),
             part["patient_id"].to_numpy(str),
             part["file"].to_numpy(str),

@@ -15,7 +15,7 @@ from cxrjax.evals import encoders, probe, run
 from cxrjax.evals.base import Encoder, Joint, digest
 from cxrjax.evals.features import features
 from cxrjax.evals.joint import TOKENS
-from cxrjax.input import boxes, converted_sets, views
+from cxrjax.input import boxes, converted_sets, crops
 from cxrjax.input import source as sources
 from cxrjax.methods.base import Answers, Method
 from tests import radiographs
@@ -56,7 +56,7 @@ def test_features_are_those_of_each_picture_alone_on_one_compilation(frontal):
     table = features(encoder, frontal, 12)
     assert len(frontal) % 16 and table.features.shape == (len(frontal), 8) and len(calls) == 1
     for number in (0, len(frontal) - 1):
-        picture = views.fit(views.decode(frontal[number]["image"]), 16)
+        picture = crops.fit(crops.decode(frontal[number]["image"]), 16)
         np.testing.assert_allclose(
             table.features[number], picture.reshape(-1).astype(np.float32) @ params["kernel"], rtol=1e-4, atol=0.1
         )
@@ -187,7 +187,7 @@ def judged(judge, data_dir, skill):
     known, rng = {}, np.random.default_rng(int(100 * skill))
     for split in ("val", "test") if judge == "detect" else ():
         for example in sources.select(converted_sets.open_set("phantom", data_dir), split):
-            known[boxes.whole(views.decode(example["image"]), 64).tobytes()] = boxes.of_example(example, LABELS)
+            known[boxes.whole(crops.decode(example["image"]), 64).tobytes()] = boxes.of_example(example, LABELS)
 
     def encode(images):
         images = np.asarray(images)
@@ -247,7 +247,7 @@ def test_a_difference_is_that_of_the_results(phantom_dir, tmp_path, monkeypatch,
 
 def test_results_note_what_the_training_has_seen_of_the_test_pictures(phantom_dir, tmp_path, monkeypatch):
     tested = sources.select(converted_sets.open_set("phantom", phantom_dir), "test", projections=("PA", "AP"))
-    rows = [(f"copy {n}", f"someone {n}", "train", views.decode(tested[n]["image"])) for n in range(4)]
+    rows = [(f"copy {n}", f"someone {n}", "train", crops.decode(tested[n]["image"])) for n in range(4)]
     radiographs.write(tmp_path, "clinic", rows, short_side=64)
     monkeypatch.setenv("CXRJAX_DATA", str(tmp_path))
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cxrjax.input import boxes, views
+from cxrjax.input import boxes, crops
 
 
 def example(found, labels, readers=None, name="some"):
@@ -32,7 +32,7 @@ def test_a_set_without_readers_holds_the_answer_alone():
 
 def test_reading_twice_gives_the_same_boxes():
     """MGCA's reader divides the stored boxes in place, so that they shrink with every epoch."""
-    given, spec = example([[0.2, 0.3, 0.6, 0.5]], ["Mass"]), views.Crop(16, scale=(1.0, 1.0))
+    given, spec = example([[0.2, 0.3, 0.6, 0.5]], ["Mass"]), crops.Crop(16, scale=(1.0, 1.0))
     image = np.zeros((40, 20), np.uint8)
     rng = np.random.default_rng(0)
     once, twice = (boxes.crop(image, boxes.of_example(given, ()), rng, spec, 0.5)[1].boxes for _ in range(2))
@@ -43,7 +43,7 @@ def test_reading_twice_gives_the_same_boxes():
 @pytest.mark.parametrize("flip", [0.0, 1.0])
 def test_a_box_drawn_into_the_pixels_stays_on_them(flip):
     """Windows of any place and shape: the bright rectangle's edges, read off the pixels, are the box."""
-    spec = views.Crop(128, scale=(0.4, 0.9), ratio=(0.6, 1.6), flip=flip)
+    spec = crops.Crop(128, scale=(0.4, 0.9), ratio=(0.6, 1.6), flip=flip)
     rng, moved = np.random.default_rng(0), 0
     for _ in range(30):
         image = np.zeros((96, 130), np.uint8)
@@ -63,21 +63,21 @@ def test_a_box_drawn_into_the_pixels_stays_on_them(flip):
 
 
 def test_the_window_is_that_of_pictures_alone():
-    """One seed cuts picture and box as `views.crop` cuts the picture."""
+    """One seed cuts picture and box as `crops.crop` cuts the picture."""
     image = np.random.default_rng(1).integers(0, 255, (60, 80)).astype(np.uint8)
-    spec, nothing = views.Crop(32, flip=0.5), boxes.Boxes(np.zeros((0, 4), np.float32), np.zeros(0, np.int32))
+    spec, nothing = crops.Crop(32, flip=0.5), boxes.Boxes(np.zeros((0, 4), np.float32), np.zeros(0, np.int32))
     for seed in range(6):
         cut, _ = boxes.crop(image, nothing, np.random.default_rng(seed), spec, 0.5)
-        np.testing.assert_array_equal(cut, views.crop(image, np.random.default_rng(seed), spec))
+        np.testing.assert_array_equal(cut, crops.crop(image, np.random.default_rng(seed), spec))
 
 
 def test_boxes_mostly_outside_the_window_are_left_out():
     """A window of the whole height and half the width, with half a box in it: kept at 0.4, not at 0.6."""
     image = np.zeros((100, 200), np.uint8)
-    spec, kept = views.Crop(32, scale=(0.5, 0.5), ratio=(1.0, 1.0)), []
+    spec, kept = crops.Crop(32, scale=(0.5, 0.5), ratio=(1.0, 1.0)), []
     for min_visible in (0.4, 0.6):
         rng = np.random.default_rng(0)
-        _, left, _, wide = views.random_window(100, 200, np.random.default_rng(0), spec.scale, spec.ratio)
+        _, left, _, wide = crops.random_window(100, 200, np.random.default_rng(0), spec.scale, spec.ratio)
         edge = (left + wide) / 200
         given = boxes.Boxes(np.float32([[0.2, edge - 0.1, 0.4, edge + 0.1]]), np.int32([0]))
         found = boxes.crop(image, given, rng, spec, min_visible)[1]
@@ -94,4 +94,4 @@ def test_padding_names_the_picture_with_too_many():
     with pytest.raises(ValueError, match="picture 'p7' has 2 boxes and boxes.most is 1"):
         boxes.pad(given, 1, "p7")
     with pytest.raises(ValueError, match="boxes cannot be turned"):
-        boxes.crop(np.zeros((8, 8), np.uint8), given, np.random.default_rng(0), views.Crop(8, rotation_degrees=5), 0.5)
+        boxes.crop(np.zeros((8, 8), np.uint8), given, np.random.default_rng(0), crops.Crop(8, rotation_degrees=5), 0.5)

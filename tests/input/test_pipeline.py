@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cxrjax.input import converted_sets, pipeline, source, views
+from cxrjax.input import converted_sets, crops, pipeline, source
 
-CROP = views.transform("crop_flip", 16)
+CROP = crops.transform("crop_flip", 16)
 
 
 def two_views(example, rng):
-    image = views.decode(example["image"])
+    image = crops.decode(example["image"])
     return {
         "image": np.stack([CROP(image, rng), CROP(image, rng)])[..., None],
         "record": np.int32(example["image_id"].split("-")[1]),
@@ -152,7 +152,7 @@ def test_broken_picture_is_named_from_within_a_thread(written):
     broken = source.select(converted_sets.open_set("plain", written.data_dir), "test")
     with pytest.raises(ValueError, match="Picture 'test-1' of set 'plain' cannot be decoded") as raised:
         list(pipeline.evaluation_batches(broken, two_views, 2))
-    assert isinstance(raised.value.__cause__, views.Undecodable)
+    assert isinstance(raised.value.__cause__, crops.Undecodable)
 
 
 @pytest.mark.parametrize(

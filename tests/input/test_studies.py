@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from cxrjax.datasets import schema, writer
-from cxrjax.input import converted_sets, pipeline, source, views
+from cxrjax.input import converted_sets, crops, pipeline, source
 from cxrjax.input.studies import pick, studies
 
-FIT = views.transform("none", 32)
+FIT = crops.transform("none", 32)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def two_views(study, rng):
     """A frontal and a lateral picture of a study, zeros where there is none."""
     blank = np.zeros((32, 32), np.uint8)
     chosen = [pick(study[part], rng) for part in ("frontals", "laterals")]
-    pictures = [blank if example is None else FIT(views.decode(example["image"]), rng) for example in chosen]
+    pictures = [blank if example is None else FIT(crops.decode(example["image"]), rng) for example in chosen]
     return {"image": np.stack(pictures), "has_lateral": study["has_lateral"], "noise": rng.random()}
 
 
@@ -178,7 +178,7 @@ def test_an_undecodable_picture_is_named(written):
 
     def read_all(study, rng):
         everything = study["frontals"] + study["laterals"] + study["others"]
-        return {"mean": np.mean([views.decode(example["image"]).mean() for example in everything])}
+        return {"mean": np.mean([crops.decode(example["image"]).mean() for example in everything])}
 
     with pytest.raises(ValueError, match=r"Picture '.*test-1.*' of set 'plain' cannot be decoded"):
         for number in range(2):

@@ -1,4 +1,4 @@
-from cxrjax.input import converted_sets, source, throughput, views
+from cxrjax.input import converted_sets, crops, source, throughput
 
 
 def test_both_rates_count_the_same_work(written):
@@ -7,7 +7,7 @@ def test_both_rates_count_the_same_work(written):
 
     def count(example, rng):
         calls.append(rng)
-        return {"image": views.fit(views.decode(example["image"]), 16)}
+        return {"image": crops.fit(crops.decode(example["image"]), 16)}
 
     measured = throughput.measure(read, count, batch_size=4, seconds=0.01)
     assert set(measured) == {"grain_images_per_s", "raw_images_per_s", "share"}

@@ -8,7 +8,7 @@ import pytest
 from cxrjax import methods
 from cxrjax.evals import detect
 from cxrjax.imaging import pixels
-from cxrjax.input import converted_sets, source, views
+from cxrjax.input import converted_sets, crops, source
 from tests import runs
 from tests.methods import oracles
 
@@ -92,7 +92,7 @@ def planted(records, count, rng):
     """Phantoms with one or two bright discs, 6 to 14 of 64 px wide and apart, and the boxes around them."""
     rows, columns = np.mgrid[:64, :64]
     for i in range(count):
-        image = views.resize(views.decode(records[i]["image"]), 64, 64).astype(float)
+        image = crops.resize(crops.decode(records[i]["image"]), 64, 64).astype(float)
         found = []
         for side in range(rng.integers(1, 3)):
             radius = rng.integers(3, 8)

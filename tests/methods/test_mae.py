@@ -7,7 +7,7 @@ import pytest
 
 from cxrjax import benchmark, methods, optim
 from cxrjax.imaging import pixels
-from cxrjax.input import device, views
+from cxrjax.input import crops, device
 from cxrjax.methods import mae
 from cxrjax.models import posemb
 from cxrjax.models.mae_decoder import MAEDecoder
@@ -242,7 +242,7 @@ def test_views_are_one_crop():
     example = {"image": pixels.encode(picture, "png")}
     view = method.views(example, np.random.default_rng(5))["image"]
     assert view.shape == (1, 32, 32, 1) and view.dtype == np.uint8
-    expected = views.crop(picture, np.random.default_rng(5), views.Crop(32, (0.5, 1.0), flip=0.5))
+    expected = crops.crop(picture, np.random.default_rng(5), crops.Crop(32, (0.5, 1.0), flip=0.5))
     np.testing.assert_array_equal(view[0, :, :, 0], expected)
 
 

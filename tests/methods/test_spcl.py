@@ -162,13 +162,13 @@ def test_nothing_that_the_paper_leaves_out(batch):
 
 
 def test_views_are_one_untouched_picture(phantom_dir):
-    from cxrjax.input import converted_sets, source, views
+    from cxrjax.input import converted_sets, crops, source
 
     example = source.select(converted_sets.open_set("phantom", phantom_dir), "train")[0]
     method = variant()
     first, second = (method.views(example, np.random.default_rng(seed)) for seed in (0, 1))
     np.testing.assert_array_equal(first["image"], second["image"])
-    np.testing.assert_array_equal(first["image"][0, :, :, 0], views.fit(views.decode(example["image"]), 32))
+    np.testing.assert_array_equal(first["image"][0, :, :, 0], crops.fit(crops.decode(example["image"]), 32))
     assert first["image"].shape == (1, 32, 32, 1) and first["image"].dtype == np.uint8
 
 

@@ -81,10 +81,10 @@ class Crop(NamedTuple):
     rotation_degrees: float = 0.0
 
 
-def crops(image: np.ndarray, rng: np.random.Generator, *specs: Crop) -> np.ndarray:
+def views(image: np.ndarray, rng: np.random.Generator, *specs: Crop) -> np.ndarray:
     """Several independent views of one decoded picture h w: uint8 v px px 1, in the order of the specs.
 
-    One call per size: `crops(image, rng, *2 * [large])` and `crops(image, rng, *6 * [small])` decode the picture once.
+    One call per size: `views(image, rng, *2 * [large])` and `views(image, rng, *6 * [small])` decode the picture once.
     Raises ValueError for no spec, for specs of several sizes, and as `random_resized_crop` does.
     """
     if len({spec.px for spec in specs}) != 1:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cxrjax.input import views
+from cxrjax.input import crops
 
 
 def picture(height, width, seed=0):
@@ -25,8 +25,8 @@ def encoded(image, extension=".jpg"):
 
 def test_decode_gives_the_stored_pixels():
     image = picture(40, 52)
-    np.testing.assert_array_equal(views.decode(encoded(image, ".png")), image)
-    assert views.decode(encoded(image)).shape == (40, 52)
+    np.testing.assert_array_equal(crops.decode(encoded(image, ".png")), image)
+    assert crops.decode(encoded(image)).shape == (40, 52)
 
 
 def test_decode_leaves_a_noted_rotation_alone():
@@ -34,15 +34,15 @@ def test_decode_leaves_a_noted_rotation_alone():
     turned[0x0112] = 6
     file = io.BytesIO()
     Image.fromarray(across()).save(file, "JPEG", exif=turned, quality=100)
-    assert views.decode(file.getvalue()).shape == (90, 120)
+    assert crops.decode(file.getvalue()).shape == (90, 120)
 
 
 @pytest.mark.parametrize("extension", [".jpg", ".png"])
 @pytest.mark.parametrize("keep", [0, 1, 30, 0.5, 0.99])
 def test_cut_pictures_are_refused(extension, keep):
     whole = encoded(picture(64, 64), extension)
-    with pytest.raises(views.Undecodable, match="not a whole PNG or JPEG"):
-        views.decode(whole[: keep if isinstance(keep, int) else int(keep * len(whole))])
+    with pytest.raises(crops.Undecodable, match="not a whole PNG or JPEG"):
+        crops.decode(whole[: keep if isinstance(keep, int) else int(keep * len(whole))])
 
 
 def test_opencv_runs_on_the_calling_thread_only():
@@ -54,33 +54,33 @@ def test_fit_is_resize_then_middle(height, width, px, resized):
     image = picture(height, width)
     rule = cv2.INTER_AREA if px < min(height, width) else cv2.INTER_CUBIC
     expected = cv2.resize(image, resized[::-1], interpolation=rule)
-    np.testing.assert_array_equal(views.resize_short(image, px), expected)
+    np.testing.assert_array_equal(crops.resize_short(image, px), expected)
     top, left = (resized[0] - px) // 2, (resized[1] - px) // 2
-    np.testing.assert_array_equal(views.fit(image, px), expected[top : top + px, left : left + px])
+    np.testing.assert_array_equal(crops.fit(image, px), expected[top : top + px, left : left + px])
 
 
 def test_fit_keeps_a_picture_that_fits_already():
     image = picture(32, 32)
-    np.testing.assert_array_equal(views.fit(image, 32), image)
+    np.testing.assert_array_equal(crops.fit(image, 32), image)
 
 
 def test_fit_keeps_masks_binary_and_on_their_picture():
     image = np.zeros((90, 120), np.uint8)
     image[20:60, 33:80] = 255
-    mask = views.fit(image, 37, nearest=True)
+    mask = crops.fit(image, 37, nearest=True)
     assert set(np.unique(mask)) == {0, 255}
     # Any shift of the mask against its picture would show as a disagreement along an edge.
-    assert np.mean((views.fit(image, 37) > 127) != (mask > 127)) < 0.01
+    assert np.mean((crops.fit(image, 37) > 127) != (mask > 127)) < 0.01
 
 
 def test_center_crop_refuses_a_small_picture():
     with pytest.raises(ValueError, match="64 x 64 px out of a picture of 90 x 63"):
-        views.center_crop(picture(90, 63), 64)
+        crops.center_crop(picture(90, 63), 64)
 
 
 def test_crops_keep_to_scale_ratio_and_picture():
     rng = np.random.default_rng(0)
-    windows = np.array([views.random_window(300, 400, rng, (0.2, 0.6), (0.75, 4 / 3)) for _ in range(2000)])
+    windows = np.array([crops.random_window(300, 400, rng, (0.2, 0.6), (0.75, 4 / 3)) for _ in range(2000)])
     top, left, height, width = windows.T
     assert (top >= 0).all() and (left >= 0).all() and (top + height <= 300).all() and (left + width <= 400).all()
     area, ratio = height * width / (300 * 400), width / height
@@ -94,24 +94,24 @@ def test_crops_keep_to_scale_ratio_and_picture():
 
 def test_crop_is_its_window_resized():
     image = picture(300, 400)
-    top, left, height, width = views.random_window(300, 400, np.random.default_rng(5), (0.3, 0.5), views.RATIO)
+    top, left, height, width = crops.random_window(300, 400, np.random.default_rng(5), (0.3, 0.5), crops.RATIO)
     assert height > 64 and width > 64
     expected = cv2.resize(image[top : top + height, left : left + width], (64, 64), interpolation=cv2.INTER_AREA)
-    cut = views.random_resized_crop(image, np.random.default_rng(5), 64, (0.3, 0.5))
+    cut = crops.random_resized_crop(image, np.random.default_rng(5), 64, (0.3, 0.5))
     np.testing.assert_array_equal(cut, expected)
 
 
 def test_crop_of_a_strip_falls_back_to_its_middle():
-    assert views.random_window(20, 400, np.random.default_rng(0), (0.9, 1.0), (0.75, 4 / 3)) == (0, 186, 20, 27)
-    assert views.random_window(400, 21, np.random.default_rng(0), (0.9, 1.0), (0.75, 4 / 3)) == (186, 0, 28, 21)
+    assert crops.random_window(20, 400, np.random.default_rng(0), (0.9, 1.0), (0.75, 4 / 3)) == (0, 186, 20, 27)
+    assert crops.random_window(400, 21, np.random.default_rng(0), (0.9, 1.0), (0.75, 4 / 3)) == (186, 0, 28, 21)
 
 
 def test_hflip_mirrors_half_of_the_time():
     rng = np.random.default_rng(0)
     image = across()
-    mirrored = [views.hflip(image, rng)[0, 0] == 119 for _ in range(400)]
+    mirrored = [crops.hflip(image, rng)[0, 0] == 119 for _ in range(400)]
     assert 160 < sum(mirrored) < 240
-    assert np.array_equal(views.hflip(image, np.random.default_rng(2)), image[:, ::-1])  # draws 0.26
+    assert np.array_equal(crops.hflip(image, np.random.default_rng(2)), image[:, ::-1])  # draws 0.26
 
 
 def test_turned_window_matches_pillow_and_takes_its_corners_from_around_it():
@@ -121,24 +121,24 @@ def test_turned_window_matches_pillow_and_takes_its_corners_from_around_it():
     for degrees in (-12.0, 7.5, 90.0):
         whole = Image.fromarray(image).rotate(degrees, Image.Resampling.BILINEAR, center=middle)
         expected = np.asarray(whole)[top : top + height, left : left + width].astype(int)
-        found = views._turned(image, top, left, height, width, degrees)
+        found = crops._turned(image, top, left, height, width, degrees)
         assert np.abs(found - expected).max() <= 2  # OpenCV before 5 interpolates in steps of 1/32 px
 
 
 def test_turned_picture_is_mirrored_at_its_edge_and_never_black():
     ramp = across(80, 80) + np.uint8(100)
-    found = views._turned(ramp, 0, 0, 80, 80, 10.0)
+    found = crops._turned(ramp, 0, 0, 80, 80, 10.0)
     assert found.min() >= 100
-    np.testing.assert_array_equal(views._turned(ramp, 0, 0, 80, 80, 0.0), ramp)
+    np.testing.assert_array_equal(crops._turned(ramp, 0, 0, 80, 80, 0.0), ramp)
 
 
 def test_angles_are_uniform_both_ways():
     ramp = across(120, 120)
     rng = np.random.default_rng(0)
-    spec = views.Crop(60, scale=(0.25, 0.25), ratio=(1, 1), rotation_degrees=10)
+    spec = crops.Crop(60, scale=(0.25, 0.25), ratio=(1, 1), rotation_degrees=10)
     angles = []
     for _ in range(400):
-        down, right = np.gradient(views.crop(ramp, rng, spec).astype(float))
+        down, right = np.gradient(crops.crop(ramp, rng, spec).astype(float))
         angles.append(np.degrees(np.arctan2(down[5:-5, 5:-5].mean(), right[5:-5, 5:-5].mean())))
     assert -10.5 < min(angles) < -9 and 9 < max(angles) < 10.5
     assert abs(np.mean(angles)) < 1 and np.std(angles) == pytest.approx(10 / 3**0.5, rel=0.08)
@@ -146,38 +146,38 @@ def test_angles_are_uniform_both_ways():
 
 def test_crops_are_independent_views_in_the_order_of_their_specs():
     image = picture(120, 160)
-    whole = views.Crop(32, scale=(1, 1), ratio=(4 / 3, 4 / 3))
+    whole = crops.Crop(32, scale=(1, 1), ratio=(4 / 3, 4 / 3))
     mirrored, small = whole._replace(flip=1.0), whole._replace(scale=(0.1, 0.2))
-    found = views.crops(image, np.random.default_rng(0), whole, mirrored, small, small)
+    found = crops.views(image, np.random.default_rng(0), whole, mirrored, small, small)
     assert found.shape == (4, 32, 32, 1) and found.dtype == np.uint8
     np.testing.assert_array_equal(found[0, ..., 0], cv2.resize(image, (32, 32), interpolation=cv2.INTER_AREA))
     np.testing.assert_array_equal(found[1], found[0, :, ::-1])
     assert not np.array_equal(found[2], found[3])
     rng = np.random.default_rng(0)
-    again = np.concatenate([views.crops(image, rng, whole, mirrored), views.crops(image, rng, small, small)])
+    again = np.concatenate([crops.views(image, rng, whole, mirrored), crops.views(image, rng, small, small)])
     np.testing.assert_array_equal(found, again)
 
 
 def test_crops_keep_the_heart_on_its_side_unless_asked():
     rng = np.random.default_rng(0)
-    spec = views.Crop(16, rotation_degrees=8)
-    assert all(cut[0, 0, 0] < cut[0, -1, 0] for cut in views.crops(across(120, 120), rng, *100 * [spec]))
+    spec = crops.Crop(16, rotation_degrees=8)
+    assert all(cut[0, 0, 0] < cut[0, -1, 0] for cut in crops.views(across(120, 120), rng, *100 * [spec]))
 
 
 def test_crops_of_several_sizes_and_shares_above_one_are_refused():
     rng = np.random.default_rng(0)
     with pytest.raises(ValueError, match=r"crops of \[32, 16\] px cannot be stacked.*once for every size"):
-        views.crops(picture(40, 40), rng, views.Crop(32), views.Crop(16))
+        crops.views(picture(40, 40), rng, crops.Crop(32), crops.Crop(16))
     with pytest.raises(ValueError, match=r"crops of \[\] px"):
-        views.crops(picture(40, 40), rng)
+        crops.views(picture(40, 40), rng)
     for scale in ((20, 100), (0.0, 1.0), (0.8, 0.2)):
         with pytest.raises(ValueError, match=r"share of the picture's area, in \(0, 1\]; got"):
-            views.crops(picture(40, 40), rng, views.Crop(16, scale=scale))
+            crops.views(picture(40, 40), rng, crops.Crop(16, scale=scale))
 
 
 @pytest.mark.parametrize(("kind", "mirrors"), [("mild", False), ("crop_flip", True)])
 def test_random_kinds_differ_in_mirroring_and_area(kind, mirrors):
-    change = pickle.loads(pickle.dumps(views.transform(kind, 32)))
+    change = pickle.loads(pickle.dumps(crops.transform(kind, 32)))
     rng = np.random.default_rng(0)
     cut = [change(across(120, 120), rng).astype(int) for _ in range(200)]
     assert all(image.shape == (32, 32) for image in cut)
@@ -192,7 +192,7 @@ def test_random_kinds_differ_in_mirroring_and_area(kind, mirrors):
 def test_kind_none_is_fit_and_draws_nothing():
     rng = np.random.default_rng(0)
     image = picture(70, 90)
-    np.testing.assert_array_equal(views.transform("none", 32)(image, rng), views.fit(image, 32))
+    np.testing.assert_array_equal(crops.transform("none", 32)(image, rng), crops.fit(image, 32))
     assert rng.random() == np.random.default_rng(0).random()
 
 
@@ -200,7 +200,7 @@ def test_pad_crop_keeps_the_shape_of_things_on_black():
     """MGCA's: 512 × 400 px to 256 × 200 between 28 columns of zeros on either side, and 224 px of that."""
     image = np.full((512, 400), 200, np.uint8)
     image[:, 200:] = 100
-    change, rng = pickle.loads(pickle.dumps(views.transform("pad_crop", 224))), np.random.default_rng(0)
+    change, rng = pickle.loads(pickle.dumps(crops.transform("pad_crop", 224))), np.random.default_rng(0)
     starts = set()
     for _ in range(200):
         cut = change(image, rng)
@@ -209,7 +209,7 @@ def test_pad_crop_keeps_the_shape_of_things_on_black():
         starts.add(edge)
         assert edge[1] == 128 - (28 - edge[0]) or edge[0] == 0
     assert min(starts)[0] == 0 and max(starts) == (28, 128) and len(starts) > 25
-    assert views.transform("pad_crop", 32)(picture(20, 90), rng).shape == (32, 32)
+    assert crops.transform("pad_crop", 32)(picture(20, 90), rng).shape == (32, 32)
 
 
 def test_unknown_kind_lists_the_kinds():
@@ -217,14 +217,14 @@ def test_unknown_kind_lists_the_kinds():
         ValueError,
         match="'strong' is not known; choose one of 'none', 'pad_crop', 'mild', 'crop_flip', 'crop_turn_flip'",
     ):
-        views.transform("strong", 32)
+        crops.transform("strong", 32)
 
 
 def test_sixteen_bits_are_kept_or_cut_to_their_upper_eight():
     deep = np.arange(0, 65536, 64, np.uint16).reshape(32, 32)
     png = cv2.imencode(".png", deep)[1].tobytes()
-    np.testing.assert_array_equal(views.decode(png), deep >> 8)
-    np.testing.assert_array_equal(views.decode(png, bits=16), deep)
+    np.testing.assert_array_equal(crops.decode(png), deep >> 8)
+    np.testing.assert_array_equal(crops.decode(png, bits=16), deep)
     shallow = cv2.imencode(".png", (deep >> 8).astype(np.uint8))[1].tobytes()
-    np.testing.assert_array_equal(views.decode(shallow, bits=16), (deep >> 8) * 257)
-    assert views.decode(shallow).dtype == np.uint8 and views.decode(png).dtype == np.uint8
+    np.testing.assert_array_equal(crops.decode(shallow, bits=16), (deep >> 8) * 257)
+    assert crops.decode(shallow).dtype == np.uint8 and crops.decode(png).dtype == np.uint8
