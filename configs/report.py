@@ -25,7 +25,7 @@ def get_config(arg: str = ""):
             "job": "report",
             "title": "Evaluations of chest X-ray encoders",
             "runs": "",  # folders, or name=folder, comma-separated
-            "baseline": "",  # the subject that the others are compared with; "" is the first
+            "reference": "",  # the subject that the others are compared with; "" is the first
             "resamples": 1000,  # of the test patients
             "seed": 0,
             "threshold": 0.5,  # of the operating points

@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 from cxrjax import methods, trained
 from cxrjax.config import determining, names
 from cxrjax.evals import encoders
-from cxrjax.evals.base import Encoder, Result
-from cxrjax.evals.run import bounds, complete, evaluate, number_or_none, summary
+from cxrjax.evals.base import Encoder, Result, bounds
+from cxrjax.evals.run import complete, evaluate, number_or_none, summary
 from cxrjax.reporting import compare
 
 
@@ -67,7 +67,7 @@ def _compare(workdir, entry, encoder, result, reference, of_reference, seed) -> 
     found = compare.compare(entry["task"].get("kind", ""), subjects, reference.name, entry["bootstrap"], seed)
     gains = {name: gain for name, gain in found.differences[encoder.name].items() if math.isfinite(gain.value)}
     first, gain = next(iter(gains.items()))
-    print(f"  {encoder.name} minus {reference.name}: {first} {gain.value:+.3f}{bounds(gain, '+.3f')}")
+    print(f"  {encoder.name} minus {reference.name}: {first} {gain.value:+.3f}{bounds(gain.low, gain.high, '+.3f')}")
     numbers = {
         name: {key: number_or_none(value) for key, value in row._asdict().items()} for name, row in gains.items()
     }

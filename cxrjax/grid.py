@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 
 from cxrjax import checkpoint
 from cxrjax.config import flat
+from cxrjax.evals.base import bounds
 from cxrjax.reporting import compare
 
 REPEATED = ("seed", "data.fold", "data.fraction_seed")
@@ -141,9 +142,9 @@ def summarise(places: Sequence[Path], resamples: int = 1000, seed: int = 0) -> l
         if "/" in name or not all(name in result["metrics"] for result in results):
             continue
         values = [math.nan if (one := result["metrics"][name]["value"]) is None else one for result in results]
-        bounds = drawn[name][1:3] if name in drawn else (math.nan, math.nan)
+        ends = drawn[name][1:3] if name in drawn else (math.nan, math.nan)
         deviation = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
-        found.append((name, len(values), float(np.mean(values)), deviation, *bounds))
+        found.append((name, len(values), float(np.mean(values)), deviation, *ends))
     return found
 
 
@@ -153,10 +154,10 @@ def markdown(lines: Sequence[Line]) -> str:
     head = [*keys, "evaluation", "metric", "runs", "mean (95 % interval)", "deviation"]
     rows = [head, ["---"] * len(head)]
     for line in lines:
-        bounds = "" if math.isnan(line.low) else f" ({line.low:.3f} to {line.high:.3f})"
         deviation = "" if math.isnan(line.deviation) else f"{line.deviation:.3f}"
         settings = [f"{line.settings[key]}" for key in keys]
-        rows.append([*settings, line.evaluation, line.metric, f"{line.runs}", f"{line.mean:.3f}{bounds}", deviation])
+        found = f"{line.mean:.3f}{bounds(line.low, line.high)}"
+        rows.append([*settings, line.evaluation, line.metric, f"{line.runs}", found, deviation])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
 

@@ -251,7 +251,7 @@ def test_what_the_run_is_judged_on_is_left_out_of_training(copied):
     assert set(copied) < everyone and remarks == ()
     left, remarks = trained_on(data__judged_on="elsewhere")
     assert left == everyone - set(copied)
-    assert "left out of training" in remarks[0] and "of 2 patients (0 by id, 2 by look" in remarks[0]
+    assert "left out of training" in remarks[0] and "of 2 patients (0 by id, 2 by fingerprint" in remarks[0]
     judge = {"set": "elsewhere", "task": {"kind": "multilabel"}}
     assert trained_on(evals={"probe": judge}) == (left, remarks)
     assert trained_on(data__judged_on="elsewhere", data__exclude_overlap=False) == (everyone, ())

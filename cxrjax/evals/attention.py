@@ -61,7 +61,7 @@ def add(encoder: Encoder, test: Source, result: Result, limit_bytes: float) -> R
     if encoder.attention is None:
         return result
     table = result.predictions
-    chosen = choose(quality(table)[0], MOST)
+    chosen = choose(quality(table).values, MOST)
     rows = [row for of_kind in chosen.values() for row in of_kind]
     if not rows:
         return result

@@ -6,6 +6,7 @@ An evaluator sees an `Encoder` (images in, features out) and never a method, a c
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -32,6 +33,11 @@ class Interval(NamedTuple):
     low: float
     high: float
     n: int
+
+
+def bounds(low: float, high: float, form: str = ".3f") -> str:
+    """ " (low to high)", to stand behind a value; empty where there is no interval."""
+    return f" ({low:{form}} to {high:{form}})" if math.isfinite(low) else ""
 
 
 class Result(NamedTuple):

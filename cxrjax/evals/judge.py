@@ -3,11 +3,18 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from cxrjax import config
 from cxrjax.evals.base import Encoder, FeatureTable, Result
 from cxrjax.input.source import Source
 
 Entry = Mapping[str, Any]
 """An evaluation's keys, completed by `run.complete`."""
+
+_PLACE = "evals.*."
+RENAMED = {
+    old.removeprefix(_PLACE): new.removeprefix(_PLACE) for old, new in config.RENAMED.items() if old.startswith(_PLACE)
+}
+"""Keys of entries of older versions, and what they are called now."""
 
 
 class Opened(NamedTuple):

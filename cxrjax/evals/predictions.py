@@ -1,5 +1,7 @@
 """What a table of predictions says: its labels, what it measures of each picture, and which pictures went well."""
 
+from typing import NamedTuple
+
 import numpy as np
 import pandas
 
@@ -31,8 +33,18 @@ def picture_values(table: pandas.DataFrame) -> dict[str, np.ndarray]:
     return found
 
 
-def quality(table: pandas.DataFrame) -> tuple[np.ndarray, str]:
-    """How well each picture was judged, n, larger is better, NaN where there is nothing to judge; and what that is."""
+class Quality(NamedTuple):
+    """How well each picture was judged: values n, larger is better, NaN where there is nothing to judge.
+
+    what: in words, what the values are.
+    """
+
+    values: np.ndarray
+    what: str
+
+
+def quality(table: pandas.DataFrame) -> Quality:
+    """How well each picture of a table of predictions was judged."""
     names = judged_labels(table)
     if names:
         targets, scores = (table[[f"{side}/{name}" for name in names]].to_numpy(float) for side in ("target", "score"))
@@ -45,16 +57,16 @@ def quality(table: pandas.DataFrame) -> tuple[np.ndarray, str]:
         right = np.where(targets == 1, scores, 1 - scores)
         likelihood = np.where(judged, np.log(np.clip(right, 1e-6, 1)), 0).sum(axis=1)
         count = judged.sum(axis=1)
-        return np.divide(likelihood, count, out=np.full(len(table), np.nan), where=count > 0), what
+        return Quality(np.divide(likelihood, count, out=np.full(len(table), np.nan), where=count > 0), what)
     if "true_boxes" in table:
-        return np.array(
-            [_overlap(*row) for row in zip(table["true_boxes"], table["boxes"], table["scores"], strict=True)]
-        ), ("the overlap of its true boxes with the best found ones")
+        rows = zip(table["true_boxes"], table["boxes"], table["scores"], strict=True)
+        values = np.array([_overlap(*row) for row in rows])
+        return Quality(values, "the overlap of its true boxes with the best found ones")
     found = picture_values(table)
     if not found:
-        return np.full(len(table), np.nan), ""
+        return Quality(np.full(len(table), np.nan), "")
     name = next(iter(found))
-    return found[name], name
+    return Quality(found[name], name)
 
 
 def choose(found: np.ndarray, count: int) -> dict[str, list[int]]:

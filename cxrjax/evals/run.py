@@ -21,11 +21,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from cxrjax.config import RENAMED, folds, judged, names
+from cxrjax.config import folds, judged, names
 from cxrjax.evals import metrics, pictures
-from cxrjax.evals.base import Encoder, Interval, Result, digest, make_task
+from cxrjax.evals.base import Encoder, Result, bounds, digest, make_task
 from cxrjax.evals.features import features, source_digest
-from cxrjax.evals.judge import Entry, Judge, Opened
+from cxrjax.evals.judge import RENAMED, Entry, Judge, Opened
 from cxrjax.evals.registry import JUDGES
 from cxrjax.input import overlap
 from cxrjax.input.converted_sets import open_set
@@ -139,8 +139,7 @@ def _unknown(key: str, judge: Judge) -> str:
         whose = " and ".join(map(repr, owners))
         return f"evaluation key {key!r} belongs to judge {whose}, and this entry is of judge {judge.name!r}; {own}"
     known = [*COMMON, *judge.keys]
-    renamed = RENAMED.get(f"evals.*.{key}", "").rpartition(".")[2]
-    near = [renamed] if renamed else difflib.get_close_matches(key, known, n=1)
+    near = [RENAMED[key]] if key in RENAMED else difflib.get_close_matches(key, known, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return f"evaluation key {key!r} is not known.{hint} Judge {judge.name!r} knows {known}"
 
@@ -215,12 +214,7 @@ def _leaks(config: ConfigDict, entry: dict[str, Any]) -> list[str]:
 def summary(result: Result) -> str:
     """ "auroc 0.812 (0.790 to 0.834), auprc …": the metrics over all labels, not those of single labels."""
     means = {name: found for name, found in result.metrics.items() if "/" not in name}
-    return ", ".join(f"{name} {found.value:.3f}{bounds(found)}" for name, found in means.items())
-
-
-def bounds(found: Interval, form: str = ".3f") -> str:
-    """ " (low to high)"; empty where there is no interval."""
-    return f" ({found.low:{form}} to {found.high:{form}})" if math.isfinite(found.low) else ""
+    return ", ".join(f"{name} {found.value:.3f}{bounds(found.low, found.high)}" for name, found in means.items())
 
 
 def _write(directory: Path, encoder: Encoder, entry: Entry, seed: int, result: Result) -> None:

@@ -36,6 +36,13 @@ class Reliability(NamedTuple):
     n: np.ndarray
 
 
+class Calibration(NamedTuple):
+    """A task's ECE and Brier scores with intervals, and the floor of each ECE, by name."""
+
+    metrics: dict[str, Interval]
+    floors: dict[str, float]
+
+
 def are_probabilities(scores: np.ndarray) -> bool:
     scores = np.asarray(scores)
     return bool(np.isfinite(scores).all() and (scores >= 0).all() and (scores <= 1).all())
@@ -93,7 +100,7 @@ def summarise(
     resamples: int = 1000,
     seed: int = 0,
     bins: int = BINS,
-) -> tuple[dict[str, Interval], dict[str, float]]:
+) -> Calibration:
     """ECE and Brier score of a task with intervals, and the floor of each ECE.
 
     kind: of the task; names: c; targets: n c; scores: n c, probabilities. "ece" and "brier" are the means over the
@@ -133,7 +140,7 @@ def summarise(
     if "ece" not in floors:
         floors["ece"] = float(np.mean(list(floors.values())))
     # A task's only label needs no name of its own.
-    return {name: row for name, row in found.items() if len(names) > 1 or "/" not in name}, floors
+    return Calibration({name: row for name, row in found.items() if len(names) > 1 or "/" not in name}, floors)
 
 
 def _pairs(measured):

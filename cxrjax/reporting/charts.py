@@ -1,4 +1,4 @@
-"""Charts of a report as SVG text: curves with bands, points with whiskers, rows of intervals.
+"""Charts of a results page as SVG text: curves with bands, points with whiskers, rows of intervals.
 
 They need no library and no script. Colours are those of Okabe and Ito, which the colour-blind tell apart; every curve
 has its own dashes too. What is not a finite number is not drawn.
@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+from cxrjax.evals.base import bounds
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c6d31")
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 2", "1 2", "12 4", "6 2 2 2")
@@ -63,7 +65,7 @@ def curves(
             for x, y, bottom, top in rows:
                 at, end, start = place(x, y), place(x, top), place(x, bottom)
                 parts.append(_line([start, end], colour, "", 1.2))
-                note = f"<title>{_text(curve.name)}: {y:.3f} ({bottom:.3f} to {top:.3f})</title>"
+                note = f"<title>{_text(curve.name)}: {y:.3f}{bounds(bottom, top)}</title>"
                 parts.append(f'<circle cx="{at[0]:.1f}" cy="{at[1]:.1f}" r="3.5" fill="{colour}">{note}</circle>')
         elif curve.low is not None:
             edge = [place(x, top) for x, _, _, top in rows] + [place(x, bottom) for x, _, bottom, _ in rows[::-1]]
@@ -100,7 +102,7 @@ def rows(names: Sequence[str], found: Sequence[tuple[float, float, float]], x_na
         if np.isfinite((value, bottom, top)).all():
             x, y = place(value, row)
             parts.append(_line([place(bottom, row), place(top, row)], COLOURS[0], "", 1.8))
-            note = f"<title>{_text(name)}: {value:.3f} ({bottom:.3f} to {top:.3f})</title>"
+            note = f"<title>{_text(name)}: {value:.3f}{bounds(bottom, top)}</title>"
             parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{COLOURS[0]}">{note}</circle>')
     parts.append(_label((left + WIDTH - RIGHT) / 2, height - 8, x_name, "middle"))
     return _svg(parts, WIDTH, height)

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import pandas
 
-from cxrjax.config import FREE, names
+from cxrjax.config import FREE, names, read, translated
+from cxrjax.evals.judge import RENAMED
 from cxrjax.evals.registry import JUDGES
 
 _ASKED = ("set", "judge", "require", "limit", "folds")
@@ -50,8 +51,18 @@ class Question(NamedTuple):
     runs: list[Run]
 
 
+class Collected(NamedTuple):
+    """questions: in the order in which they are met; notes: on what could not be read."""
+
+    questions: list[Question]
+    notes: list[str]
+
+
 class _Found(NamedTuple):
-    """An evaluation before its subject has a name. like: what the runs of a subject have in common."""
+    """An evaluation before its subject has a name.
+
+    given: the name that was given with the folder `place`, or "". like: what the runs of a subject have in common.
+    """
 
     given: str
     place: Path
@@ -62,8 +73,8 @@ class _Found(NamedTuple):
     results: dict[str, Any]
 
 
-def collect(runs: str | Sequence[str]) -> tuple[list[Question], list[str]]:
-    """The questions that the runs answer, in the order in which they are met, and notes on what could not be read.
+def collect(runs: str | Sequence[str]) -> Collected:
+    """The questions that the runs answer.
 
     runs: folders that hold runs at any depth, comma-separated, "name=folder" to give it a name; a folder may have
     wildcards. Of each evaluation the step counts at which the run was finished, or else its last.
@@ -81,7 +92,7 @@ def collect(runs: str | Sequence[str]) -> tuple[list[Question], list[str]]:
             )
         found += here
     if not found:
-        raise ValueError("a report needs runs: --config.runs=name=runs/…,name=runs/…")
+        raise ValueError("a results page needs runs: --config.runs=name=runs/…,name=runs/…")
     subjects = _subjects(found)
     questions: dict[str, Question] = {}
     for one, subject in zip(found, subjects, strict=True):
@@ -105,7 +116,7 @@ def collect(runs: str | Sequence[str]) -> tuple[list[Question], list[str]]:
         same = [(other.subject, other.fraction, other.results["encoder"]["digest"]) for other in question.runs]
         if not (is_reference(one.results) and (subject, run.fraction, one.results["encoder"]["digest"]) in same):
             question.runs.append(run)
-    return list(questions.values()), notes
+    return Collected(list(questions.values()), notes)
 
 
 def _asked(entry: dict[str, Any], task: dict[str, Any], own: Sequence[str]) -> str:
@@ -125,13 +136,18 @@ def _evaluations(given: str, place: Path, notes: list[str]) -> Iterator[_Found]:
         if Path(directory).name != "evals":
             continue
         workdir = Path(directory).parent
+        try:
+            config = _config(workdir)
+        except ValueError as error:
+            notes.append(f"the evaluations of {workdir} were left out: {error}")
+            continue
         for evaluation in (Path(directory) / name for name in folders):
             steps = {int(path.parent.name): path for path in evaluation.glob("*/results.json") if _is_step(path)}
             if not steps:
                 continue
             path = steps[_step(workdir, steps)]
             try:
-                results, config = json.loads(path.read_text()), _config(workdir)
+                results = _results(path)
                 lacking = sorted({"name", "encoder", "entry", "metrics", "seed"} - set(results))
                 if lacking or not path.with_name("predictions.parquet").is_file():
                     raise ValueError(f"it lacks {', '.join(lacking) or 'predictions.parquet'}")
@@ -186,9 +202,18 @@ def _likeness(config: dict[str, Any], workdir: Path) -> str:
     return json.dumps(rest, sort_keys=True)
 
 
+def _results(path: Path) -> dict[str, Any]:
+    """What results.json holds, its entry under today's keys."""
+    found = json.loads(path.read_text())
+    if "entry" in found:
+        found["entry"], _ = translated(found["entry"], RENAMED, added={})
+    return found
+
+
 def _config(workdir: Path) -> dict[str, Any]:
+    """The run's config under today's keys; empty where there is none."""
     path = workdir / "config.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return read(path).to_dict() if path.is_file() else {}
 
 
 def _step(workdir: Path, steps) -> int:

@@ -25,7 +25,7 @@ of different input sizes see it at theirs."""
 class Comparison(NamedTuple):
     """What was found; every mapping is subject -> metric -> it.
 
-    differences: subject minus baseline, without the baseline itself. spread: lowest and highest run, where there are
+    differences: subject minus reference, without the reference itself. spread: lowest and highest run, where there are
     several. positives: metric -> positive pictures, of tables that have targets.
     """
 
@@ -73,7 +73,8 @@ def pictures(subjects: Mapping[str, Sequence[pandas.DataFrame]]) -> pandas.DataF
             ours, theirs = (set().union(*one) for one in (judged, parts[first]))
             raise ValueError(
                 f"predictions of different pictures cannot be compared: {name!r} has {len(ours)} and {first!r} "
-                f"{len(theirs)}, {len(ours & theirs)} in both; judge all on the same set, split, views, folds and task"
+                f"{len(theirs)}, {len(ours & theirs)} in both; judge all on the same set, split, projections, folds "
+                "and task"
             )
     tables = [table for each in subjects.values() for table in each]
     shared = [name for name in judged_labels(tables[0]) if all(f"target/{name}" in table for table in tables)]
@@ -97,20 +98,20 @@ def pictures(subjects: Mapping[str, Sequence[pandas.DataFrame]]) -> pandas.DataF
 def compare(
     kind: str,
     subjects: Mapping[str, Sequence[pandas.DataFrame]],
-    baseline: str = "",
+    reference: str = "",
     resamples: int = 1000,
     seed: int = 0,
 ) -> Comparison:
     """Judges all subjects on the same resamples of patients.
 
-    kind: of the task ("" for tables without targets); subjects: name -> a table of predictions per run; baseline: the
+    kind: of the task ("" for tables without targets); subjects: name -> a table of predictions per run; reference: the
     subject that the others are compared with ("": the first).
     A label that not every run was judged on, or that has one value only in one of them, is left out of all and named.
-    Raises ValueError for an unknown baseline, and for tables that do not belong together (see `pictures`).
+    Raises ValueError for an unknown reference, and for tables that do not belong together (see `pictures`).
     """
-    baseline = baseline or next(iter(subjects))
-    if baseline not in subjects:
-        raise ValueError(f"the baseline {baseline!r} is not among what is compared: {list(subjects)}")
+    reference = reference or next(iter(subjects))
+    if reference not in subjects:
+        raise ValueError(f"the reference {reference!r} is not among what is compared: {list(subjects)}")
     known = pictures(subjects)
     tables = [table for each in subjects.values() for table in each]
     left = sorted({name for table in tables for name in judged_labels(table)} - set(judged_labels(known)))
@@ -141,7 +142,7 @@ def compare(
     found = {
         name: {metric: np.array([run[metric][0] for run in runs]) for metric in runs[0]} for name, runs in alone.items()
     }
-    sizes, positives = _sizes(known, next(iter(subjects.values())), parts, list(found[baseline]))
+    sizes, positives = _sizes(known, next(iter(subjects.values())), parts, list(found[reference]))
 
     def intervals(name, minus=None):
         value = {metric: of_runs.mean() for metric, of_runs in found[name].items()}
@@ -153,7 +154,7 @@ def compare(
 
     return Comparison(
         {name: intervals(name) for name in subjects},
-        {name: intervals(name, baseline) for name in subjects if name != baseline},
+        {name: intervals(name, reference) for name in subjects if name != reference},
         {
             name: {metric: (float(one.min()), float(one.max())) for metric, one in of_runs.items()}
             for name, of_runs in found.items()

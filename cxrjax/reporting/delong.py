@@ -30,6 +30,13 @@ class Areas(NamedTuple):
     n: int
 
 
+class Difference(NamedTuple):
+    """A difference of two AUROCs, and the two-sided p value of there being none."""
+
+    interval: Interval
+    p: float
+
+
 def areas(targets: np.ndarray, scores: np.ndarray, patient_ids: Sequence[str] | None = None) -> Areas:
     """The areas of several scores and their covariance.
 
@@ -83,7 +90,7 @@ def interval(targets: np.ndarray, scores: np.ndarray, patient_ids: Sequence[str]
 
 def difference(
     targets: np.ndarray, first: np.ndarray, second: np.ndarray, patient_ids: Sequence[str] | None = None
-) -> tuple[Interval, float]:
+) -> Difference:
     """AUROC of scores `first` n minus that of `second` n on the same pictures: 95 % interval, two-sided p value.
 
     p is 1 where the two rank every pair alike, so that the difference and its variance are nothing.
@@ -93,10 +100,10 @@ def difference(
     sides = np.array([1.0, -1.0])
     deviation = np.sqrt(max(sides @ found.covariance @ sides, 0))
     if deviation < 1e-12:
-        return Interval(value, value, value, found.n), float(abs(value) < 1e-12)
+        return Difference(Interval(value, value, value, found.n), float(abs(value) < 1e-12))
     reach = _quantile() * deviation
     p = 2 * scipy.special.ndtr(-abs(value) / deviation)
-    return Interval(value, float(value - reach), float(value + reach), found.n), float(p)
+    return Difference(Interval(value, float(value - reach), float(value + reach), found.n), float(p))
 
 
 def _quantile() -> float:

@@ -9,7 +9,7 @@ Green: what readers marked. Orange: what the model marked, where its predictions
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -20,25 +20,32 @@ from cxrjax.evals.predictions import LEAST_SCORE, choose, quality
 from cxrjax.input import crops
 from cxrjax.input.converted_sets import ConvertedSet
 from cxrjax.input.source import select
+from cxrjax.reporting.page import Picture
 
 PX = 224
 TRUE, FOUND = (115, 158, 0), (0, 159, 230)  # blue, green, red
 
 
-def pictures(
-    converted_set: ConvertedSet, table: pandas.DataFrame, count: int = 2
-) -> tuple[str, list[tuple[bytes, str]]]:
-    """(what they are chosen by, PNGs with their captions) of the best, median and worst pictures of predictions."""
-    found, what = quality(table)
-    chosen = choose(found, count)
+class Examples(NamedTuple):
+    """quality: what the pictures were chosen by; items: PNGs with their captions."""
+
+    quality: str
+    items: list[Picture]
+
+
+def pictures(converted_set: ConvertedSet, table: pandas.DataFrame, count: int = 2) -> Examples:
+    """The `count` best, median and worst pictures of a table of predictions."""
+    found = quality(table)
+    chosen = choose(found.values, count)
     wanted = {table["image_id"].iloc[row]: (kind, row) for kind, rows in chosen.items() for row in rows}
     examples = _examples(converted_set, set(wanted))
     items = []
     for image_id, (kind, row) in wanted.items():
         if image_id in examples:
             png = draw(examples[image_id], table.iloc[row])
-            items.append((png, f"{kind}: {image_id}. {caption(table.iloc[row], found[row])}{_range(table.iloc[row])}"))
-    return what, items
+            said = caption(table.iloc[row], found.values[row])
+            items.append(Picture(png, f"{kind}: {image_id}. {said}{_range(table.iloc[row])}"))
+    return Examples(found.what, items)
 
 
 def caption(row: Mapping[str, Any], value: float) -> str:

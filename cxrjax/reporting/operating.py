@@ -32,6 +32,13 @@ class Band(NamedTuple):
     high: np.ndarray
 
 
+class Bands(NamedTuple):
+    """The two curves of `bands`."""
+
+    roc: Band
+    precision_recall: Band
+
+
 class Counts(NamedTuple):
     """Weighted pictures at or above each positive's score, falling (k r): true and false positives, those false
     positives that are level with it, and the totals r of both sides."""
@@ -142,9 +149,7 @@ def points(
     return {name: interval(values[m], samples[:, m], judged) for m, name in enumerate(names)}
 
 
-def bands(
-    rankings: Sequence[Ranking], patient_ids: Sequence[str], resamples: int = 1000, seed: int = 0
-) -> tuple[Band, Band]:
+def bands(rankings: Sequence[Ranking], patient_ids: Sequence[str], resamples: int = 1000, seed: int = 0) -> Bands:
     """The ROC and the precision–recall curve with bands; of several labels or seeds, the mean of their curves."""
 
     def statistic(weights):
@@ -159,7 +164,8 @@ def bands(
     if len(samples):
         low, high = np.quantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     half = len(GRID)
-    return Band(GRID, value[:half], low[:half], high[:half]), Band(GRID, value[half:], low[half:], high[half:])
+    first, second = (Band(GRID, value[part], low[part], high[part]) for part in (slice(half), slice(half, None)))
+    return Bands(first, second)
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

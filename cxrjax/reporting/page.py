@@ -1,16 +1,16 @@
-"""A report as one HTML page that needs nothing beside it, and as Markdown.
+"""A results page as one HTML file that needs nothing beside it, and as Markdown.
 
-A report is a list of parts: headings, texts, tables, drawings, pictures, notes. Tables are sorted by a click on the
-head of a column, by value where a cell is a number or an interval; without scripts they are plain tables.
+A page is a list of parts: headings, texts, tables, drawings, pictures, notes. A click on the head of a column sorts a
+table by it; numbers and intervals are sorted by value. Without scripts they are plain tables.
 """
 
 import base64
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from cxrjax.evals.base import Interval
+from cxrjax.evals.base import Interval, bounds
 
 
 class Heading(NamedTuple):
@@ -37,12 +37,16 @@ class Gain(NamedTuple):
     interval: Interval
 
 
+Cell = str | int | float | Interval | Gain | None
+"""None is shown as an empty cell: nothing is known."""
+
+
 class Table(NamedTuple):
-    """columns: names; rows: of str, int, float, Interval, Gain or None (nothing is known)."""
+    """columns: their names; rows: a cell per column; explanation: stands above the table."""
 
     title: str
     columns: Sequence[str]
-    rows: Sequence[Sequence]
+    rows: Sequence[Sequence[Cell]]
     explanation: str = ""
 
 
@@ -53,11 +57,29 @@ class Drawing(NamedTuple):
     caption: str
 
 
+class Picture(NamedTuple):
+    """png: the bytes of its file."""
+
+    png: bytes
+    caption: str
+
+
 class Pictures(NamedTuple):
-    """items: (PNG bytes, caption)."""
+    """A row of pictures under one title."""
 
     title: str
-    items: Sequence[tuple[bytes, str]]
+    items: Sequence[Picture]
+
+
+Part = Heading | Text | Notes | Table | Drawing | Pictures
+
+
+class Shown(NamedTuple):
+    """How a cell is shown: its text, the value that it sorts by (None: by its text), and whether it is to stand out."""
+
+    text: str
+    value: float | None = None
+    clear: bool = False
 
 
 _STYLE = """
@@ -109,7 +131,7 @@ document.querySelectorAll('table').forEach(function (table) {
 """
 
 
-def to_html(title: str, about: str, parts: Sequence) -> str:
+def to_html(title: str, about: str, parts: Sequence[Part]) -> str:
     """The page. title, about: plain text."""
     heads = [part for part in parts if isinstance(part, Heading) and part.short]
     links = [f'<li><a href="#{_anchor(heads, head)}">{_text(head.short)}</a></li>' for head in heads]
@@ -123,7 +145,7 @@ def to_html(title: str, about: str, parts: Sequence) -> str:
     )
 
 
-def to_markdown(title: str, about: str, parts: Sequence) -> str:
+def to_markdown(title: str, about: str, parts: Sequence[Part]) -> str:
     """The same as text, without drawings and pictures."""
     lines = [f"# {title}", "", about, ""]
     for part in parts:
@@ -137,37 +159,31 @@ def to_markdown(title: str, about: str, parts: Sequence) -> str:
             case Table():
                 lines += [f"**{part.title}**", "", *([part.explanation, ""] if part.explanation else [])]
                 lines += [_row(part.columns), _row("---" for _ in part.columns)]
-                lines += [*(_row(shown(cell)[0] for cell in row) for row in part.rows), ""]
+                lines += [*(_row(shown(cell).text for cell in row) for row in part.rows), ""]
     return "\n".join(lines)
 
 
-def shown(cell) -> tuple[str, float | None, bool]:
-    """How a cell reads, what it sorts by, and whether it is to stand out."""
+def shown(cell: Cell) -> Shown:
+    """How a cell is shown; a number that is not finite is as good as none."""
     match cell:
         case None:
-            return "", None, False
-        case Gain():
-            value, low, high = cell.interval[:3]
-            if not math.isfinite(value):
-                return "", None, False
-            if not math.isfinite(low):
-                return f"{value:+.3f}", value, False
-            return f"{value:+.3f} ({low:+.3f} to {high:+.3f})", value, low > 0 or high < 0
-        case Interval():
-            if not math.isfinite(cell.value):
-                return "", None, False
-            bounds = f" ({cell.low:.3f} to {cell.high:.3f})" if math.isfinite(cell.low) else ""
-            return f"{cell.value:.3f}{bounds}", cell.value, False
+            return Shown("")
+        case Gain(Interval(value, low, high)) if math.isfinite(value):
+            return Shown(f"{value:+.3f}{bounds(low, high, '+.3f')}", value, low > 0 or high < 0)
+        case Interval(value, low, high) if math.isfinite(value):
+            return Shown(f"{value:.3f}{bounds(low, high)}", value)
+        case Gain() | Interval():
+            return Shown("")
         case bool():
-            return ("yes" if cell else "no"), None, False
+            return Shown("yes" if cell else "no")
         case int():
-            return f"{cell:,}", cell, False
+            return Shown(f"{cell:,}", cell)
         case float():
-            return (f"{cell:.3f}", cell, False) if math.isfinite(cell) else ("", None, False)
-    return str(cell), None, False
+            return Shown(f"{cell:.3f}", cell) if math.isfinite(cell) else Shown("")
+    return Shown(str(cell))
 
 
-def _html(part, heads) -> str:
+def _html(part: Part, heads: Sequence[Heading]) -> str:
     match part:
         case Heading():
             anchor = f' id="{_anchor(heads, part)}"' if part.short else ""
@@ -186,16 +202,15 @@ def _html(part, heads) -> str:
             text = f"<p>{_text(part.explanation)}</p>" if part.explanation else ""
             table = f"<table><caption>{_text(part.title)}</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody>"
             return f'{text}<div class="wide">{table}</table></div>'
-    raise TypeError(f"a report has no part like {part!r}")
+    raise TypeError(f"a results page has no part like {part!r}")
 
 
-def _picture(item: tuple[bytes, str]) -> str:
-    data, caption = item
-    source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
-    return f'<figure><img src="{source}" alt="{_text(caption)}"><figcaption>{_text(caption)}</figcaption></figure>'
+def _picture(item: Picture) -> str:
+    source, caption = f"data:image/png;base64,{base64.b64encode(item.png).decode()}", _text(item.caption)
+    return f'<figure><img src="{source}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
 
 
-def _td(cell) -> str:
+def _td(cell: Cell) -> str:
     text, value, clear = shown(cell)
     classes = [*(["number"] if value is not None else []), *(["clear"] if clear else [])]
     attributes = f' class="{" ".join(classes)}"' if classes else ""
@@ -207,7 +222,7 @@ def _anchor(heads: Sequence[Heading], head: Heading) -> str:
     return f"part-{next(number for number, one in enumerate(heads) if one is head)}"
 
 
-def _row(cells) -> str:
+def _row(cells: Iterable[str]) -> str:
     return f"| {' | '.join(_cell(cell) for cell in cells)} |"
 
 

@@ -9,7 +9,7 @@ with its size. Our choice. Where labels are left out of a group's mean, its gap 
 both, but its mean is not comparable with that of a group with more labels; the number of labels stands beside it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,6 +46,26 @@ class Group(NamedTuple):
     gap: Interval | None
 
 
+class Attributes(NamedTuple):
+    """table: image_id and a column per attribute, a row per picture; notes: on attributes that are not there."""
+
+    table: pandas.DataFrame
+    notes: list[str]
+
+
+class _Measured(NamedTuple):
+    """The metrics of a group.
+
+    names: of them; labels: those that count. statistic: weights n r of all pictures -> rows r: the metrics, and then
+    the gap of the first one where `has_gap`.
+    """
+
+    names: tuple[str, ...]
+    has_gap: bool
+    labels: tuple[str, ...]
+    statistic: Callable[[np.ndarray], np.ndarray]
+
+
 def age_band(age: float) -> str:
     """ "0–17", "18–39", "40–59", "60–79", "80+"; "unknown" for a negative age."""
     if age < 0 or not np.isfinite(age):
@@ -55,10 +75,8 @@ def age_band(age: float) -> str:
     return f"{low}–{AGE_BANDS[place] - 1}" if place < len(AGE_BANDS) else f"{low}+"
 
 
-def attributes(
-    converted_set: ConvertedSet, image_ids: Sequence[str], more: str | Path = ""
-) -> tuple[pandas.DataFrame, list[str]]:
-    """What is known of pictures: a row per image id, in their order, a column per attribute, and notes.
+def attributes(converted_set: ConvertedSet, image_ids: Sequence[str], more: str | Path = "") -> Attributes:
+    """What is known of pictures, in the order of their image ids.
 
     more: a table (CSV, TSV, Parquet) with a column image_id, every other column of which is an attribute too.
     An attribute that is known of no picture is left out; a picture whose value is not known has "unknown".
@@ -91,7 +109,7 @@ def attributes(
     for name in [name for name, values in found.items() if set(values) <= {UNKNOWN}]:
         notes.append(f"subgroups by {name} cannot be formed: the set records it for none of these pictures")
         del found[name]
-    return pandas.DataFrame({"image_id": wanted, **found}), notes
+    return Attributes(pandas.DataFrame({"image_id": wanted, **found}), notes)
 
 
 def groups(predictions: pandas.DataFrame, known: pandas.DataFrame, resamples: int = 1000, seed: int = 0) -> list[Group]:
@@ -110,19 +128,18 @@ def groups(predictions: pandas.DataFrame, known: pandas.DataFrame, resamples: in
         if len(named) > 1 and (every == UNKNOWN).any():
             sets.append((attribute, UNKNOWN, every == UNKNOWN, np.zeros(len(every), bool)))
     measured = [_measure(predictions, inside, outside) for _, _, inside, outside in sets]
-    sizes = [len(names) + gap for names, gap, _, _ in measured]
+    sizes = [len(one.names) + one.has_gap for one in measured]
 
-    def statistic(weights):
-        rows = [one(weights) for _, _, _, one in measured if one]
-        return np.concatenate(rows) if rows else np.empty((0, weights.shape[1]))
+    def statistic(weights: np.ndarray) -> np.ndarray:
+        return np.concatenate([np.empty((0, weights.shape[1])), *(one.statistic(weights) for one in measured)])
 
     value = statistic(np.ones((len(predictions), 1)))[:, 0]
     samples = metrics.bootstrap(statistic, predictions["patient_id"], resamples, seed)
     stops = np.cumsum([0, *sizes])
     found = []
-    for (attribute, name, inside, _), (names, gap, counted, _), start in zip(sets, measured, stops[:-1], strict=True):
+    for (attribute, name, inside, _), one, start, stop in zip(sets, measured, stops[:-1], stops[1:], strict=True):
         own = predictions[inside]
-        spans = [metrics.interval(value[m], samples[:, m], len(own)) for m in range(start, start + len(names) + gap)]
+        spans = [metrics.interval(value[m], samples[:, m], len(own)) for m in range(start, stop)]
         positive = own[[f"target/{label}" for label in judged_labels(own)]].to_numpy() == 1
         found.append(
             Group(
@@ -131,46 +148,52 @@ def groups(predictions: pandas.DataFrame, known: pandas.DataFrame, resamples: in
                 len(own),
                 own["patient_id"].nunique(),
                 int(positive.any(axis=1).sum()),
-                counted,
-                dict(zip(names, spans, strict=False)),
-                spans[-1] if gap else None,
+                one.labels,
+                dict(zip(one.names, spans, strict=False)),
+                spans[-1] if one.has_gap else None,
             )
         )
     return found
 
 
-def _measure(predictions: pandas.DataFrame, inside: np.ndarray, outside: np.ndarray):
-    """(metric names, whether a gap follows, labels that count, function of all weights n r -> rows r) of a group."""
+def _measure(predictions: pandas.DataFrame, inside: np.ndarray, outside: np.ndarray) -> _Measured:
+    """The metrics of the pictures inside, and the gap of the first to those outside; none where there are too few.
+
+    inside, outside: n bool.
+    """
+    own, others = predictions.loc[inside], predictions.loc[outside]
     labels = judged_labels(predictions)
     if labels:
-        own, others = (_countable(predictions[side], labels) for side in (inside, outside))
-        both = [name for name in own if name in others]
-        if not own:
-            return (), False, (), None
-        in_group, in_both, in_rest = (
-            _areas(predictions[side], names) if names else None
-            for side, names in ((inside, own), (inside, both), (outside, both))
-        )
+        counted, of_others = _countable(own, labels), _countable(others, labels)
+        if not counted:
+            return _NOTHING
+        both = [name for name in counted if name in of_others]
+        in_group = _areas(own, counted)
+        if not both:
+            return _Measured(("auroc", "auprc"), False, tuple(counted), lambda weights: in_group(weights[inside]))
+        in_both, in_rest = _areas(own, both), _areas(others, both)
 
-        def areas(weights):
-            rows = in_group(weights[inside])
-            if both:
-                gap = in_both(weights[inside])[:1] - in_rest(weights[outside])[:1]
-                rows = np.concatenate([rows, gap])
-            return rows
+        def areas(weights: np.ndarray) -> np.ndarray:
+            gap = in_both(weights[inside])[:1] - in_rest(weights[outside])[:1]
+            return np.concatenate([in_group(weights[inside]), gap])
 
-        return ("auroc", "auprc"), bool(both), tuple(own), areas
-    enough = [predictions["patient_id"][side].nunique() >= FEWEST_PATIENTS for side in (inside, outside)]
-    if not enough[0]:
-        return (), False, (), None
-    own = compare.measured("", predictions[inside])
-    rest = compare.measured("", predictions[outside]) if enough[1] else None
+        return _Measured(("auroc", "auprc"), True, tuple(counted), areas)
+    if own["patient_id"].nunique() < FEWEST_PATIENTS:
+        return _NOTHING
+    here = compare.measured("", own)
+    names = tuple(here.parts)
+    if others["patient_id"].nunique() < FEWEST_PATIENTS:
+        return _Measured(names, False, (), lambda weights: here.statistic(weights[inside]))
+    rest = compare.measured("", others)
 
-    def means(weights):
-        rows = own.statistic(weights[inside])
-        return rows if rest is None else np.concatenate([rows, rows[:1] - rest.statistic(weights[outside])[:1]])
+    def means(weights: np.ndarray) -> np.ndarray:
+        rows = here.statistic(weights[inside])
+        return np.concatenate([rows, rows[:1] - rest.statistic(weights[outside])[:1]])
 
-    return tuple(own.parts), rest is not None, (), means
+    return _Measured(names, True, (), means)
+
+
+_NOTHING = _Measured((), False, (), lambda weights: np.empty((0, weights.shape[1])))
 
 
 def _countable(table: pandas.DataFrame, labels: Sequence[str]) -> list[str]:

@@ -90,8 +90,41 @@ def test_other_questions_stand_apart_and_the_finished_step_counts(tmp_path):
     assert "d/evals/findings/3/results.json was left out: it lacks encoder, entry" in note
     with pytest.raises(ValueError, match="'.*nowhere' has no evaluation"):
         collect.collect(str(tmp_path / "nowhere"))
-    with pytest.raises(ValueError, match="a report needs runs"):
+    with pytest.raises(ValueError, match="a results page needs runs"):
         collect.collect("")
+
+
+def test_evaluations_of_older_versions_are_those_of_today(tmp_path):
+    """Keys that have other names now, and the keys of all judges in the entry of one."""
+    save(tmp_path / "new", predictions(), judge="knn", temperature=0.07, config={"data": {"projections": "PA"}})
+    others = {"split": "test", "at": [1, 5], "classes": [], "per_class": 200, "solver": "ridge", "confidence": 0.0}
+    save(tmp_path / "old", predictions(1), judge="knn", temperature=0.07, config={"data": {"views": "PA"}}, **others)
+    path = tmp_path / "old" / "evals" / "findings" / "6" / "results.json"
+    results = json.loads(path.read_text())
+    results["entry"]["views"] = results["entry"].pop("projections")
+    path.write_text(json.dumps(results))
+    (question,), notes = collect.collect(f"ours={tmp_path}")
+    assert notes == [] and [run.subject for run in question.runs] == ["ours", "ours"]
+    assert all(run.results["entry"]["projections"] == "PA,AP" for run in question.runs)
+    (tmp_path / "old" / "config.json").write_text("{")
+    (question,), notes = collect.collect(f"ours={tmp_path}")
+    assert len(question.runs) == 1 and "old were left out: " in notes[0] and "config.json is damaged" in notes[0]
+
+
+def test_what_a_judge_says_is_part_of_the_question_tells_questions_apart(tmp_path):
+    """Retrieval at another k or on another split; the share of a trained head is its run's, else the judge's."""
+    asked = {"judge": "retrieve", "split": "test", "at": [1, 5], "classes": [], "per_class": 200}
+    save(tmp_path / "a", predictions(), **asked)
+    save(tmp_path / "b", predictions(), **asked)
+    save(tmp_path / "c", predictions(), **asked | {"at": [1, 10]})
+    save(tmp_path / "d", predictions(), **asked | {"split": "val"})
+    found = collect.collect(str(tmp_path)).questions
+    assert sorted(len(question.runs) for question in found) == [1, 1, 2]
+    for judge, share in (("classify", 0.1), ("segment", 0.1), ("detect", 0.1), ("probe", 0.5), ("gone", 0.5)):
+        folder = tmp_path / "heads" / judge
+        save(folder, predictions(), judge=judge, fraction=0.5, config={"data": {"fraction": 0.1}})
+        ((run,),) = [question.runs for question in collect.collect(str(folder)).questions]
+        assert run.fraction == share
 
 
 def test_tables_show_sort_and_escape_their_cells():
@@ -213,7 +246,7 @@ def test_a_report_says_the_same_in_three_forms_and_needs_nothing_beside_it(writt
         ElementTree.fromstring(drawn)
 
 
-def test_a_baseline_can_be_named_and_what_cannot_be_compared_is_said(written, tmp_path):
+def test_a_reference_can_be_named_and_what_cannot_be_compared_is_said(written, tmp_path):
     _, config, tables = written
     config = config.copy_and_resolve_references()
     save(tmp_path / "fewer", tables[0][1:])
@@ -222,7 +255,7 @@ def test_a_baseline_can_be_named_and_what_cannot_be_compared_is_said(written, tm
     text = (tmp_path / "out" / "report.md").read_text()
     assert "no paired differences at 100% of the labels: predictions of different pictures" in text
     assert "As saved by each run" in text
-    config.baseline = "nobody"
+    config.reference = "nobody"
     with pytest.raises(ValueError, match="'nobody' is not among the subjects: base, fewer"):
         results_page.write(config, tmp_path / "out")
 

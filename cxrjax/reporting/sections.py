@@ -1,0 +1,290 @@
+"""The sections of a results page on one question: each as parts of the page, and the same as numbers."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas
+
+from cxrjax.evals import metrics
+from cxrjax.evals.base import MASKED, Interval
+from cxrjax.evals.predictions import judged_labels, picture_values
+from cxrjax.input.converted_sets import ConvertedSet, open_set
+from cxrjax.reporting import calibration, charts, collect, compare, delong, examples, operating, page, subgroups
+
+BAND_RESAMPLES = 200  # a band is drawn, not read off
+
+Tables = Mapping[str, Sequence[pandas.DataFrame]]
+"""Subject -> a table of predictions per run."""
+
+
+class Options(NamedTuple):
+    """See configs/report.py."""
+
+    reference: str
+    resamples: int
+    seed: int
+    examples: int
+    attributes: str
+    data_dir: str
+    threshold: float
+
+
+class Section(NamedTuple):
+    """parts: of the page; facts: the same as numbers, for report.json."""
+
+    parts: list[page.Part]
+    facts: dict[str, Any]
+
+
+class Judged(NamedTuple):
+    """What one question has at one share of the labels.
+
+    reference: the subject that the others are compared with. remark: what the text of a section says that looks at one
+    run of each subject.
+    """
+
+    question: collect.Question
+    tables: Tables
+    comparison: compare.Comparison
+    reference: str
+    remark: str
+
+    @property
+    def first(self) -> dict[str, pandas.DataFrame]:
+        """Subject -> the predictions of its first run."""
+        return {name: tables[0] for name, tables in self.tables.items()}
+
+
+class DeLong(NamedTuple):
+    """AUROC with its interval, and p of its difference to the reference; None is not to be had."""
+
+    area: Interval | None = None
+    p: float | None = None
+
+
+def comparisons(found: Mapping[float, compare.Comparison], tables_of: Mapping[float, Tables]) -> list[page.Part]:
+    """The table of subjects with a row per share of the labels, their intervals, and the curve over the shares.
+
+    found, tables_of: by share of the labels.
+    """
+    shown = [name for name in next(iter(next(iter(found.values())).metrics.values())) if "/" not in name]
+    main, top = shown[0], found[max(found)]
+    parts: list[page.Part] = [_comparison_table(found, tables_of, shown)]
+    spans = [row[main][:3] for row in top.metrics.values()]
+    parts.append(page.Drawing(charts.rows(list(top.metrics), spans, main, None), f"{main} of each subject."))
+    if top.differences:
+        spans = [row[main][:3] for row in top.differences.values()]
+        drawn = charts.rows(list(top.differences), spans, f"{main}, difference", 0.0)
+        parts.append(page.Drawing(drawn, "Paired differences."))
+    if len(found) > 1:
+        parts.append(_over_shares(found, main))
+    return parts
+
+
+def _comparison_table(
+    found: Mapping[float, compare.Comparison], tables_of: Mapping[float, Tables], shown: Sequence[str]
+) -> page.Table:
+    several = len(found) > 1
+    columns = ["subject", *(["labels"] if several else []), "runs"]
+    columns += [column for name in shown for column in (name, f"{name}, difference")]
+    rows = []
+    for share, one in found.items():
+        for subject, row in one.metrics.items():
+            gains = one.differences.get(subject, {})
+            cells: list[page.Cell] = [subject, *([share] if several else []), len(tables_of[share][subject])]
+            for name in shown:
+                cells += [row.get(name), page.Gain(gains[name]) if name in gains else None]
+            rows.append(cells)
+    text = ""
+    if any(len(runs) > 1 for tables in tables_of.values() for runs in tables.values()):
+        text = "Of several runs the mean is given; its interval covers the choice of patients, not of seeds."
+    return page.Table("Comparison", columns, rows, text)
+
+
+def _over_shares(found: Mapping[float, compare.Comparison], metric: str) -> page.Drawing:
+    lines = []
+    for name in dict.fromkeys(name for one in found.values() for name in one.metrics):
+        spans = {share: one.metrics[name][metric] for share, one in found.items() if name in one.metrics}
+        values, lows, highs = zip(*(span[:3] for span in spans.values()), strict=True)
+        lines.append(charts.Curve(name, list(spans), values, lows, highs))
+    ends = [value for line in lines for side in line[2:] for value in side if math.isfinite(value)]
+    room = 0.05 * (max(ends) - min(ends) or 1)
+    ranges = (min(found), max(found)), (min(ends) - room, max(ends) + room)
+    drawn = charts.curves(lines, "share of the labels", metric, *ranges, points=True, log_x=True)
+    return page.Drawing(drawn, f"{metric} over the share of the labels that was trained on.")
+
+
+def labels(judged: Judged) -> Section:
+    """A row per label and subject, with DeLong's interval and p value beside the intervals of the bootstrap."""
+    rows, facts = [], {}
+    for subject, tables in judged.tables.items():
+        names = judged_labels(tables[0])
+        for name in names:
+            areas = [area if len(names) == 1 else f"{area}/{name}" for area in ("auroc", "auprc")]
+            row = judged.comparison.metrics[subject]
+            if areas[0] not in row:
+                continue  # left out of the comparison, which says so
+            auroc, auprc = (row[area] for area in areas)
+            gain = judged.comparison.differences.get(subject, {}).get(areas[0])
+            check = _delong(name, tables, judged.tables[judged.reference] if gain else None)
+            positive = judged.comparison.positives[areas[0]]
+            rows.append([name, subject, auroc.n, positive, auroc, gain and page.Gain(gain), auprc, *check])
+            numbers = {"auroc": auroc, "auprc": auprc, "delong": check.area, "delong_p": check.p}
+            facts.setdefault(name, {})[subject] = numbers
+    columns = ["label", "subject", "pictures", "positive", "auroc", "auroc, difference", "auprc"]
+    text = (
+        "DeLong's interval and the p value of the difference check the bootstrap's. They take a patient's pictures "
+        "together (Obuchowski 1997), and are of single runs. No correction is made for the number of tests."
+    )
+    return Section([page.Table("Labels", [*columns, "auroc, DeLong", "p, DeLong"], rows, text)], facts)
+
+
+def _delong(name: str, tables: Sequence[pandas.DataFrame], references: Sequence[pandas.DataFrame] | None) -> DeLong:
+    """Of a label of one run, and of one run of the reference; nothing of several runs, or of too few patients."""
+    if len(tables) > 1:
+        return DeLong()
+    ours = tables[0].sort_values("image_id")
+    targets, scores = (ours[f"{side}/{name}"].to_numpy() for side in ("target", "score"))
+    patients = ours["patient_id"].to_numpy(str)
+    try:
+        area = delong.interval(targets, scores, patients)
+        if references is None or len(references) > 1:
+            return DeLong(area)
+        theirs = references[0].sort_values("image_id")[f"score/{name}"].to_numpy()
+        return DeLong(area, delong.difference(targets, scores, theirs, patients).p)
+    except ValueError:
+        return DeLong()
+
+
+def drawings(judged: Judged, options: Options) -> Section:
+    """ROC and precision–recall curves with bands: means over labels, and over runs on the same pictures."""
+    rocs, recalls, facts = [], [], {}
+    for subject, tables in judged.tables.items():
+        ordered = [table.sort_values("image_id", ignore_index=True) for table in tables]
+        same = [table for table in ordered if table["image_id"].equals(ordered[0]["image_id"])]
+        names = _both_values(ordered[0])
+        ranked = [metrics.rank(table[f"target/{name}"], table[f"score/{name}"]) for table in same for name in names]
+        if not ranked:
+            continue
+        bands = operating.bands(ranked, ordered[0]["patient_id"], BAND_RESAMPLES, options.seed)
+        rocs.append(charts.Curve(subject, *bands.roc))
+        recalls.append(charts.Curve(subject, *bands.precision_recall))
+        facts[subject] = {name: band._asdict() for name, band in bands._asdict().items()}
+    mean = "Mean over the labels, with" if len(judged_labels(next(iter(judged.first.values())))) > 1 else "With"
+    text = f"{mean} the pointwise 95 % band over {BAND_RESAMPLES} resamples."
+    frame = charts.curves(rocs, "1 − specificity", "sensitivity", diagonal=True)
+    parts: list[page.Part] = [page.Drawing(frame, f"ROC. {text}")]
+    parts.append(page.Drawing(charts.curves(recalls, "recall", "precision"), f"Precision and recall. {text}"))
+    return Section(parts, facts)
+
+
+def calibrations(judged: Judged, options: Options) -> Section:
+    """ECE and Brier score of each subject, and the reliability of all its labels together."""
+    rows, lines, facts, uncalibrated = [], [], {}, []
+    for subject, table in judged.first.items():
+        names = judged_labels(table)
+        targets, scores = (table[[f"{side}/{name}" for name in names]].to_numpy() for side in ("target", "score"))
+        if not calibration.are_probabilities(scores[targets != MASKED]):
+            uncalibrated.append(subject)
+            facts[subject] = "scores are no probabilities"
+            continue
+        patients = table["patient_id"].to_numpy(str)
+        drawn = (patients, options.resamples, options.seed)
+        found = calibration.summarise(judged.question.kind, names, targets, scores, *drawn)
+        everyone = np.repeat(patients, len(names))
+        bins = calibration.reliability(targets.ravel(), scores.ravel(), everyone, resamples=BAND_RESAMPLES)
+        lines.append(charts.Curve(subject, bins.score, bins.rate, bins.low, bins.high))
+        rows.append([subject, found.metrics["ece"], found.floors["ece"], found.metrics["brier"]])
+        facts[subject] = {**found._asdict(), "reliability": bins._asdict()}
+    if not rows:
+        return Section([page.Text("No calibration: the scores are no probabilities.")], facts)
+    text = (
+        "ECE: expected calibration error over 15 bins. Floor: what a perfectly calibrated model with these scores has, "
+        f"by chance, on as many pictures. {judged.remark}"
+    )
+    parts: list[page.Part] = [page.Table("Calibration", ["subject", "ECE", "floor", "Brier score"], rows, text)]
+    if uncalibrated:
+        parts.append(page.Text(f"Not of {', '.join(uncalibrated)}: their scores are no probabilities."))
+    caption = "Reliability: of all pictures and labels with about this score, the share that is positive."
+    parts.append(page.Drawing(charts.curves(lines, "score", "rate", diagonal=True, points=True), caption))
+    return Section(parts, facts)
+
+
+def points(judged: Judged, options: Options) -> Section:
+    """Sensitivity, specificity and predictive values, by subject and label."""
+    rows, facts, columns = [], {}, []
+    for subject, table in judged.first.items():
+        for name in _both_values(table):
+            targets, scores = (table[f"{side}/{name}"].to_numpy() for side in ("target", "score"))
+            at = {"threshold": options.threshold, "resamples": options.resamples, "seed": options.seed}
+            found = operating.points(targets, scores, table["patient_id"], **at)
+            columns = list(found)
+            rows.append([subject, name, *found.values()])
+            facts.setdefault(subject, {})[name] = found
+    text = (
+        f"Sensitivity to f1 call positive what scores at least {options.threshold:g}. The others are points of the ROC "
+        f"curve, with the threshold found again in every resample. {judged.remark}"
+    )
+    return Section([page.Table("Operating points", ["subject", "label", *columns], rows, text)], facts)
+
+
+def groups(judged: Judged, options: Options) -> Section:
+    """Subgroups of every subject."""
+    rows, facts, notes, metric = [], {}, [], ""
+    for subject, table in judged.first.items():
+        try:
+            known = subgroups.attributes(_set(judged, options), table["image_id"], options.attributes)
+        except ValueError as error:
+            return Section([page.Notes([f"no subgroups: {error}"])], {})
+        notes = known.notes
+        if not (judged_labels(table) or picture_values(table)):
+            return Section([], {})
+        found = subgroups.groups(table, known.table, options.resamples, options.seed)
+        facts[subject] = [group._asdict() for group in found]
+        for group in found:
+            metric = metric or next(iter(group.metrics), "")
+            sizes = [group.n, group.patients, group.positives, len(group.labels)]
+            gap = group.gap and page.Gain(group.gap)
+            rows.append([group.attribute, group.value, subject, *sizes, group.metrics.get(metric), gap])
+    columns = ["attribute", "group", "subject", "pictures", "patients", "positive", "labels that count"]
+    text = (
+        "The gap is to all others whose group is known. Labels with fewer than ten positive or ten negative patients "
+        f"in a group do not count in it. {judged.remark}"
+    )
+    parts: list[page.Part] = []
+    if rows:
+        parts.append(page.Table("Subgroups", [*columns, metric or "value", "gap"], rows, text))
+    return Section([*parts, page.Notes(notes)] if notes else parts, facts)
+
+
+def pictures(judged: Judged, options: Options) -> list[page.Part]:
+    """Best, median and worst pictures of every subject that is no reference of a run; of all where there is none."""
+    if not options.examples:
+        return []
+    parts: list[page.Part] = []
+    runs = judged.question.runs
+    own = dict.fromkeys(run.subject for run in runs if not collect.is_reference(run.results))
+    try:
+        place = _set(judged, options)
+    except ValueError as error:
+        return [page.Notes([f"no pictures: {error}"])]
+    for subject in [name for name in own if name in judged.tables] or list(judged.tables):
+        found = examples.pictures(place, judged.first[subject], options.examples)
+        if found.items:
+            parts.append(page.Pictures(f"{subject}: pictures by {found.quality}", found.items))
+    mapped = [run.results["details"]["map"] for run in runs if run.results.get("details", {}).get("map")]
+    legend = "Green is what readers marked, orange what the model marked."
+    legend += "".join(f" Colours: {what}." for what in dict.fromkeys(mapped))
+    return [*parts, page.Text(legend)] if parts else []
+
+
+def _both_values(table: pandas.DataFrame) -> list[str]:
+    """The labels of which some picture is positive and some negative."""
+    return [name for name in judged_labels(table) if set(table[f"target/{name}"]) >= {0, 1}]
+
+
+def _set(judged: Judged, options: Options) -> ConvertedSet:
+    entry = judged.question.entry
+    return open_set(entry["set"], options.data_dir or entry.get("data_dir") or None)
