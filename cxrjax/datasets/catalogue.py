@@ -120,7 +120,7 @@ SETS = {
         "7,470 PNG, 14 GB, and 3,955 reports",
         "CC BY-NC-ND 4.0",
         "open",
-        "openi.nlm.nih.gov (NLMCXR_png, ecgen-radiology; views: Kaggle's indiana_projections.csv, laid beside), "
+        "openi.nlm.nih.gov (NLMCXR_png, ecgen-radiology; projections: Kaggle's indiana_projections.csv, laid beside), "
         "Kaggle raddar/chest-xrays-indiana-university, or R2Gen's iu_xray",
     ),
 }

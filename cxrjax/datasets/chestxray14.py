@@ -27,8 +27,8 @@ PUBLISHED = {
     "pictures": 112120,
     "pictures in test": 25596,
     "patients": 30805,
-    "view PA": 67310,
-    "view AP": 44810,
+    "projection PA": 67310,
+    "projection AP": 44810,
     "boxes": 984,
     "label Atelectasis": 11559,
     "label Cardiomegaly": 2776,
@@ -59,7 +59,7 @@ def manifest(raw: Path) -> Manifest:
     files = download.files(".png")
     problems: list[Problem] = []
     rows = []
-    for name, findings, follow_up, patient, age, sex, view in zip(*cells, strict=True):
+    for name, findings, follow_up, patient, age, sex, projection in zip(*cells, strict=True):
         labels = set(findings.split("|"))
         unknown = sorted(labels - set(LABELS))
         if unknown:
@@ -76,7 +76,7 @@ def manifest(raw: Path) -> Manifest:
                     patient,
                     f"{patient}_{follow_up}",
                     "test" if name in test else "val" if release.is_validation("chestxray14", patient) else "train",
-                    view if view in ("PA", "AP") else "UNKNOWN",
+                    projection if projection in ("PA", "AP") else "UNKNOWN",
                     tuple(PRESENT if label in labels else ABSENT for label in LABELS),
                     sex=release.sex(sex),
                     age=release.years(age),

@@ -46,15 +46,15 @@ def manifest(raw: Path) -> Manifest:
     rows = []
     for (frame, path), official in ((train, "train"), (valid, "test")):
         cells = [column(frame, name, path) for name in ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *LABELS)]
-        for place, sex, age, projection, view, *observed in zip(*cells, strict=True):
+        for place, sex, age, frontal_lateral, ap_pa, *observed in zip(*cells, strict=True):
             tail = _tail(place)
             named.add(tail)
-            codes = tuple(release.code(cell) for cell in observed)
+            labels = release.labels(observed)
             if tail not in pictures:
                 problems.append(release.missing_picture(place))
                 continue
-            if None in codes or tail.count("/") != 2:
-                odd = f"the label {observed[codes.index(None)]!r}" if None in codes else f"the path {place!r}"
+            if labels is None or tail.count("/") != 2:
+                odd = f"the path {place!r}" if labels else f"the label {release.first_odd_label(observed)!r}"
                 problems.append(Problem(place, "row", f"{path.name} has {odd}, which is not of CheXpert's form."))
                 continue
             patient, study, _ = tail.split("/")
@@ -66,8 +66,8 @@ def manifest(raw: Path) -> Manifest:
                     patient,
                     f"{patient}/{study}",
                     "val" if val else official,
-                    _view(projection, view),
-                    codes,
+                    _projection(frontal_lateral, ap_pa),
+                    labels,
                     sex=release.sex(sex),
                     age=release.years(age) or -1,
                 )
@@ -93,7 +93,8 @@ def five_by_200(
 ) -> dict[str, tuple[str, ...]]:
     """Draws CheXpert 5x200: for each competition class, frontals that are positive for it and for nothing else.
 
-    index: columns image_id, view and labels (c codes in each cell), as `input.source.index` gives. label_names: c.
+    index: columns image_id, view (the projection) and labels (c values in each cell), as `input.record_index.index` has
+        them. label_names: c.
     Every other label must be absent or not mentioned; a picture with an uncertain one is not drawn, as in MGCA. The
     draw depends on the seed and the image ids only; published papers each made their own. It is usually made from the
     train part: keep what is drawn out of the training.
@@ -122,7 +123,7 @@ def _tail(path: str) -> str:
     return "/".join(PurePosixPath(path).parts[-3:])
 
 
-def _view(projection: str, view: str) -> str:
-    if projection.lower() == "lateral":
+def _projection(frontal_lateral: str, ap_pa: str) -> str:
+    if frontal_lateral.lower() == "lateral":
         return "LATERAL"
-    return view if view in ("PA", "AP") else "UNKNOWN"  # a few frontals say LL or RL
+    return ap_pa if ap_pa in ("PA", "AP") else "UNKNOWN"  # a few frontals say LL or RL

@@ -33,7 +33,8 @@ class Encoded(NamedTuple):
     """One stored picture, and what its reader found and did.
 
     masks: PNG of the row's masks, then of each of its extra masks; None where there is none, and mask_problems says
-    why if a file was named. header: view, sex and age of a DICOM file.
+    why if a file was named. header: what a DICOM file says for the
+    record's fields view (the projection), sex and age.
     """
 
     image: bytes

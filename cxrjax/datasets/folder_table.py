@@ -157,27 +157,30 @@ def _listed_labels(frame: pandas.DataFrame, mapping: Mapping, path: Path) -> tup
 def _projections(frame: pandas.DataFrame, mapping: Mapping, path: Path) -> list[str]:
     if mapping.view is None:
         return ["UNKNOWN"] * len(frame)
-    return _translated(frame, path, "view", mapping.view, mapping.view_values, _PROJECTIONS, schema.PROJECTIONS)
+    words = (mapping.view_values, _PROJECTIONS, schema.PROJECTIONS)
+    return _translated(frame, path, mapping.view, "projection", "view_values", *words)
 
 
 def _splits(frame: pandas.DataFrame, mapping: Mapping, path: Path) -> list[str] | None:
     if mapping.split is None:
         return None
-    return _translated(frame, path, "split", mapping.split, mapping.split_values, _SPLITS, schema.SPLITS)
+    words = (mapping.split_values, _SPLITS, schema.SPLITS)
+    return _translated(frame, path, mapping.split, "split", "split_values", *words)
 
 
 def _translated(
     frame: pandas.DataFrame,
     path: Path,
-    key: str,
     name: str,
+    what: str,
+    key: str,
     own: dict[str, str],
     usual: dict[str, str],
     allowed: tuple[str, ...],
 ) -> list[str]:
     wrong = sorted(f"{before} -> {after}" for before, after in own.items() if after not in allowed)
     if wrong:
-        raise MappingError(f"{key}_values translates {listed(wrong)}; the right side must be {', '.join(allowed)}.")
+        raise MappingError(f"{key} translates {listed(wrong)}; the right side must be {', '.join(allowed)}.")
     words = {word.lower(): meaning for word, meaning in (usual | own).items()}
     cells = [" ".join(cell.replace("_", " ").split()).lower() for cell in column(frame, name, path)]
     words |= {" ".join(word.replace("_", " ").split()): meaning for word, meaning in words.items()}
@@ -185,8 +188,8 @@ def _translated(
     if unknown:
         example = next(iter(unknown)) or ""
         raise MappingError(
-            f"The column {name!r} of {path.name} holds {_counted(unknown)}, which is no known {key}. Say what it means "
-            f'with {key}_values, for example {{"{example}": "{allowed[0]}"}}; known: {", ".join(allowed)}.'
+            f"The column {name!r} of {path.name} holds {_counted(unknown)}, which is no known {what}. Say what it "
+            f'means with {key}, for example {{"{example}": "{allowed[0]}"}}; known: {", ".join(allowed)}.'
         )
     return [words[cell] for cell in cells]
 

@@ -53,13 +53,13 @@ def manifest(raw: Path) -> Manifest:
     files = {name.lower(): file for name, file in download.files(".png").items()}
     indexed = list(_open_i(download, problems))
     named = [(name, report.uid) for report in indexed for name in report.image_ids]
-    views = _projections(download)
-    other_layouts = views or download.find("annotation.json")
+    projections = _projections(download)
+    other_layouts = projections or download.find("annotation.json")
     if any(f"{name}.png".lower() in files for name, _ in named) or (indexed and not other_layouts):
         layout = "official"
         pictures = [_picture(f"{name}.png", name, study) for name, study in named]
         wordings = {report.uid: _Wording(_sections(report._asdict()), report.mesh_major) for report in indexed}
-    elif views:
+    elif projections:
         layout = "Kaggle"
         pictures, wordings = _kaggle(download, {_key(name): name for name, _ in named})
     else:
@@ -85,7 +85,7 @@ def manifest(raw: Path) -> Manifest:
                 picture.study,
                 picture.study,
                 picture.split,
-                views.get(_key(picture.file), "UNKNOWN"),
+                projections.get(_key(picture.file), "UNKNOWN"),
                 tuple(schema.NOT_MENTIONED if found is None else int(name in found) for name in label_names),
                 **(wordings[picture.study].sections if picture.study in wordings else {}),
             )
@@ -122,8 +122,8 @@ def _remarks(
     unknown = sum(row.view == "UNKNOWN" for row in rows)
     if unknown:
         yield (
-            f"{unknown} pictures have no known view. Kaggle's indiana_projections.csv, laid into the folder, gives it "
-            "for pictures with official names or Kaggle's."
+            f"{unknown} pictures have no known projection. Kaggle's indiana_projections.csv, laid into the folder, "
+            "gives it for pictures with official names or Kaggle's."
         )
     if any(row.view == "PA" for row in rows):
         yield "Frontal pictures are called PA: the collection does not say whether they are PA or AP."
@@ -139,7 +139,7 @@ def _open_i(download: release.Release, problems: list[Problem]) -> Iterator[repo
 
 
 def _projections(download: release.Release) -> dict[tuple[str, str], str]:
-    """Views of the pictures by key; empty where there is no such table."""
+    """Projections of the pictures by key; empty where there is no such table."""
     found = download.optional_table("indiana_projections.csv")
     if found is None:
         return {}

@@ -30,9 +30,10 @@ class Box(NamedTuple):
 class Row(NamedTuple):
     """One picture of a raw set.
 
-    labels: c codes of schema. masks: united (left and right lung, for example). extra_masks: the same for each of the
-    manifest's extra_mask_names. sex: "F", "M" or "". age: years, -1 where unknown. same_picture, same_patient: its ids
-    in other sets as "set:id". What a DICOM header says about view, sex and age is taken where these are not given.
+    view: the projection. labels: c values of schema. masks: united (left and right lung, for example). extra_masks: the
+    same for each of the manifest's extra_mask_names. sex: "F", "M" or "". age: years, -1 where unknown. same_picture,
+    same_patient: its ids in other sets as "set:id". Projection, sex and age are taken from a DICOM header where they
+    are not given.
     """
 
     file: Path
@@ -83,7 +84,7 @@ class Manifest(NamedTuple):
 
 
 def check(manifest: Manifest) -> None:
-    """Raises ValueError for repeated image ids, unknown splits or views, or a patient in two splits."""
+    """Raises ValueError for repeated image ids, unknown splits or projections, or a patient in two splits."""
     repeated = [name for name, count in Counter(row.image_id for row in manifest.rows).items() if count > 1]
     if repeated:
         raise ValueError(
@@ -91,10 +92,13 @@ def check(manifest: Manifest) -> None:
             "Use a column that is different for every picture, or the file name; of an official table remove what is "
             "there twice."
         )
-    for field, known in (("split", schema.SPLITS), ("view", schema.PROJECTIONS)):
-        unknown = sorted({getattr(row, field) for row in manifest.rows} - set(known))
+    for what, given, known in (
+        ("split", {row.split for row in manifest.rows}, schema.SPLITS),
+        ("projection", {row.view for row in manifest.rows}, schema.PROJECTIONS),
+    ):
+        unknown = sorted(given - set(known))
         if unknown:
-            raise ValueError(f"Unknown {field} {listed(unknown)} in set {manifest.name!r}; known: {', '.join(known)}.")
+            raise ValueError(f"Unknown {what} {listed(unknown)} in set {manifest.name!r}; known: {', '.join(known)}.")
     patients = {split: {row.patient_id for row in manifest.rows if row.split == split} for split in schema.SPLITS}
     schema.assert_patients_disjoint(patients, manifest.name)
 
@@ -108,7 +112,7 @@ def listed(names: Sequence[str], most: int = 5) -> str:
 def count_table(
     rows: Sequence[Row], label_names: Sequence[str], published: Mapping[str, int] = MappingProxyType({})
 ) -> str:
-    """Counts per split as aligned text: pictures, patients, studies, views, masks, boxes, reports, labels.
+    """Counts per split as aligned text: pictures, patients, studies, projections, masks, boxes, reports, labels.
 
     published: what the publisher counts, shown beside them; keyed "pictures", "label Mass" ... or "pictures in test".
     """
@@ -120,7 +124,7 @@ def count_table(
         ("studies", [len({row.study_id for row in part}) for part in parts]),
     ]
     lines += [
-        (f"view {view}", [sum(row.view == view for row in part) for part in parts]) for view in schema.PROJECTIONS
+        (f"projection {name}", [sum(row.view == name for row in part) for part in parts]) for name in schema.PROJECTIONS
     ]
     lines.append(("with a mask", [sum(bool(row.masks) for row in part) for part in parts]))
     lines.append(("boxes", [sum(not box.reader for row in part for box in row.boxes) for part in parts]))

@@ -25,7 +25,7 @@ class Mapping(NamedTuple):
     image_id: str | None = None  # default: the file's path below the raw folder
     patient: str | None = None  # default: every picture its own patient
     study: str | None = None  # default: every picture its own study
-    view: str | None = None  # default: UNKNOWN
+    view: str | None = None  # the projection, PA, AP or lateral; default: UNKNOWN
     view_values: dict[str, str] = {}  # e.g. {"Frontal erect": "PA"}, beyond the usual spellings
     split: str | None = None  # default: made by patient
     split_values: dict[str, str] = {}  # e.g. {"fold 0": "test"}, beyond the usual spellings

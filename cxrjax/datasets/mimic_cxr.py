@@ -56,31 +56,32 @@ def manifest(raw: Path, labels: str = "chexpert") -> Manifest:
     split_frame, split_path = download.table("mimic-cxr-*-split.csv")
     splits = dict(zip(*(column(split_frame, name, split_path) for name in ("dicom_id", "split")), strict=True))
     problems: list[Problem] = []
-    codes = _codes(download, labels, problems)
+    labels_of = _labels_of_studies(download, labels, problems)
     # Never both: the JPEG are equalised, so they look different from the DICOM originals.
     suffixes = (".jpg",) if any(name.endswith(".jpg") for name in download.paths) else (".jpg", ".dcm")
     files = {PurePosixPath(name).stem: file for name, file in download.files(*suffixes).items()}
     rows = []
-    for dicom, patient, study, view in zip(*cells, strict=True):
+    for dicom, patient, study, position in zip(*cells, strict=True):
         split = splits.pop(dicom, "")
         if split not in _SPLITS:
             problems.append(Problem(dicom, "row", f"{split_path.name} gives it no split of {', '.join(_SPLITS)}."))
         elif dicom not in files:
             problems.append(release.missing_picture(f"files/p{patient[:2]}/p{patient}/s{study}/{dicom}{suffixes[-1]}"))
         else:
-            view, labelled = _PROJECTIONS.get(view, "UNKNOWN"), codes.get(study, _UNLABELLED)
-            rows.append(Row(files[dicom], dicom, patient, study, _SPLITS[split], view, labelled))
+            projection = _PROJECTIONS.get(position, "UNKNOWN")
+            labelled = labels_of.get(study, _UNLABELLED)
+            rows.append(Row(files[dicom], dicom, patient, study, _SPLITS[split], projection, labelled))
     problems += [Problem(dicom, "row", f"{split_path.name} names it, but not {path.name}.") for dicom in splits]
     remarks = [*release.completeness(sum(dicom in files for dicom in cells[0]), len(frame))]
     unlisted = sorted(files.keys() - set(cells[0]))
     if unlisted:
         remarks.append(f"{len(unlisted)} pictures are not in {path.name} and were left out: {listed(unlisted)}.")
-    unknown = Counter(view or "none given" for view in cells[3] if view not in _PROJECTIONS)
+    unknown = Counter(position or "none given" for position in cells[3] if position not in _PROJECTIONS)
     if unknown:
-        said = listed([f"{view} ({count})" for view, count in unknown.most_common()], 20)
-        remarks.append(f"{unknown.total()} pictures of the table have no known view: {said}.")
+        said = listed([f"{position} ({count})" for position, count in unknown.most_common()], 20)
+        remarks.append(f"{unknown.total()} pictures of the table have no known projection: {said}.")
     studies = dict.fromkeys(row.study_id for row in rows)
-    unlabelled = sum(study not in codes for study in studies)
+    unlabelled = sum(study not in labels_of for study in studies)
     if unlabelled:
         remarks.append(f"{unlabelled} studies have no labels of {labels}: they mention nothing.")
     texts = _reports(download, studies, problems)
@@ -104,19 +105,20 @@ def manifest(raw: Path, labels: str = "chexpert") -> Manifest:
     )
 
 
-def _codes(download: release.Release, labels: str, problems: list[Problem]) -> dict[str, tuple[int, ...]]:
-    """Codes of every study that the labeller read."""
-    frame, path = download.table(f"mimic-cxr-*-{labels}.csv")
+def _labels_of_studies(download: release.Release, labeller: str, problems: list[Problem]) -> dict[str, tuple[int, ...]]:
+    """The labels of every study that the labeller read."""
+    frame, path = download.table(f"mimic-cxr-*-{labeller}.csv")
     studies = column(frame, "study_id", path)
     table = [column(frame, name, path) for name in LABELS]
-    codes = {}
+    labels_of = {}
     for study, *cells in zip(studies, *table, strict=True):
-        read = tuple(map(release.code, cells))
-        if None in read:
-            problems.append(Problem(f"s{study}", "row", f"{path.name} has the label {cells[read.index(None)]!r}."))
+        labels = release.labels(cells)
+        if labels is None:
+            odd = release.first_odd_label(cells)
+            problems.append(Problem(f"s{study}", "row", f"{path.name} has the label {odd!r}."))
         else:
-            codes[study] = read
-    return codes
+            labels_of[study] = labels
+    return labels_of
 
 
 def _reports(

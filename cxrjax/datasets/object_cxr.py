@@ -7,7 +7,7 @@ annotation is objects joined by `;`, each `0 x1 y1 x2 y2` (rectangle), `1 x1 y1 
 
 Ours: the box of an object is from the least to the largest of its points (MGCA centres those of polygons otherwise);
 the mask is all objects of the picture, filled, and an empty one where there is none. The challenge's test part has no
-public annotations, so dev is the test split, and validation is cut from train. Neither patient nor view is given:
+public annotations, so dev is the test split, and validation is cut from train. Neither patient nor projection is given:
 every picture counts as its own patient.
 """
 

@@ -37,12 +37,12 @@ def manifest(raw: Path) -> Manifest:
     files = download.files(".png")
     table = list(zip(*(column(frame, name, path) for name in _COLUMNS), strict=True))
     kept = [cells for cells in table if cells[0].upper() not in _LEFT_OUT]
-    label_names, codes = _codes({cells[-1] for cells in kept})
+    label_names, labels_of = _labels_of_cells({cells[-1] for cells in kept})
     unknown = (schema.NOT_MENTIONED,) * len(label_names)
     problems: list[Problem] = []
     rows = []
     for projection, _, _, name, folder, date, study, patient, birth, sex, text, labels in kept:
-        if labels not in codes:
+        if labels not in labels_of:
             problems.append(Problem(name, "row", f"Its Labels are no list of texts: {labels[:80]}"))
         if not patient:
             problems.append(Problem(name, "row", "The table has no PatientID for it."))
@@ -57,7 +57,7 @@ def manifest(raw: Path) -> Manifest:
                     study or name,
                     schema.assign_split("padchest", patient),
                     _PROJECTIONS.get(projection.upper(), "UNKNOWN"),
-                    codes.get(labels, unknown),
+                    labels_of.get(labels, unknown),
                     text=text,
                     sex=release.sex(sex),
                     age=_age(date, birth),
@@ -83,7 +83,7 @@ def _remarks(table: Sequence[tuple[str, ...]], kept: Sequence[tuple[str, ...]]) 
     for said, counts in (
         ("Left out", {name: count for name, count in projections.items() if name.upper() in _LEFT_OUT}),
         ("Labelled by", methods),
-        ("Without a known view", Counter(cells[0] for cells in kept if cells[0].upper() not in _PROJECTIONS)),
+        ("Without a known projection", Counter(cells[0] for cells in kept if cells[0].upper() not in _PROJECTIONS)),
     ):
         if counts:
             named = [f"{name or 'none given'} ({count})" for name, count in counts.items()]
@@ -95,16 +95,16 @@ def _remarks(table: Sequence[tuple[str, ...]], kept: Sequence[tuple[str, ...]]) 
         )
 
 
-def _codes(cells: Iterable[str]) -> tuple[tuple[str, ...], dict[str, tuple[int, ...]]]:
-    """Label names, and the codes of every cell that can be read."""
+def _labels_of_cells(cells: Iterable[str]) -> tuple[tuple[str, ...], dict[str, tuple[int, ...]]]:
+    """Label names, and the labels of every cell that can be read."""
     named = {cell: _named(cell) for cell in cells}
     names = tuple(sorted(set().union(*(found for found in named.values() if found)) - _NO_FINDINGS))
-    codes = {}
+    labels_of = {}
     for cell, found in named.items():
         if found is not None:
             rest = schema.ABSENT if found and not found & _NO_FINDINGS else schema.NOT_MENTIONED
-            codes[cell] = tuple(schema.PRESENT if name in found else rest for name in names)
-    return names, codes
+            labels_of[cell] = tuple(schema.PRESENT if name in found else rest for name in names)
+    return names, labels_of
 
 
 def _named(cell: str) -> set[str] | None:

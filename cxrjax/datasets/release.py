@@ -17,7 +17,7 @@ from cxrjax.datasets.table import read_table
 
 VAL_SHARE = 0.1
 OLDEST = 120  # years
-_CODES = {
+_LABELS = {
     **dict.fromkeys(("1", "1.0"), PRESENT),
     **dict.fromkeys(("0", "0.0"), ABSENT),
     **dict.fromkeys(("-1", "-1.0"), UNCERTAIN),
@@ -141,9 +141,16 @@ def years(text: str) -> int:
     return age if age <= OLDEST else -1
 
 
-def code(cell: str) -> int | None:
-    """The schema's code of a cell of the CheXpert labeller: 1.0, 0.0, -1.0 (uncertain) or blank; None for others."""
-    return _CODES.get(cell)
+def labels(cells: Sequence[str]) -> tuple[int, ...] | None:
+    """The labels in cells of the CheXpert labeller: 1.0, 0.0, -1.0 (uncertain) or blank; None if a cell is not one."""
+    found = [_LABELS.get(cell) for cell in cells]
+    known = tuple(label for label in found if label is not None)
+    return known if len(known) == len(found) else None
+
+
+def first_odd_label(cells: Sequence[str]) -> str:
+    """The first of the cells that is no label, for a message."""
+    return next(cell for cell in cells if cell not in _LABELS)
 
 
 def box(label: str, cells: Sequence[str]) -> Box | None:

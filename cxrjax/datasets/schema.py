@@ -1,4 +1,8 @@
-"""The one schema of every converted set: features, label codes, views, splits by patient, where sets live.
+"""The one schema of every converted set: features, labels, projections, splits by patient, where sets live.
+
+The projection of a picture (PA, AP, LATERAL) is the record's field `view`, and `--map view=COLUMN` says which column of
+a table holds it. Converted sets and users' commands have the name, so it stays; everywhere else `views` are the crops
+of one picture, and this is the projection.
 
 TensorFlow is never needed. A converted set is a TFDS directory `<data_dir>/<name>/<version>/` (or
 `<data_dir>/<name>/<builder config>/<version>/`) whose metadata hold `label_names`, the names of the label axis.

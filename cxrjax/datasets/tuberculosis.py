@@ -26,7 +26,7 @@ def pictures(found: release.Release, prefix: str, under: str = "") -> dict[str, 
 
 
 def labels(stem: str) -> tuple[int, int]:
-    """The codes of `LABELS`, from the last digit of a picture's name."""
+    """The values of `LABELS`, from the last digit of a picture's name."""
     ill = stem.endswith("1")
     return (schema.ABSENT, schema.PRESENT) if ill else (schema.PRESENT, schema.ABSENT)
 

@@ -40,7 +40,7 @@ class Record(NamedTuple):
     padding: str  # "" or which stored values were padding, and how many pixels
     warnings: tuple[str, ...]
     steps: tuple[str, ...]  # all of it as sentences, in the style of pixels.Picture
-    view: str  # "PA", "AP", "LATERAL" or "UNKNOWN"
+    projection: str  # "PA", "AP", "LATERAL" or "UNKNOWN"
     laterality: str  # "L", "R", "B" or ""
     sex: str  # "F", "M" or ""
     age: int  # years; -1 unknown
@@ -77,8 +77,8 @@ def read(source: str | Path | bytes, bits: int = 16) -> Radiograph:
     layout, high_bit = _layout(get)
     syntax = _syntax(dataset, warnings)
     cells = codecs.cells(syntax, pixel_data, representation, layout)
-    codes = _codes(cells, layout, high_bit, syntax in codecs.WHOLE_CELLS, warnings)
-    meaning = greyscale.meaning(get, codes, layout, warnings)
+    stored = _stored_values(cells, layout, high_bit, syntax in codecs.WHOLE_CELLS, warnings)
+    meaning = greyscale.meaning(get, stored, layout, warnings)
     facts = header.facts(get)
     if "FOR PROCESSING" in header.text(get("PresentationIntentType")).upper():
         warnings.append("the header says FOR PROCESSING: raw values, not yet prepared for viewing")
@@ -102,9 +102,9 @@ def read(source: str | Path | bytes, bits: int = 16) -> Radiograph:
         **facts._asdict(),
     )
     # OpenCV looks up 256 entries three times faster than NumPy, and not more than those in all its versions.
-    by_opencv = codes.dtype == np.uint8 and len(meaning.table) == 256
+    by_opencv = stored.dtype == np.uint8 and len(meaning.table) == 256
     table = meaning.table if bits == 16 else np.round(meaning.table / 257).astype(np.uint8)
-    return Radiograph(cv2.LUT(codes, table) if by_opencv else np.take(table, codes), record)
+    return Radiograph(cv2.LUT(stored, table) if by_opencv else np.take(table, stored), record)
 
 
 def _parsed(data: bytes) -> Any:
@@ -218,10 +218,10 @@ def _pixel_data(dataset: Any) -> tuple[bytes, str]:
     return data, representation
 
 
-def _codes(
+def _stored_values(
     cells: np.ndarray, layout: codecs.Layout, high_bit: int, whole_cells: bool, warnings: list[str]
 ) -> np.ndarray:
-    """The stored bits alone, h w, negative values as two's complement of that many bits.
+    """The stored values, h w unsigned: the stored bits alone, negative values as two's complement of that many bits.
 
     whole_cells: whether the data hold the unused bits too, where overlays were once kept. Compressed data without them
         that need more bits contradict their header; their decoders extend the sign, or do not.
@@ -231,11 +231,11 @@ def _codes(
         cells = (cells.view(signed_type) >> shift).view(cells.dtype) if layout.signed else cells >> shift
     if bits == 8 * cells.dtype.itemsize:
         return cells
-    codes = cells & cells.dtype.type(2**bits - 1)
+    stored = cells & cells.dtype.type(2**bits - 1)
     sign = cells.dtype.type(2 ** (bits - 1) if layout.signed else 0)
-    other = (codes ^ sign) - sign != cells
+    other = (stored ^ sign) - sign != cells
     if whole_cells and other.any():
         warnings.append(f"bits above the {bits} stored ones, set in {other.mean():.1%} of the pixels, are ignored")
-    elif not whole_cells and (other & (codes != cells)).any():
+    elif not whole_cells and (other & (stored != cells)).any():
         raise UnreadablePicture(f"Pixels need more than the {bits} bits that BitsStored declares.")
-    return codes
+    return stored

@@ -18,9 +18,9 @@ LEAST_SPAN = 1 / 32  # share of black to white that they take up then
 
 
 class Meaning(NamedTuple):
-    """The brightness of each stored code, and each step to it as a sentence, "" where there was none."""
+    """The brightness of each stored value, and each step to it as a sentence, "" where there was none."""
 
-    table: np.ndarray  # n uint16
+    table: np.ndarray  # n uint16; of a negative value at its place in two's complement
     rescaling: str
     window: str
     scaling: str
@@ -37,7 +37,7 @@ class Meaning(NamedTuple):
 
 
 class _Mapping(NamedTuple):
-    """A value for each stored code, the values that become black and white, and what was applied."""
+    """What each of the n stored values stands for, the values that become black and white, and what was applied."""
 
     values: np.ndarray
     low: float
@@ -45,20 +45,23 @@ class _Mapping(NamedTuple):
     said: str
 
 
-def meaning(get: header.Get, codes: np.ndarray, layout: codecs.Layout, warnings: list[str]) -> Meaning:
-    """Builds the table for h w stored codes; adds to `warnings`. Raises UnreadablePicture for constant pictures."""
+def meaning(get: header.Get, stored: np.ndarray, layout: codecs.Layout, warnings: list[str]) -> Meaning:
+    """Builds the table for stored values h w, of which negative ones are in two's complement; adds to `warnings`.
+
+    Raises UnreadablePicture for constant pictures.
+    """
     bits = layout.bits_stored
-    counts = cv2.calcHist([codes], [0], None, [2**bits], [0, 2**bits]).ravel().astype(np.float64)
-    stored = np.arange(2**bits)
+    counts = cv2.calcHist([stored], [0], None, [2**bits], [0, 2**bits]).ravel().astype(np.float64)
+    possible = np.arange(2**bits)
     if layout.signed:
-        stored = np.where(stored >= 2 ** (bits - 1), stored - 2**bits, stored)
-    padded, padding = _padding(get, stored, counts, layout, warnings)
+        possible = np.where(possible >= 2 ** (bits - 1), possible - 2**bits, possible)
+    padded, padding = _padding(get, possible, counts, layout, warnings)
     seen = (counts > 0) & ~padded
     if not seen.any():
         raise UnreadablePicture("The picture is constant: every pixel is padding.")
     if np.count_nonzero(seen) == 1:
-        raise UnreadablePicture(f"The picture is constant: every pixel is {stored[seen][0]}.")
-    values, rescaling = _rescaled(get, stored, warnings)
+        raise UnreadablePicture(f"The picture is constant: every pixel is {possible[seen][0]}.")
+    values, rescaling = _rescaled(get, possible, warnings)
     if np.ptp(values[seen]) == 0:
         raise UnreadablePicture(f"The picture is constant after the {rescaling}.")
     shares = np.where(seen, counts, 0) / counts[seen].sum()

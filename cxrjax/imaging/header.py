@@ -14,9 +14,9 @@ _IN_A_YEAR = {"D": 365, "W": 52, "M": 12, "Y": 1}
 
 
 class Facts(NamedTuple):
-    """What the header tells about patient, view and machine."""
+    """What the header tells about patient, projection and machine."""
 
-    view: str  # "PA", "AP", "LATERAL" or "UNKNOWN"
+    projection: str  # "PA", "AP", "LATERAL" or "UNKNOWN"
     laterality: str  # "L", "R", "B" or ""
     sex: str  # "F", "M" or ""
     age: int  # years; -1 unknown
@@ -87,7 +87,7 @@ def facts(get: Get) -> Facts:
     codes = get("ViewCodeSequence")
     meaning = text(value(codes[0], [], "CodeMeaning")) if _is_several(codes) else ""
     return Facts(
-        view=view(text(get("ViewPosition")), meaning),
+        projection=projection(text(get("ViewPosition")), meaning),
         laterality=laterality if laterality in ("L", "R", "B") else "",
         sex=sex if sex in ("F", "M") else "",
         age=years(text(get("PatientAge"))),
@@ -96,7 +96,7 @@ def facts(get: Get) -> Facts:
     )
 
 
-def view(position: str, code_meaning: str) -> str:
+def projection(position: str, code_meaning: str) -> str:
     """PA, AP, LATERAL or UNKNOWN by ViewPosition, or where that says nothing by the meaning of the view code."""
     words = set(re.split("[^A-Z]+", position.upper()))
     named = {each for each in ("PA", "AP") if each in words} | ({"LATERAL"} if words & _LATERAL else set())

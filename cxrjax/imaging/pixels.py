@@ -48,7 +48,7 @@ class Picture(NamedTuple):
     source_width: int
     bits: int  # per channel, as stored
     steps: tuple[str, ...]  # every step beyond decoding 8-bit grey: "what" or "what: detail"
-    header: dict = {}  # view, sex and age of a DICOM file
+    header: dict = {}  # of a DICOM file: view (the projection), sex and age
 
 
 def read(source: str | Path | bytes, value_range: tuple[int, int] | None = None, bits: int = 8) -> Picture:

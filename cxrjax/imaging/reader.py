@@ -18,7 +18,7 @@ def read(source: str | Path | bytes, value_range: tuple[int, int] | None = None,
     value_range: for PNG and raw files deeper than 8 bits, the values that become black and white (by default: of a PNG
         its robust range, of a raw file 0 to 4095). DICOM files carry their own.
     bits: 8 or 16, of the result; 8-bit values v become 257 v in 16 bits.
-    Returns Picture; of a DICOM file its `header` has view, sex and age. Raises UnreadablePicture.
+    Returns Picture; of a DICOM file its `header` has view (the projection), sex and age. Raises UnreadablePicture.
     """
     data, name = pixels.contents(source)
     if dicom.is_dicom(data):
@@ -30,7 +30,7 @@ def read(source: str | Path | bytes, value_range: tuple[int, int] | None = None,
 
 def _dicom(data: bytes, bits: int) -> Picture:
     grey, record = dicom.read(data, bits)
-    header = {"view": record.view, "sex": record.sex, "age": record.age}
+    header = {"view": record.projection, "sex": record.sex, "age": record.age}
     return Picture(grey, "dicom", record.rows, record.columns, record.bits_stored, record.steps, header)
 
 

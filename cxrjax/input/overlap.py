@@ -237,24 +237,24 @@ def fingerprints(converted_set: ConvertedSet, split: str) -> list[str]:
         writer.progress_bar(len(stored), f"{converted_set.name}: fingerprints of {split}", "picture", True) as bar,
         ThreadPoolExecutor(writer.cores()) as pool,
     ):
-        codes = []
-        for code in pool.map(lambda number: _look(stored, number), range(len(stored))):
-            codes.append(code)
+        found = []
+        for look in pool.map(lambda number: _fingerprint(stored, number), range(len(stored))):
+            found.append(look)
             bar.update()
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        pd.DataFrame({"image_id": table["image_id"], "fingerprint": codes}).to_parquet(unfinished, index=False)
+        pd.DataFrame({"image_id": table["image_id"], "fingerprint": found}).to_parquet(unfinished, index=False)
         os.replace(unfinished, path)
     except OSError:
         unfinished.unlink(missing_ok=True)
-    return codes
+    return found
 
 
 def _audit_one(converted_set: ConvertedSet) -> str:
     """What a set holds twice; of one patient that is no wonder, of two it is likely the same person or picture."""
     table = _part(converted_set, rows(converted_set), _filled(converted_set), with_fingerprints=True)
-    codes = table["fingerprint"].tolist()
-    twice = [pair for pair in pairs(codes, codes) if pair[0] < pair[1]]
+    looks = table["fingerprint"].tolist()
+    twice = [pair for pair in pairs(looks, looks) if pair[0] < pair[1]]
     patients, splits = table["patient_id"].tolist(), table["split"].tolist()
     strange = [pair for pair in twice if patients[pair[0]] != patients[pair[1]]]
     across = sum(splits[i] != splits[j] for i, j, _ in strange)
@@ -303,11 +303,11 @@ def _part(
     part = table[table["split"].isin(splits)].reset_index(drop=True)
     if with_fingerprints and not part["fingerprint"].all():
         there = part["split"].unique()
-        part["fingerprint"] = [code for split in there for code in fingerprints(converted_set, split)]
+        part["fingerprint"] = [look for split in there for look in fingerprints(converted_set, split)]
     return part
 
 
-def _look(stored: Source, number: int) -> str:
+def _fingerprint(stored: Source, number: int) -> str:
     example = stored[number]
     try:
         return fingerprint(crops.decode(example["image"]))

@@ -29,7 +29,7 @@ def check(policy: str) -> None:
 
 
 def apply(labels: np.ndarray, label_names: Sequence[str], policy: str) -> np.ndarray:
-    """Returns the labels, int8 … c in codes of the schema, as PRESENT, ABSENT or (still unknown) UNCERTAIN.
+    """Returns the labels, int8 … c as the schema has them, as PRESENT, ABSENT or (still unknown) UNCERTAIN.
 
     label_names: c. Raises ValueError for an unknown policy or another number of names.
     """

@@ -1,4 +1,4 @@
-"""Converted sets by study: every picture of an examination and its report together, for methods that use two views.
+"""Converted sets by study: all pictures of an examination with its report, for methods that use two projections.
 
     whole = studies(source(open_set("mimic_cxr"), "train"), require_frontal=True, require_report=True)
     batches = pipeline.dataset([whole], None, views, batch_size, seed)
@@ -60,9 +60,10 @@ def studies(
 class Studies:
     """Studies by number: `len(studies)`, `studies[i]` -> mapping. It can be pickled and stands in for a Source.
 
-    A study maps frontals (PA before AP), laterals and others (unknown view) to lists of examples as the source has
-    them; has_frontal and has_lateral; report, the findings, impression and text of its first picture that has any;
-    study_id, patient_id, set and labels int8 (c,) of the first picture; image_id, the ids of all its pictures.
+    A study maps frontals (PA before AP), laterals and others (unknown projection) to lists of examples as the source
+    has them. It also has has_frontal and has_lateral; report: the findings, impression and text of its first picture
+    that has any; study_id, patient_id, set and labels int8 (c,) of the first picture; image_id: the ids of all its
+    pictures.
     """
 
     def __init__(self, source: Source, items: np.ndarray, counts: np.ndarray, left_out: Mapping[str, int]):
@@ -133,7 +134,7 @@ def _kept(made: Studies, wanted: np.ndarray, lacking: str) -> Studies:
     if not wanted.any():
         raise ValueError(
             f"No study is left: all {len(made)} that reached this filter are {lacking}. They are {made!r}. "
-            "Leave the filter out, or give a source that is not filtered by view or picture."
+            "Leave the filter out, or give a source that is not filtered by projection or picture."
         )
     items = made.items[np.repeat(wanted, made.counts.sum(1))]
     return Studies(made.source, items, made.counts[wanted], made.left_out | {lacking: int((~wanted).sum())})

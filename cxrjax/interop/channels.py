@@ -34,7 +34,8 @@ def fold(
 ) -> tuple[np.ndarray, np.ndarray]:
     """A kernel d c h w under their normalisation, as one under ours, and the constant d that it leaves out.
 
-    channels: of our encoder; 1 adds theirs up for grey pictures, else it is their number, and pictures are repeated.
+    channels: of our encoder. 1 sums the kernels of theirs, for grey pictures. Their own number keeps them, for pictures
+    that are repeated on each.
     mean, std: ours; as theirs, per channel, they leave the kernel as it is.
     Returns float64, so that what was spread comes back bit for bit once rounded.
     Raises ValueError for other channels, and for a normalisation of another number of channels than the kernel's.
@@ -48,7 +49,7 @@ def fold(
     if channels not in (1, given):
         raise ValueError(
             f"The pre-trained model takes {given} channel(s) and our encoder {channels}; a model is read with its own "
-            "number of channels or folded to 1."
+            "number of channels, or with their kernels summed to 1."
         )
     their_mean, their_std = np.asarray(their_mean, np.float64), np.asarray(their_std, np.float64)
     wide = kernel.astype(np.float64)

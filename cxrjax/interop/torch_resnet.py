@@ -85,8 +85,9 @@ def from_torchvision(
     """Reads a torchvision ResNet into our (params, batch_stats), float32.
 
     state_dict: arrays or CPU tensors by name. variant: key of resnet.VARIANTS. mean, std: our normalisation of
-    x = pixel / 255; their_mean, their_std: that of the weights, per channel. channels: 1 adds the three channels of the
-    first convolution up for grey pictures, 3 keeps them for repeated ones. Edges: see the module's docstring.
+    x = pixel / 255; their_mean, their_std: that of the weights, per channel.
+    channels: 1 sums the kernels of the first convolution over its three channels, for grey pictures; 3 keeps them, for
+    repeated ones. Edges: see the module's docstring.
     Raises ValueError, naming the array, where the state_dict is not that variant's.
     """
     return _read(state_dict, variant, channels, lambda name: name, (their_mean, their_std, mean, std))
@@ -166,7 +167,7 @@ def _read(
         return (array - constant).astype(np.float32) if torchvision_name == "bn1.running_mean" else array
 
     shapes, first = _shapes(variant, channels), rename("conv1.weight")
-    given = np.shape(weights.get(first, ()))[1:2]  # of channels, which we may fold
+    given = np.shape(weights.get(first, ()))[1:2]  # of channels, which we may sum
     kernel, constant = fold(take(first, (_size(variant).stem, *given, 7, 7)), *normalisation, channels)
     found = {part: jax.tree.map_with_path(leaf, tree) for part, tree in shapes.items()}
     unused = sorted(n for n in weights if n not in used and not n.startswith(IGNORED) and not n.endswith(COUNTER))

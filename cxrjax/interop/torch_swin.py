@@ -134,7 +134,7 @@ def from_state_dict(
     state_dict: arrays or CPU tensors by name. Where all of the encoder's names begin with the same words, such as
     "swin." or "image_encoder.image_encoder.", arrays under other names are left aside. variant: key of swin.VARIANTS.
     mean, std: our normalisation of x = pixel / 255; their_mean, their_std: that of the weights, per channel.
-    channels: 1 folds three-channel kernels for grey pictures, 3 keeps them for repeated ones.
+    channels: 1 sums the kernels of three channels, for grey pictures; 3 keeps them, for repeated ones.
     Raises ValueError, naming the array, where the arrays are not that variant's.
     """
     weights, used = _strip(state_dict), set()
@@ -163,7 +163,7 @@ def from_state_dict(
         return np.stack(layers) if stacked else layers[0]
 
     size, first = swin.Swin(variant).size, f"{PROJECTION}.weight"
-    given = np.shape(weights.get(first, ()))[1:2]  # of channels, which we may fold
+    given = np.shape(weights.get(first, ()))[1:2]  # of channels, which we may sum
     theirs = take(first, (size.width, *given, size.patch_px, size.patch_px))
     kernel, constant = fold(theirs, their_mean, their_std, mean, std, channels)
     kernel = kernel.transpose(2, 3, 1, 0).reshape(-1, size.width).astype(np.float32)

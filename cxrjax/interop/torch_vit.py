@@ -146,7 +146,7 @@ def from_huggingface(
       image_px: side of the pictures that our encoder will see; positions are resized bicubically to its grid, as
         `interpolate_pos_encoding=True` does.
       mean, std: our normalisation of x = pixel / 255; folded into the patch embedding (module docstring).
-      channels: 1 folds three-channel kernels for grey pictures, 3 keeps them.
+      channels: 1 sums the kernels of three channels, for grey pictures; 3 keeps them.
 
     Returns:
       The encoder's tree of float32 arrays, with `pos_embed` (n d). LayerNorm's epsilon is not a parameter: build

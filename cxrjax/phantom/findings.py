@@ -1,4 +1,4 @@
-"""The phantom's diseases: drawn at random, placed in the 3-D body, so that every view shows the same finding."""
+"""The phantom's diseases: drawn at random, placed in the 3-D body, so that every projection shows the same finding."""
 
 from typing import NamedTuple
 

@@ -18,7 +18,7 @@ class Radiograph(NamedTuple):
     relative corners; rows: body height z of every row in centimetres (exact where `roll` is 0); roll: degrees.
     """
 
-    view: str
+    projection: str
     image: np.ndarray
     lungs: np.ndarray
     findings: np.ndarray
@@ -38,30 +38,38 @@ class _Integrals(NamedTuple):
 
 
 def shared_grains(body: Anatomy, spacing: float) -> list[Grains]:
-    """The tubes that are the same in every view of a study, of elements about `spacing` centimetres apart."""
+    """The tubes that are the same in every picture of a study, of elements about `spacing` centimetres apart."""
     return [part(body, spacing) for part in (skeleton.bones, skeleton.airways, skeleton.vessels)]
 
 
 def render(
-    view: str, short_side: int, body: Anatomy, findings: list[Finding], grains: list[Grains], rng: np.random.Generator
+    projection: str,
+    short_side: int,
+    body: Anatomy,
+    findings: list[Finding],
+    grains: list[Grains],
+    rng: np.random.Generator,
 ) -> Radiograph:
-    """Takes one picture. view: "PA", "AP" or "LATERAL"; short_side: pixels; grains: `shared_grains` of the body."""
-    frontal = view != "LATERAL"
+    """Takes one picture.
+
+    projection: "PA", "AP" or "LATERAL". short_side: pixels. grains: `shared_grains` of the body.
+    """
+    frontal = projection != "LATERAL"
     body = body._replace(arms_raised=not frontal)
-    if view == "AP":
+    if projection == "AP":
         body = body._replace(heart=body.heart * 1.07)
     aspect = rng.uniform(0.92, 1.12) if frontal else rng.uniform(1.1, 1.3)
     size = tuple(int(round(short_side * max(1.0, a))) for a in (aspect, 1 / aspect))
     rays = _rays(frontal, size, body, rng)
     roll = float(rng.normal(0, 1.2))
     parts = _roll(_integrate(body, findings, grains, rays, rng), roll)
-    image = _expose(parts, view, rays.pixel, rng)
+    image = _expose(parts, projection, rays.pixel, rng)
     masks = [mask for mask in parts.findings]
     boxes = [(f.label, _box(mask)) for f, mask in zip(findings, masks, strict=True) if mask.any()]
     union = np.any(masks, axis=0) if masks else np.zeros(size, bool)
     return Radiograph(
-        view,
-        _burn_marker(image, view, rng),
+        projection,
+        _burn_marker(image, projection, rng),
         parts.lungs.astype(np.uint8) * 255,
         union.astype(np.uint8) * 255,
         parts.heart,
@@ -185,13 +193,13 @@ def _roll(parts: _Integrals, degrees: float) -> _Integrals:
     return _Integrals(total, turned(parts.lungs), turned(parts.heart), [turned(mask) for mask in parts.findings])
 
 
-def _expose(parts: _Integrals, view: str, pixel: float, rng: np.random.Generator) -> np.ndarray:
+def _expose(parts: _Integrals, projection: str, pixel: float, rng: np.random.Generator) -> np.ndarray:
     """Beer-Lambert, scatter, quantum noise, logarithm, edge enhancement and a film-like curve: uint8 h w."""
     total = parts.attenuation
     lungs = parts.lungs if parts.lungs.any() else total > 0
     primary = np.exp(float(np.median(total[lungs])) - total)
     scattered = _wide_blur(np.minimum(primary, 2.0), 3.5 / pixel)
-    portable = view == "AP"
+    portable = projection == "AP"
     intensity = primary + rng.uniform(0.10, 0.22) * (1.6 if portable else 1.0) * scattered
     blurred = cv2.GaussianBlur(intensity, (0, 0), max(0.45, 0.045 / pixel))
     noise = cv2.GaussianBlur(rng.standard_normal(total.shape, np.float32), (0, 0), 0.6)
@@ -200,7 +208,7 @@ def _expose(parts: _Integrals, view: str, pixel: float, rng: np.random.Generator
     signal += rng.uniform(0.2, 0.6) * (signal - _wide_blur(signal, 1.6 / pixel))
     inside = signal[total > np.minimum(0.6, total.max() / 2)]
     dark, bright = float(np.percentile(signal[lungs], 30)), float(np.percentile(inside, 96))
-    at_dark = rng.uniform(0.24, 0.36) + {"PA": 0.0, "AP": 0.06, "LATERAL": 0.07}[view]
+    at_dark = rng.uniform(0.24, 0.36) + {"PA": 0.0, "AP": 0.06, "LATERAL": 0.07}[projection]
     at_bright = rng.uniform(0.84, 0.93)
     logit_dark, logit_bright = np.log(at_dark / (1 - at_dark)), np.log(at_bright / (1 - at_bright))
     curve = logit_dark + (signal - dark) * (logit_bright - logit_dark) / max(bright - dark, 0.2)
@@ -216,21 +224,21 @@ def _wide_blur(picture: np.ndarray, sigma: float) -> np.ndarray:
     return cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
-def _burn_marker(image: np.ndarray, view: str, rng: np.random.Generator) -> np.ndarray:
+def _burn_marker(image: np.ndarray, projection: str, rng: np.random.Generator) -> np.ndarray:
     """Writes the side marker (and sometimes the projection) where a radiographer puts it."""
     height, width = image.shape
     short = min(height, width)
     scale = short / 256 * rng.uniform(0.45, 0.7)
-    letter = "L" if view == "LATERAL" or rng.random() < 0.6 else "R"
+    letter = "L" if projection == "LATERAL" or rng.random() < 0.6 else "R"
     x = rng.uniform(0.86, 0.93) if letter == "L" else rng.uniform(0.04, 0.1)
-    if view == "LATERAL":
+    if projection == "LATERAL":
         x = rng.choice((rng.uniform(0.03, 0.1), rng.uniform(0.87, 0.93)))
     y = rng.uniform(0.07, 0.16)
     brightness = int(rng.uniform(200, 255))
     thick = max(1, int(round(short / 256)))
     origin = (int(x * width), int(y * height))
     cv2.putText(image, letter, origin, cv2.FONT_HERSHEY_SIMPLEX, scale, brightness, thick, cv2.LINE_AA)
-    if view == "AP" and rng.random() < 0.7:
+    if projection == "AP" and rng.random() < 0.7:
         place = (int(rng.uniform(0.02, 0.06) * width), int(rng.uniform(0.9, 0.96) * height))
         cv2.putText(image, "AP PORTABLE", place, cv2.FONT_HERSHEY_SIMPLEX, 0.5 * scale, brightness, thick, cv2.LINE_AA)
     return image

@@ -53,9 +53,11 @@ def make_study(seed: int, index: int, short_side: int = 256) -> Study:
     frontal = "AP" if rng.random() < PORTABLE_SHARE else "PA"
     streams = rng.spawn(2)
     grains = shared_grains(body, 34.0 / short_side)
-    views = zip((frontal, "LATERAL"), streams, strict=True)
-    radiographs = tuple(render(view, short_side, body, findings, grains, stream) for view, stream in views)
-    return Study(patient, body, findings, label_vector(findings), report, radiographs)
+    pictures = [
+        render(projection, short_side, body, findings, grains, stream)
+        for projection, stream in zip((frontal, "LATERAL"), streams, strict=True)
+    ]
+    return Study(patient, body, findings, label_vector(findings), report, (pictures[0], pictures[1]))
 
 
 def records(seed: int, index: int, short_side: int) -> list[dict]:
@@ -66,10 +68,10 @@ def records(seed: int, index: int, short_side: int) -> list[dict]:
     return [
         {
             "image": cv2.imencode(".jpg", radiograph.image, (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY))[1].tobytes(),
-            "image_id": f"{study_id}-{radiograph.view}",
+            "image_id": f"{study_id}-{radiograph.projection}",
             "patient_id": f"phantom-{seed}-patient-{study.patient:06d}",
             "study_id": study_id,
-            "view": radiograph.view,
+            "view": radiograph.projection,
             "labels": study.labels,
             "mask": cv2.imencode(".png", radiograph.lungs)[1].tobytes(),
             "has_mask": True,

@@ -112,20 +112,20 @@ def test_other_folders_get_their_sentence(folder, tmp_path):
 
 
 def index(rows):
-    """A table as input.source.index gives: rows of (image_id, view, {label: code})."""
-    labels = [[codes.get(name, schema.NOT_MENTIONED) for name in chexpert.LABELS] for _, _, codes in rows]
+    """A table as input.record_index.index gives: rows of (image_id, projection, {label: value})."""
+    labels = [[known.get(name, schema.NOT_MENTIONED) for name in chexpert.LABELS] for _, _, known in rows]
     return pandas.DataFrame(
         {
             "image_id": [name for name, _, _ in rows],
-            "view": [view for _, view, _ in rows],
-            "labels": [np.array(codes, np.int8) for codes in labels],
+            "view": [projection for _, projection, _ in rows],
+            "labels": [np.array(one, np.int8) for one in labels],
         }
     )
 
 
 def pure(count):
     rows = [(f"{name}-{i}", ("PA", "AP")[i % 2], {name: 1}) for name in chexpert.COMPETITION for i in range(count)]
-    return [(name, view, codes | {"Pneumothorax": 0}) for name, view, codes in rows]
+    return [(name, projection, labels | {"Pneumothorax": 0}) for name, projection, labels in rows]
 
 
 def test_five_by_200_draws_frontals_that_have_one_finding_only():

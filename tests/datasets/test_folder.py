@@ -102,8 +102,8 @@ def test_every_field_comes_back(run, raw):
         "p/c.png": "val",
         "p/d.png": "test",
     }
-    views = [info.features["view"].names[records[row[0]][1]["view"]] for row in ROWS]
-    assert views == ["PA", "LATERAL", "AP", "UNKNOWN"]
+    projections = [info.features["view"].names[records[row[0]][1]["view"]] for row in ROWS]
+    assert projections == ["PA", "LATERAL", "AP", "UNKNOWN"]
     labels = {name: record["labels"].tolist() for name, (_, record) in records.items()}
     assert labels == {
         "p/a.png": [1, 1, 0, 1],
@@ -242,7 +242,7 @@ def test_a_patient_in_two_splits_is_named(run, raw):
         ({"table": "lists.csv"}, table.TableError, "lists.csv does not exist; tables in .*: boxes.csv, list.csv"),
         ({"boxes": ["box.csv"]}, table.TableError, "box.csv does not exist"),
         ({"split": "dx"}, MappingError, r"'\(blank\)' \(1 rows\).*no known split. Say what it means with split_values"),
-        ({"view": "dx"}, MappingError, "'normal' .*is no known view. Say what it means with view_values"),
+        ({"view": "dx"}, MappingError, "'normal' .*is no known projection. Say what it means with view_values"),
         ({"view_values": {"L": "SIDE"}}, MappingError, "L -> SIDE; the right side must be UNKNOWN, PA, AP, LATERAL"),
         ({"label_names": ["Mass"]}, MappingError, "label_names does not list: Effusion, Intensive care, Normal"),
         ({"label_columns": {"note": "Note"}}, MappingError, "hold 'Effusion and a mass.' .*expected 1 .present."),

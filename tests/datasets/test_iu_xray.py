@@ -1,4 +1,4 @@
-"""IU X-ray in its three layouts, with invented reports: fields, names and views looked up, and broken downloads."""
+"""IU X-ray in its three layouts, with invented reports: fields, names and projections, and broken downloads."""
 
 import json
 import os
@@ -110,7 +110,7 @@ def r2gen(tmp_path):
     return raw
 
 
-def codes(*present):
+def labels_with(*present):
     return [schema.PRESENT if name in present else schema.ABSENT for name in LABELS]
 
 
@@ -130,17 +130,19 @@ def test_official_fields_come_back(open_i, tmp_path):
     assert text.startswith("COMPARISON: None.\n\nINDICATION: An invented XXXX.\n\nFINDINGS: Nothing")
     assert converted_sets.open_set(made.conversion.directory).label_names == LABELS
     found = [list(made.records[row[0]][1]["labels"]) for row in PICTURES]
-    assert found[0] == found[1] == codes("No Finding") and found[2] == codes("Aorta", "Opacity")
+    assert found[0] == found[1] == labels_with("No Finding") and found[2] == labels_with("Aorta", "Opacity")
     assert found[3] == [schema.NOT_MENTIONED] * 4
     assert "read in the official layout" in made.said and "1 reports have no picture" in made.said
-    assert "Frontal pictures are called PA" in made.said and "no known view" not in made.said
+    assert "Frontal pictures are called PA" in made.said and "no known projection" not in made.said
     assert "7470" in made.conversion.counts
 
 
 def test_without_projections_no_view_is_guessed(open_i):
     made = iu_xray.manifest(open_i)
     assert {row.view for row in made.rows} == {"UNKNOWN"}
-    assert any("5 pictures have no known view. Kaggle's indiana_projections.csv" in remark for remark in made.remarks)
+    assert any(
+        "5 pictures have no known projection. Kaggle's indiana_projections.csv" in remark for remark in made.remarks
+    )
 
 
 def test_kaggle_is_the_same_under_its_own_names(kaggle, open_i, tmp_path):
@@ -186,7 +188,7 @@ def test_r2gen_keeps_its_split(r2gen, tmp_path):
     }
     (first, second) = (official.pixels(made.records[f"CXR2384_IM-0942/{number}"][1]) for number in range(2))
     assert (first != second).any()
-    assert "6 pictures have no known view" in made.said and "2069" in made.conversion.counts
+    assert "6 pictures have no known projection" in made.said and "2069" in made.conversion.counts
 
 
 def test_frontal_lateral_and_report_are_one_study(open_i, tmp_path):

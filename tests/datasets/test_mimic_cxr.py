@@ -94,7 +94,7 @@ def test_every_field_comes_back(raw, tmp_path):
     made = official.convert(mimic_cxr.manifest(raw), tmp_path)
     assert not made.conversion.problems and set(made.records) == {row[0] for row in PICTURES}
     expected_splits = {"train": "train", "validate": "val", "test": "test"}
-    expected_views = {
+    expected_projections = {
         "PA": "PA",
         "AP": "AP",
         "LATERAL": "LATERAL",
@@ -106,7 +106,7 @@ def test_every_field_comes_back(raw, tmp_path):
         found_split, example = made.records[dicom]
         assert found_split == expected_splits[split]
         assert (example["patient_id"], example["study_id"]) == (subject, study)
-        assert example["view"] == expected_views[view] and example["sex"] == "" and example["age"] == -1
+        assert example["view"] == expected_projections[view] and example["sex"] == "" and example["age"] == -1
         assert example["report"]["text"] == REPORTS[study].strip()
     one, lateral, other, *rest = (made.records[row[0]][1] for row in PICTURES)
     expected = labels(Atelectasis=schema.PRESENT, Edema=schema.ABSENT, Pneumonia=schema.UNCERTAIN)
@@ -119,7 +119,7 @@ def test_every_field_comes_back(raw, tmp_path):
     )
     assert "Perhaps pneumonia." in one["report"]["impression"] and "clockmaker" not in one["report"]["impression"]
     assert (other["report"]["findings"], other["report"]["impression"]) == ("", "Nothing was invented.")
-    assert "2 pictures of the table have no known view: none given (1), SWIMMERS (1)." in made.said
+    assert "2 pictures of the table have no known projection: none given (1), SWIMMERS (1)." in made.said
     assert "1 studies have no labels of chexpert" in made.said
     assert "377110" in made.conversion.counts and "227835" in made.conversion.counts
     expected_pixels = cv2.resize(official.pictures(1)[0], (32, 32), interpolation=cv2.INTER_AREA)

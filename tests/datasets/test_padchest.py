@@ -72,7 +72,7 @@ def raw(tmp_path):
     return raw
 
 
-def codes(rest, *present):
+def labels_with(rest, *present):
     return [schema.PRESENT if name in present else rest for name in LABELS]
 
 
@@ -93,22 +93,22 @@ def test_every_field_comes_back(raw, tmp_path):
         assert split == schema.assign_split("padchest", patient)
         assert (example["patient_id"], example["study_id"]) == (patient, study)
         assert example["report"] == {"findings": "", "impression": "", "text": REPORT}
-    views = {"a_1": "PA", "a_2": "LATERAL", "b": "AP", "c": "AP", "d": "UNKNOWN", "e": "PA"}
-    assert {name: example["view"] for name, example in examples.items()} == views
+    projections = {"a_1": "PA", "a_2": "LATERAL", "b": "AP", "c": "AP", "d": "UNKNOWN", "e": "PA"}
+    assert {name: example["view"] for name, example in examples.items()} == projections
     people = {"a_1": ("F", 22), "a_2": ("F", 22), "b": ("M", 65), "c": ("", -1), "d": ("", -1), "e": ("F", 65)}
     assert {name: (example["sex"], example["age"]) for name, example in examples.items()} == people
     absent, unsaid = schema.ABSENT, schema.NOT_MENTIONED
     assert {name: list(example["labels"]) for name, example in examples.items()} == {
-        "a_1": codes(absent, "infiltrates", "pneumonia"),
-        "a_2": codes(absent, "infiltrates", "pneumonia"),
-        "b": codes(absent, "normal"),
-        "c": codes(unsaid, "COPD signs"),
-        "d": codes(unsaid),
-        "e": codes(unsaid),
+        "a_1": labels_with(absent, "infiltrates", "pneumonia"),
+        "a_2": labels_with(absent, "infiltrates", "pneumonia"),
+        "b": labels_with(absent, "normal"),
+        "c": labels_with(unsaid, "COPD signs"),
+        "d": labels_with(unsaid),
+        "e": labels_with(unsaid),
     }
     assert "Left out, pictures of the table: COSTAL (1), EXCLUDE (1)." in made.said
     assert "Labelled by, pictures of the table: Physician (2), RNN_model (6)." in made.said
-    assert "Without a known view, pictures of the table: UNK (1)." in made.said
+    assert "Without a known projection, pictures of the table: UNK (1)." in made.said
     assert "1 pictures of the table were MONOCHROME1" in made.said and "160868" in made.conversion.counts
 
 

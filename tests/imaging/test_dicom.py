@@ -29,7 +29,7 @@ def test_the_record_is_plain_and_has_the_facts(tmp_path):
         BurnedInAnnotation="YES",
         PresentationIntentType="FOR PROCESSING",
     )
-    assert (record.view, record.laterality, record.sex, record.age) == ("PA", "L", "F", 57)
+    assert (record.projection, record.laterality, record.sex, record.age) == ("PA", "L", "F", 57)
     assert (record.pixel_spacing, record.manufacturer) == ((0.143, 0.144), "ACME")
     assert record.steps[0] == "burned-in annotation: the header says YES"
     assert "FOR PROCESSING" in record.warnings[0]
@@ -37,7 +37,7 @@ def test_the_record_is_plain_and_has_the_facts(tmp_path):
     picture = reader.read(tmp_path / "picture.dcm")
     assert picture.header == {"view": "PA", "sex": "F", "age": 57} and picture.steps == record.steps
     _, bare = read(tmp_path, noise(np.uint8, 0, 255), Modality=None, BodyPartExamined=None)
-    assert (bare.view, bare.laterality, bare.sex, bare.age) == ("UNKNOWN", "", "", -1)
+    assert (bare.projection, bare.laterality, bare.sex, bare.age) == ("UNKNOWN", "", "", -1)
     assert (bare.pixel_spacing, bare.manufacturer, bare.warnings) == ((), "", ())
 
 
@@ -71,13 +71,13 @@ def test_ages(age, years):
     ],
 )
 def test_views(position, meaning, view):
-    assert header.view(position, meaning) == view
+    assert header.projection(position, meaning) == view
 
 
 def test_the_view_code_stands_in_for_a_missing_view_position(tmp_path):
     code = Dataset()
     code.CodeMeaning = "postero-anterior"
-    assert read(tmp_path, noise(np.uint8, 0, 255), ViewCodeSequence=[code]).record.view == "PA"
+    assert read(tmp_path, noise(np.uint8, 0, 255), ViewCodeSequence=[code]).record.projection == "PA"
 
 
 @pytest.mark.parametrize(

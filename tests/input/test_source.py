@@ -189,12 +189,12 @@ def test_empty_selection_names_the_filter(rich, filters, named):
         source.select(rich, "train", **filters)
 
 
-def test_unknown_split_view_and_fraction_are_refused(rich):
+def test_unknown_split_projection_and_fraction_are_refused(rich):
     with pytest.raises(ValueError, match=r"no split 'test'; it has train \(26\), val \(7\)"):
         source.select(rich, "test")
-    for views in (["FRONTAL"], "PA"):
+    for projections in (["FRONTAL"], "PA"):
         with pytest.raises(ValueError, match="UNKNOWN, PA, AP, LATERAL"):
-            source.select(rich, "train", projections=views)
+            source.select(rich, "train", projections=projections)
     with pytest.raises(ValueError, match="fraction"):
         source.select(rich, "train", fraction=0)
 

@@ -1,4 +1,4 @@
-"""Studies of the phantom: the right pictures together, missing views marked, and training batches made of them."""
+"""Studies of the phantom: the right pictures together, missing projections marked, and training batches of them."""
 
 import pickle
 
@@ -30,7 +30,7 @@ def some_missing(phantom_dir, frontal_lateral):
 
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory):
-    """A study of five pictures in every view, and one of an unknown view with the study id of another patient."""
+    """A study of five pictures in every projection, and one in an unknown one with the study id of another patient."""
     pictures = [
         # image, patient, study, view, findings
         ("e", "one", "1", "UNKNOWN", "Clear lungs."),

@@ -293,8 +293,8 @@ def test_built_set_reads_back_as_rendered(directory):
     )
     metadata = tfds.builder_from_directory(str(directory)).info.metadata
     assert metadata["label_names"] == list(LABELS) and metadata["short_side"] == PIXELS
-    views = [schema.PROJECTIONS[r["view"]] for r in by_split["train"]]
-    assert views.count("LATERAL") == len(views) / 2
+    projections = [schema.PROJECTIONS[r["view"]] for r in by_split["train"]]
+    assert projections.count("LATERAL") == len(projections) / 2
 
 
 def test_building_twice_keeps_the_first_and_other_settings_are_refused(directory):
