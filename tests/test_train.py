@@ -11,14 +11,17 @@ import time
 
 import cv2
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pandas
 import pytest
 
-from cxrjax import checkpoint, train
+from cxrjax import checkpoint, methods, optim, rng, train
 from cxrjax import config as shared
 from cxrjax.evals import run as evals
 from cxrjax.input import converted_sets, crops, source
+from cxrjax.methods import Aux, Method
 from cxrjax.track import NonFinite
 from tests import radiographs, runs
 
@@ -136,6 +139,87 @@ def test_a_run_leaves_its_records(tmp_path, capsys):
     assert predictions["overlay/map"].notna().any(), "attention on the pictures that a report may show"
     assert json.loads((tmp_path / "pictures.json").read_text())["phantom_smoke/train"]["pictures"] > 30
     assert "2 device(s)" in capsys.readouterr().out
+
+
+def line():
+    """A method of 64 numbers: w·(x + noise) of the mean picture x, and a state that says what it was given."""
+
+    def loss(params, state, batch, key, step):
+        mean = batch["image"].astype(jnp.float32).mean((0, 1)).ravel() / 255
+        value = (step + 1) * jnp.sum(params["w"] * (mean + jax.random.normal(key, (64,))))
+        return value, Aux({**state, "mean": mean}, {"product": value}, {"largest": mean.max()})
+
+    def init(key, batch):
+        zeros = jnp.zeros(64)
+        return {"w": jax.random.normal(key, (64,))}, {
+            "mean": zeros,
+            "average": zeros,
+            "after": jnp.zeros((), jnp.int32),
+        }
+
+    def make_views(example, generator):
+        return {"image": crops.crops(crops.decode(example["image"]), generator, crops.Crop(8, scale=(0.3, 1.0)))}
+
+    def after(params, state, step):
+        return {**state, "average": optim.ema(state["average"], params["w"], 0.5), "after": step}
+
+    return Method(make_views, init, loss, after, encode=lambda params, state, images: {}, image_px=8)
+
+
+def test_a_step_draws_updates_and_follows_in_this_order():
+    """The key of the step, the gradient, the optimizer with its moments, the new parameters, then `after` with them."""
+    root, momentum, rate = jax.random.key(7), 0.9, 0.1
+    method, optimizer = line(), optax.sgd(rate, momentum)
+    params, state = method.init(jax.random.key(0), None)
+    train_state = train.TrainState(jnp.zeros((), jnp.int32), params, state, optimizer.init(params))
+    step = jax.jit(train.make_step(method, optimizer, root))
+    w, trace, average = np.asarray(params["w"], np.float64), np.zeros(64), np.zeros(64)
+    for number in range(3):
+        pictures = np.random.default_rng(number).integers(0, 256, (4, 1, 8, 8, 1)).astype(np.uint8)
+        train_state, scalars = step(train_state, {"image": pictures})
+        mean = pictures.mean((0, 1)).ravel() / 255
+        gradient = (number + 1) * (mean + np.asarray(jax.random.normal(rng.fold(root, "loss", number), (64,))))
+        value = gradient @ w
+        trace = gradient + momentum * trace
+        w = w - rate * trace
+        average = (average + w) / 2
+        expected = {"train/loss": value, "train/term/product": value, "train/monitor/largest": mean.max()}
+        norms = {"gradient": np.linalg.norm(gradient), "update": rate * np.linalg.norm(trace)}
+        expected |= {f"train/norm/{name}": norm for name, norm in norms.items()}
+        assert {name: float(found) for name, found in scalars.items()} == pytest.approx(expected, rel=1e-4)
+        assert int(train_state.step) == number + 1 and int(train_state.state["after"]) == number
+        np.testing.assert_allclose(train_state.params["w"], w, atol=1e-5)
+        np.testing.assert_allclose(train_state.state["average"], average, atol=1e-5)
+        np.testing.assert_allclose(train_state.state["mean"], mean, atol=1e-5)
+
+
+LINE = {"batch_size": 8, "mesh__data": 1, "log_every_steps": 1, "evals": {}, "optim__warmup_steps": 2}
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, monkeypatch):
+    """Stopped after step 3 of 6: the same batches, keys, rates, moments and records, bit for bit."""
+    monkeypatch.setattr(methods, "make", lambda config, total_steps=None: line())
+    config = runs.config(**LINE, duration__total_steps=6, checkpoint__every_steps=3)
+    whole = train.fit(config, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    shutil.rmtree(tmp_path / "resumed" / "checkpoints" / "6")
+    resumed = train.fit(config, tmp_path / "resumed")
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(resumed), jax.device_get(whole))
+    assert records(tmp_path / "resumed") == records(tmp_path / "whole")
+    moments = [leaf for leaf in jax.tree.leaves(whole.opt_state) if leaf.shape == (64,)]
+    assert len(moments) == 2 and all(np.abs(leaf).min() > 0 for leaf in moments)
+    rates = [record["train/lr"] for record in records(tmp_path / "whole")]
+    assert rates[:3] == pytest.approx([0, config.optim.lr / 2, config.optim.lr])
+
+
+def test_the_seed_decides_where_a_run_starts_and_what_it_sees(monkeypatch):
+    monkeypatch.setattr(methods, "make", lambda config, total_steps=None: line())
+    one, again, other = (train.build(runs.config(**LINE, duration__total_steps=6, seed=seed)) for seed in (0, 0, 1))
+    starts = [np.asarray(run.init().params["w"]) for run in (one, again, other)]
+    pictures = [run.batches[0]["image"] for run in (one, again, other)]
+    for found in (starts, pictures):
+        np.testing.assert_array_equal(found[0], found[1])
+        assert (found[0] != found[2]).mean() > 0.5
 
 
 def test_nan_stops_the_run_and_keeps_what_was_saved(tmp_path):

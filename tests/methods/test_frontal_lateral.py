@@ -286,6 +286,29 @@ def test_a_report_without_words_has_a_gradient_under_raw_prototypes(vocabulary):
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(gradient(case.params, case.batch)))
 
 
+def test_named_findings_and_the_words_beside_them_are_hidden_by_their_own_shares(vocabulary, monkeypatch):
+    """A finding by `entity`, the other words of its report by `beside`, those of reports that name none by `without`."""
+    asked = []
+
+    def mask_words(key, ids, word_index, chance, mask_id, whole_words):
+        asked.append(chance)
+        return ids, ids
+
+    monkeypatch.setattr(frontal_lateral.masking, "mask_words", mask_words)
+    method = make(vocabulary, masking__entity=0.5, masking__beside=0.25, masking__without=0.125)
+    params, state = map(oracles.noise, jax.eval_shape(method.init, *KEYS))
+    batch = two_views.batch(method, list(two_views.studies(2, lacking=0.0)))
+    batch["entity"] = np.zeros_like(batch["entity"])
+    batch["entity"][0, 3] = True
+
+    @jax.jit  # what the loss does beside is not computed
+    def chances(params, state, batch):
+        method.loss(params, state, batch, jax.random.key(0), 0)
+        return asked.pop()
+
+    np.testing.assert_array_equal(chances(params, state, batch), np.where(batch["entity"], 0.5, [[0.25], [0.125]]))
+
+
 @pytest.mark.slow
 def test_words_of_the_lateral_picture_are_read_in_it(vocabulary):
     """On unseen studies the hidden height is guessed with the lateral picture, and neither without it nor
