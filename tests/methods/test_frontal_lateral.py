@@ -287,7 +287,7 @@ def test_a_report_without_words_has_a_gradient_under_raw_prototypes(vocabulary):
 
 
 def test_named_findings_and_the_words_beside_them_are_hidden_by_their_own_shares(vocabulary, monkeypatch):
-    """A finding by `entity`, the other words of its report by `beside`, those of reports that name none by `without`."""
+    """A finding by `entity`, other words of its report by `beside`, those of reports that name none by `without`."""
     asked = []
 
     def mask_words(key, ids, word_index, chance, mask_id, whole_words):
