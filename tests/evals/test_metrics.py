@@ -167,6 +167,20 @@ def test_the_mean_has_its_own_interval_on_common_resamples():
     assert found["auroc/a"].high - found["auroc/a"].low > 0.05
 
 
+def test_a_resample_without_one_of_the_labels_gives_no_mean():
+    """The mean of the others is another quantity, and here a far larger one."""
+    generator = np.random.default_rng(6)
+    targets = np.stack([np.tile([0, 1], 30), np.arange(60) < 4], 1).astype(np.int8)
+    scores = np.stack([targets[:, 0] + 0.2 * generator.normal(size=60), generator.normal(size=60)], 1)
+    patients = np.arange(60).astype(str)
+    found, _, _ = metrics.summarise("multilabel", ("common", "rare"), targets, scores, patients, 400, 8)
+    weights = np.concatenate(list(metrics.patient_weights(patients, 400, 8)), axis=1)
+    areas = np.stack([metrics.auroc(targets[:, c], scores[:, c], weights) for c in (0, 1)])
+    both = np.isfinite(areas).all(axis=0)
+    assert 0.95 < both.mean() < 1
+    assert found["auroc"][1:3] == pytest.approx(np.percentile(areas[:, both].mean(axis=0), [2.5, 97.5]))
+
+
 def test_predictions_survive_parquet(tmp_path):
     table = metrics.prediction_table(("a/b",), np.array([[1], [-1]]), np.array([[0.3], [0.1]]), ["p", "q"], ["i", "j"])
     table.to_parquet(tmp_path / "p.parquet")
