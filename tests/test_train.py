@@ -158,7 +158,7 @@ def line():
         }
 
     def make_views(example, generator):
-        return {"image": crops.crops(crops.decode(example["image"]), generator, crops.Crop(8, scale=(0.3, 1.0)))}
+        return {"image": crops.views(crops.decode(example["image"]), generator, crops.Crop(8, scale=(0.3, 1.0)))}
 
     def after(params, state, step):
         return {**state, "average": optim.ema(state["average"], params["w"], 0.5), "after": step}
