@@ -31,6 +31,15 @@ ADDED: dict[str, tuple[str, Any]] = {
     "data.fold": ("data.sets", 0),
     "data.exclude_overlap": ("data.sets", False),
     "data.judged_on": ("data.sets", ""),
+    "optim.lr_end_ratio": ("optim.lr_end", None),
+    "optim.cosine_period": ("optim.schedule", "rest"),
+    "optim.warmup_examples": ("optim.warmup_steps", None),
+    "optim.warmup_includes_peak": ("optim.warmup_steps", False),
+    "optim.wd_end": ("optim.wd", None),
+    "optim.eps": ("optim.betas", 1e-8),
+    "optim.trust_coefficient": ("optim.momentum", 0.001),
+    "optim.lr_in_momentum": ("optim.momentum", True),
+    "optim.clip_per_tensor": ("optim.grad_clip", None),
     "input.workers": ("input.threads", 0),
     "model.pool": ("model.patch_px", "cls"),
     "encoder": ("policy", "learned"),
@@ -88,11 +97,14 @@ def pretrain() -> ConfigDict:
                 "cosine_period": "rest",  # of the steps after the warm-up, or total
                 "warmup_steps": integer(),
                 "warmup_epochs": number(),
+                "warmup_examples": integer(),
                 "warmup_includes_peak": False,
                 "wd": 0.05,
                 "wd_end": number(),  # a cosine from wd
-                "betas": (0.9, 0.95),
-                "momentum": 0.9,
+                "betas": (0.9, 0.95),  # of AdamW
+                "eps": 1e-8,  # of AdamW
+                "momentum": 0.9,  # of SGD and LARS
+                "trust_coefficient": 0.001,  # of LARS
                 "lr_in_momentum": True,  # of LARS: False scales by the rate after the momentum
                 "grad_clip": number(),  # of the norm of all gradients
                 "clip_per_tensor": number(),

@@ -1,5 +1,7 @@
 """The optimizer from a config: schedule, regex rules over parameter paths, layer decay. optax does the maths.
 
+The values that hold where a config says nothing are those of `config.pretrain`; here every key is asked for.
+
 Rules are lists of (regex, value) read from the top: the first regex found (`re.search`) in a parameter's path "a/b/c"
 gives its value, and a list that leaves a parameter without a value is refused (the manner of big_vision's optax.py).
 
@@ -20,21 +22,21 @@ KEYS = {
     "name": "adamw | lars | sgd",
     "lr": "peak learning rate as it is",
     "base_lr": "peak learning rate for a batch of 256, scaled linearly with the batch",
-    "lr_end": "learning rate at the last step (0)",
+    "lr_end": "learning rate at the last step",
     "lr_end_ratio": "the same as a share of the peak",
     "schedule": "cosine | linear | constant, after the warm-up",
     "warmup_steps": "linear warm-up from 0, in steps",
     "warmup_epochs": "the same in epochs",
     "warmup_examples": "the same in examples",
-    "warmup_includes_peak": "the last warm-up step has the peak already, not the step after it (False)",
+    "warmup_includes_peak": "the last warm-up step has the peak already, not the step after it",
     "cosine_period": "rest (steps after the warm-up) | total (all steps, so that it stops short of lr_end)",
-    "wd": "weight decay (0)",
-    "wd_end": "weight decay at the last step, reached along a cosine (wd)",
-    "betas": "adamw: (0.9, 0.999)",
-    "eps": "adamw: 1e-8",
-    "momentum": "lars, sgd: 0.9",
-    "trust_coefficient": "lars: 0.001",
-    "lr_in_momentum": "lars: whether the momentum adds up steps, learning rate included, or scaled gradients (True)",
+    "wd": "weight decay",
+    "wd_end": "weight decay at the last step, reached along a cosine from wd",
+    "betas": "adamw: shares of the old means of the gradient and of its square",
+    "eps": "adamw: what is added to the root of the mean square",
+    "momentum": "lars, sgd: share of the old velocity",
+    "trust_coefficient": "lars: step length of a parameter as a share of its norm, at a learning rate of 1",
+    "lr_in_momentum": "lars: whether the momentum adds up steps, learning rate included, or scaled gradients",
     "grad_clip": "largest global norm of the gradient",
     "clip_per_tensor": "largest norm of the gradient of each parameter by itself",
     "layer_decay": "each layer's learning rate is this times the next one's",
@@ -53,21 +55,21 @@ def make(
 ) -> tuple[optax.GradientTransformation, Callable]:
     """The optax transformation, and `report(step) -> {"lr": …, "wd": …}` for the log.
 
-    config: the keys of KEYS, None or an empty list meaning "not given". abstract_params: a tree of things with a shape.
+    config: every key of KEYS; None and an empty list mean "not given". abstract_params: a tree of things with a shape.
     batch_size is global; steps_per_epoch = training examples / batch_size, not rounded.
-    Raises ValueError for an unknown key, a rule that fits no parameter, parameters no rule covers, learning rates or
-    warm-ups given twice or not at all, and two ways of clipping.
+    Raises ValueError for an unknown or missing key, a rule that fits no parameter, parameters no rule covers, learning
+    rates or warm-ups given twice or not at all, and two ways of clipping.
     """
-    config = {key: value for key, value in dict(config).items() if value is not None and value != () and value != []}
-    unknown = sorted(set(config) - set(KEYS))
-    if unknown:
-        raise ValueError(f"unknown optimizer keys {unknown}; there are {sorted(KEYS)}")
+    unknown, missing = sorted(set(config) - set(KEYS)), sorted(set(KEYS) - set(config))
+    if unknown or missing:
+        raise ValueError(f"unknown optimizer keys {unknown}, missing {missing}; there are {sorted(KEYS)}")
+    config = {key: None if isinstance(value, list | tuple) and not value else value for key, value in config.items()}
     schedule = _schedule(config, total_steps, batch_size, steps_per_epoch * batch_size)
     decay = _decay_schedule(config, total_steps)
     transformation = _transformation(config, abstract_params, schedule, decay)
-    if "grad_clip" in config or "clip_per_tensor" in config:
+    if config["grad_clip"] is not None or config["clip_per_tensor"] is not None:
         transformation = optax.chain(_clip(config), transformation)
-    if config.get("frozen"):
+    if config["frozen"]:
         frozen = _rules("frozen", [(regex, True) for regex in config["frozen"]] + [("", False)], abstract_params)
         labels = jax.tree.map(lambda is_frozen: "frozen" if is_frozen else "trained", frozen)
         if "trained" not in jax.tree.leaves(labels):
@@ -83,7 +85,7 @@ def duration(config: Mapping, name: str, batch_size: int, examples_per_epoch: fl
     A duration above 0 is at least one step. Exactly one of the three may be given; `default` stands where none is.
     Raises ValueError where more, or none and no default, are given, or the value is negative.
     """
-    values = {unit: dict(config).get(f"{name}_{unit}") for unit in _UNITS}
+    values = {unit: config[f"{name}_{unit}"] for unit in _UNITS}
     given = {unit: value for unit, value in values.items() if value is not None}
     if not given and default is not None:
         return default
@@ -117,70 +119,69 @@ def cosine_ramp(step: int | jax.Array, total: int, start: float, end: float) -> 
 
 
 def _schedule(config: dict, total_steps: int, batch_size: int, examples_per_epoch: float) -> optax.Schedule:
-    if ("lr" in config) == ("base_lr" in config):
-        given = {key: config[key] for key in ("lr", "base_lr") if key in config} or "neither"
+    lr, base_lr, ratio = (config[key] for key in ("lr", "base_lr", "lr_end_ratio"))
+    if (lr is None) == (base_lr is None):
+        given = "neither" if lr is None else {"lr": lr, "base_lr": base_lr}
         raise ValueError(f"{given} given: give exactly one of lr (as it is) and base_lr (times batch / 256)")
-    peak = config["lr"] if "lr" in config else config["base_lr"] * batch_size / 256
-    if config.get("lr_end") and "lr_end_ratio" in config:
-        raise ValueError(
-            f"lr_end = {config['lr_end']} and lr_end_ratio = {config['lr_end_ratio']} given: give one of them"
-        )
-    end = config["lr_end_ratio"] * peak if "lr_end_ratio" in config else config.get("lr_end", 0.0)
+    peak = base_lr * batch_size / 256 if lr is None else lr
+    if config["lr_end"] and ratio is not None:
+        raise ValueError(f"lr_end = {config['lr_end']} and lr_end_ratio = {ratio} given: give one of them")
+    end = config["lr_end"] if ratio is None else ratio * peak
     warmup = duration(config, "warmup", batch_size, examples_per_epoch, default=0)
     if warmup >= total_steps:
         raise ValueError(
             f"a warm-up of {warmup} steps leaves nothing of {total_steps} steps in all; shorten the warm-up"
         )
-    left_out = _choose("cosine_period", config.get("cosine_period", "rest"), {"rest": warmup, "total": 0})
+    left_out = _choose("cosine_period", config["cosine_period"], {"rest": warmup, "total": 0})
     shapes = {
         "cosine": lambda: optax.cosine_decay_schedule(peak, total_steps - left_out, end / peak),
         "linear": lambda: optax.linear_schedule(peak, end, total_steps - warmup),
         "constant": lambda: optax.constant_schedule(peak),
     }
-    rest = _choose("schedule", config.get("schedule", "cosine"), shapes)()
+    rest = _choose("schedule", config["schedule"], shapes)()
     if not warmup:
         return rest
     # A warm-up of one step is at 0 either way; optax warns of a ramp over no steps.
-    rise = max(warmup - 1, 1) if config.get("warmup_includes_peak", False) else warmup
+    rise = max(warmup - 1, 1) if config["warmup_includes_peak"] else warmup
     return optax.join_schedules([optax.linear_schedule(0.0, peak, rise), rest], [warmup])
 
 
 def _decay_schedule(config: dict, total_steps: int) -> optax.Schedule:
-    start = config.get("wd", 0.0)
-    if "wd_end" not in config:
+    start, end = config["wd"], config["wd_end"]
+    if end is None:
         return optax.constant_schedule(start)
-    return lambda step: cosine_ramp(step, total_steps, start, config["wd_end"])
+    return lambda step: cosine_ramp(step, total_steps, start, end)
 
 
 def _clip(config: dict) -> optax.GradientTransformation:
-    if "grad_clip" in config and "clip_per_tensor" in config:
+    whole, each = config["grad_clip"], config["clip_per_tensor"]
+    if whole is not None and each is not None:
         raise ValueError(
-            f"grad_clip = {config['grad_clip']} (one norm of the whole gradient) and clip_per_tensor = "
-            f"{config['clip_per_tensor']} (a norm for each parameter) given: give one of them"
+            f"grad_clip = {whole} (one norm of the whole gradient) and clip_per_tensor = {each} (a norm for each "
+            "parameter) given: give one of them"
         )
-    if "clip_per_tensor" in config:
-        return _per_tensor(optax.clip_by_global_norm(config["clip_per_tensor"]))
-    return optax.clip_by_global_norm(config["grad_clip"])
+    return optax.clip_by_global_norm(whole) if each is None else _per_tensor(optax.clip_by_global_norm(each))
 
 
 def _transformation(
     config: dict, params: Any, schedule: optax.Schedule, decay_schedule: optax.Schedule
 ) -> optax.GradientTransformation:
     decayed = _map(_is_decayed, params)
-    wd_mults = _rules("wd_mults", config["wd_mults"], params) if "wd_mults" in config else jax.tree.map(float, decayed)
-    b1, b2 = config.get("betas", (0.9, 0.999))
-    momentum = optax.trace(config.get("momentum", 0.9))
-    decay = _decay(decay_schedule if "wd_end" in config else config.get("wd", 0.0), wd_mults)
+    rules = config["wd_mults"]
+    wd_mults = _rules("wd_mults", rules, params) if rules else jax.tree.map(float, decayed)
+    b1, b2 = config["betas"]
+    momentum = optax.trace(config["momentum"])
+    decay = _decay(config["wd"] if config["wd_end"] is None else decay_schedule, wd_mults)
     rate = optax.chain(_lr_multipliers(config, params), optax.scale_by_learning_rate(schedule))
-    trust = optax.scale_by_trust_ratio(trust_coefficient=config.get("trust_coefficient", 0.001))
+    trust = optax.scale_by_trust_ratio(trust_coefficient=config["trust_coefficient"])
     trust = optax.masked(_per_tensor(trust), decayed)
-    last = (rate, momentum) if config.get("lr_in_momentum", True) else (momentum, rate)
+    last = (rate, momentum) if config["lr_in_momentum"] else (momentum, rate)
     chains = {
-        "adamw": lambda: optax.chain(optax.scale_by_adam(b1, b2, config.get("eps", 1e-8)), decay, rate),
+        "adamw": lambda: optax.chain(optax.scale_by_adam(b1, b2, config["eps"]), decay, rate),
         "sgd": lambda: optax.chain(decay, momentum, rate),
         "lars": lambda: optax.chain(decay, trust, *last),
     }
-    return _choose("name", config.get("name", "adamw"), chains)()
+    return _choose("name", config["name"], chains)()
 
 
 def _decay(wd: float | optax.Schedule, multipliers: Any) -> optax.GradientTransformation:
@@ -196,9 +197,9 @@ def _decay(wd: float | optax.Schedule, multipliers: Any) -> optax.GradientTransf
 
 def _lr_multipliers(config: dict, params: Any) -> optax.GradientTransformation:
     multipliers = jax.tree.map(lambda leaf: 1.0, params)
-    if "lr_mults" in config:
+    if config["lr_mults"]:
         multipliers = _rules("lr_mults", config["lr_mults"], params)
-    if "layer_decay" in config:
+    if config["layer_decay"] is not None:
         multipliers = jax.tree.map(np.multiply, multipliers, layer_multipliers(params, config["layer_decay"]))
     if all(np.all(multiplier == 1) for multiplier in jax.tree.leaves(multipliers)):
         return optax.identity()

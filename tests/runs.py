@@ -22,6 +22,11 @@ def config(name="spcl", words="smoke", **changes):
     return found
 
 
+def optim(**changes):
+    """The optimizer's settings of every config, with changes."""
+    return {**shared.pretrain().optim, **changes}
+
+
 def write(workdir, settings, step=6, seed=0):
     """Writes config.json and one checkpoint of noisy parameters and state into `workdir`; returns the parameters."""
     method = methods.make(settings)

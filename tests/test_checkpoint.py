@@ -16,6 +16,7 @@ import optax
 import pytest
 
 from cxrjax import checkpoint, optim, parallel
+from tests import runs
 
 RULES = [("blocks/kernel", (None, "data"))]
 
@@ -33,7 +34,7 @@ def train_state(seed=0, **config):
         "encoder": {"blocks": {"kernel": jnp.asarray(draw.normal(size=(3, 8, 4)), jnp.float32)}, "cls": jnp.ones(4)},
         "head": {"bias": jnp.asarray(draw.normal(size=5), jnp.bfloat16)},
     }
-    transformation, _ = optim.make({"lr": 0.1, "wd": 0.1, **config}, params, 10, 8, 1)
+    transformation, _ = optim.make(runs.optim(lr=0.1, wd=0.1, **config), params, 10, 8, 1)
     moments = transformation.init(params)
     _, moments = transformation.update(jax.tree.map(jnp.sin, params), moments, params)
     return TrainState(jnp.int32(3), params, {"teacher": {"cls": jnp.full(4, 0.5)}, "queue": None}, moments)
@@ -341,7 +342,7 @@ def test_options_that_keep_nothing():
 def test_optimizer_goes_on_bit_for_bit(tmp_path):
     """Restored moments and step count give the update that the running optimizer gives."""
     state = train_state(warmup_steps=5)
-    transformation, _ = optim.make({"lr": 0.1, "wd": 0.1, "warmup_steps": 5}, state.params, 10, 8, 1)
+    transformation, _ = optim.make(runs.optim(lr=0.1, wd=0.1, warmup_steps=5), state.params, 10, 8, 1)
     save(tmp_path, (3, state, None))
     with checkpoint.open(tmp_path) as checkpoints:
         restored = checkpoints.restore(3, abstract(state))

@@ -6,6 +6,7 @@ import optax
 import pytest
 
 from cxrjax import optim
+from tests import runs
 
 DEPTH, WIDTH = 3, 4
 
@@ -41,6 +42,8 @@ def flat(tree):
 
 
 def make(config, params, total_steps=10, batch_size=256, steps_per_epoch=5):
+    """Of the config's settings, without decay, and with these."""
+    config = runs.optim(wd=0.0) | dict(config)
     return optim.make(config, jax.eval_shape(lambda: params), total_steps, batch_size, steps_per_epoch)
 
 
@@ -118,7 +121,7 @@ def test_lars_by_hand():
         "zero": jnp.full((2, 2), 2.0),
         "still": jnp.zeros((2, 2)),
     }
-    found, _ = run(dict(name="lars", lr=0.1, schedule="constant", wd=0.0), start, grads)
+    found, _ = run(dict(name="lars", lr=0.1, schedule="constant"), start, grads)
     np.testing.assert_allclose(found["matrix"], 1 - 0.1 * 0.001 * 2 / 4 * 2, rtol=1e-7)
     np.testing.assert_allclose(found["bias"], 1 - 0.1 * 2, rtol=1e-6)
     np.testing.assert_allclose(found["zero"], -0.1 * 2, rtol=1e-6)
@@ -326,7 +329,7 @@ def test_other_schedules(params):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (dict(lr=1.0, learning_rate=1.0), r"unknown optimizer keys \['learning_rate'\].*'lr'"),
+        (dict(lr=1.0, learning_rate=1.0), r"unknown optimizer keys \['learning_rate'\], missing \[\].*'lr'"),
         (dict(), "neither given: give exactly one of lr"),
         (dict(lr=1.0, base_lr=1.0), "give exactly one of lr"),
         (dict(lr=1.0, name="adam"), r"name 'adam' is not known; there are \['adamw', 'lars', 'sgd'\]"),
@@ -347,16 +350,35 @@ def test_messages(params, config, message):
         make(config, params)
 
 
+def test_nothing_has_a_value_of_its_own(params):
+    """What a config leaves out is an error, and not a second default beside the config's."""
+    for key in optim.KEYS:
+        config = {name: value for name, value in runs.optim(lr=1.0).items() if name != key}
+        with pytest.raises(ValueError, match=rf"missing \['{key}'\]"):
+            optim.make(config, params, 10, 256, 5)
+    assert set(runs.optim()) == set(optim.KEYS)
+
+
+def test_eps_trust_coefficient_and_warm_up_in_examples_are_settings_of_every_config(params):
+    config = runs.config(optim__eps=1e-3, optim__trust_coefficient=0.02, optim__warmup_steps=None)
+    config.optim.warmup_examples = 512
+    _, report = optim.make(config.optim, params, 20, 256, 5)
+    assert float(report(1)["lr"]) == pytest.approx(float(report(2)["lr"]) / 2) and report(0)["lr"] == 0
+
+
 def test_duration():
-    def steps(**config):
-        return optim.duration(config, "total", batch_size=256, examples_per_epoch=1000)
+    def steps(name="total", default=None, **config):
+        durations = dict.fromkeys(f"{name}_{unit}" for unit in ("steps", "epochs", "examples"))
+        return optim.duration(durations | config, name, batch_size=256, examples_per_epoch=1000, default=default)
 
     assert steps(total_steps=7, total_epochs=None) == 7
     assert steps(total_epochs=2.5) == 10  # 2500 / 256 = 9.77
     assert steps(total_examples=512) == 2
     assert steps(total_epochs=0.01) == 1 and steps(total_epochs=0) == 0
     assert isinstance(steps(total_epochs=100), int)
-    assert optim.duration({}, "warmup", 256, 1000, default=0) == 0
+    assert steps("warmup", default=0) == 0
+    with pytest.raises(KeyError, match="total_examples"):
+        optim.duration({"total_steps": 7, "total_epochs": None}, "total", 256, 1000)
     with pytest.raises(ValueError, match=r"none given for the duration 'total'.*'total_examples'"):
         steps()
     with pytest.raises(ValueError, match=r"\{'total_steps': 1, 'total_epochs': 2\} given"):

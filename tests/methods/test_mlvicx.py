@@ -254,7 +254,7 @@ def test_ablations_leave_out_what_they_do_not_train(changes, heads, levels, gate
 
 def test_lars_by_hand():
     """|p| = 2 and |g| = 4 give 0.1 · 0.001 · 2/4 · g; a vector gets plain momentum; zeros a factor of 1."""
-    settings = {"name": "lars", "lr": 0.1, "schedule": "constant", "lr_in_momentum": False}
+    settings = runs.optim(name="lars", lr=0.1, schedule="constant", wd=0.0, lr_in_momentum=False)
     rng = np.random.default_rng(0)
     directions = {name: np.float32(rng.normal(size=(3, 2))) for name in ("p", "g")}
     p, g = (length * directions[name] / np.linalg.norm(directions[name]) for name, length in (("p", 2), ("g", 4)))
