@@ -136,6 +136,13 @@ def test_evaluate_writes_results_and_predictions_that_agree(phantom_dir, tmp_pat
     np.testing.assert_equal(run.evaluate(encoder, config, tmp_path, seed=1).metrics, result.metrics)
 
 
+def test_a_fraction_thins_the_train_split_alone(phantom_dir):
+    found, _ = run.sources(run.complete(entry(phantom_dir, fraction=0.3)))
+    whole = converted_sets.open_set("phantom", phantom_dir).split_sizes
+    assert 0 < len(found["train"]) < 0.5 * whole["train"]
+    assert {split: len(found[split]) for split in ("val", "test")} == {split: whole[split] for split in ("val", "test")}
+
+
 def test_failures_name_the_evaluation_the_encoder_and_the_step(phantom_dir, tmp_path):
     def broken(images):
         raise FloatingPointError("no luck")

@@ -21,6 +21,12 @@ def png(array):
     return cv2.imencode(".png", array)[1].tobytes()
 
 
+def quantisation(data):
+    """The first and the largest step of a JPEG file's brightness; both grow as the quality falls."""
+    steps = Image.open(io.BytesIO(data)).quantization[0]
+    return steps[0], max(steps)
+
+
 def jpeg(array):
     return cv2.imencode(".jpg", array, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
 
@@ -246,3 +252,9 @@ def test_encoding_is_grey_png_without_loss_or_jpeg():
     assert (coded.format, coded.mode) == ("JPEG", "L")
     with pytest.raises(ValueError, match="'webp' is not known"):
         pixels.encode(gradient(), "webp")
+
+
+def test_jpeg_is_written_at_quality_95():
+    by_pillow = saved(Image.fromarray(gradient()), "JPEG", quality=95)
+    assert quantisation(pixels.encode(gradient(), "jpeg")) == quantisation(by_pillow)
+    assert quantisation(pixels.encode(gradient(), "jpeg")) == (2, 12)

@@ -106,6 +106,16 @@ def test_short_reports_are_left_out_and_prompts_are_cleaned_as_reports_are(confi
     assert not any("left" in str(kept[number]["report"]) for number in range(len(kept)))
 
 
+def test_reports_that_differ_in_case_only_are_one_report(config, study):
+    """They are the same to whoever compares reports; they are still read as they are written."""
+    reader = paired.StudyReader(config)
+    written = ("No pleural effusion.", "NO PLEURAL EFFUSION.", "Pleural effusion.")
+    seen = [reader({**study, "report": report(findings)}, np.random.default_rng(0)) for findings in written]
+    assert seen[0]["report"] == seen[1]["report"] != seen[2]["report"]
+    np.testing.assert_array_equal(seen[0]["ids"], seen[1]["ids"])
+    assert reader.text(report(written[0])) != reader.text(report(written[1]))
+
+
 def test_wrong_settings_get_a_sentence(config, study):
     config.text.sections = "findings,conclusion"
     with pytest.raises(ValueError, match="text.sections are of findings, impression; got 'findings,conclusion'"):

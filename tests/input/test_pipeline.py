@@ -81,6 +81,18 @@ def test_a_picture_is_cut_anew_in_every_epoch(both):
     assert (first != second).any((1, 2, 3, 4)).mean() > 0.9
 
 
+def test_every_picture_of_every_step_and_host_gets_a_draw_of_its_own():
+    """Whatever is drawn depends on the place in the stream, not on the row of the batch or on the record."""
+
+    def drawn(step, host):
+        def make(address, rng):
+            return {"x": rng.random()}
+
+        return pipeline._HostBatches(range(40), make, 0, 8, 4 * host, 4)[step]["x"].tolist()
+
+    assert len({x for step in range(5) for host in range(2) for x in drawn(step, host)}) == 40
+
+
 def test_seed_changes_order_and_draws(both):
     records = [pipeline.dataset(both, None, two_views, 32, seed)[0]["record"] for seed in (0, 1)]
     assert not np.array_equal(*records)

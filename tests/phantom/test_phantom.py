@@ -1,5 +1,6 @@
 """The phantom: its anatomy, the truth that goes with every picture, and the set that is written."""
 
+import io
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from PIL import Image
 
 import cxrjax
 from cxrjax.datasets import schema, writer
@@ -326,6 +328,12 @@ def test_interrupted_build_leaves_no_set_and_can_be_run_again(tmp_path, monkeypa
     assert sum(map(len, _records(directory).values())) == 18
     assert [path.name for path in sorted(tmp_path.iterdir()) if not path.name.endswith(".lock")] == [phantom_set.NAME]
     assert [path.name for path in directory.parent.iterdir()] == [writer.VERSION]
+
+
+def test_pictures_are_jpeg_of_quality_95():
+    for record in records(0, 3, 32):
+        steps = Image.open(io.BytesIO(record["image"])).quantization[0]
+        assert (steps[0], max(steps)) == (2, 12), "16 and 121 at quality 50, and less the higher it is"
 
 
 def test_processes_give_what_one_process_gives_from_an_unguarded_script(tmp_path):
