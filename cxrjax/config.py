@@ -2,10 +2,12 @@
 
 import copy
 import difflib
+import fnmatch
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,50 @@ from ml_collections import ConfigDict, config_dict
 
 FREE = ("checkpoint", "evals", "grid", "input", "log_every_steps", "mesh", "sharding")
 """Keys that may change between a run and its resumption: the numbers of the training do not depend on them."""
+
+RANGES = {
+    "seed": "whole [0, 4294967295]",
+    "batch_size": "whole [1, inf)",
+    "duration.total_steps": "whole [1, inf)",
+    "duration.total_epochs": "(0, inf)",
+    "duration.total_examples": "whole [1, inf)",
+    "data.weights": "(0, inf)",
+    "data.fraction": "(0, 1]",
+    "data.fraction_seed": "whole [0, inf)",
+    "data.folds": "whole [0, inf)",
+    "data.fold": "whole [0, inf)",
+    "optim.lr": "(0, inf)",
+    "optim.base_lr": "(0, inf)",
+    "optim.lr_end": "[0, inf)",
+    "optim.lr_end_ratio": "[0, 1]",
+    "optim.warmup_steps": "whole [0, inf)",
+    "optim.warmup_epochs": "[0, inf)",
+    "optim.warmup_examples": "whole [0, inf)",
+    "optim.wd": "[0, inf)",
+    "optim.wd_end": "[0, inf)",
+    "optim.betas": "[0, 1)",
+    "optim.eps": "(0, inf)",
+    "optim.momentum": "[0, 1)",
+    "optim.trust_coefficient": "(0, inf)",
+    "optim.grad_clip": "(0, inf)",
+    "optim.clip_per_tensor": "(0, inf)",
+    "optim.layer_decay": "(0, 1]",
+    "input.threads": "whole [0, inf)",
+    "input.workers": "whole [0, inf)",
+    "checkpoint.every_minutes": "(0, inf]",
+    "checkpoint.every_steps": "whole [1, inf)",
+    "checkpoint.keep_latest": "whole [1, inf)",
+    "log_every_steps": "whole [1, inf)",
+    "evals.*.every_steps": "whole [1, inf)",
+    "momentum": "[0, 1]",
+    "model.drop_path": "[0, 1)",
+    "*temperature": "(0, inf)",
+    "*.groups": "whole [1, inf)",
+    "resamples": "whole [1, inf)",
+    "threshold": "[0, 1]",
+    "examples": "whole [0, inf)",
+}
+"""The range of every number of a setting; `*` stands for anything. None means "not given" and is always right."""
 
 RENAMED = {
     "data.views": "data.projections",
@@ -143,14 +189,67 @@ def evaluation(references: str) -> ConfigDict:
     )
 
 
+def check(config: ConfigDict) -> None:
+    """Raises ValueError naming every setting outside its range (RANGES), every NaN and every misspelt key.
+
+    Misspelt is a key that the trainer's part of a config (`pretrain`) does not have; a method's own keys are unknown
+    here unless they come close to one of the trainer's.
+    """
+    said = [*_misspelt(config), *_outside(config)]
+    if said:
+        raise ValueError("; ".join(said))
+
+
+def _outside(config: ConfigDict) -> Iterator[str]:
+    for key, value in flat(config.to_dict()).items():
+        numbers = [one for one in (value if isinstance(value, list | tuple) else [value]) if one is not None]
+        if any(isinstance(one, float) and math.isnan(one) for one in numbers):
+            yield f"{key} = {value}: it is not a number"
+            continue
+        text = next((text for pattern, text in RANGES.items() if fnmatch.fnmatchcase(key, pattern)), "")
+        if text and not all(_within(one, text) for one in numbers):
+            kind = "a whole number" if text.startswith("whole") else "a number"
+            each = "each must be" if isinstance(value, list | tuple) else "it must be"
+            yield f"{key} = {value!r}: {each} {kind} in {text.removeprefix('whole ')}"
+
+
+def _within(value: Any, text: str) -> bool:
+    """Whether a value is a number in a range such as "[0, 1)", or if it says "whole" an integer."""
+    whole, interval = text.startswith("whole "), text.removeprefix("whole ")
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+        return False
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    above = value >= low if interval[0] == "[" else value > low
+    return above and (value <= high if interval[-1] == "]" else value < high)
+
+
+def _misspelt(config: ConfigDict) -> Iterator[str]:
+    if config.job != "pretrain":
+        return
+    known = pretrain()
+    for section in ("duration", "data", "optim", "input", "checkpoint"):
+        for key in config[section]:
+            if key not in known[section]:
+                yield f"there is no setting {section}.{key}{nearest(key, known[section], f'{section}.')}"
+    for key in config:
+        if key not in known and difflib.get_close_matches(key, known, n=1, cutoff=0.8):
+            yield f"there is no setting {key}{nearest(key, known)}"
+
+
+def nearest(given: str, known: Iterable[str], prefix: str = "") -> str:
+    """ ". Did you mean 'lr'?", or nothing where no known word comes close."""
+    near = difflib.get_close_matches(given, list(known), n=1)
+    return f". Did you mean {prefix + near[0]!r}?" if near else ""
+
+
 def words(arg: str | None, known: Sequence[str]) -> list[str]:
     """The words of `--config=file.py:word,word`; raises ValueError naming the nearest one that exists."""
     given = [word for word in (arg or "").split(",") if word]
     for word in given:
         if word not in known:
-            near = difflib.get_close_matches(word, known, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"this config knows no {word!r} after the colon; it knows: {', '.join(known)}.{hint}")
+            raise ValueError(
+                f"this config knows no {word!r} after the colon; it knows: {', '.join(known)}{nearest(word, known)}"
+            )
     return given
 
 

@@ -8,7 +8,6 @@ repetitions, their standard deviation, and a 95 % interval of that mean: patient
 patients serves all repetitions, so the interval is about other patients and not about other seeds.
 """
 
-import difflib
 import itertools
 import json
 import math
@@ -22,7 +21,7 @@ import pandas
 from ml_collections import ConfigDict
 
 from cxrjax import checkpoint
-from cxrjax.config import flat
+from cxrjax import config as shared
 from cxrjax.evals.base import bounds
 from cxrjax.reporting import compare
 
@@ -51,6 +50,8 @@ def run(config: ConfigDict, workdir: Path, claim: Callable, fit: Callable, resam
     """
     combinations = parse(config)
     for settings in combinations:
+        shared.check(cell_of(config, settings))
+    for settings in combinations:
         cell, folder = cell_of(config, settings), folder_of(workdir, settings)
         claim(folder, cell)
         if (folder / FINISHED).exists():
@@ -77,15 +78,14 @@ def parse(config: ConfigDict) -> list[dict[str, Any]]:
     Values take the type of the setting that they replace. Raises ValueError for a key that the config does not have, a
     value that is not of its type, a key or value given twice, or nothing to vary.
     """
-    known = {key: value for key, value in flat(config.to_dict()).items() if key.split(".")[0] not in ("grid", "evals")}
+    known = {
+        key: value for key, value in shared.flat(config.to_dict()).items() if key.split(".")[0] not in ("grid", "evals")
+    }
     choices: dict[str, list] = {}
     for part in filter(None, (part.strip() for part in config.grid.split(";"))):
         key, _, values = (piece.strip() for piece in part.partition("="))
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            raise ValueError(
-                f"grid: there is no setting {key!r} to vary." + (f" Did you mean {near[0]!r}?" if near else "")
-            )
+            raise ValueError(f"grid: there is no setting {key!r} to vary{shared.nearest(key, known)}")
         found = [_typed(key, value.strip(), known[key]) for value in values.split(",") if value.strip()]
         if key in choices or not found or len(set(found)) < len(found):
             raise ValueError(f"grid: {part!r} gives {key!r} twice, a value twice, or none")

@@ -19,6 +19,7 @@ def main(config, name: str, options) -> None:
     jobs = {"pretrain": pretrain, "evaluate": evaluate, "report": report}
     if config.job not in jobs:
         raise ValueError(f"config.job is {config.job!r}; it must be one of {', '.join(jobs)}")
+    shared.check(config)
     if options.distributed:
         parallel.connect()
     jobs[config.job](config, name, options)

@@ -17,6 +17,7 @@ import optax
 from einops import rearrange
 
 from cxrjax import checkpoint, checks, initial, methods, optim, parallel, rng
+from cxrjax import config as shared
 from cxrjax.config import determining, judged, names
 from cxrjax.evals import run as evals
 from cxrjax.evals.encoders import from_method
@@ -77,6 +78,7 @@ class Run(NamedTuple):
 
 def build(config) -> Run:
     """Reads the config, opens the sets and traces the initialisation; nothing is trained or written."""
+    shared.check(config)
     mesh = parallel.make_mesh(config.mesh)
     parallel.check_batch(config.batch_size, mesh)
     sources, remarks = _sources(config)

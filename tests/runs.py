@@ -14,12 +14,14 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 
 def config(name="spcl", words="smoke", **changes):
     """The config of configs/<name>.py:<words>; changes are by dotted key with __ for the dot."""
-    spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    found = module.get_config(words)
+    found = _module(name).get_config(words)
     found.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
     return found
+
+
+def words(name):
+    """The words that configs/<name>.py knows after the colon."""
+    return getattr(_module(name), "WORDS", ())
 
 
 def optim(**changes):
@@ -46,3 +48,10 @@ def write(workdir, settings, step=6, seed=0):
         tree = {"step": jax.numpy.asarray(step), "params": params, "state": state, "opt_state": {}}
         saved.save(step, tree, {"step": step})
     return params
+
+
+def _module(name):
+    spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -6,6 +6,7 @@ import logging
 import pytest
 
 from cxrjax import config as shared
+from tests import runs
 
 
 def test_old_keys_get_their_new_names(tmp_path, caplog):
@@ -60,3 +61,48 @@ def test_a_damaged_config_is_named(tmp_path):
     (tmp_path / "config.json").write_text('{"data": {')
     with pytest.raises(ValueError, match="config.json is damaged"):
         shared.read(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optim__lr": -1.0}, r"optim.lr = -1.0: it must be a number in \(0, inf\)"),
+        ({"optim__lr": float("nan")}, "optim.lr = nan: it is not a number"),
+        ({"loss__kappa": float("nan")}, "loss.kappa = nan: it is not a number"),
+        ({"optim__wd": -0.1}, "optim.wd = -0.1"),
+        ({"optim__betas": (0.9, 1.0)}, r"optim.betas = \(0.9, 1.0\): each must be a number in \[0, 1\)"),
+        ({"optim__momentum": 1.0}, "optim.momentum = 1.0"),
+        ({"optim__grad_clip": 0.0}, "optim.grad_clip = 0.0"),
+        ({"optim__warmup_steps": -1}, "optim.warmup_steps = -1: it must be a whole number"),
+        ({"batch_size": 0}, "batch_size = 0: it must be a whole number in"),
+        ({"data__fraction": 0.0}, r"data.fraction = 0.0: it must be a number in \(0, 1\]"),
+        ({"seed": -1}, "seed = -1"),
+        ({"log_every_steps": 0}, "log_every_steps = 0"),
+        ({"checkpoint__every_steps": 0}, "checkpoint.every_steps = 0"),
+        ({"checkpoint__keep_latest": 0}, "checkpoint.keep_latest = 0"),
+        ({"loss__temperature": 0.0}, "loss.temperature = 0.0"),
+        ({"loss__groups": 0}, "loss.groups = 0"),
+        ({"evals__phantom_knn__every_steps": 0}, "evals.phantom_knn.every_steps = 0"),
+        ({"optim__lrr": 1.0}, "there is no setting optim.lrr. Did you mean 'optim.lr'?"),
+        ({"data__fractoin": 0.1}, "there is no setting data.fractoin. Did you mean 'data.fraction'?"),
+        ({"batchsize": 8}, "there is no setting batchsize. Did you mean 'batch_size'?"),
+        ({"batch_size": 0, "seed": -1}, "(?s)batch_size.*seed|seed.*batch_size"),
+    ],
+)
+def test_bad_values_and_keys_are_named_with_what_would_do(changes, message):
+    with pytest.raises(ValueError, match=message):
+        shared.check(runs.config(**changes))
+
+
+def test_a_seed_is_a_whole_number():
+    config = runs.config()
+    with config.ignore_type():
+        config.seed = 1.5
+    with pytest.raises(ValueError, match="seed = 1.5: it must be a whole number"):
+        shared.check(config)
+
+
+@pytest.mark.parametrize("path", sorted(runs.CONFIGS.glob("*.py")), ids=lambda path: path.stem)
+def test_all_configs_pass(path):
+    for word in ("", *runs.words(path.stem)):
+        shared.check(runs.config(path.stem, word))

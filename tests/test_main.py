@@ -25,6 +25,10 @@ def run(*arguments):
         (("--config=configs/spcl.py:smokey",), "Did you mean 'smoke'?"),
         (("--config=configs/spcl.py", "--config.optim.lrr=1"), 'Did you mean "lr"'),
         (("--config=configs/spcl.py", "--config.batch_size=many"), "batch_size"),
+        (
+            ("--config=configs/spcl.py", "--config.optim.wd=-1", "--workdir=/dev/null/run"),
+            "error: optim.wd = -1.0: it must",
+        ),
         (("--config=configs/spcl.py", "smoke"), "unexpected arguments ['smoke']"),
         (("--config=configs/spcl.py:smoke", "--config.data.sets=fantom", "--workdir={tmp}/run"), "fantom"),
         (("--config=configs/spcl.py:smoke", "--workdir=/dev/null/run"), "error: Not a directory"),
