@@ -81,7 +81,8 @@ def build(config) -> Run:
     shared.check(config)
     mesh = parallel.make_mesh(config.mesh)
     parallel.check_batch(config.batch_size, mesh)
-    sources, remarks = _sources(config)
+    # Sources depend on what the method learns from, and its length of training on the sources: so it is made twice.
+    sources, remarks = _sources(config, methods.make(config))
     examples = sum(len(s) for s in sources)
     if config.batch_size > examples:
         remarks += (f"a batch of {config.batch_size} is more than all {examples} there are: some are in it twice",)
@@ -117,9 +118,8 @@ def build(config) -> Run:
     return Run(method, mesh, sources, batches, total_steps, step, init, abstract, rates, remarks)
 
 
-def _sources(config) -> tuple[list[source.Source], tuple[str, ...]]:
+def _sources(config, method: Method) -> tuple[list[source.Source], tuple[str, ...]]:
     """What the run trains on, without the patients of other sets that it is judged on, and sentences about these."""
-
     folds = checks.folds(config)
     unit, required = config.data.unit, config.data.require
     unknown = set() if unit == "picture" else set(names(required)) - {"frontal", "lateral", "report"}
@@ -128,8 +128,7 @@ def _sources(config) -> tuple[list[source.Source], tuple[str, ...]]:
             f"data.unit={unit!r} with data.require={required!r}: unit is 'picture' or 'study', and a study can be "
             "required to have: frontal, lateral, report"
         )
-    labels = names(config.labels) if config.method == "detect" else ()
-    of_pictures = source.required(required, labels) if unit == "picture" else {}
+    of_pictures = source.required(required, method.box_labels) if unit == "picture" else {}
 
     def chosen(name, without=()):
         return source.select(
@@ -146,12 +145,12 @@ def _sources(config) -> tuple[list[source.Source], tuple[str, ...]]:
     sets = names(config.data.sets)
     left_out = overlap.exclusions([chosen(name) for name in sets], judged(config))
     pictures = [chosen(*pair) for pair in zip(sets, left_out.patient_ids, strict=True)]
-    if labels:
+    if method.box_labels:
         checks.labels(config, pictures)
     if unit == "picture":
         return pictures, left_out.sentences
     parts = {f"require_{part}": True for part in names(required)}
-    parts |= {"read": paired.StudyReader(config).text} if "text" in config else {}
+    parts |= {"read": method.joint.words} if method.joint is not None else {}
     whole = [studies.studies(each, **parts) for each in pictures]
     return whole, (*left_out.sentences, *(repr(each) for each in whole if any(each.left_out.values())))
 
@@ -175,7 +174,7 @@ def fit(config, workdir: Path) -> TrainState:
     ):
         start = saved.latest_step() or 0
         _check_pictures(workdir, run.sources, start)
-        if "text" in config and jax.process_index() == 0:
+        if run.method.joint is not None and jax.process_index() == 0:
             paired.keep_vocabulary(config, workdir)
         if start:
             train_state = saved.restore(start, run.abstract)

@@ -61,6 +61,7 @@ class Method(NamedTuple):
     encoder: (params, state) -> the parameters of the network that encode runs, for export.
     joint: of a method that learns from reports as well. answers: of a method whose encode gives logits.
     target: of one whose encode gives mask logits, what they are a mask of (see `input.masks`).
+    box_labels: of one that learns named boxes, their labels: pictures that must have a box must have one of these.
     """
 
     views: Callable
@@ -74,6 +75,7 @@ class Method(NamedTuple):
     joint: Joint | None = None
     answers: Answers | None = None
     target: str = ""
+    box_labels: tuple[str, ...] = ()
 
 
 class Aux(NamedTuple):

@@ -72,4 +72,4 @@ def make(config) -> Method:
         return {"pooled": y["pooled"], "patches": y["patches"], **found._asdict()}
 
     functions = make_views, init, loss, lambda params, state, step: state, encode
-    return Method(*functions, config.model.image_px, answers=Answers(classes, "boxes"))
+    return Method(*functions, config.model.image_px, answers=Answers(classes, "boxes"), box_labels=labels)

@@ -10,7 +10,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from cxrjax import train
+from cxrjax import initial, methods, train
 from cxrjax.datasets import schema
 from cxrjax.evals import detect, encoders, run
 from cxrjax.evals.base import Encoder
@@ -218,7 +218,8 @@ def test_pictures_that_readers_have_not_searched_are_left_out(oracle, phantom_di
     monkeypatch.setenv("CXRJAX_DATA", str(phantom_dir))
     changes = {"data__sets": "phantom", "data__projections": "", "data__require": "boxes or No Finding"}
     config = runs.config("detect", "", labels="Mass,Nodule", **changes)
-    (chosen,), _ = train._sources(config)
+    config = initial.of_run(config)
+    (chosen,), _ = train._sources(config, methods.make(config))
     assert set(chosen.table["image_id"]) == expected("train")[0]
     assert run.complete(config.evals.detect)["require"] == "boxes or No Finding", "judged as it is trained"
     with pytest.raises(run.EvaluationError, match="'pixels-32' finds no boxes"):
