@@ -148,9 +148,11 @@ def test_negbio_plain_tables_of_2_1_0_and_unpacked_reports_give_the_same(raw):
 
 
 def test_dicom_original_is_read_where_there_is_no_jpeg(raw, tmp_path):
-    for pixels, (dicom, *_) in zip(official.pictures(6), PICTURES, strict=True):
-        (jpeg,) = raw.rglob(f"{dicom}.jpg")
+    jpegs = [next(raw.rglob(f"{dicom}.jpg")) for dicom, *_ in PICTURES]
+    for pixels, jpeg in zip(official.pictures(6), jpegs, strict=True):
         dicom_files.write(jpeg.with_suffix(".dcm"), pixels, ViewPosition="AP", PatientSex="F", PatientAge="057Y")
+    assert [row.file for row in mimic_cxr.manifest(raw).rows] == jpegs, "never both: they look different"
+    for jpeg in jpegs:
         jpeg.unlink()
     made = official.convert(mimic_cxr.manifest(raw), tmp_path)
     assert not made.conversion.problems and len(made.records) == 6

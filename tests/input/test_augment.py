@@ -32,11 +32,11 @@ def changed(pixels, settings, pictures, views=2, seed=0):
 @pytest.mark.parametrize("factor", [0.0, 0.6, 1.0, 1.4])
 @pytest.mark.parametrize("name", ["brightness", "contrast"])
 def test_jitter_matches_pillow(name, factor):
-    pixels = picture()
-    oracle = getattr(ImageEnhance, name.capitalize())(Image.fromarray(pixels)).enhance(factor)
-    found = getattr(ops, name)(jnp.asarray(pixels / 255, jnp.float32), jnp.float32(factor))
+    pixels = np.stack([picture(), picture(seed=1) // 2])  # of two means
+    oracles = [getattr(ImageEnhance, name.capitalize())(Image.fromarray(one)).enhance(factor) for one in pixels]
+    found = getattr(ops, name)(jnp.asarray(pixels / 255, jnp.float32), jnp.full(2, factor))
     # Pillow cuts to whole grey levels, and rounds the mean to one before it uses it.
-    np.testing.assert_allclose(found, np.asarray(oracle) / 255, atol=1.6 * GREY_LEVEL)
+    np.testing.assert_allclose(found, np.stack(oracles) / 255, atol=1.6 * GREY_LEVEL)
 
 
 def test_an_offset_of_brightness_is_byols():

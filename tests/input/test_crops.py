@@ -90,6 +90,9 @@ def test_crops_keep_to_scale_ratio_and_picture():
     # Every place is as likely as any other, edges included.
     place = left / np.maximum(400 - width, 1)
     assert abs(place.mean() - 0.5) < 0.03 and place.min() == 0 and place.max() == 1
+    # A ratio is of width to height.
+    wide = np.array([crops.random_window(300, 400, rng, (0.2, 0.3), (1.5, 2.0)) for _ in range(50)])
+    assert 1.45 < (wide[:, 3] / wide[:, 2]).min() and (wide[:, 3] / wide[:, 2]).max() < 2.05
 
 
 def test_crop_is_its_window_resized():

@@ -96,10 +96,12 @@ def test_every_picture_of_every_step_and_host_gets_a_draw_of_its_own():
 def test_seed_changes_order_and_draws(both):
     records = [pipeline.dataset(both, None, two_views, 32, seed)[0]["record"] for seed in (0, 1)]
     assert not np.array_equal(*records)
-    one = [
-        pipeline._HostBatches(range(4), lambda address, rng: {"x": rng.random()}, seed, 4, 0, 4)[0] for seed in (0, 1)
-    ]
-    assert len({*one[0]["x"], *one[1]["x"]}) == 8
+
+    def draw(example, rng):
+        return {"x": rng.random()}
+
+    draws = [pipeline.dataset(both, None, draw, 4, seed)[0]["x"] for seed in (0, 1)]
+    assert len({*draws[0], *draws[1]}) == 8
 
 
 @pytest.mark.parametrize(("weights", "share"), [(None, 26 / 43), ([1, 3], 0.25), ([0.9, 0.1], 0.9)])

@@ -100,6 +100,7 @@ def test_exported_model_gives_our_features(tmp_path, variant, positions, own_cha
     images = pictures(px, own_channels)
     ours, theirs = our_features(model, params, images), their_features(tmp_path, images, MEAN, STD)
     assert np.abs(ours).max() > 0.5
+    assert json.loads((tmp_path / "config.json").read_text())["layer_norm_eps"] == vit.LAYER_NORM_EPS
     np.testing.assert_allclose(ours, theirs, atol=TOLERANCE)
 
 

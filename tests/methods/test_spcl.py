@@ -170,6 +170,9 @@ def test_views_are_one_untouched_picture(phantom_dir):
     np.testing.assert_array_equal(first["image"], second["image"])
     np.testing.assert_array_equal(first["image"][0, :, :, 0], crops.fit(crops.decode(example["image"]), 32))
     assert first["image"].shape == (1, 32, 32, 1) and first["image"].dtype == np.uint8
+    # Patient 1 of one set is not patient 1 of another.
+    elsewhere = method.views({**example, "set": "elsewhere"}, np.random.default_rng(0))
+    assert first["patient"] == second["patient"] != elsewhere["patient"]
 
 
 def train(method, pictures, steps, keys=jax.random.key):

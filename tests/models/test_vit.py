@@ -73,6 +73,15 @@ def test_learned_positions_resize_to_another_grid():
     np.testing.assert_allclose(posemb.resize(jnp.ones((64, 1)), (8, 8), (5, 11)), 1, atol=1e-6)
 
 
+def test_layer_norm_has_maes_epsilon():
+    """[CLS] of variance 1e-6, which no block changes, is divided by √2e-6."""
+    model, images = ViT("test", 8, 16), np.zeros((1, 16, 16, 1), np.float32)
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape), jax.eval_shape(model.init, jax.random.key(0), images))
+    cls = 1e-3 * np.tile([1.0, -1.0], 32)
+    params["params"] |= {"cls": cls, "norm": {"scale": np.ones(64), "bias": np.zeros(64)}}
+    np.testing.assert_allclose(model.apply(params, images)["cls"][0], cls / 2e-6**0.5, rtol=1e-4)
+
+
 def test_trainable_parameter_count_of_vit_b():
     shapes = jax.eval_shape(ViT("B").init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == 85_647_360

@@ -65,6 +65,25 @@ def test_learns_to_tell_reports_apart(encoder):
     assert likeness(encoder) < 0.3 < 0.6 < likeness(report_encoder.train(TEXTS, WORDS, **TINY, steps=0))
 
 
+def test_equal_reports_are_not_told_apart(encoder):
+    """Of a batch of one report nothing is left but the loss of its hidden words; of two, one negative each."""
+    ids, word_index = report_encoder._tokens(["nodule left"] * 8, WORDS, 48)
+    tables = {"encoder": encoder.params, "head": encoder.head}
+    given = tables, encoder.model, WORDS.mask_id, jax.random.key(0)
+    whole, of_words = report_encoder._loss(*given, ids, word_index)
+    assert float(whole) == pytest.approx(float(of_words), abs=1e-5)
+    other, its_words = report_encoder._tokens(["effusion right"], WORDS, 48)
+    ids, word_index = np.concatenate([ids, other]), np.concatenate([word_index, its_words])
+    whole, of_words = report_encoder._loss(*given, ids, word_index)
+    assert float(whole) > float(of_words) + 1e-5
+
+
+def test_other_words_are_hidden_in_every_step():
+    """At a rate of 0 the loss of the same report changes with what is hidden alone."""
+    losses = report_encoder.train([TEXTS[0]] * 8, WORDS, **TINY, steps=3, lr=0.0).losses
+    assert len(set(losses)) == 3
+
+
 def test_the_same_seed_gives_the_same_encoder():
     first, again, other = (report_encoder.train(TEXTS, WORDS, **TINY, steps=4, seed=seed) for seed in (1, 1, 2))
     jax.tree.map(np.testing.assert_array_equal, first.params, again.params)
