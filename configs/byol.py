@@ -28,7 +28,7 @@ def get_config(arg: str = ""):
     config.momentum = 0.99  # of the target at step 0, rises to 1; the authors have 0.996 for 1000 epochs only
     config.target_start = "copy"  # or independent, as the authors' code
     recipes.radiograph_pair(config)
-    config.standardise = {"mode": "fixed", "mean": 0.4978, "std": 0.2449}  # or per_image
+    config.standardise = recipes.standardise()
 
     config.batch_size = 128
     config.duration.total_steps = 600
@@ -55,8 +55,7 @@ def recipe(config, vit):
     config.duration.update({"total_steps": None, "total_epochs": 1000.0})
     config.optim.update({"lr": None, "warmup_steps": None})
     if vit:
-        config.model = recipes.vit("B", 224, 16)
-        config.optim.update({"base_lr": 1.5e-4, "wd": 0.1, "betas": (0.9, 0.999), "warmup_epochs": 40.0})
+        recipes.vit_as_moco_v3(config)
     else:
         config.model = recipes.resnet("resnet50", 224) | {"zero_init_residual": True}
         config.optim.update({"name": "lars", "base_lr": 0.2, "wd": 1.5e-6, "warmup_epochs": 10.0})

@@ -36,7 +36,7 @@ def get_config(arg: str = ""):
     }
     config.views = {"transform": "mild"}  # or none, crop_flip, crop_turn_flip, pad_crop
     config.augment = Augment()._asdict()
-    config.standardise = {"mode": "fixed", "mean": 0.4978, "std": 0.2449}  # or per_image
+    config.standardise = recipes.standardise()
 
     config.batch_size = 128
     config.duration.total_steps = 300

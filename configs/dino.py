@@ -51,7 +51,7 @@ def get_config(arg: str = ""):
     config.local_views = {"count": 2, "px": 32, "scale": (0.3, 0.7)}
     config.augment = PAIR._asdict() | {"jitter": 0.0}
     config.augment_local = Augment(jitter=0.0, blur=0.5, blur_px=96)._asdict()
-    config.standardise = {"mode": "fixed", "mean": 0.4978, "std": 0.2449}  # or per_image
+    config.standardise = recipes.standardise()
 
     config.batch_size = 128
     config.duration.total_steps = 600

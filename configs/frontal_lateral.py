@@ -31,7 +31,7 @@ def get_config(arg: str = ""):
         "variant": "swin_test",
         "init_from": "",  # folder of a Hugging Face Swin
         "train": config_dict.placeholder(bool),  # unset: only without init_from; a random Swin that stays is of no use
-        "standardise": {"mode": "fixed", "mean": 0.5, "std": 0.5},  # as CXR-CLIP's
+        "standardise": recipes.standardise(0.5, 0.5),  # as CXR-CLIP's
     }
     config.text = recipes.text()
     config.width = 128  # of the space in which pictures and words meet
@@ -63,7 +63,7 @@ def get_config(arg: str = ""):
     }
     config.defects = dict.fromkeys(DEFECTS, "official" in words)
     config.views = {"transform": "mild"}  # or none, crop_flip, pad_crop
-    config.standardise = {"mode": "fixed", "mean": 0.4978, "std": 0.2449}  # or per_image
+    config.standardise = recipes.standardise()
 
     config.batch_size = 64
     config.duration.total_steps = 300

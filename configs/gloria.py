@@ -22,10 +22,7 @@ def get_config(arg: str = ""):
     config = shared.pretrain()
     config.method = "gloria"
     config.model = recipes.vit()
-    config.regions = {
-        "layer": 3,  # of a ResNet, whose map words are compared with; a ViT has its patches
-        "enlarge_px": 0,  # side that a ResNet sees pictures at; 0 as they are
-    }
+    config.regions = recipes.regions()
     config.text = recipes.text()
     config.text.pool = "mean"
     config.loss = {
@@ -40,7 +37,7 @@ def get_config(arg: str = ""):
         "chunks": 1,  # of the reports, one after another
     }
     config.views = {"transform": "mild"}  # or none, crop_flip, pad_crop
-    config.standardise = {"mode": "fixed", "mean": 0.4978, "std": 0.2449}  # or per_image
+    config.standardise = recipes.standardise()
 
     config.batch_size = 32
     config.duration.total_steps = 300

@@ -32,7 +32,7 @@ def get_config(arg: str = ""):
     config.loss = {"normalise": True}  # each patch by its own mean and deviation
     # Flips move the heart to the other side; the authors' photographs bear them, and flip = 0 leaves them out.
     config.views = {"scale": (0.2, 1.0), "ratio": (3 / 4, 4 / 3), "flip": 0.5, "rotation_degrees": 0.0}
-    config.standardise = {"mode": "fixed", "mean": 0.4978, "std": 0.2449}  # or per_image
+    config.standardise = recipes.standardise()
 
     config.batch_size = 128
     config.duration.total_steps = 600

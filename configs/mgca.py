@@ -22,10 +22,7 @@ def get_config(arg: str = ""):
     config = shared.pretrain()
     config.method = "mgca"
     config.model = recipes.vit()
-    config.regions = {
-        "layer": 3,  # of a ResNet, whose map words are compared with; a ViT has its patches
-        "enlarge_px": 0,  # side that a ResNet sees pictures at; 0 as they are
-    }
+    config.regions = recipes.regions()
     config.text = recipes.text()
     config.text.pool = "mean"  # the authors' [CLS] needs a BERT that was trained
     config.head = {"hidden": 512, "out": 128}
@@ -49,7 +46,7 @@ def get_config(arg: str = ""):
         "raw_seen_words": False,  # what a region sees of the words keeps its length
     }
     config.views = {"transform": "mild"}  # or none, crop_flip, pad_crop
-    config.standardise = {"mode": "fixed", "mean": 0.4978, "std": 0.2449}  # or per_image
+    config.standardise = recipes.standardise()
 
     config.batch_size = 64
     config.duration.total_steps = 300
@@ -78,8 +75,4 @@ def recipe(config):
     config.text.update({"variant": "base6", "pool": "cls"})
     config.head.update({"hidden": 2048, "out": 128})
     config.prototypes.update({"count": 500, "freeze_share": 1 / 50})
-    config.standardise.update({"mean": 0.5, "std": 0.5})
-    config.batch_size = 144
-    config.duration.update({"total_steps": None, "total_epochs": 50.0})
-    config.optim.update({"lr": 2e-5, "lr_end": 1e-8, "wd": 0.05, "betas": (0.9, 0.999), "wd_mults": ((".*", 1.0),)})
-    config.optim.update({"warmup_steps": None, "warmup_epochs": 20.0})  # 40 % of the run
+    recipes.as_mgca(config)

@@ -50,7 +50,7 @@ def get_config(arg: str = ""):
         "groups": 1,  # statistics of this many separate slices of the batch
     }
     recipes.radiograph_pair(config)
-    config.standardise = {"mode": "fixed", "mean": 0.4978, "std": 0.2449}  # or per_image
+    config.standardise = recipes.standardise()
 
     config.batch_size = 64
     config.duration.total_steps = 300

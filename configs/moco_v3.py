@@ -27,7 +27,7 @@ def get_config(arg: str = ""):
     config.temperature = 0.2
     config.momentum = 0.99  # of the momentum encoder at step 0; rises to 1
     recipes.radiograph_pair(config)
-    config.standardise = {"mode": "fixed", "mean": 0.4978, "std": 0.2449}  # or per_image
+    config.standardise = recipes.standardise()
 
     config.batch_size = 128
     config.duration.total_steps = 600

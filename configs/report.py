@@ -13,9 +13,8 @@ judged (cxrjax/evals/attention.py). Without --workdir the report goes to runs/re
 Cost: seconds for small sets; for 25,000 pictures with 14 labels about a minute and a half per subject.
 """
 
-from ml_collections import ConfigDict
-
 from cxrjax import config as shared
+from cxrjax.config import ConfigDict
 
 
 def get_config(arg: str = ""):

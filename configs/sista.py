@@ -26,10 +26,7 @@ def get_config(arg: str = ""):
     config = shared.pretrain()
     config.method = "sista"
     config.model = recipes.resnet("resnet18", 64) if "resnet" in words else recipes.vit()
-    config.regions = {
-        "layer": 3,  # of a ResNet, whose map words are compared with; a ViT has its patches
-        "enlarge_px": 0,  # side that a ResNet sees pictures at; 0 as they are
-    }
+    config.regions = recipes.regions()
     config.text = recipes.text()
     config.similarity = {
         "encoder": "",  # folder of a Hugging Face BERT; "" the set's own; words: none (`report_encoders.similarity`)
@@ -58,7 +55,7 @@ def get_config(arg: str = ""):
         "mask_equal_words": False,  # words of a report that are spelt alike are no negatives
     }
     config.views = {"transform": "mild"}  # or none, crop_flip, pad_crop
-    config.standardise = {"mode": "fixed", "mean": 0.4978, "std": 0.2449}  # or per_image
+    config.standardise = recipes.standardise()
 
     config.batch_size = 64
     config.duration.total_steps = 240
@@ -76,7 +73,7 @@ def get_config(arg: str = ""):
 
 
 def recipe(config):
-    """MGCA's released values; the 40 % of warm-up are 20 of its 50 epochs."""
+    """MGCA's released values."""
     recipes.mimic_cxr(config)
     config.views.transform = "pad_crop"
     if config.model.variant.startswith("resnet"):
@@ -87,8 +84,4 @@ def recipe(config):
     config.model.dtype = "bfloat16"
     config.text.variant = "base6"
     config.head.hidden = 2048
-    config.standardise.update({"mean": 0.5, "std": 0.5})
-    config.batch_size = 144
-    config.duration.update({"total_steps": None, "total_epochs": 50.0})
-    config.optim.update({"lr": 2e-5, "lr_end": 1e-8, "wd": 0.05, "betas": (0.9, 0.999), "wd_mults": ((".*", 1.0),)})
-    config.optim.update({"warmup_steps": None, "warmup_epochs": 20.0})
+    recipes.as_mgca(config)

@@ -44,7 +44,7 @@ def get_config(arg: str = ""):
         "mask_same_patient": False,
     }
     config.views = {"transform": "mild"}  # or none, crop_flip
-    config.standardise = {"mode": "fixed", "mean": 0.4978, "std": 0.2449}  # or per_image
+    config.standardise = recipes.standardise()
 
     config.batch_size = 128
     config.duration.total_steps = 600

@@ -58,7 +58,7 @@ def get_config(arg: str = ""):
     }
     config.views = {"scale": (0.2, 1.0), "ratio": (3 / 4, 4 / 3), "flip": 0.5, "rotation_degrees": 0.0}
     config.augment = Augment(jitter=0.3, brightness=0.1, contrast=0.1, blur=0.1)._asdict()
-    config.standardise = {"mode": "fixed", "mean": 0.4978, "std": 0.2449}  # or per_image
+    config.standardise = recipes.standardise()
 
     config.batch_size = 128
     config.duration.total_steps = 600

@@ -35,7 +35,7 @@ def get_config(arg: str = ""):
     config.loss = {"weights": (), "smoothing": 0.0}  # one weight per label, of its presence or class
     config.views = {"scale": (0.5, 1.0), "ratio": (3 / 4, 4 / 3), "flip": 0.0, "rotation_degrees": 10.0}
     config.augment = Augment()._asdict()
-    config.standardise = {"mode": "fixed", "mean": 0.4978, "std": 0.2449}  # or per_image
+    config.standardise = recipes.standardise()
 
     config.batch_size = 128
     config.duration.total_steps = 600

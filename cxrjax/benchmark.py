@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 from jax.sharding import NamedSharding, PartitionSpec
-from ml_collections import ConfigDict
 
 from cxrjax import command, flops, initial, methods, parallel, train
+from cxrjax.config import ConfigDict
 from cxrjax.input import throughput
 from cxrjax.methods.mae import kept_patches
 from cxrjax.methods.spcl import partition_sizes
@@ -44,7 +44,7 @@ class Cost(NamedTuple):
     pairwise: float
 
 
-def main(config, name: str, options) -> None:
+def main(config: ConfigDict, name: str, options: Any) -> None:
     """Prints the rows of `benchmark`; see `command.run` for the arguments."""
     rows = benchmark(config, options.steps, options.input_seconds)
     print(f"{name}: cost and speed of one picture through the whole of pre-training; 1 MAC = 2 FLOP")
@@ -91,7 +91,7 @@ def closed_form(config: ConfigDict) -> flops.Cost | None:
     return CLOSED_FORMS[config.method](config) if config.method in CLOSED_FORMS else None
 
 
-def _spcl(config) -> flops.Cost:
+def _spcl(config: ConfigDict) -> flops.Cost:
     model, head, width = config.model, config.head, flops.encoder(config.model.variant).width
     encoder = flops.encoder(model.variant, model.image_px, model.patch_px, model.channels)
     k_a, k_b = partition_sizes(encoder.n, config.partition.keep_ratio, config.partition.split_ratio)
@@ -102,7 +102,7 @@ def _spcl(config) -> flops.Cost:
     return flops.spcl(encoder, k_a, k_b, heads[head.kind], embedded, config.cls_shortcut)
 
 
-def _mae(config) -> flops.Cost:
+def _mae(config: ConfigDict) -> flops.Cost:
     model, decoder = config.model, config.decoder
     encoder = flops.encoder(model.variant, model.image_px, model.patch_px, model.channels)
     kept = kept_patches(encoder.n, config.masking.ratio)
@@ -110,7 +110,7 @@ def _mae(config) -> flops.Cost:
     return flops.mae(encoder, kept, decoder.width, decoder.depth, embedded)
 
 
-def _spcxr(config) -> flops.Cost | None:
+def _spcxr(config: ConfigDict) -> flops.Cost | None:
     model = config.model
     encoder = flops.encoder(model.variant, model.image_px, model.patch_px, model.channels)
     return None if config.contrast.weight else flops.spcxr(encoder)
@@ -119,7 +119,7 @@ def _spcxr(config) -> flops.Cost | None:
 CLOSED_FORMS = {"spcl": _spcl, "mae": _mae, "spcxr": _spcxr}
 
 
-def _costs(config, counted: Cost) -> list[Row]:
+def _costs(config: ConfigDict, counted: Cost) -> list[Row]:
     formula = closed_form(config)
 
     def beside(name):
@@ -142,7 +142,7 @@ def _costs(config, counted: Cost) -> list[Row]:
     ]
 
 
-def _speed(config, run, batch, steps: int, counted: Cost) -> list[Row]:
+def _speed(config: ConfigDict, run, batch, steps: int, counted: Cost) -> list[Row]:
     step = run.step.lower(run.abstract, batch).compile()
     dtype = config.model.dtype
     product, product_flop, side = _large_product(run.mesh, dtype)
@@ -188,7 +188,7 @@ def _memory(mesh, step) -> Row:
     return Row("memory", size, "B", "arguments, results and temporaries of a step: compiled.memory_analysis()")
 
 
-def _input(config, run, seconds: float) -> list[Row]:
+def _input(config: ConfigDict, run, seconds: float) -> list[Row]:
     found = throughput.measure(
         run.sources[0], run.method.views, config.batch_size, seconds, max(config.input.threads, 1)
     )

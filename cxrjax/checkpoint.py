@@ -72,7 +72,7 @@ class Checkpoints:
         self._last = None
         _quieten_orbax()
         policies = ocp.training.preservation_policies
-        keep = [policies.LatestN(keep_latest)]
+        keep: list[Any] = [policies.LatestN(keep_latest)]
         if keep_best:
             # Orbax keeps checkpoints without metrics for ever unless told otherwise.
             score = functools.partial(_score, ranking=self._ranking)
@@ -81,8 +81,9 @@ class Checkpoints:
             if jax.process_index() == 0:
                 directory.mkdir(parents=True, exist_ok=True)
                 _set_broken_aside(directory)
+            policy: Any = policies.AnyPreservationPolicy(keep)
             self._checkpointer = ocp.training.Checkpointer(
-                directory, preservation_policy=policies.AnyPreservationPolicy(keep), cleanup_tmp_directories=True
+                directory, preservation_policy=policy, cleanup_tmp_directories=True
             )
         except OSError as error:
             raise _not_written(f"checkpoints cannot be kept in {directory}", error) from None
@@ -111,6 +112,7 @@ class Checkpoints:
         if not force and any(found.step == step for found in self._checkpointer.checkpoints):
             return False
         record = {"meta": {"step": step, **meta}, "metrics": metrics, "ranking": self._ranking}
+        ranked: Any = metrics or None
         json.dumps(record)  # a value that is not JSON fails here, not in a background thread
         self.wait()  # as Orbax would, but so that a failure is told of the step that met it
         self._last = step
@@ -120,7 +122,7 @@ class Checkpoints:
                 {_ITEM: train_state},
                 force=True,
                 overwrite=force,
-                metrics=metrics or None,
+                metrics=ranked,
                 custom_metadata=record,
             )
         return True
@@ -219,7 +221,7 @@ def names(directory: str | os.PathLike, step: int | str = "latest") -> list[str]
 
 def read_meta(directory: str | os.PathLike, step: int | str = "latest") -> dict:
     """The `meta` that was given to `save`, with "step"; directory and step as in `find`."""
-    return _record(find(directory, step))["custom_metadata"]["meta"]
+    return _custom(find(directory, step))["meta"]
 
 
 def digest(directory: str | os.PathLike, step: int | str = "latest") -> str:
@@ -302,7 +304,7 @@ def _shape(leaf: tuple) -> str:
 
 
 def _best(root: epath.Path, there: list[int]) -> int:
-    records = {step: _record(root / str(step))["custom_metadata"] for step in there}
+    records = {step: _custom(root / str(step)) for step in there}
     ranking = records[there[-1]]["ranking"]
     scored = {step: _score(record["metrics"], ranking) for step, record in records.items()}
     if max(scored.values()) == -math.inf:
@@ -320,6 +322,14 @@ def _score(metrics: dict, ranking: dict) -> float:
     if math.isnan(value):
         return -math.inf
     return value if ranking["mode"] == "max" else -value
+
+
+def _custom(path: epath.Path) -> dict[str, Any]:
+    """What `save` recorded in a committed folder: "meta", "metrics" and "ranking"."""
+    record = _record(path)
+    if record is None:
+        raise CheckpointNotFound(f"the checkpoint {path} is gone or was not written to its end")
+    return record["custom_metadata"]
 
 
 def _record(path: epath.Path) -> dict | None:
@@ -365,7 +375,7 @@ def _not_written(said: str, error: BaseException) -> CheckpointNotWritten:
         errno.ENOSPC: "free some space, or keep fewer checkpoints, and start again",
         errno.EDQUOT: "free some space, or keep fewer checkpoints, and start again",
     }
-    number = _error_number(error)
+    number = _error_number(error) or errno.EIO
     what = advice.get(number, "give a work folder that can be written to")
     return CheckpointNotWritten(f"{said}: {os.strerror(number)}; {what}")
 

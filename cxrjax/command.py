@@ -17,7 +17,7 @@ UNEXPECTED = (AttributeError, KeyError, TypeError, IndexError, ZeroDivisionError
 """What a value of the wrong kind most likely ends in where nothing looked at it before."""
 
 
-def run(main: Callable, doc: str, define: Callable[[], None] | None = None) -> None:
+def run(main: Callable, doc: str | None, define: Callable[[], None] | None = None) -> None:
     """Parses --config (and what `define` adds) and calls main(config, name, flags); a mistake exits 2 with a sentence.
 
     name: the config file's stem with its words, "spcl-smoke". --debug shows the traceback as well.

@@ -9,9 +9,24 @@ import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ml_collections import ConfigDict, config_dict
+import ml_collections
+from ml_collections import config_dict
+
+if TYPE_CHECKING:
+
+    class ConfigDict(ml_collections.ConfigDict):
+        """ml_collections' own, whose types leave out that values may be of any kind."""
+
+        def __getattr__(self, attribute: str) -> Any: ...
+        def __setattr__(self, attribute: str, value: Any) -> None: ...
+        def __getitem__(self, key: str) -> Any: ...
+        def __setitem__(self, key: str, value: Any) -> None: ...
+        def copy_and_resolve_references(self, visit_map: Any = None) -> "ConfigDict": ...
+
+else:
+    ConfigDict = ml_collections.ConfigDict
 
 FREE = ("checkpoint", "evals", "grid", "input", "log_every_steps", "mesh", "sharding")
 """Keys that may change between a run and its resumption: the numbers of the training do not depend on them."""

@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from cxrjax import model_card, trained
+from cxrjax.config import ConfigDict
 from cxrjax.interop import huggingface, torch_bert, torch_resnet, torch_vit
 from cxrjax.models import bert, posemb, resnet, text_tower, vit
 from cxrjax.text import tokenizer
@@ -63,7 +63,7 @@ def export(
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as folder:
         huggingface.write(folder, weights, config, standardise.mean, standardise.std)
         parity = compare(model, folder) if can_compare() else None
-        allowed = TOLERANCE * max(1.0, parity.largest) if parity else None
+        allowed = TOLERANCE * max(1.0, parity.largest) if parity else TOLERANCE
         if parity is not None and not parity.difference <= allowed:
             raise ValueError(
                 f"PyTorch's features differ from ours by up to {parity.difference:.3g}, more than {allowed:.3g}; "

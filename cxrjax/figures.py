@@ -83,7 +83,7 @@ def _examples(converted_set: converted_sets.ConvertedSet, image_ids: Sequence[st
     }
     found = []
     for image_id in image_ids:
-        holds = next((name for name, ids in of_split.items() if (ids == image_id).any()), None)
+        holds = next((name for name, ids in of_split.items() if image_id in set(ids)), None)
         if holds is None:
             every = [known for ids in of_split.values() for known in ids]
             near = difflib.get_close_matches(image_id, every, n=1) or every[:1]

@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import pandas
-from ml_collections import ConfigDict
 
 from cxrjax import checkpoint
 from cxrjax import config as shared
+from cxrjax.config import ConfigDict
 from cxrjax.evals.base import bounds
 from cxrjax.reporting import compare
 

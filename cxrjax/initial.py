@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from cxrjax import checkpoint, recipes, trained
-from cxrjax.config import names
+from cxrjax.config import ConfigDict, names
 from cxrjax.input import converted_sets, paired
 from cxrjax.interop import huggingface, torch_bert, torch_resnet, torch_swin, torch_vit
 from cxrjax.methods.base import encoder_params
@@ -17,7 +17,7 @@ from cxrjax.report_encoders import report_encoder
 PLACES = ("encoder", "text", "lateral")
 
 
-def of_run(config: Any) -> Any:
+def of_run(config: ConfigDict) -> ConfigDict:
     """The config with the whole model that it trains: what config.model does not give (None or "") is filled in.
 
     With the model of the run at config.init_from, so that a head meets the features that were trained; and then
@@ -44,13 +44,13 @@ def of_run(config: Any) -> Any:
     return config
 
 
-def run_of(config: Any) -> Any:
+def run_of(config: ConfigDict) -> ConfigDict | None:
     """The config of the run at config.init_from; None where that is a Hugging Face folder or nothing."""
     folder = config.init_from
     return None if not folder or _is_huggingface(folder) else trained.settings(folder)[-1]
 
 
-def initialise(config: Any, train_state: Any, abstract: Any) -> Any:
+def initialise(config: ConfigDict, train_state: Any, abstract: Any) -> Any:
     """Replaces encoders in a fresh train state by those that the config names; what it names none for stays as it is.
 
     config.init_from: a Hugging Face folder (has model.safetensors) of a ViT or a ResNet, or a workdir, its checkpoints
@@ -85,7 +85,7 @@ def initialise(config: Any, train_state: Any, abstract: Any) -> Any:
     )
 
 
-def _named_encoders(config: Any, abstract: Any) -> dict[str, dict[str, Any]]:
+def _named_encoders(config: ConfigDict, abstract: Any) -> dict[str, dict[str, Any]]:
     """{place: tree of what is known of it}: parameters, and the encoder's running statistics among them."""
     found = {}
     if folder := config.init_from:
@@ -109,14 +109,14 @@ def _named_encoders(config: Any, abstract: Any) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _scale(config: Any, standardise: Any, pretrained: huggingface.Pretrained) -> tuple[Any, Any]:
+def _scale(config: ConfigDict, standardise: Any, pretrained: huggingface.Pretrained) -> tuple[Any, Any]:
     """Mean and deviation that are folded into a first layer; theirs where a defect feeds pictures as they are."""
     if "defects" in config and config.defects.no_standardisation:
         return pretrained.mean, pretrained.std
     return standardise.mean, standardise.std
 
 
-def _text(config: Any, wanted: Any) -> dict[str, Any]:
+def _text(config: ConfigDict, wanted: Any) -> dict[str, Any]:
     folder = config.text.init_from
     if folder == paired.OF_REPORTS:
         folder = report_encoder.folder(converted_sets.open_set(names(config.data.sets)[0]))
@@ -146,8 +146,8 @@ def _from_run(model: Any, folder: str, wanted: Any, statistics: Any) -> tuple[di
     learned = trained.load(folder)
     encoder = learned.method.encoder(learned.params, learned.state)
     if "pos_embed" in encoder and "pos_embed" in wanted:
-        sides = [round(np.shape(table["pos_embed"])[0] ** 0.5) for table in (encoder, wanted)]
-        encoder = {**encoder, "pos_embed": posemb.resize(encoder["pos_embed"], *((side, side) for side in sides))}
+        old, new = (round(np.shape(table["pos_embed"])[0] ** 0.5) for table in (encoder, wanted))
+        encoder = {**encoder, "pos_embed": posemb.resize(encoder["pos_embed"], (old, old), (new, new))}
     found = encoder, _statistics(learned.state)
     shapes = {path: np.shape(leaf) for tree in found for path, leaf in _leaves(tree)}
     expected = {path: leaf.shape for tree in (wanted, statistics) for path, leaf in _leaves(tree)}
@@ -182,7 +182,7 @@ def _statistics(state: Any) -> Any:
     return state.get("batch_stats", {}).get("encoder", {})
 
 
-def _from_huggingface(config: Any, folder: str, wanted: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def _from_huggingface(config: ConfigDict, folder: str, wanted: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """The encoder's parameters, and the running statistics that a ResNet has beside them."""
     if config.standardise.mode != "fixed":
         raise ValueError(

@@ -7,14 +7,16 @@ where the digest stands for every setting that changes a number.
 """
 
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
 from cxrjax import checkpoint, command, parallel
 from cxrjax import config as shared
+from cxrjax.config import ConfigDict
 
 
-def main(config, name: str, options) -> None:
+def main(config: ConfigDict, name: str, options: Any) -> None:
     """Dispatches on config.job; see `command.run` for the arguments."""
     jobs = {"pretrain": pretrain, "evaluate": evaluate, "report": report}
     if config.job not in jobs:
@@ -25,7 +27,7 @@ def main(config, name: str, options) -> None:
     jobs[config.job](config, name, options)
 
 
-def pretrain(config, name: str, options) -> None:
+def pretrain(config: ConfigDict, name: str, options: Any) -> None:
     """One run, or where config.grid is given one for each of its combinations."""
     from cxrjax import grid, initial, train
 
@@ -41,20 +43,20 @@ def pretrain(config, name: str, options) -> None:
     print(f"done: {workdir}", flush=True)
 
 
-def evaluate(config, name: str, options) -> None:
+def evaluate(config: ConfigDict, name: str, options: Any) -> None:
     from cxrjax import evaluate
 
     evaluate.run(config, Path(options.workdir) if options.workdir else None)
 
 
-def report(config, name: str, options) -> None:
+def report(config: ConfigDict, name: str, options: Any) -> None:
     from cxrjax.reporting import results_page
 
     page = results_page.write(config, Path(options.workdir or Path("runs") / f"{name}-{shared.digest(config)}"))
     print(f"done: {page}, with report.md and report.json beside it", flush=True)
 
 
-def claim(workdir: Path, config) -> None:
+def claim(workdir: Path, config: ConfigDict) -> None:
     """Writes config.json, or checks that the run that has begun in `workdir` has the same settings.
 
     Raises ValueError listing the settings that differ: resuming under other settings would be neither run. A run that

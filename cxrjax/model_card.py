@@ -5,9 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from cxrjax import config as shared
+from cxrjax.config import ConfigDict
 from cxrjax.trained import Trained
 
 _CARD = """---

@@ -110,7 +110,7 @@ def ema(old: Any, new: Any, momentum: float | jax.Array) -> Any:
     return optax.incremental_update(new, old, 1 - momentum)
 
 
-def cosine_ramp(step: int | jax.Array, total: int, start: float, end: float) -> jax.Array:
+def cosine_ramp(step: Any, total: int, start: float, end: float) -> Any:
     """From `start` at step 0 to `end` at step `total` and after, along half a cosine: EMA momenta, weight decay.
 
     With end = 1 it is BYOL's momentum, 1 − (1 − start)·(cos(π·step/total) + 1)/2 (Grill et al. 2020, section 3.2).

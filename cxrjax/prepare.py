@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.audit:
             from cxrjax.input import overlap
 
-            print(overlap.audit(*given.audit, given.data_dir))
+            print(overlap.audit(given.audit[0], given.audit[1], given.data_dir))
             return 0
         if given.set is None:
             parser.print_help()

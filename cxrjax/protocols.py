@@ -13,10 +13,9 @@ A config calls one of the first three, sets what is its protocol's, then says ho
 
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from cxrjax import config as shared
 from cxrjax import recipes
+from cxrjax.config import ConfigDict
 from cxrjax.input.augment import Augment
 
 SHARES = "data.fraction=0.01,0.1,1; seed=0,1,2"
@@ -73,7 +72,7 @@ def _head(method: str) -> ConfigDict:
     config.model = recipes.of_run()
     config.encoder = "learned"  # or frozen: the head alone learns; drifting: frozen but for BatchNorm's statistics
     config.augment = Augment()._asdict()
-    config.standardise = {"mode": "fixed", "mean": 0.4978, "std": 0.2449}  # of the run, where there is one
+    config.standardise = recipes.standardise()  # of the run, where there is one
     return config
 
 

@@ -2,12 +2,16 @@
 
     vit(variant, image_px, patch_px)  config.model of a ViT; the defaults are what a laptop CPU trains in minutes
     resnet(variant, image_px)         config.model of a ResNet
+    standardise(mean, std)            config.standardise: one mean and deviation of all pictures, or of each its own
+    regions()                         config.regions of a method that compares words with regions of the picture
     of_run()                          config.model of a head: the encoder of the run that it starts from
     text(variant)                     config.text of a BERT and of what it reads
     radiograph_pair(config)           two views that a small encoder can tell to be of one radiograph
     photograph_pair(config, augment)  two views as the papers on photographs have them
     phantom_probe(config)             linear probe and k-NN on the phantom: what a config's default ends with
     phantom_reports(config)           the same for methods that learn from studies with reports, and their learning rate
+    vit_as_moco_v3(config)            ViT-B/16 at 224 px, with the optimizer that MoCo v3's paper has for it
+    as_mgca(config)                   sizes and optimizer of MGCA's released code
     chestxray14(config)               trains and probes on ChestX-ray14
     mimic_cxr(config)                 trains on studies of MIMIC-CXR with a BERT of twelve layers, as MGCA prepares them
     five_sets(config)                 the five small public sets of configs/sets, a model for a CPU, 150 epochs
@@ -20,9 +24,11 @@ heads and crops of its smoke run.
 
 from typing import Any
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import config_dict
 
 from cxrjax import tasks
+from cxrjax.config import ConfigDict
+from cxrjax.input import device
 from cxrjax.input.augment import PAIR, Augment
 
 MATRICES = ((r"(^|/)(bias|scale)$", 0.0), ("", 1.0))
@@ -45,6 +51,18 @@ def vit(variant: str = "mini", image_px: int = 64, patch_px: int = 8) -> dict[st
 
 def resnet(variant: str = "resnet50", image_px: int = 224) -> dict[str, Any]:
     return {"variant": variant, "image_px": image_px, "channels": 1, "dtype": "float32"}
+
+
+def standardise(mean: float = device.MEAN, std: float = device.STD) -> dict[str, Any]:
+    """Of grey values in [0, 1]; by default the mean and deviation of radiographs."""
+    return {"mode": "fixed", "mean": mean, "std": std}  # or per_image: each picture by its own
+
+
+def regions() -> dict[str, Any]:
+    return {
+        "layer": 3,  # of a ResNet, whose map words are compared with; a ViT has its patches
+        "enlarge_px": 0,  # side that a ResNet sees pictures at; 0 as they are
+    }
 
 
 def of_run() -> dict[str, Any]:
@@ -90,6 +108,21 @@ def photograph_pair(config: ConfigDict, augment: Augment = PAIR) -> None:
     """`views.flip=0` leaves out what moves the heart to the other side."""
     config.views.update({"scale": (0.08, 1.0), "flip": 0.5})
     config.augment = augment._asdict()
+
+
+def vit_as_moco_v3(config: ConfigDict) -> None:
+    """For methods whose own papers train ResNets only; our choice."""
+    config.model = vit("B", 224, 16)
+    config.optim.update({"base_lr": 1.5e-4, "wd": 0.1, "betas": (0.9, 0.999), "warmup_epochs": 40.0})
+
+
+def as_mgca(config: ConfigDict) -> None:
+    """Batch 144, 50 epochs, of which 40 % warm up, and weight decay on everything."""
+    config.standardise.update({"mean": 0.5, "std": 0.5})
+    config.batch_size = 144
+    config.duration.update({"total_steps": None, "total_epochs": 50.0})
+    config.optim.update({"lr": 2e-5, "lr_end": 1e-8, "wd": 0.05, "betas": (0.9, 0.999), "wd_mults": ((".*", 1.0),)})
+    config.optim.update({"warmup_steps": None, "warmup_epochs": 20.0})
 
 
 def phantom_probe(config: ConfigDict) -> None:

@@ -18,9 +18,14 @@ from typing import Any
 import cv2
 import jax
 import numpy as np
-from tensorboard.compat.proto import event_pb2, summary_pb2
+from tensorboard.compat.proto import event_pb2 as _event_pb2
+from tensorboard.compat.proto import summary_pb2 as _summary_pb2
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tqdm import tqdm
+
+# Protocol buffers make their classes when they are imported, which type checkers cannot follow.
+event_pb2: Any = _event_pb2
+summary_pb2: Any = _summary_pb2
 
 _SECONDS_BETWEEN_LINES = 10
 # What the progress line shows of the newest records, by the end of the name: a collapse is seen before the run is over.
@@ -172,7 +177,8 @@ class Tracker:
         if not trained or (now - self._printed < _SECONDS_BETWEEN_LINES and step < self.total_steps):
             return
         self._printed = now
-        steps, seconds = step - self._began[0], when - self._began[1]
+        first, began = self._began or (step, when)
+        steps, seconds = step - first, when - began
         left = round((self.total_steps - step) * seconds / steps) if steps else None
         said += [f"ETA {datetime.timedelta(seconds=left)}"] if left else []
         print(f"step {step}/{self.total_steps} ({step / self.total_steps:.0%})  {'  '.join(said)}", flush=True)

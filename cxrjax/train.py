@@ -6,7 +6,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from einops import rearrange
 
 from cxrjax import checkpoint, checks, initial, methods, optim, parallel, rng
 from cxrjax import config as shared
-from cxrjax.config import determining, judged, names
+from cxrjax.config import ConfigDict, determining, judged, names
 from cxrjax.evals import run as evals
 from cxrjax.evals.encoders import from_method
 from cxrjax.evals.features import source_digest
@@ -66,7 +66,7 @@ class Run(NamedTuple):
 
     method: Method
     mesh: Any
-    sources: list
+    sources: Sequence[Any]  # source.Source or studies.Studies
     batches: Any  # grain MapDataset of host batches; element i is step i
     total_steps: int
     step: Callable  # jitted, donates its TrainState
@@ -76,7 +76,7 @@ class Run(NamedTuple):
     remarks: tuple[str, ...]  # what was left out of training
 
 
-def build(config) -> Run:
+def build(config: ConfigDict) -> Run:
     """Reads the config, opens the sets and traces the initialisation; nothing is trained or written."""
     shared.check(config)
     mesh = parallel.make_mesh(config.mesh)
@@ -118,9 +118,9 @@ def build(config) -> Run:
     return Run(method, mesh, sources, batches, total_steps, step, init, abstract, rates, remarks)
 
 
-def _sources(config, method: Method) -> tuple[list[source.Source], tuple[str, ...]]:
+def _sources(config: ConfigDict, method: Method) -> tuple[Sequence[Any], tuple[str, ...]]:
     """What the run trains on, without the patients of other sets that it is judged on, and sentences about these."""
-    folds = checks.folds(config)
+    folds: dict[str, Any] = checks.folds(config)
     unit, required = config.data.unit, config.data.require
     unknown = set() if unit == "picture" else set(names(required)) - {"frontal", "lateral", "report"}
     if unit not in ("picture", "study") or unknown:
@@ -128,7 +128,7 @@ def _sources(config, method: Method) -> tuple[list[source.Source], tuple[str, ..
             f"data.unit={unit!r} with data.require={required!r}: unit is 'picture' or 'study', and a study can be "
             "required to have: frontal, lateral, report"
         )
-    of_pictures = source.required(required, method.box_labels) if unit == "picture" else {}
+    of_pictures: dict[str, Any] = source.required(required, method.box_labels) if unit == "picture" else {}
 
     def chosen(name, without=()):
         return source.select(
@@ -149,13 +149,13 @@ def _sources(config, method: Method) -> tuple[list[source.Source], tuple[str, ..
         checks.labels(config, pictures)
     if unit == "picture":
         return pictures, left_out.sentences
-    parts = {f"require_{part}": True for part in names(required)}
+    parts: dict[str, Any] = {f"require_{part}": True for part in names(required)}
     parts |= {"read": method.joint.words} if method.joint is not None else {}
     whole = [studies.studies(each, **parts) for each in pictures]
     return whole, (*left_out.sentences, *(repr(each) for each in whole if any(each.left_out.values())))
 
 
-def fit(config, workdir: Path) -> TrainState:
+def fit(config: ConfigDict, workdir: Path) -> TrainState:
     """Trains until the config's duration, resuming from the newest complete checkpoint in `workdir`.
 
     Saves every checkpoint.every_minutes (or every_steps), on SIGTERM and at the end. Raises track.NonFinite, naming the
@@ -189,7 +189,7 @@ def fit(config, workdir: Path) -> TrainState:
             return _loop(config, run, train_state, start, saved, tracker, workdir, terminated)
 
 
-def _loop(config, run, train_state, start, saved, tracker, workdir, terminated) -> TrainState:
+def _loop(config: ConfigDict, run, train_state, start, saved, tracker, workdir, terminated) -> TrainState:
     batches = pipeline.iterator(run.batches, start, config.input.threads, config.input.workers)
     saved_at, entries = time.monotonic(), checks.entries(config)
     for done in range(start + 1, run.total_steps + 1):
@@ -222,12 +222,12 @@ def _loop(config, run, train_state, start, saved, tracker, workdir, terminated) 
     return train_state
 
 
-def _judged(config, step, workdir) -> bool:
+def _judged(config: ConfigDict, step, workdir) -> bool:
     """Whether all judges have written what they found at a step."""
     return all((workdir / "evals" / name / str(step) / "results.json").exists() for name in config.evals)
 
 
-def _judge_and_save(config, run, train_state, step, saved, tracker, workdir) -> None:
+def _judge_and_save(config: ConfigDict, run, train_state, step, saved, tracker, workdir) -> None:
     """The judges of a finished run whose last step is saved, but was not judged."""
     metrics = _evaluate(config, run, train_state, step, workdir, checks.entries(config))
     tracker.log(step, metrics)
@@ -244,7 +244,7 @@ def _due(entries, run, done) -> dict[str, dict]:
     return {name: entry for name, entry in entries.items() if is_due(entry)}
 
 
-def _evaluate(config, run, train_state, done, workdir, judges) -> dict[str, float]:
+def _evaluate(config: ConfigDict, run, train_state, done, workdir, judges) -> dict[str, float]:
     """Scalars of these judges, entries by name, at step `done`."""
     described = {"name": config.method, "step": done, "config": determining(config), "mesh": run.mesh}
     last = done == run.total_steps
@@ -258,7 +258,7 @@ def _evaluate(config, run, train_state, done, workdir, judges) -> dict[str, floa
     return scalars
 
 
-def _started_from(config):
+def _started_from(config: ConfigDict) -> ConfigDict | None:
     """The config of the run that the encoder comes from; None where there is none, or no longer."""
     with contextlib.suppress(checkpoint.CheckpointNotFound):
         return initial.run_of(config)
@@ -289,7 +289,7 @@ def _check_pictures(workdir, sources, start):
         file.write_text(json.dumps(now, indent=2) + "\n")
 
 
-def _print_setting(config, run, workdir):
+def _print_setting(config: ConfigDict, run, workdir):
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(run.abstract.params))
     sets = ", ".join(f"{s.converted_set.name}/{s.split} ({len(s)})" for s in run.sources)
     print(

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from ml_collections import ConfigDict
 
 from cxrjax import checkpoint, methods
 from cxrjax import config as shared
+from cxrjax.config import ConfigDict
 from cxrjax.methods import Method
 from cxrjax.text import tokenizer
 
