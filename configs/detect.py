@@ -13,9 +13,10 @@ pycocotools (pip install 'cxrjax[eval]') at the IoUs 0.40 … 0.75 of MGCA, over
 (cxrjax/evals/detect.py). The step that is best on the validation patients is kept. The recipe is our choice; MGCA's
 protocol is configs/eval_mgca_detection.py.
 
-`nih` (our choice): of ChestX-ray14 few pictures with a finding have boxes, so that one without is no negative. Trained
-and judged on are the pictures with a box of these labels, and those labelled "No Finding", in which any box is a false
-alarm; the rest is left out (--config.data.require=boxes leaves out the latter too, "" nothing, for the judge as well).
+`nih` (our choice): only a few of ChestX-ray14's pictures with a finding have boxes, so a picture without a box is no
+negative. The run trains on and is judged on two kinds of pictures: those with a box of these labels, and those labelled
+"No Finding", in which any box is a false alarm. --config.data.require=boxes takes the first kind alone, and "" takes
+every picture; the judge follows.
 """
 
 from cxrjax import config as shared

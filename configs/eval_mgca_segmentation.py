@@ -10,8 +10,8 @@ Wang et al., NeurIPS 2022 (2210.06044), released code: 224 px, scaled by ±10 % 
 most 50 epochs, tested where the validation loss is lowest. RSNA's mask is the union of its boxes.
 
 Published Dice at 1 / 10 / 100 %, as the table of G2D (Liu et al., NeurIPS 2024, 2312.01522) has them. Theirs is
-"dice_all": a picture without a lesion counts 1 if nothing is found, else 0; the mean is one of batch means, which the
-details of our results give beside it.
+"dice_all": a picture without a lesion counts 1 if no lesion is found, else 0. They take the mean over the means of
+batches, which the details of our results give as well.
 
               SIIM                  RSNA
     random     9.0  28.6  54.3       6.9  10.6  18.5

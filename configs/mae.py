@@ -23,7 +23,7 @@ def get_config(arg: str = ""):
     words = shared.words(arg, WORDS)
     config = shared.pretrain()
     config.method = "mae"
-    config.model = recipes.vit() | {"pool": "mean"}  # what is judged; [CLS] gets no loss of its own
+    config.model = recipes.vit() | {"pool": "mean"}  # what is judged: no loss teaches [CLS]
     config.decoder = {"width": 128, "depth": 2, "heads": 4}
     config.masking = {
         "ratio": 0.75,

@@ -42,7 +42,7 @@ def get_config(arg: str = ""):
         "weights": "cls",  # of tokens: attention of [CLS], or uniform
         "groups": 1,  # negatives from this many separate slices of the batch
         "padding_counts": False,  # padded words as negatives and in the statistics of their head
-        "shifted_attention": False,  # a word weighs what [CLS] pays the token after each of its own
+        "shifted_attention": False,  # a word's weight is the attention of [CLS] to the tokens one further
         "raw_seen_words": False,  # what a region sees of the words keeps its length
     }
     config.views = {"transform": "mild"}  # or none, crop_flip, pad_crop

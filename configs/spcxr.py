@@ -12,7 +12,7 @@ sets of configs/sets, for a CPU), `short`, `gmml_faithful` (donors and means wit
 the picture itself, crops from 5 %, ImageNet's grey mean and deviation, decay of positions and [CLS]), `sit` (zeros
 instead of noise, ρ = 0.5, contrast with a momentum copy, the same decay), `smoke`.
 The paper's own settings are not public. Optimizer, schedules, epochs, ρ and blocks are those of GMML's release; the
-set, the crops, judging by the mean of the patches ([CLS] gets no loss of its own) and the one channel are ours.
+set, the crops, judging by the mean of the patches (no loss teaches [CLS]) and the one channel are ours.
 The paper reports, fine-tuned: 98.25 % mean accuracy of the classes of COVIDx CXR-3 (89.25 % for a ViT-S without
 pre-training), and a Dice of 0.9561 for Montgomery's lungs under UNETR (0.9453 pre-trained on ImageNet, 0.9227 not).
 Cost per picture, ViT-S/16 at 224 px, two views, multiply–accumulates forward: 9.3 G.
@@ -31,7 +31,7 @@ def get_config(arg: str = ""):
     config.method = "spcxr"
     config.model = recipes.vit() | {
         "positions": "learned",
-        "pool": "mean",  # what is judged; [CLS] gets no loss of its own
+        "pool": "mean",  # what is judged: no loss teaches [CLS]
         "drop_path": 0.1,
         "initialisation": "xavier",  # or normal: deviation 0.02, as released, which starts narrow encoders too small
     }

@@ -206,7 +206,7 @@ def find(directory: str | os.PathLike, step: int | str = "latest") -> epath.Path
 
 
 def load_params(directory: str | os.PathLike, step: int | str, abstract: Any) -> Any:
-    """Only what `abstract` asks for, e.g. {"params": …, "state": …}: nothing else, no optimizer moment, is read.
+    """Only what `abstract` asks for, e.g. {"params": …, "state": …}. The optimizer's moments are not read.
 
     directory, step: as in `find`. abstract: ShapeDtypeStructs; a leaf that names no sharding goes whole onto every
     device at hand. Raises CheckpointNotFound and CheckpointMismatch.

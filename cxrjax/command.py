@@ -14,7 +14,7 @@ from ml_collections import config_flags
 CONFIGS = Path("configs")
 QUOTES = "'" + '"'
 UNEXPECTED = (AttributeError, KeyError, TypeError, IndexError, ZeroDivisionError)
-"""What a value of the wrong kind most likely ends in where nothing looked at it before."""
+"""Errors that a setting of the wrong kind ends in, if no check has found it before."""
 
 
 def run(main: Callable, doc: str | None, define: Callable[[], None] | None = None) -> None:

@@ -207,8 +207,8 @@ def evaluation(references: str) -> ConfigDict:
 def check(config: ConfigDict) -> None:
     """Raises ValueError naming every setting outside its range (RANGES), every NaN and every misspelt key.
 
-    Misspelt is a key that the trainer's part of a config (`pretrain`) does not have; a method's own keys are unknown
-    here unless they come close to one of the trainer's.
+    A key is misspelt if a section of `pretrain` does not have it. The keys of methods are not known here: of these only
+    one that comes close to a key of `pretrain` is taken for a slip.
     """
     said = [*_misspelt(config), *_outside(config)]
     if said:
@@ -252,7 +252,7 @@ def _misspelt(config: ConfigDict) -> Iterator[str]:
 
 
 def nearest(given: str, known: Iterable[str], prefix: str = "") -> str:
-    """ ". Did you mean 'lr'?", or nothing where no known word comes close."""
+    """ ". Did you mean 'lr'?", or "" where no known word comes close."""
     near = difflib.get_close_matches(given, list(known), n=1)
     return f". Did you mean {prefix + near[0]!r}?" if near else ""
 
@@ -340,7 +340,8 @@ def _place(settings: dict, path: Sequence[str], make: bool = False) -> dict | No
 def judged(config: ConfigDict) -> tuple[str, ...]:
     """The sets of evals and data.judged_on whose held-out patients are kept out of training, as `open_set` takes them.
 
-    None where data.exclude_overlap is off. The only set that is trained on is judged on splits of its own.
+    There are none where data.exclude_overlap is off. A run on one set alone is judged on that set's val and test, which
+    it does not train on, so that set is not among them.
     """
     if not config.data.exclude_overlap:
         return ()

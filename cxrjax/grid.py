@@ -170,4 +170,4 @@ def _typed(key: str, text: str, current: Any) -> Any:
     try:
         return kind(text)
     except ValueError:
-        raise ValueError(f"grid: {key!r} is {current!r}, and {text!r} is nothing of the kind") from None
+        raise ValueError(f"grid: {key!r} is {current!r}, which {text!r} cannot replace") from None

@@ -45,7 +45,7 @@ def of_run(config: ConfigDict) -> ConfigDict:
 
 
 def run_of(config: ConfigDict) -> ConfigDict | None:
-    """The config of the run at config.init_from; None where that is a Hugging Face folder or nothing."""
+    """The config of the run at config.init_from; None where that is a Hugging Face folder or ""."""
     folder = config.init_from
     return None if not folder or _is_huggingface(folder) else trained.settings(folder)[-1]
 

@@ -47,7 +47,7 @@ with torch.inference_mode():
 3. Divide by 255, subtract {mean}, divide by {std}; the same picture on all three channels.
 
 The encoder saw grey pictures; its {first_layer} has three channels so that a replicated grey picture gives the same
-features. Pictures in colour, or with different channels, mean nothing to it. cxrjax shrinks by area averaging,
+features. Do not give it pictures in colour, or with different channels. cxrjax shrinks by area averaging,
 the processor by an antialiased bilinear filter: features of larger pictures differ slightly for that reason alone.
 
 ## Agreement with the original
@@ -62,8 +62,8 @@ the processor by an antialiased bilinear filter: features of larger pictures dif
 
 For research: features for probes, retrieval, and initialisation of further training on chest radiographs. It is no
 medical device and must not guide the care of a patient. It has seen the pictures named above and no others: other
-devices, countries, ages, views and body parts can give worse features without warning. Labels, splits and biases of the
-pre-training data (who was imaged, where, why) are inherited. Check that your test patients were not among the
+devices, countries, ages, projections and body parts can give worse features without warning. Labels, splits and biases
+of the pre-training data (who was imaged, where, why) are inherited. Check that your test patients were not among the
 pre-training pictures: public chest X-ray sets overlap.
 {phantom}
 
@@ -114,7 +114,7 @@ def text(model: Trained, config: dict[str, Any], parity: Any) -> str:
     doc = importlib.import_module(f"cxrjax.methods.{settings.method}").__doc__ or settings.method
     describe = _resnet if config["model_type"] == "resnet" else _vit
     sets = shared.names(settings.data.sets)
-    views = settings.data.projections or "all"
+    projections = settings.data.projections or "all"
     return _CARD.format(
         **describe(settings, config),
         loader=config["architectures"][0],
@@ -122,7 +122,7 @@ def text(model: Trained, config: dict[str, Any], parity: Any) -> str:
         px=config["image_size"],
         step=model.step,
         method=doc.strip().splitlines()[0],
-        data=f"{', '.join(sets)} ({settings.data.split} split, views {views}, {100 * settings.data.fraction:g} %)",
+        data=f"{', '.join(sets)} ({settings.data.split} split, {projections}, {100 * settings.data.fraction:g} %)",
         mean=settings.standardise.mean,
         std=settings.standardise.std,
         parity=_parity(parity),

@@ -1,6 +1,6 @@
 """The optimizer from a config: schedule, regex rules over parameter paths, layer decay. optax does the maths.
 
-The values that hold where a config says nothing are those of `config.pretrain`; here every key is asked for.
+`config.pretrain` has the defaults. Here there are none: every key must be given.
 
 Rules are lists of (regex, value) read from the top: the first regex found (`re.search`) in a parameter's path "a/b/c"
 gives its value, and a list that leaves a parameter without a value is refused (the manner of big_vision's optax.py).

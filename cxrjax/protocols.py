@@ -137,7 +137,7 @@ def folds(config: ConfigDict, number: int) -> None:
 
 
 def smoke(config: ConfigDict) -> None:
-    """Seconds, on an encoder of its own."""
+    """A run of seconds, from a new small encoder and not from a run's."""
     config.model = recipes.resnet() if config.model.variant.startswith("resnet") else recipes.vit()
     config.model.update({"drop_path": 0.0, "pool": "cls"})
     recipes.smoke(config)

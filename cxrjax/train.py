@@ -81,7 +81,7 @@ def build(config: ConfigDict) -> Run:
     shared.check(config)
     mesh = parallel.make_mesh(config.mesh)
     parallel.check_batch(config.batch_size, mesh)
-    # Sources depend on what the method learns from, and its length of training on the sources: so it is made twice.
+    # Made here to say what it learns from, and below once more, when the sources have told how many steps there are.
     sources, remarks = _sources(config, methods.make(config))
     examples = sum(len(s) for s in sources)
     if config.batch_size > examples:

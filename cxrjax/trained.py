@@ -25,7 +25,7 @@ class Trained(NamedTuple):
 
 
 def load(directory: str | Path, step: int | str = "latest", dtype: str | None = None) -> Trained:
-    """Reads the parameters of one step, and nothing of the optimizer, on any machine.
+    """Reads the parameters and the state of one step, without those of the optimizer, on any machine.
 
     directory: a workdir, its checkpoints folder or one step's folder. step: number, "latest" or "best".
     dtype: of the method's computation; by default the config's.

@@ -169,7 +169,7 @@ def test_card_tells_what_was_done_and_measured(workdir, tmp_path, without_torch,
     card = (tmp_path / "model" / "README.md").read_text()
     for part in (
         "arXiv 2603.07113",
-        "phantom_smoke (train split, views PA,AP, 100 %)",
+        "phantom_smoke (train split, PA,AP, 100 %)",
         "| phantom_probe | auroc/mean | 0.8123 | 0.7000 to 0.9000 | 321 |",
         "subtract 0.4978, divide by 0.2449",
         "Not measured: torch and transformers were not installed",

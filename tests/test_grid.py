@@ -29,7 +29,7 @@ def test_combinations_take_the_type_of_what_they_replace():
     ("text", "message"),
     [
         ("data.fractions=0.1", "no setting 'data.fractions' to vary. Did you mean 'data.fraction'"),
-        ("seed=0.5", "'seed' is 0, and '0.5' is nothing of the kind"),
+        ("seed=0.5", "'seed' is 0, which '0.5' cannot replace"),
         ("seed=0,0", "gives 'seed' twice, a value twice, or none"),
         ("seed=0; seed=1", "gives 'seed' twice"),
         ("seed=", "or none"),

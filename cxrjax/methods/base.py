@@ -107,7 +107,7 @@ def trunk(config) -> Trunk:
     the batch and moves its statistics: what released code that only stops the gradients does (MGCA, MLVICX).
     What never learns is in state["frozen"]["encoder"], see `encoder_params`. Raises ValueError for another word.
     """
-    mode, encoder = config.get("encoder", "learned"), backbone.make(config.model)
+    mode, encoder = config.encoder, backbone.make(config.model)
     if mode not in ENCODERS:
         raise ValueError(f"encoder must be one of {', '.join(map(repr, ENCODERS))}, got {mode!r}")
 
