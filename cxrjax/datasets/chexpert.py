@@ -100,7 +100,7 @@ def five_by_200(
     train part: keep what is drawn out of the training.
     Returns class -> image ids. Raises ValueError where a class has fewer than per_class.
     """
-    labels = np.stack(index["labels"].to_numpy())
+    labels = np.stack(index["labels"].tolist())
     frontal = (index["view"] != "LATERAL").to_numpy()
     alone = (np.isin(labels, (PRESENT, UNCERTAIN)).sum(axis=1) == 1) & frontal
     drawn, few = {}, []

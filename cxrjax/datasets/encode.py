@@ -78,10 +78,12 @@ def encode(row: Row, form: Form, value_range: tuple[int, int] | None) -> Encoded
             encoded_masks.append(None)
             names = ", ".join(source.name for source in sources if isinstance(source, Path))
             problems.append(f"{names}: {error}" if names else str(error))
+    height, width = small.shape
     return Encoded(
         pixels.encode(small, form.image_format),
         tuple(encoded_masks),
-        *small.shape,
+        height,
+        width,
         picture.source_height,
         picture.source_width,
         fingerprint(small),

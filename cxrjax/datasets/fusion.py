@@ -20,7 +20,7 @@ def fuse(boxes: Sequence[Box], readers: int) -> tuple[Box, ...]:
     boxes: of one picture, each with its reader. readers: how many read the picture, with those who drew nothing.
     Boxes of one label are the same lesion if they are connected through intersections over union of at least 0.5. The
     fused box has the mean corners of the readers, so one who drew a lesion in two pieces counts no more than the
-    others. Lesions of fewer readers give none. Whoever is named which reader, and the order, change nothing.
+    others. Lesions of fewer readers give none. The names of the readers and the order change nothing.
     """
     fused = []
     for lesion in _lesions(boxes):

@@ -78,6 +78,7 @@ def manifest(raw: Path) -> Manifest:
         found = terms.get(picture.study)
         if picture.study not in wordings:
             problems.append(Problem(picture.file, "report", f"There is no report {picture.study}."))
+        said = wordings[picture.study].sections if picture.study in wordings else {}
         rows.append(
             Row(
                 file,
@@ -87,7 +88,9 @@ def manifest(raw: Path) -> Manifest:
                 picture.split,
                 projections.get(_key(picture.file), "UNKNOWN"),
                 tuple(schema.NOT_MENTIONED if found is None else int(name in found) for name in label_names),
-                **(wordings[picture.study].sections if picture.study in wordings else {}),
+                findings=said.get("findings", ""),
+                impression=said.get("impression", ""),
+                text=said.get("text", ""),
             )
         )
     return Manifest(

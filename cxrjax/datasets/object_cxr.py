@@ -65,8 +65,9 @@ def _part(release: Release, part: str, problems: list[Problem]) -> list[Row]:
             for text, shape in zip(texts, shapes, strict=True)
             if shape is None
         ]
-        masks = () if None in shapes else tuple(shapes) or (NOTHING,)
-        boxes = tuple(_box(shape) for shape in shapes if shape)
+        drawn = tuple(shape for shape in shapes if shape is not None)
+        masks = () if len(drawn) < len(shapes) else drawn or (NOTHING,)
+        boxes = tuple(_box(shape) for shape in drawn)
         split = "test" if part == "dev" else "val" if is_validation(NAME, name) else "train"
         labels = (schema.PRESENT if texts else schema.ABSENT,)
         rows.append(Row(files[name], name, name, name, split, labels=labels, masks=masks, boxes=boxes))

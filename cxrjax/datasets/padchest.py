@@ -119,5 +119,5 @@ def _named(cell: str) -> set[str] | None:
 
 
 def _age(date: str, birth: str) -> int:
-    years = [re.match(r"(\d{4})", cell) for cell in (date, birth)]
-    return release.years(str(int(years[0][1]) - int(years[1][1]))) if all(years) else -1
+    studied, born = re.match(r"(\d{4})", date), re.match(r"(\d{4})", birth)
+    return release.years(str(int(studied[1]) - int(born[1]))) if studied and born else -1

@@ -119,7 +119,7 @@ class Release:
 
 
 def is_validation(name: str, patient_id: str, share: float = VAL_SHARE) -> bool:
-    """Whether a patient of an official train part goes to validation: by a hash of the two names, everywhere alike."""
+    """Whether a patient of an official train part goes to validation; a hash of the two names decides."""
     digest = hashlib.sha256(f"{name}|validation|{patient_id}".encode()).hexdigest()
     return int(digest[:8], 16) / 2**32 < share
 
@@ -156,10 +156,10 @@ def first_odd_label(cells: Sequence[str]) -> str:
 def box(label: str, cells: Sequence[str]) -> Box | None:
     """The box of four cells x, y, width, height; None where they are not four numbers."""
     try:
-        numbers = [float(cell) for cell in cells]
+        x, y, width, height = (float(cell) for cell in cells)
     except ValueError:
         return None
-    return Box(label, *numbers) if len(numbers) == 4 and all(map(math.isfinite, numbers)) else None
+    return Box(label, x, y, width, height) if all(map(math.isfinite, (x, y, width, height))) else None
 
 
 def missing_picture(name: str) -> Problem:

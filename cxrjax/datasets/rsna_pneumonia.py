@@ -125,10 +125,10 @@ def mgca_split(names: Sequence[str], split: str) -> dict[str, str]:
             "use the whole table, or split=patient."
         )
     # The permutation of the legacy generator is what scikit-learn draws from, and NumPy keeps it as it is.
-    order = np.random.RandomState(0).permutation(len(names))
+    order = np.random.RandomState(0).permutation(len(names)).tolist()
     rest = [names[position] for position in order[:held_out]]
     half = math.ceil(held_out / 2)
-    val = {rest[position] for position in np.random.RandomState(0).permutation(held_out)[:half]}
+    val = {rest[position] for position in np.random.RandomState(0).permutation(held_out)[:half].tolist()}
     parts = dict.fromkeys(names, "train") | dict.fromkeys(rest, "test")
     return parts | dict.fromkeys(val, "val")
 

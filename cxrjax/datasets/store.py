@@ -73,9 +73,21 @@ class Store:
 
 
 def _encoded(image: bytes, masks: bytes, record: str) -> Encoded:
-    sizes, *rest, steps, mask_problems = json.loads(record)
+    sizes, *shapes, fingerprint, header, steps, mask_problems = json.loads(record)
+    height, width, source_height, source_width = shapes
     cut, start = [], 0
     for size in sizes:
         cut.append(None if size is None else masks[start : start + size])
         start += size or 0
-    return Encoded(image, tuple(cut), *rest, tuple(steps), tuple(mask_problems))
+    return Encoded(
+        image,
+        tuple(cut),
+        height,
+        width,
+        source_height,
+        source_width,
+        fingerprint,
+        header,
+        tuple(steps),
+        tuple(mask_problems),
+    )

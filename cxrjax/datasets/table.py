@@ -37,7 +37,7 @@ def read_table(path: Path) -> pandas.DataFrame:
     frame.columns = [str(name).strip() for name in frame.columns]
     if frame.empty:
         raise TableError(f"The table {path} has no rows.")
-    return frame.fillna("").apply(lambda column: column.str.strip())
+    return pandas.DataFrame(frame.fillna("").apply(lambda column: column.str.strip()))
 
 
 def column(frame: pandas.DataFrame, name: str, path: Path) -> list[str]:

@@ -43,7 +43,7 @@ def tidy(data_dir: Path, name: str) -> None:
 
 @contextlib.contextmanager
 def alone(lock: Path) -> Iterator[None]:
-    """Waits until no other process is between the same lock file and its end."""
+    """Waits until no other process holds the lock file, and holds it until the block ends."""
     with open(lock, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

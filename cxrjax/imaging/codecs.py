@@ -142,7 +142,7 @@ def _options(layout: Layout) -> dict:
 
 
 def _decoded_here(syntax: str, data: bytes, layout: Layout) -> np.ndarray:
-    from pydicom.pixels import get_decoder
+    from pydicom.pixels.decoders.base import get_decoder
 
     try:
         array, _ = get_decoder(syntax).as_array(data, raw=True, decoding_plugin="pydicom", **_options(layout))
@@ -152,7 +152,7 @@ def _decoded_here(syntax: str, data: bytes, layout: Layout) -> np.ndarray:
 
 
 def _decoded_apart(syntax: str, data: bytes, layout: Layout) -> np.ndarray:
-    from pydicom.pixels import get_decoder
+    from pydicom.pixels.decoders.base import get_decoder
 
     try:
         available = get_decoder(syntax).available_plugins
@@ -187,6 +187,7 @@ def _unsigned(array: np.ndarray, layout: Layout) -> np.ndarray:
 def _ask(request: bytes) -> bytes | None:
     """The answer of a decoder process, or None where it crashed or took longer than DECODE_SECONDS."""
     process = _take()
+    assert process.stdin and process.stdout  # pipes, as `_take` opens them
     timer = threading.Timer(DECODE_SECONDS, process.kill)
     timer.start()
     try:
@@ -226,6 +227,7 @@ def _take() -> subprocess.Popen:
 
 
 def _end(process: subprocess.Popen) -> None:
+    assert process.stdin and process.stdout  # pipes, as `_take` opens them
     process.kill()
     process.wait()
     process.stdout.close()

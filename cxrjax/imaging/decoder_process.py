@@ -11,7 +11,7 @@ import pickle
 import sys
 
 import numpy as np
-from pydicom.pixels import get_decoder
+from pydicom.pixels.decoders.base import get_decoder
 
 MEMORY = 4 * 2**30  # bytes that a frame may take; a damaged header can ask for anything
 

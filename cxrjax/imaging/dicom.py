@@ -111,6 +111,7 @@ def _parsed(data: bytes) -> Any:
     """The data set; elements are read from their bytes only when they are asked for."""
     try:
         import pydicom
+        from pydicom.dataelem import RawDataElement
     except ImportError:
         raise UnreadablePicture(
             f"This is a DICOM file, and pydicom, which reads them, is not installed: {codecs.INSTALL}."
@@ -124,7 +125,7 @@ def _parsed(data: bytes) -> Any:
     if not elements:
         raise UnreadablePicture("The DICOM data are truncated or broken: no element can be read to its end.")
     for element in elements:
-        if isinstance(element, pydicom.dataelem.RawDataElement) and _is_cut(element, data):
+        if isinstance(element, RawDataElement) and _is_cut(element, data):
             raise UnreadablePicture(f"The DICOM data are truncated: they end inside element {element.tag}.")
     return dataset
 

@@ -196,7 +196,7 @@ def _look_up(values: np.ndarray, lookup: header.Table) -> np.ndarray:
 
 
 def _inversion(get: header.Get, photometric: str) -> str:
-    """Why low values are bright, or "". Both reasons mean the same thing once, not twice."""
+    """Why low values are bright, or "". Both reasons together invert it once."""
     shape = header.text(get("PresentationLUTShape")).upper()
     reasons = [photometric] * (photometric == "MONOCHROME1") + ["PresentationLUTShape INVERSE"] * (shape == "INVERSE")
     return " and ".join(reasons)

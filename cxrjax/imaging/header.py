@@ -1,4 +1,4 @@
-"""What a DICOM header says, read so that a broken element is a missing one with a warning, never an exception."""
+"""What a DICOM header says. A broken element counts as missing and gives a warning, never an exception."""
 
 import re
 from collections.abc import Callable

@@ -202,8 +202,8 @@ def encode(pixels: np.ndarray, image_format: str) -> bytes:
 def _ends(data: bytes, file_format: str) -> bool:
     """Whether a file is there to its end, and a PNG as it was written.
 
-    Pillow opens PNG and GIF that were cut just before their end, and does not ask for the checksums of a PNG's pixels;
-    of JPEG it tells.
+    Pillow opens PNG and GIF that were cut just before their end, and does not ask for the checksums of a PNG's pixels.
+    It does refuse JPEG that was cut.
     """
     if file_format == "png":
         return _checksums_hold(data)
@@ -220,7 +220,7 @@ def _checksums_hold(data: bytes) -> bool:
         end = place + 8 + length
         if end + 4 > len(data):
             return False
-        critical = kind[:1].isupper()  # of text and the like nothing hangs on
+        critical = kind[:1].isupper()  # nothing depends on text and the like
         if critical and zlib.crc32(data[place + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
             return False
         if kind == b"IEND":

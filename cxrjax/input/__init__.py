@@ -1,1 +1,1 @@
-"""From converted set to batches: random access (source), crops (views), Grain (pipeline), first step on device."""
+"""From converted set to batches: random access (source), crops, Grain (pipeline), the first step on the device."""

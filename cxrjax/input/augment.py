@@ -40,7 +40,7 @@ class Augment(NamedTuple):
 
 
 # Two views at 224 px of Barlow Twins, VICReg and MoCo v3, after BYOL (Grill et al. 2020, table 6), whose code has the
-# offset of brightness; the jitter of saturation and hue is what grey pictures lack.
+# offset of brightness. Grey pictures have no saturation and no hue to jitter.
 PAIR = Augment(jitter=0.8, blur=(1.0, 0.1), solarise=(0.0, 0.2))
 
 
@@ -48,7 +48,8 @@ def augment(key: jax.Array, images: jax.Array, settings: Augment) -> jax.Array:
     """Changes every picture and view at random; the same key gives the same pictures on any number of devices.
 
     images: b v h w 1, uint8, uint16 or float in [0, 1]. Returns float32 of the same shape, in [0, 1].
-    Raises ValueError for probabilities that are not in [0, 1] or not as many as views, and for ranges that are none.
+    Raises ValueError for probabilities that are not in [0, 1] or not as many as views, and for ranges that do not go
+    from low to high.
     """
     _check(settings, images.shape)
     grey = device.grey(images)[..., 0]  # b v h w
@@ -110,7 +111,7 @@ def blur(grey: jax.Array, sigma: jax.Array, radius: int) -> jax.Array:
         width[axis] = (radius, radius)
         padded = jnp.pad(grey, width, mode="reflect")
         shifted = (jax.lax.slice_in_dim(padded, k, k + size, axis=axis) for k in range(2 * radius + 1))
-        grey = sum(weight[..., k] * part for k, part in enumerate(shifted))
+        grey = sum((weight[..., k] * part for k, part in enumerate(shifted)), start=jnp.zeros((), grey.dtype))
     return grey
 
 

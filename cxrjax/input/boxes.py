@@ -22,7 +22,7 @@ class Boxes(NamedTuple):
 
 
 def of_example(example: Mapping[str, Any], labels: Sequence[str]) -> Boxes:
-    """The boxes of the answer to judge by whose label is one of `labels`; with none named all of them, as class 0.
+    """The boxes to judge by whose label is one of `labels`. With no label named: all of them, as class 0.
 
     Boxes that single readers drew are left out. Always copies, so that no change reaches the stored example.
     Raises ValueError for a set whose records have no boxes.

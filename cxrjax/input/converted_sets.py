@@ -38,16 +38,17 @@ def open_set(name: str | os.PathLike, data_dir: str | os.PathLike | None = None)
     data_dir: by default `schema.data_dir()`. The phantom sets are built there if they are absent.
     Raises SetNotFound with what is converted and the command that converts the rest.
     """
-    data_dir = Path(data_dir) if data_dir is not None else schema.data_dir()
-    directory = _find(str(name), data_dir)
-    if directory is None and str(name).startswith("phantom"):
+    name, data_dir = str(name), Path(data_dir) if data_dir is not None else schema.data_dir()
+    directory = _find(name, data_dir)
+    if directory is None and name.startswith("phantom"):
         from cxrjax.phantom import phantom_set
 
         if name in phantom_set.BUILT_ON_DEMAND:
-            phantom_set.build(data_dir, name=name, **phantom_set.BUILT_ON_DEMAND[name])
+            settings = phantom_set.BUILT_ON_DEMAND[name]
+            phantom_set.build(data_dir, name=name, studies=settings["studies"], short_side=settings["short_side"])
             directory = _find(name, data_dir)
     if directory is None:
-        raise SetNotFound(_not_found(str(name), data_dir))
+        raise SetNotFound(_not_found(name, data_dir))
     info = tfds.builder_from_directory(str(directory)).info
     metadata = dict(info.metadata or {})
     if "label_names" not in metadata:
@@ -121,4 +122,6 @@ def open_records(converted_set: ConvertedSet, split: str) -> tuple[Sequence[byte
     """The encoded records of a split by number, and how to read each of their fields."""
     builder = tfds.builder_from_directory(str(converted_set.directory))
     stored = builder.as_data_source(split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
-    return stored.data_source, records.readers(builder.info.features)
+    features = builder.info.features
+    assert isinstance(features, tfds.features.FeaturesDict)  # as every builder of ours declares
+    return stored.data_source, records.readers(features)

@@ -119,7 +119,8 @@ def random_resized_crop(
     """
     if not 0 < scale[0] <= scale[1] <= 1:
         raise ValueError(f"scale is the least and greatest share of the picture's area, in (0, 1]; got {tuple(scale)}")
-    top, left, height, width = random_window(*image.shape[:2], rng, scale, ratio)
+    full_height, full_width = image.shape[:2]
+    top, left, height, width = random_window(full_height, full_width, rng, scale, ratio)
     if rotation_degrees:
         degrees = rng.uniform(-rotation_degrees, rotation_degrees)
         return resize(_turned(image, top, left, height, width, degrees), px, px)
@@ -146,7 +147,7 @@ def random_window(
     scale: tuple[float, float],
     ratio: tuple[float, float],
 ) -> tuple[int, int, int, int]:
-    """The window of `random_resized_crop`, which see: its top, left, height and width in pixels of the picture."""
+    """The window of `random_resized_crop` (see there): its top, left, height and width in pixels of the picture."""
     log_ratio = np.log(ratio)
     for _ in range(10):
         area = full_height * full_width * rng.uniform(*scale)

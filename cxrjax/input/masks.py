@@ -14,9 +14,9 @@ def mask(example: Mapping[str, Any], target: str, shape: tuple[int, int]) -> tup
     """The mask of a picture of `shape` h w: uint8 h w, 255 inside, and whether it is known.
 
     target: a field of the set, "mask", "finding_mask" or "mask_<name>", or "boxes" for the union of the boxes to judge
-    by. A mask of the lungs that the set says it does not have (`has_mask`), and an empty one of another organ, is not
-    known; an empty finding_mask or no box means that there is nothing to find.
-    Raises ValueError naming what the set has for a target that it does not.
+    by. The mask of the lungs is not known where the record says so (`has_mask`), the mask of another organ where it is
+    empty. An empty finding_mask, or no box, means that there is nothing to find.
+    Raises ValueError for a target that the set does not have, naming those that it has.
     """
     if target not in example:
         has = [name for name in example if name == BOXES or (name.partition("_")[0] == "mask" or "_mask" in name)]

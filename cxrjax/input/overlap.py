@@ -79,7 +79,7 @@ def rows(converted_set: ConvertedSet) -> pd.DataFrame:
         table[column] = [(f"{own}:{one}", *_keys(more)) for one, more in zip(ids, others, strict=True)]
     if "fingerprint" not in table:
         table["fingerprint"] = ""
-    return table[["split", "image_id", "patient_id", "fingerprint", "pictures", "patients"]]
+    return table.reindex(columns=["split", "image_id", "patient_id", "fingerprint", "pictures", "patients"])
 
 
 def overlap(
@@ -135,7 +135,7 @@ def exclusions(
             shared = _held_out(training_set, chosen.split, judged_set, tables)
             excluded |= set(shared["patient_id"][shared["excluded"]])
             used = shared.iloc[chosen.positions]
-            if used["excluded"].any():
+            if any(used["excluded"]):
                 sentences.append(
                     f"{training_set.name}: left out of training, since they are in val or test of {judged_set.name}: "
                     f"{_told(used)}"
@@ -152,9 +152,10 @@ def exclusions(
 
 
 def notes(trained_on: Sequence[str], split: str, judged: ConvertedSet) -> list[str]:
-    """Sentences on what val and test of a set share with the split of the sets in trained_on, if nothing was left out.
+    """Sentences on what val and test of a set share with the split of the sets in trained_on.
 
-    Of a set that is not converted here only what is published is known.
+    They hold where nothing was left out of the training. Of a set that is not converted here, only what is published is
+    known.
     """
     said = []
     here = converted_sets.converted()
@@ -225,7 +226,7 @@ def fingerprints(converted_set: ConvertedSet, split: str) -> list[str]:
     pictures, and kept beside the set where that folder can be written. Raises ValueError for a damaged picture.
     """
     table = record_index.index(converted_set, split)
-    if "fingerprint" in table and table["fingerprint"].all():
+    if "fingerprint" in table and all(table["fingerprint"]):
         return table["fingerprint"].tolist()
     path = converted_set.directory / f"fingerprints-{split}.parquet"
     if path.exists():
@@ -251,7 +252,7 @@ def fingerprints(converted_set: ConvertedSet, split: str) -> list[str]:
 
 
 def _audit_one(converted_set: ConvertedSet) -> str:
-    """What a set holds twice; of one patient that is no wonder, of two it is likely the same person or picture."""
+    """What a set holds twice. Under one patient that is common; under two it is likely the same person or picture."""
     table = _part(converted_set, rows(converted_set), _filled(converted_set), with_fingerprints=True)
     looks = table["fingerprint"].tolist()
     twice = [pair for pair in pairs(looks, looks) if pair[0] < pair[1]]
@@ -288,10 +289,10 @@ def _held_out(
 
 def _told(shared: pd.DataFrame) -> str:
     """ "1,204 pictures of 873 patients (1,150 by id, 14 by fingerprint, 40 others of these patients)" """
-    excluded = shared[shared["excluded"]]
-    by_id, by_fingerprint = (int(excluded[how].sum()) for how in ("by_id", "by_fingerprint"))
+    excluded = shared.loc[shared["excluded"].to_numpy()]
+    by_id, by_fingerprint = (sum(excluded[how].tolist()) for how in ("by_id", "by_fingerprint"))
     return (
-        f"{len(excluded):,} pictures of {excluded['patient_id'].nunique():,} patients ({by_id:,} by id, "
+        f"{len(excluded):,} pictures of {len(set(excluded['patient_id'])):,} patients ({by_id:,} by id, "
         f"{by_fingerprint:,} by fingerprint, {len(excluded) - by_id - by_fingerprint:,} others of these patients)"
     )
 
@@ -300,9 +301,9 @@ def _part(
     converted_set: ConvertedSet, table: pd.DataFrame, splits: Sequence[str], with_fingerprints: bool
 ) -> pd.DataFrame:
     """The rows of some splits, with fingerprints if they are to count."""
-    part = table[table["split"].isin(splits)].reset_index(drop=True)
-    if with_fingerprints and not part["fingerprint"].all():
-        there = part["split"].unique()
+    part = table.loc[table["split"].isin(list(splits)).to_numpy()].reset_index(drop=True)
+    if with_fingerprints and not all(part["fingerprint"]):
+        there = dict.fromkeys(part["split"])
         part["fingerprint"] = [look for split in there for look in fingerprints(converted_set, split)]
     return part
 

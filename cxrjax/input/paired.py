@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from cxrjax.config import names
 from cxrjax.input import converted_sets, crops
@@ -26,12 +27,12 @@ class StudyReader:
     """What `Method.views` of an image–text method does; it can be pickled.
 
     config: model.image_px, views.transform, and text: sections (in the order in which they are read), cleaning, length,
-    one_sentence (a random one of the report), vocab_size, and tokenizer: a folder with vocab.txt, or "" for that of
-    text.init_from, and without one for that of the first set of data.sets.
+    one_sentence (a random one of the report), vocab_size, and tokenizer: a folder with vocab.txt. Where tokenizer is ""
+    the vocabulary is that of text.init_from, or else that of the first set of data.sets.
     Raises ValueError for an unknown section or cleaning.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: ConfigDict):
         self.sections, self.cleaning = names(config.text.sections), config.text.cleaning
         unknown = sorted(set(self.sections) - {"findings", "impression"})
         if unknown or not self.sections:
@@ -44,8 +45,9 @@ class StudyReader:
         self.vocabulary, self.set = config.text.tokenizer or weights, names(config.data.sets)[0]
         self.transform = crops.transform(config.views.transform, config.model.image_px)
 
-    def __call__(self, study: Mapping[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """image uint8 1 h w 1, report int32 (equal for equal texts) and what `tokens` gives of the report.
+    def __call__(self, study: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        """image uint8 1 h w 1, report int32 (equal for texts that are equal but for their case), and what
+        `tokens` gives of the report.
 
         Raises ValueError for a study without a frontal picture.
         """
@@ -62,13 +64,14 @@ class StudyReader:
         return self.transform(crops.decode(example["image"]), rng)[..., None]
 
     def text(self, report: Mapping[str, str]) -> str:
-        """What is read of a report, "" where that is nothing."""
+        """What is read of a report; "" if nothing is."""
         return " ".join(self.sentences(report))
 
     def sentences(self, report: Mapping[str, str]) -> list[str]:
-        """Of the sections that are read, or where a report has none of them of its last paragraph, or of all of it.
+        """The sentences of the sections that are read.
 
-        Where none is drawn they may come as one. MGCA's cleaning leaves nothing of fewer than three words.
+        A report that has none of these sections is read by its last paragraph, or else as a whole. Without
+        text.one_sentence the sentences may come as one text. MGCA's cleaning leaves nothing of fewer than three words.
         """
         parts = {name: report[name] for name in self.sections if report[name].strip()}
         if not parts and report["text"].strip():
@@ -113,7 +116,7 @@ def _load(folder: str) -> tokenizer.Tokenizer:
     return tokenizer.load(folder)
 
 
-def keep_vocabulary(config, workdir: Path) -> None:
+def keep_vocabulary(config: ConfigDict, workdir: Path) -> None:
     """Copies the vocabulary that a run reads its reports with into its folder, from where `trained.load` takes it.
 
     Raises ValueError where the folder holds another one: the run that is there could not be resumed with these words.

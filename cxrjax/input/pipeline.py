@@ -8,7 +8,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, overload
 
 import grain
 import numpy as np
@@ -94,7 +94,13 @@ class _Epochs(grain.MapDataset):
     def __len__(self) -> int:
         return sys.maxsize
 
-    def __getitem__(self, index: int | slice) -> "tuple[int, int] | grain.MapDataset":
+    @overload
+    def __getitem__(self, index: slice) -> grain.MapDataset: ...
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[int, int]: ...
+
+    def __getitem__(self, index: int | slice) -> tuple[int, int] | grain.MapDataset:
         if isinstance(index, slice):
             return self.slice(index)
         epoch, place = divmod(index, self.size)
@@ -126,18 +132,24 @@ class _HostBatches(grain.MapDataset):
     def __len__(self) -> int:
         return len(self.addresses) // self.batch_size
 
-    def __getitem__(self, step: int | slice) -> "Batch | grain.MapDataset":
-        if isinstance(step, slice):
-            return self.slice(step)
+    @overload
+    def __getitem__(self, index: slice) -> grain.MapDataset: ...
+
+    @overload
+    def __getitem__(self, index: int) -> Batch: ...
+
+    def __getitem__(self, index: int | slice) -> Batch | grain.MapDataset:
+        if isinstance(index, slice):
+            return self.slice(index)
         rng = np.random.Generator(np.random.Philox(self.draw_seed))
         unused = rng.bit_generator.state
         batch: Batch = {}
         for row in range(self.rows):
-            index = step * self.batch_size + self.first + row
-            # The last word of Philox' counter is a stream of its own for each index; a new generator costs far more.
-            unused["state"]["counter"][-1] = index
+            place = index * self.batch_size + self.first + row
+            # The last word of Philox' counter is a stream of its own for each place; a new generator costs far more.
+            unused["state"]["counter"][-1] = place
             rng.bit_generator.state = unused
-            example = self.make(self.addresses[index], rng)
+            example = self.make(self.addresses[place], rng)
             batch = batch or {name: _empty(self.rows, name, value) for name, value in example.items()}
             _place(example, batch, row)
         return batch

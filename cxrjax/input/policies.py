@@ -19,7 +19,7 @@ _MGCA = {
 POLICIES = MappingProxyType(
     {"U-Zeros": (ABSENT, {}), "U-Ones": (PRESENT, {}), "U-Ignore": (UNCERTAIN, {}), "MGCA": (UNCERTAIN, _MGCA)}
 )
-"""Name -> (what an uncertain label becomes, the same for labels that differ by name)."""
+"""Name -> (what an uncertain label becomes, what it becomes for labels of these names instead)."""
 
 
 def check(policy: str) -> None:

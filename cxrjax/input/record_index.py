@@ -20,8 +20,8 @@ ORIGIN_FIELDS = ("sex", "age", "fingerprint", "same_picture", "same_patient")
 
 
 def index(converted_set: ConvertedSet, split: str) -> pd.DataFrame:
-    """One row per record of the split, in record order: image_id, patient_id, study_id, view (str), labels, and what
-    the set knows of ORIGIN_FIELDS.
+    """One row per record of the split, in record order: image_id, patient_id, study_id, view (str), labels, and
+    those of ORIGIN_FIELDS that the set has.
 
     labels: int8 (c,) in each cell. Kept as index-<split>.parquet beside the set and made again when the set's files
     changed; where that folder cannot be written the records are read each time.
@@ -54,7 +54,7 @@ def stamp(converted_set: ConvertedSet, split: str) -> bytes:
 def _kept(
     converted_set: ConvertedSet, split: str, name: str, fields: Sequence[str], scan: Callable[..., pd.DataFrame]
 ) -> pd.DataFrame:
-    """What scan (set, split) makes of the records, from <name>-<split>.parquet beside the set as long as it is true."""
+    """What scan (set, split) makes of the records, kept as <name>-<split>.parquet until the set changes."""
     check_split(converted_set, split)
     if JOINED in split:
         parts = [_kept(converted_set, part, name, fields, scan) for part in split.split(JOINED)]

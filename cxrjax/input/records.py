@@ -14,6 +14,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
 Reader = Callable[[Mapping], Any]
+_EXAMPLE: Any = vars(tf_example_pb2)["Example"]  # protobuf makes the class when the module is imported
 
 
 def readers(features: tfds.features.FeaturesDict, prefix: str = "") -> dict[str, Reader]:
@@ -35,7 +36,7 @@ class Example(Mapping):
     __slots__ = ("_readers", "_set_name", "_values")
 
     def __init__(self, record: bytes, readers: Mapping[str, Reader], set_name: str):
-        self._values = tf_example_pb2.Example.FromString(record).features.feature
+        self._values = _EXAMPLE.FromString(record).features.feature
         self._readers = readers
         self._set_name = set_name
 
@@ -67,8 +68,8 @@ def _reader(feature: tfds.features.FeatureConnector, key: str) -> Reader:
             return partial(_nested, readers(feature, f"{key}/"))
         case tfds.features.Sequence(feature=tfds.features.FeaturesDict() as inner):
             return partial(_nested, {name: _list_reader(item, f"{key}/{name}") for name, item in inner.items()})
-        case tfds.features.Tensor() if None not in feature.shape and not feature._encoded_to_bytes:
-            return partial(_numbers, key, np.dtype(feature.np_dtype), tuple(feature.shape))
+        case tfds.features.Tensor() if _is_plain(feature):
+            return partial(_numbers, key, *_kind(feature))
     raise TypeError(
         f"Field {key!r} of the converted set is {feature!r}, which the schema of converted sets does not have; "
         "convert the set again with python -m cxrjax.prepare."
@@ -78,7 +79,17 @@ def _reader(feature: tfds.features.FeatureConnector, key: str) -> Reader:
 def _list_reader(feature: tfds.features.FeatureConnector, key: str) -> Reader:
     if isinstance(feature, tfds.features.Text):
         return partial(_texts, key)
-    return partial(_numbers, key, np.dtype(feature.np_dtype), (-1, *feature.shape))
+    dtype, shape = _kind(feature)
+    return partial(_numbers, key, dtype, (-1, *shape))
+
+
+def _is_plain(feature: Any) -> bool:
+    """Whether a tensor is stored as its numbers, and always of one shape."""
+    return None not in feature.shape and not feature._encoded_to_bytes
+
+
+def _kind(feature: Any) -> tuple[np.dtype, tuple[int, ...]]:
+    return np.dtype(feature.np_dtype), tuple(feature.shape)
 
 
 def _text(key: str, values: Mapping) -> str:

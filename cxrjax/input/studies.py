@@ -42,7 +42,7 @@ def studies(
     """
     table = source.table
     study = table.groupby(["patient_id", "study_id"], sort=False).ngroup().to_numpy()
-    rank = table["view"].map(_RANK).to_numpy()
+    rank = np.array([_RANK[name] for name in table["view"]])
     items = np.lexsort((table["image_id"], rank, study))
     part = np.maximum(rank - 1, 0)
     counts = np.bincount(3 * study + part, minlength=3 * (study.max() + 1)).reshape(-1, 3)
@@ -126,8 +126,8 @@ class Studies:
 
 
 def pick(pictures: Sequence[Example], rng: np.random.Generator) -> Example | None:
-    """One of a study's pictures, each as likely as the other; None where there is none."""
-    return pictures[rng.integers(len(pictures))] if pictures else None
+    """One of a study's pictures, all equally likely; None where there is none."""
+    return pictures[int(rng.integers(len(pictures)))] if pictures else None
 
 
 def _kept(made: Studies, wanted: np.ndarray, lacking: str) -> Studies:

@@ -51,8 +51,8 @@ def fold(
             f"The pre-trained model takes {given} channel(s) and our encoder {channels}; a model is read with its own "
             "number of channels, or with their kernels summed to 1."
         )
-    their_mean, their_std = np.asarray(their_mean, np.float64), np.asarray(their_std, np.float64)
+    shift, scale = np.asarray(their_mean, np.float64), np.asarray(their_std, np.float64)
     wide = kernel.astype(np.float64)
-    constant = np.einsum("dcij,c->d", wide, (np.asarray(mean) - their_mean) / their_std)
-    wide = wide * (np.asarray(std) / their_std)[None, :, None, None]
+    constant = np.einsum("dcij,c->d", wide, (np.asarray(mean) - shift) / scale)
+    wide = wide * (np.asarray(std) / scale)[None, :, None, None]
     return wide.sum(axis=1, keepdims=True) if channels == 1 else wide, constant

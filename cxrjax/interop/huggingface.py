@@ -78,7 +78,7 @@ def write(
 def weights(folder: Path) -> dict[str, np.ndarray]:
     """Arrays of a model's folder by name, sharded or whole; model.safetensors before pytorch_model.bin.
 
-    Only safetensors need nothing but NumPy: PyTorch reads the other as arrays and nothing else.
+    Safetensors are read by NumPy alone. The other file needs PyTorch, which reads its arrays and runs nothing in it.
 
     Raises:
       ValueError: a file is missing or broken, or takes PyTorch where there is none.

@@ -15,7 +15,7 @@ Layouts (d width, L layers)
 | norm scale, bias                    | .weight, .bias; LayerNorm.gamma, LayerNorm.beta in files of 2018     |
 
 Whatever stands before these names ("bert." in a masked-language model) is taken off; poolers and heads are left out.
-Only safetensors need nothing but NumPy: for pytorch_model.bin torch must be there, which reads it as weights alone.
+Safetensors are read by NumPy alone. pytorch_model.bin needs torch, which reads its weights and runs nothing in it.
 """
 
 import json

@@ -168,7 +168,9 @@ def _read(
 
     shapes, first = _shapes(variant, channels), rename("conv1.weight")
     given = np.shape(weights.get(first, ()))[1:2]  # of channels, which we may sum
-    kernel, constant = fold(take(first, (_size(variant).stem, *given, 7, 7)), *normalisation, channels)
+    their_mean, their_std, mean, std = normalisation
+    kernel = take(first, (_size(variant).stem, *given, 7, 7))
+    kernel, constant = fold(kernel, their_mean, their_std, mean, std, channels)
     found = {part: jax.tree.map_with_path(leaf, tree) for part, tree in shapes.items()}
     unused = sorted(n for n in weights if n not in used and not n.startswith(IGNORED) and not n.endswith(COUNTER))
     if unused:

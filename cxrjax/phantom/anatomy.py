@@ -149,7 +149,9 @@ _MEDIAL = 5.4 - 4.9 * _rounded(7.0, 2.4, 1.8)
 _HALF_Y = 10.0 * _rounded(20.0, 2.0, 2.0)
 
 
-def lung_outline(z, side: int, drop: float = 0.0, shrink=1.0):
+def lung_outline(
+    z: np.ndarray | float, side: int | np.ndarray, drop: float = 0.0, shrink: np.ndarray | float = 1.0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Ellipse of a lung's slice, as Stack.profile. `drop` lowers the apex, `shrink` draws the lateral wall inwards."""
     below = APEX_Z - drop - z
     medial = np.interp(below, _BELOW, _MEDIAL)

@@ -64,7 +64,7 @@ def build(
 def _is_there(directory: Path, settings: dict) -> bool:
     if not (directory / "dataset_info.json").exists():
         return False
-    metadata = tfds.builder_from_directory(str(directory)).info.metadata
+    metadata = tfds.builder_from_directory(str(directory)).info.metadata or {}
     there = {name: metadata.get(name) for name in settings}
     if there != settings:
         raise ValueError(

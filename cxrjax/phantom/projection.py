@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+from numpy.typing import ArrayLike
 
 _SLICES = 600
 
@@ -115,7 +116,9 @@ class Ellipsoid(NamedTuple):
         return np.einsum("ni,ni->n", from_centre, from_centre) < 1
 
 
-def ellipsoid(centre, half_axes, long_axis=(1.0, 0.0, 0.0)) -> Ellipsoid:
+def ellipsoid(
+    centre: ArrayLike, half_axes: ArrayLike, long_axis: Sequence[float] | np.ndarray = (1.0, 0.0, 0.0)
+) -> Ellipsoid:
     """Ellipsoid whose first half-axis points along `long_axis` and whose second is horizontal where it can be."""
     x, y, z = (float(part) for part in long_axis)
     length, level = math.sqrt(x * x + y * y + z * z), math.hypot(x, y)
@@ -154,7 +157,7 @@ def hull(first: Span, *others: Span) -> Span:
 
 def union_length(spans: Sequence[Span]) -> np.ndarray:
     """Length covered by at least one of a few spans (inclusion and exclusion), h w centimetres."""
-    total = 0
+    total = np.zeros((), np.float32)
     for count in range(1, len(spans) + 1):
         for chosen in combinations(spans, count):
             total = total + (1 if count % 2 else -1) * common(*chosen).length()
@@ -172,7 +175,7 @@ class Grains(NamedTuple):
     points: np.ndarray  # (3, n)
     volumes: np.ndarray  # (n,) cubic centimetres times attenuation
 
-    def weighted(self, factor) -> "Grains":
+    def weighted(self, factor: float | np.ndarray) -> "Grains":
         return Grains(self.points, (self.volumes * factor).astype(np.float32))
 
 
@@ -182,7 +185,13 @@ def gather(grains: Sequence[Grains]) -> Grains:
 
 
 def tubes(
-    lines: np.ndarray, radii, spacing: float, *, hollow: float = 0.0, facing=(0.0, 0.0, 1.0), keep=None
+    lines: np.ndarray,
+    radii: ArrayLike,
+    spacing: float,
+    *,
+    hollow: float = 0.0,
+    facing: Sequence[float] = (0.0, 0.0, 1.0),
+    keep: np.ndarray | None = None,
 ) -> Grains:
     """Cut tubes of elliptical section into volume elements.
 
@@ -191,26 +200,26 @@ def tubes(
     cortex (0 = a full tube of attenuation 1); facing: direction (3) of the first half-width;
     keep: bool t m, whether the tubes go on at m even steps.
     """
-    lines, radii = np.asarray(lines, np.float32), np.asarray(radii, np.float32)
-    radii = np.broadcast_to(radii, (*lines.shape[:2], 2))
+    lines = np.asarray(lines, np.float32)
+    half_widths = np.broadcast_to(np.asarray(radii, np.float32), (*lines.shape[:2], 2))
     longest = _norm(np.diff(lines, axis=1)).sum(1).max()
     count = max(4, int(np.ceil(longest / (1.25 * spacing))) + 1)
     steps = np.gradient(_resample(lines, count), axis=1)
     share = np.ones((len(lines), count, 1), np.float32)
     share[:, [0, -1]] = 0.5
     steps, share = steps.reshape(-1, 3), share.reshape(-1, 1)
-    lines, radii = _resample(lines, count).reshape(-1, 3), _resample(radii, count).reshape(-1, 2)
+    lines, half_widths = _resample(lines, count).reshape(-1, 3), _resample(half_widths, count).reshape(-1, 2)
     if keep is not None:
         kept = _resample(keep[..., None].astype(np.float32), count).reshape(-1) > 0.5
-        lines, radii, steps, share = lines[kept], radii[kept], steps[kept], share[kept]
+        lines, half_widths, steps, share = lines[kept], half_widths[kept], steps[kept], share[kept]
     lengths = _norm(steps) + 1e-6
     tangent = steps / lengths
-    facing = np.asarray(facing, np.float32)
-    first = facing - (tangent @ facing)[:, None] * tangent
+    direction = np.asarray(facing, np.float32)
+    first = direction - (tangent @ direction)[:, None] * tangent
     first /= _norm(first) + 1e-6
     second = cross(tangent, first)
-    offsets, shares = _section(float(radii.max(initial=0)), (2.4 if hollow else 1.8) * spacing, hollow)
-    first, second = first * radii[:, :1], second * radii[:, 1:]
+    offsets, shares = _section(float(half_widths.max(initial=0)), (2.4 if hollow else 1.8) * spacing, hollow)
+    first, second = first * half_widths[:, :1], second * half_widths[:, 1:]
     # Every section is turned against the one before, else their regular pattern shows.
     twist = (2.4 * np.arange(len(lines)) % (2 * np.pi)).astype(np.float32)[:, None]
     first, second = np.cos(twist) * first + np.sin(twist) * second, np.cos(twist) * second - np.sin(twist) * first
@@ -219,7 +228,7 @@ def tubes(
         np.multiply(first[:, axis, None], offsets[:, 0], out=points[axis])
         points[axis] += second[:, axis, None] * offsets[:, 1]
         points[axis] += lines[:, axis, None]
-    volumes = share * lengths * (np.pi * radii.prod(-1))[..., None] * shares
+    volumes = share * lengths * (np.pi * half_widths.prod(-1))[..., None] * shares
     return Grains(points.reshape(3, -1), volumes.reshape(-1).astype(np.float32))
 
 

@@ -59,7 +59,8 @@ def render(
     if projection == "AP":
         body = body._replace(heart=body.heart * 1.07)
     aspect = rng.uniform(0.92, 1.12) if frontal else rng.uniform(1.1, 1.3)
-    size = tuple(int(round(short_side * max(1.0, a))) for a in (aspect, 1 / aspect))
+    height, width = (int(round(short_side * max(1.0, a))) for a in (aspect, 1 / aspect))
+    size = height, width
     rays = _rays(frontal, size, body, rng)
     roll = float(rng.normal(0, 1.2))
     parts = _roll(_integrate(body, findings, grains, rays, rng), roll)
@@ -116,10 +117,10 @@ def _integrate(
         air_here = space_here
         total -= (SOFT - LUNG) * space_here
         inner, dry = anatomy.aerated(body, side), anatomy.dry(body, side)
-        if inner is not None:
+        thinner = anatomy.aerated(body, side, peel=0.1)
+        if inner is not None and thinner is not None:
             air_here = remaining_length(common(lung, inner.span(rays)), cuts)
-            thinner = anatomy.aerated(body, side, peel=0.1).span(rays)
-            pleura = np.maximum(air_here - remaining_length(common(lung, thinner), cuts), 0)
+            pleura = np.maximum(air_here - remaining_length(common(lung, thinner.span(rays)), cuts), 0)
             pleural["Pneumothorax"] += space_here - air_here
             total += SOFT * 0.8 * pleura - LUNG * (space_here - air_here)
             total += LUNG * 0.8 * body.on(body.collapse, side) * air_here
@@ -248,5 +249,5 @@ def _box(mask: np.ndarray) -> tuple[float, float, float, float]:
     """Relative (y0, x0, y1, x1) of the pixels that are set."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     height, width = mask.shape
-    corners = rows[0] / height, columns[0] / width, (rows[-1] + 1) / height, (columns[-1] + 1) / width
-    return tuple(float(corner) for corner in corners)
+    top, left = float(rows[0] / height), float(columns[0] / width)
+    return top, left, float((rows[-1] + 1) / height), float((columns[-1] + 1) / width)

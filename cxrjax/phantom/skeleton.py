@@ -14,7 +14,7 @@ RIB_TOP, RIB_STEP = 11.9, 2.1
 VERTEBRA_STEP = 2.3
 
 
-def spine_y(body: Anatomy, z):
+def spine_y(body: Anatomy, z: np.ndarray) -> np.ndarray:
     """Depth of the middle of the vertebral bodies at height z."""
     return 6.0 + body.kyphosis * (1 - ((z - 1.0) / 13.0) ** 2) + 0.02 * np.clip(-z - 12, 0, None) ** 1.5
 

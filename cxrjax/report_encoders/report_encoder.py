@@ -111,8 +111,8 @@ def train(
     with writer.progress_bar(steps, "report encoder: reading reports", "step", progress) as bar:
         for number, chosen in zip(range(steps), _batches(ids, batch, seed), strict=False):
             drawn = rng.fold(key, "mask", number)
-            texts = _cut(ids[chosen], word_index[chosen])
-            tables, moments, loss = _step(model, words.mask_id, tables, moments, rate(number), drawn, *texts)
+            given = _cut(ids[chosen], word_index[chosen])
+            tables, moments, loss = _step(model, words.mask_id, tables, moments, rate(number), drawn, *given)
             losses.append(loss)
             bar.update()
             if progress and number % 20 == 0:
@@ -199,7 +199,8 @@ def _loss(tables, model, mask_id, key, ids, word_index):
 def _predict(tables, model, mask_id, key, ids, word_index):
     """The loss of the masked words, and the tokens b l d that they are predicted from."""
     hidden, labels = masking.mask_words(key, ids, word_index, HIDDEN_SHARE, mask_id)
-    tokens = model.apply({"params": tables["encoder"]}, hidden, ids > 0)["tokens"]
+    found: Any = model.apply({"params": tables["encoder"]}, hidden, ids > 0)
+    tokens = found["tokens"]
     # Words are predicted where they are hidden only; [CLS] of the first text, without label, fills the rest up.
     places = jnp.nonzero(labels.reshape(-1), size=max(ids.size * 2 // 5, len(ids)), fill_value=0)[0]
     rows, labels = tokens.reshape(-1, tokens.shape[-1])[places], labels.reshape(-1)[places]
@@ -210,7 +211,8 @@ def _predict(tables, model, mask_id, key, ids, word_index):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _pooled(model: Bert, params: Any, ids: jax.Array) -> jax.Array:
-    return _mean(model.apply({"params": params}, ids, ids > 0)["tokens"], ids)
+    found: Any = model.apply({"params": params}, ids, ids > 0)
+    return _mean(found["tokens"], ids)
 
 
 def _mean(tokens: jax.Array, ids: jax.Array) -> jax.Array:

@@ -46,7 +46,7 @@ class Table(NamedTuple):
     rows: dict[tuple[str, str], int]
 
     def find(self, patient_id: str, study_id: str) -> np.ndarray:
-        """float32 e; zeros, which are like nothing, for a study that has no report."""
+        """The vector of a study, float32 e; zeros, which are similar to nothing, for one without a report."""
         row = self.rows.get((patient_id, study_id))
         return np.zeros(self.vectors.shape[1], np.float32) if row is None else np.array(self.vectors[row])
 
@@ -97,7 +97,7 @@ def load(path: Path) -> Table:
     return Table(np.load(path, mmap_mode="r"), dict(zip(keys, found["row"], strict=True)))
 
 
-def bag_of_words(texts: Sequence[str], counts: Sequence[int], width: int = 256) -> np.ndarray:
+def bag_of_words(texts: Sequence[str], counts: Sequence[int] | np.ndarray, width: int = 256) -> np.ndarray:
     """What words each text has, not how often or where: n e of e = width.
 
     counts: n, how often each text is in the corpus. Each word has a random direction of its own, the same in every

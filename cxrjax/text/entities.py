@@ -22,8 +22,8 @@ def named(
     """bool l: the pieces of the words that are among the entities, whatever their case.
 
     ids, word_index: l, as the tokenizer gives them.
-    whole_words: False takes single pieces for words, as code does that knows no
-    words, so that most words of several pieces are not found.
+    whole_words: False takes single pieces for words, as code without words does; then most words of several pieces are
+    not found.
     """
     if not whole_words:
         return np.array([tokenizer.vocabulary[number] in entities for number in ids])

@@ -126,10 +126,16 @@ def open_i(xml: bytes | str | Path) -> OpenIReport:
     if not uid:
         raise ValueError(f'{given} is not a report of Open-i: it lacks <uId id="CXR…"/>; its root is <{root.tag}>.')
     texts = {element.get("Label", "").lower(): _text(element) for element in root.iter("AbstractText")}
-    wording = {name: texts.get(name, "") for name in ("indication", "comparison", "findings", "impression")}
-    mesh = {f"mesh_{kind}": tuple(map(_text, root.iterfind(f".//MeSH/{kind}"))) for kind in ("major", "automatic")}
-    image_ids = tuple(image.get("id", "") for image in root.iter("parentImage"))
-    return OpenIReport(uid, **wording, **mesh, image_ids=image_ids)
+    return OpenIReport(
+        uid,
+        texts.get("indication", ""),
+        texts.get("comparison", ""),
+        texts.get("findings", ""),
+        texts.get("impression", ""),
+        mesh_major=tuple(map(_text, root.iterfind(".//MeSH/major"))),
+        mesh_automatic=tuple(map(_text, root.iterfind(".//MeSH/automatic"))),
+        image_ids=tuple(image.get("id", "") for image in root.iter("parentImage")),
+    )
 
 
 def without_marks(text: str, mark: str = "") -> str:

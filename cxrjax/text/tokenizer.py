@@ -64,7 +64,7 @@ class Tokenizer:
         ids[: len(pieces) + 2] = self.cls_id, *pieces, self.sep_id
         return Tokens(ids, np.arange(length) < len(pieces) + 2, self._word_index(ids))
 
-    def words(self, ids: Sequence[int]) -> list[str]:
+    def words(self, ids: Sequence[int] | np.ndarray) -> list[str]:
         """The words that the ids spell, without [CLS], [SEP] and padding."""
         words = []
         for token, number in zip(ids, self._word_index(ids), strict=True):
@@ -75,15 +75,15 @@ class Tokenizer:
                 words[-1] += piece.removeprefix("##")
         return words
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The words with blanks between; punctuation counts as words, so blanks differ from the text's."""
         return " ".join(self.words(ids))
 
-    def _word_index(self, ids: Sequence[int]) -> np.ndarray:
-        ids = np.asarray(ids, np.int32)
-        inside = ~np.isin(ids, (self.pad_id, self.cls_id, self.sep_id))
+    def _word_index(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+        pieces = np.asarray(ids, np.int32)
+        inside = ~np.isin(pieces, (self.pad_id, self.cls_id, self.sep_id))
         after_piece = np.concatenate([[False], inside[:-1]])
-        starts = inside & ~(self._continues[ids] & after_piece)
+        starts = inside & ~(self._continues[pieces] & after_piece)
         return np.where(inside, np.cumsum(starts) - 1, -1).astype(np.int32)
 
 
@@ -132,7 +132,7 @@ def train(texts: Iterable[str], size: int = 8192, min_frequency: int = 2, lowerc
         ),
     )
     ids = trained.get_vocab(with_added_tokens=False)
-    return tuple(sorted(ids, key=ids.get))
+    return tuple(sorted(ids, key=lambda piece: ids[piece]))
 
 
 def save(vocabulary: Sequence[str], directory: str | Path, lowercase: bool = True) -> Path:

@@ -173,6 +173,14 @@ def test_fractions_are_nested_and_by_patient(rich):
         smaller = chosen
 
 
+def test_a_fraction_is_of_the_split_and_not_of_what_other_filters_leave(rich):
+    """So a run without some patients still learns from the patients of the set's list, and from no others."""
+    listed = set(source.select(rich, "train", fraction=0.5).table["patient_id"])
+    gone = sorted(listed)[:2]
+    left = source.select(rich, "train", fraction=0.5, exclude_patient_ids=gone)
+    assert set(left.table["patient_id"]) == listed - set(gone)
+
+
 @pytest.mark.parametrize(
     ("filters", "named"),
     [
