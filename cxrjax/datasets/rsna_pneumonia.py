@@ -126,11 +126,13 @@ def mgca_split(names: Sequence[str], split: str) -> dict[str, str]:
         )
     # The permutation of the legacy generator is what scikit-learn draws from, and NumPy keeps it as it is.
     order = np.random.RandomState(0).permutation(len(names)).tolist()
-    rest = [names[position] for position in order[:held_out]]
+    rest = [names[int(position)] for position in order[:held_out]]
     half = math.ceil(held_out / 2)
-    val = {rest[position] for position in np.random.RandomState(0).permutation(held_out)[:half].tolist()}
-    parts = dict.fromkeys(names, "train") | dict.fromkeys(rest, "test")
-    return parts | dict.fromkeys(val, "val")
+    val = {rest[int(position)] for position in np.random.RandomState(0).permutation(held_out)[:half].tolist()}
+    parts: dict[str, str] = dict.fromkeys(names, "train")
+    parts.update(dict.fromkeys(rest, "test"))
+    parts.update(dict.fromkeys(val, "val"))
+    return parts
 
 
 def _nih_names(download: release.Release) -> dict[str, tuple[str, str]]:

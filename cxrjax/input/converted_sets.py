@@ -120,7 +120,7 @@ def sizes(converted_set: ConvertedSet) -> str:
 
 def open_records(converted_set: ConvertedSet, split: str) -> tuple[Sequence[bytes], Mapping[str, records.Reader]]:
     """The encoded records of a split by number, and how to read each of their fields."""
-    builder = tfds.builder_from_directory(str(converted_set.directory))
+    builder: Any = tfds.builder_from_directory(str(converted_set.directory))  # a decorator hides its arguments
     stored = builder.as_data_source(split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
     features = builder.info.features
     assert isinstance(features, tfds.features.FeaturesDict)  # as every builder of ours declares

@@ -177,7 +177,7 @@ def notes(trained_on: Sequence[str], split: str, judged: ConvertedSet) -> list[s
             continue
         tables = {one.directory: rows(one) for one in (trained, judged)}
         shared = _held_out(trained, split, judged, tables)
-        if shared["excluded"].any():
+        if any(shared["excluded"]):
             said.append(
                 f"The encoder was trained on {trained.name} with what is in val or test of {judged.name}, "
                 f"{_told(shared)}: these numbers may be too good."

@@ -5,7 +5,7 @@ patient's size is `Anatomy.scale`. Sides are +1 for the patient's left and -1 fo
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -151,8 +151,11 @@ _HALF_Y = 10.0 * _rounded(20.0, 2.0, 2.0)
 
 def lung_outline(
     z: np.ndarray | float, side: int | np.ndarray, drop: float = 0.0, shrink: np.ndarray | float = 1.0
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Ellipse of a lung's slice, as Stack.profile. `drop` lowers the apex, `shrink` draws the lateral wall inwards."""
+) -> tuple[Any, Any, Any, Any]:
+    """Ellipse of a lung's slice, as Stack.profile: numbers or arrays, as z is.
+
+    `drop` lowers the apex, `shrink` draws the lateral wall inwards.
+    """
     below = APEX_Z - drop - z
     medial = np.interp(below, _BELOW, _MEDIAL)
     half = (np.interp(below, _BELOW, _LATERAL) - medial) / 2 * shrink

@@ -205,7 +205,7 @@ def _predict(tables, model, mask_id, key, ids, word_index):
     places = jnp.nonzero(labels.reshape(-1), size=max(ids.size * 2 // 5, len(ids)), fill_value=0)[0]
     rows, labels = tokens.reshape(-1, tokens.shape[-1])[places], labels.reshape(-1)[places]
     vocabulary = tables["encoder"]["embeddings"]["word"]
-    logits = Head(model.vocab_size).apply({"params": tables["head"]}, rows, vocabulary)
+    logits: Any = Head(model.vocab_size).apply({"params": tables["head"]}, rows, vocabulary)
     return masked.masked_tokens(logits[None], labels[None]), tokens
 
 

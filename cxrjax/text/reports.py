@@ -190,7 +190,8 @@ def mgca_sentences(findings: str, impression: str) -> list[str]:
 def mgca_words(text: str) -> list[str]:
     """Lower-case words of ASCII letters, digits and underscores."""
     words = re.findall(r"\w+", text.lower())
-    return " ".join(word.encode("ascii", "ignore").decode() for word in words).split()
+    plain: str = " ".join(word.encode("ascii", "ignore").decode() for word in words)
+    return plain.split()
 
 
 def _addenda(report: str) -> tuple[list[tuple[str, str]], str]:
@@ -231,7 +232,8 @@ def _text(element: ElementTree.Element) -> str:
 
 
 def _split(paragraph: str) -> list[str]:
-    found, start, point = [], 0, 0
+    found: list[str] = []
+    start, point = 0, 0
     cased = paragraph != paragraph.lower()
     for stop in _STOP.finditer(paragraph):
         *earlier, word = paragraph[start : stop.start()].rsplit(None, 2) or [""]
