@@ -121,6 +121,10 @@ def test_mgcas_mode_drops_unsure_boxes_with_their_pictures():
     assert judged(table(mixed, unsure))["map_mgca_compat"] == pytest.approx(51 / 101)
 
 
+def test_a_score_of_one_half_is_sure():
+    assert judged(table(([(TRUE, "any")], [(TRUE, 0.5, "any")])))["map_mgca_compat"] == pytest.approx(1)
+
+
 def test_it_is_pycocotools_summary():
     """AP at an IoU of 0.5, and the mean over the thresholds that both have in common."""
     labels = ["a", "b"]

@@ -158,6 +158,17 @@ def test_knn_votes_equal_scikit_learn_and_parts_do_not_matter(monkeypatch):
         )
 
 
+def test_all_training_pictures_can_be_neighbours():
+    tables = splits()
+    whole = knn.knn(**tables, task=SINGLE, label_names=NAMES, neighbours=(80,), temperature=None, resamples=10)
+    assert whole.details["k"] == 80 and not any("was cut" in note for note in whole.notes)
+    rate = (tables["train"].labels[:, 1] == 1).mean()
+    np.testing.assert_allclose(whole.predictions["score/Mass"], rate)
+    tables["train"] = tables["train"]._replace(features=tables["train"].features * 0 + 1)
+    with_all_alike = knn.knn(**tables, task=SINGLE, label_names=NAMES, neighbours=(80,), resamples=10)
+    np.testing.assert_allclose(with_all_alike.predictions["score/Mass"], rate)
+
+
 def test_knn_ignores_neighbours_that_say_nothing():
     tables = splits()
     tables["train"].labels[:, 1] = -2

@@ -130,6 +130,24 @@ def test_no_interval_of_a_few_lucky_resamples():
         assert found.value == 0.7 and np.isfinite([found.low, found.high]).all() == given
 
 
+def test_an_interval_needs_a_value_in_nineteen_of_twenty_resamples():
+    samples = np.append(np.arange(1.0, 20), np.nan)
+    found = metrics.interval(10.0, samples, 7)
+    assert found == pytest.approx((10.0, *np.quantile(samples[:19], [0.025, 0.975]), 7))
+    samples[0] = np.nan
+    assert np.isnan(metrics.interval(10.0, samples, 7)[1:3]).all()
+
+
+def test_a_score_of_one_half_is_called_positive():
+    """And in a task of several classes the largest score is, however small."""
+    targets, scores = np.array([[1], [0], [1], [0]], np.int8), np.array([[0.5], [0.4], [0.9], [0.5]])
+    found, _, _ = metrics.summarise("binary", ("positive",), targets, scores, list("abcd"), 5)
+    assert found["accuracy"].value == 0.75 == found["balanced_accuracy"].value
+    classes, low = np.eye(3, dtype=np.int8)[[0, 1, 2, 2]], np.array([[0.4, 0.3, 0.3]] * 3 + [[0.1, 0.2, 0.3]])
+    found, _, _ = metrics.summarise("multiclass", ("a", "b", "c"), classes, low, list("abcd"), 5)
+    assert found["accuracy"].value == 0.5 and found["balanced_accuracy"].value == pytest.approx((1 + 0 + 0.5) / 3)
+
+
 def test_a_label_with_one_value_is_skipped_and_named():
     targets, scores, _ = drawn(2)
     both = np.stack([targets, np.zeros_like(targets), np.full_like(targets, -1)], axis=1)

@@ -47,6 +47,14 @@ def test_dice_and_iou_are_those_of_pixels():
             assert scores["iou_present"][i] == pytest.approx((p & t).sum() / (p | t).sum())
 
 
+def test_a_pixel_at_the_threshold_is_inside():
+    logits = np.array([-0.1, 0.0, 0.1], np.float32).reshape(1, 1, 3, 1)
+    inside = np.full((1, 1, 3, 1), 255, np.uint8)
+    truth, predicted, both, *_ = segment._count(logits, inside, np.array([0.0]))
+    assert (truth.tolist(), predicted.tolist(), both.tolist()) == ([3], [[2]], [[2]])
+    assert segment._inside(logits, 0.0).ravel().tolist() == [0, 1, 1]
+
+
 def test_means_of_batches_weigh_the_last_pictures_more():
     scores = np.array([1.0, 1, 1, 0])
     assert segment.batch_means(scores, 3) == 0.5 and segment.batch_means(scores, 4) == 0.75

@@ -46,6 +46,35 @@ def test_hand_values():
     assert calibration.ece([1, 0], [0.6, 0.8], bins=2) == pytest.approx(0.2)
 
 
+def test_a_bin_holds_its_upper_edge_and_the_lowest_both():
+    """Five bins of equal width for scores on every edge: 0 and 0.2 share the lowest, each other edge closes its bin."""
+    scores = np.array([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    targets = np.array([1, 0, 1, 1, 0, 1], np.int8)
+    found = calibration.reliability(targets, scores, list("abcdef"), bins=5, resamples=5)
+    assert found.n.tolist() == [2, 1, 1, 1, 1]
+    assert found.score.tolist() == pytest.approx([0.1, 0.4, 0.6, 0.8, 1.0])
+    assert found.rate.tolist() == [0.5, 1, 1, 0, 1]
+    # (2 |0.1 − 0.5| + |0.4 − 1| + |0.6 − 1| + |0.8 − 0| + |1 − 1|) / 6
+    assert calibration.ece(targets, scores, bins=5) == pytest.approx((0.8 + 0.6 + 0.4 + 0.8 + 0) / 6)
+    above = calibration.reliability(targets, np.minimum(scores + 1e-9, 1), list("abcdef"), bins=5, resamples=5)
+    assert above.n.tolist() == [1, 1, 1, 1, 2]
+
+
+def test_bins_have_equal_width_and_not_equal_mass():
+    """Seven scores in the first of four bins and one in the last: two bins hold something, with 7 and 1 pictures."""
+    scores = np.array([0.01, 0.02, 0.03, 0.05, 0.08, 0.13, 0.21, 0.9])
+    found = calibration.reliability(np.arange(8) % 2, scores, [str(k) for k in range(8)], bins=4, resamples=5)
+    assert found.n.tolist() == [7, 1] and found.rate.tolist() == pytest.approx([3 / 7, 1])
+    assert found.score.tolist() == pytest.approx([0.53 / 7, 0.9])
+
+
+def test_every_one_of_the_fifteen_bins_closes_at_its_edge():
+    """k/15 in floating point, which times 15 must be k again."""
+    edges = np.arange(1, 16) / 15
+    found = calibration.reliability(np.ones(15, np.int8), edges, [str(k) for k in range(15)], resamples=2)
+    assert found.n.tolist() == [1] * 15 and found.score.tolist() == pytest.approx(edges.tolist())
+
+
 def test_reliability_is_scikit_learns_curve_with_intervals_of_patients():
     targets, scores, _ = drawn(1, n=400)
     scores = np.clip(scores + 0.0013, 0, 1)  # scikit-learn's bins hold their lower edge

@@ -14,7 +14,7 @@ import pytest
 from cxrjax import main
 from cxrjax.evals import metrics
 from cxrjax.evals.base import Interval
-from cxrjax.evals.predictions import choose, quality
+from cxrjax.evals.predictions import LEAST_SCORE, choose, quality
 from cxrjax.input import converted_sets
 from cxrjax.input import source as sources
 from cxrjax.reporting import charts, collect, compare, examples, page, results_page
@@ -75,6 +75,7 @@ def test_runs_that_differ_in_seed_and_share_are_one_subject_and_references_count
 def test_other_questions_stand_apart_and_the_finished_step_counts(tmp_path):
     for step in (6, 12, 100):
         save(tmp_path / "a", predictions(), step=step)
+    assert collect.collect(str(tmp_path)).questions[0].runs[0].folder.name == "100"
     (tmp_path / "a" / "finished.json").write_text('{"step": 12}')
     save(tmp_path / "b", predictions(), judge="knn")
     save(tmp_path / "c", predictions(), projections=["AP", "PA"], limit=0)
@@ -137,7 +138,8 @@ def test_tables_show_sort_and_escape_their_cells():
     assert "<b>x" not in text and "&lt;b&gt;x|y&lt;/b&gt;" in text
     assert '<td class="number" data-value="0.5">0.500 (0.400 to 0.600)</td>' in text
     assert '<td class="number clear" data-value="-0.25">-0.250 (-0.300 to -0.200)</td>' in text
-    assert page.shown(page.Gain(Interval(0.1, -0.1, 0.2, 3)))[2] is False
+    for low, high, clear in ((-0.1, 0.2, False), (0.0, 0.2, False), (0.01, 0.2, True), (-0.2, 0.0, False)):
+        assert page.shown(page.Gain(Interval(0.1, low, high, 3))).clear is clear
     lines = page.to_markdown("t", "a", [table]).splitlines()
     assert r"| a\|b | <i> |" in lines and r"| <b>x\|y</b> | 0.500 (0.400 to 0.600) |" in lines
     assert page.shown(float("nan")) == ("", None, False) and page.shown(12345)[0] == "12,345"
@@ -176,6 +178,8 @@ def test_examples_are_the_best_middle_and_worst_pictures():
     boxes = pandas.DataFrame({"true_boxes": [[[0.0, 0.0, 0.5, 0.5]], [], [[0, 0, 1, 1]]], "scores": [[0.9], [0.9], []]})
     boxes["boxes"] = [[[0.0, 0.0, 0.5, 1.0]], [[0, 0, 1, 1]], []]
     np.testing.assert_allclose(quality(boxes)[0], [0.5, np.nan, 0.0])
+    for score, overlap in ((LEAST_SCORE, 0.5), (LEAST_SCORE - 0.01, 0.0)):
+        assert quality(boxes.assign(scores=[[score], [0.9], []])).values[0] == overlap
 
 
 def test_what_readers_and_models_marked_is_drawn_in_place():

@@ -62,6 +62,11 @@ def test_labels_with_few_patients_do_not_count_and_groups_with_none_are_only_cou
     assert found["F"].labels == ("common",)
     own = table[women]
     assert found["F"].metrics["auroc"].value == pytest.approx(metrics.auroc(own["target/common"], own["score/common"]))
+    table.loc[table.index[women][:30:2], "target/rare"] = 0
+    table.loc[table.index[women][: 2 * 10 : 2], "target/rare"] = 1  # two pictures a patient: ten patients
+    found = {group.value: group for group in subgroups.groups(table, known, resamples=20)}
+    assert table["patient_id"][(table["target/rare"] == 1) & women].nunique() == 10
+    assert found["F"].labels == ("common", "rare") and found["F"].gap is not None
     small = known.assign(sex=np.where(known["image_id"].isin(["i0", "i1", "i2"]), "M", "F"))
     few = {group.value: group for group in subgroups.groups(table, small, resamples=20)}["M"]
     assert few.n == 3 and few.metrics == {} and few.gap is None and few.labels == ()
