@@ -2,7 +2,9 @@
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -18,30 +20,29 @@ from cxrjax.reporting import compare
 def run(config: ConfigDict, workdir: Path | None = None) -> dict[str, dict[str, Result]]:
     """Judges a checkpoint, and the references it should beat, by every entry of config.evals; prints what was found.
 
-    config: checkpoint (a workdir, its checkpoints or one step; "" judges the references only), step, seed, references
-    (of "random", "pixels"; comma-separated), evals {name: entry}. workdir: where results go, by default the run's.
+    config: as `config.evaluation` makes it. workdir: where results go, by default the run's.
     Returns {entry: {encoder: Result}} and writes the paired differences to versus-<reference>.json beside the results.
+    Raises ValueError for an unknown reference, and for one that needs a checkpoint where none is given.
     """
+    return _run(config, workdir)
+
+
+def _run(config: Any, workdir: Path | None) -> dict[str, dict[str, Result]]:
     found = trained.load(config.checkpoint, config.step) if config.checkpoint else None
-    if found is None and workdir is None:
+    if found is not None:
+        workdir = Path(workdir or found.workdir)
+    elif workdir is None:
         raise ValueError("without a checkpoint the results need a place: give --workdir DIR")
-    workdir = Path(workdir or found.workdir)
-    wanted = names(config.references)
-    unknown = sorted(set(wanted) - {"random", "pixels"})
-    if unknown or (found is None and "random" in wanted):
-        raise ValueError(
-            f"references {list(wanted)}: choose of 'random' (needs a checkpoint, for its config), 'pixels'"
-        )
     subjects = [] if found is None else [_of_checkpoint(found)]
-    subjects += [encoders.pixels() if name == "pixels" else _untrained(found, config.seed) for name in wanted]
-    results = {}
+    subjects += [_reference(name, found, config.seed) for name in names(config.references)]
+    results: dict[str, dict[str, Result]] = {}
     for key, entry in config.evals.items():
         entry = complete({**entry.to_dict(), "name": entry.get("name") or key})
         results[key] = {}
         for number, encoder in enumerate(subjects):
             as_reference = found is None or number > 0
             named = {**entry, "name": f"{entry['name']}-{encoder.name}"} if as_reference else entry
-            trained_with = None if as_reference else found.config
+            trained_with = None if found is None or as_reference else found.config
             result = results[key][encoder.name] = evaluate(encoder, named, workdir, config.seed, trained_with)
             print(f"{entry['name']}: {encoder.name}, {summary(result)}", flush=True)
             for note in result.notes:
@@ -56,12 +57,31 @@ def _of_checkpoint(found: trained.Trained) -> Encoder:
     return encoders.from_method(found.method, found.params, found.state, **described, attention=True)
 
 
+def _reference(name: str, found: trained.Trained | None, seed: int) -> Encoder:
+    """The encoder that config.references names; found: the checkpoint, if there is one."""
+    if name == "pixels":
+        return encoders.pixels()
+    if name == "random" and found is not None:
+        return _untrained(found, seed)
+    raise ValueError(
+        f"reference {name!r} is not to be had; choose of 'pixels' and 'random', which needs a checkpoint for its config"
+    )
+
+
 def _untrained(found: trained.Trained, seed: int) -> Encoder:
     batch = methods.blank_batch(found.method)
     return encoders.random_init(found.method, jax.random.key(seed), batch, determining(found.config))
 
 
-def _compare(workdir, entry, encoder, result, reference, of_reference, seed) -> None:
+def _compare(
+    workdir: Path,
+    entry: Mapping[str, Any],
+    encoder: Encoder,
+    result: Result,
+    reference: Encoder,
+    of_reference: Result,
+    seed: int,
+) -> None:
     """Prints and saves the paired differences of an encoder to a reference."""
     subjects = {encoder.name: [result.predictions], reference.name: [of_reference.predictions]}
     found = compare.compare(entry["task"].get("kind", ""), subjects, reference.name, entry["bootstrap"], seed)

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas
 
@@ -22,6 +23,8 @@ from cxrjax.methods.base import Answers
 
 KINDS = ("binary", "multilabel", "multiclass")
 TREATMENTS = ("ignore", "absent", "present")
+Ids = Sequence[str] | np.ndarray
+"""Ids of n patients or pictures."""
 MASKED = -1
 """In `Targets.values`: this picture says nothing about this label."""
 
@@ -185,7 +188,7 @@ def targets(task: Task, labels: np.ndarray, label_names: Sequence[str]) -> Targe
     codes[labels == schema.UNCERTAIN] = meaning[task.uncertain]
     codes[labels == schema.NOT_MENTIONED] = meaning[task.not_mentioned]
 
-    def columns(wanted):
+    def columns(wanted: Sequence[str]) -> np.ndarray:
         return codes[:, [known.index(name) for name in wanted]]
 
     if task.kind == "binary":
@@ -213,7 +216,7 @@ def digest(*parts: Any) -> str:
         for path, leaf in leaves:
             state.update(jax.tree_util.keystr(path).encode())
             if hasattr(leaf, "dtype"):
-                if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+                if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
                     leaf = jax.random.key_data(leaf)
                 array = np.ascontiguousarray(leaf)
                 state.update(f"{array.dtype}{array.shape}".encode())

@@ -28,6 +28,7 @@ from cxrjax.evals.features import fetch, share
 from cxrjax.evals.judge import Entry, Judge, Opened
 from cxrjax.input import boxes
 from cxrjax.input.source import Source
+from cxrjax.methods.base import Answers
 
 THRESHOLDS = tuple(round(0.40 + 0.05 * step, 2) for step in range(8))
 COMPAT_CONFIDENCE = 0.5
@@ -61,14 +62,13 @@ def detect(
     Classes that no test box has are left out and named. Raises ValueError for an encoder without boxes, a patient in
     both splits, a set or split without boxes, or boxes that are not numbers.
     """
-    of_boxes(encoder)
-    labels = encoder.answers.names
+    labels = _answers(encoder).names
     schema.assert_patients_disjoint({split: each.table["patient_id"].tolist() for split, each in sources.items()})
     read = partial(predict, encoder, batch_size=batch_size, limit_bytes=pictures_bytes, confidence=confidence)
     tables = {split: read(sources[split]) for split in ("val", "test")}
     found, counts, notes = summarise(tables["test"], labels, resamples, seed)
     validation = {}
-    if tables["val"]["true_labels"].map(len).any():
+    if with_boxes(tables["val"]).any():
         named, statistic = measures(tables["val"])
         values = statistic(np.ones((len(tables["val"]), 1)))[:, 0]
         validation = {name: float(value) for name, value in zip(named, values, strict=True) if "/" not in name}
@@ -81,13 +81,17 @@ def detect(
 
 def of_boxes(encoder: Encoder) -> tuple[str, ...]:
     """The labels of the true boxes that the encoder is to find, () all; raises ValueError for one that finds none."""
+    names = _answers(encoder).names
+    return () if names == (boxes.ANY,) else names
+
+
+def _answers(encoder: Encoder) -> Answers:
     if encoder.answers is None or encoder.answers.kind != "boxes":
         raise ValueError(
             f"{encoder.name!r} finds no boxes; judge a run of the method 'detect' (configs/detect.py), and name no "
             "references but 'random'"
         )
-    names = encoder.answers.names
-    return () if names == (boxes.ANY,) else names
+    return encoder.answers
 
 
 def predict(
@@ -98,7 +102,7 @@ def predict(
     true_boxes and boxes are lists of [y0, x0, y1, x1], relative; true_labels and labels name them; scores are of boxes,
     by which they fall, and at least `confidence`.
     """
-    names = encoder.answers.names
+    names = _answers(encoder).names
     own, size = share(source, batch_size, encoder.mesh)
     parts = []
     for images in pictures.batches(own, encoder.image_px, size, pictures.WHOLE, limit_bytes):
@@ -106,7 +110,7 @@ def predict(
         parts.append([fetch(answer[name]) for name in ("boxes", "scores", "classes")])
     found, scores, classes = (np.concatenate(part)[: len(source)] for part in zip(*parts, strict=True))
     table = source.table
-    broken = ~(np.isfinite(found).all(axis=(1, 2)) & np.isfinite(scores).all(axis=1))
+    broken = np.asarray(~(np.isfinite(found).all(axis=(1, 2)) & np.isfinite(scores).all(axis=1)))
     if broken.any():
         first = table["image_id"].iloc[int(broken.argmax())]
         raise ValueError(
@@ -136,14 +140,15 @@ def summarise(
     A resample in which a class has no box is left out of that class's intervals and the mean's. Raises ValueError where
     no picture has a box.
     """
-    with_box = {name: int(predictions["true_labels"].map(lambda row, name=name: name in row).sum()) for name in labels}
-    some = int(predictions["true_labels"].map(len).gt(0).sum())
+    truth = predictions["true_labels"].tolist()
+    with_box = {name: sum(name in row for row in truth) for name in labels}
+    some = int(with_boxes(predictions).sum())
     if not some:
         raise ValueError(f"no picture has a box of {list(labels)}, so nothing can be judged")
     notes = [f"{name!r} was skipped: no test picture has a box of it" for name, count in with_box.items() if not count]
     named, statistic = measures(predictions)
     values = statistic(np.ones((len(predictions), 1)))[:, 0]
-    samples = metrics.bootstrap(statistic, predictions["patient_id"], resamples, seed)
+    samples = metrics.bootstrap(statistic, predictions["patient_id"].to_numpy(str), resamples, seed)
     judged = {COMPAT: int(_answered(predictions).sum())}
     found = {}
     for column, name in enumerate(named):
@@ -176,12 +181,12 @@ def measures(predictions: pandas.DataFrame) -> tuple[list[str], Callable[[np.nda
     each = present if len(present) > 1 else []
     at_half = THRESHOLDS.index(0.5)
 
-    def of_rows(rows):
+    def of_rows(rows: np.ndarray) -> list[float]:
         found, lenient = precisions(strict, rows), precisions(compat, rows[answered[rows]])  # k t
         means = [found.mean(), found[:, at_half].mean(), _mean_of_known(lenient)]
         return [*means, *(found[: len(each)].mean(axis=1)), *(found[: len(each), at_half])]
 
-    def statistic(weights):
+    def statistic(weights: np.ndarray) -> np.ndarray:
         return np.array([of_rows(np.repeat(np.arange(len(column)), column.astype(int))) for column in weights.T]).T
 
     return ["map", "map50", COMPAT, *(f"{metric}/{name}" for metric in ("map", "map50") for name in each)], statistic
@@ -191,7 +196,7 @@ def match(predictions: pandas.DataFrame, labels: Sequence[str], confidence: floa
     """Matches the boxes with a score of at least `confidence` to the true ones, by COCOeval.evaluate."""
     coco, cocoeval = _pycocotools()
 
-    def dataset(kind, scored):
+    def dataset(kind: str, scored: bool) -> Any:
         number, annotations = {name: k + 1 for k, name in enumerate(labels)}, []
         scores = predictions["scores"] if scored else predictions["true_labels"].map(lambda row: [1.0] * len(row))
         rows = zip(predictions[f"{kind}boxes"], predictions[f"{kind}labels"], scores, strict=True)
@@ -245,13 +250,18 @@ def _mean_of_known(values: np.ndarray) -> float:
     return values[known].mean() if known.any() else np.nan
 
 
+def with_boxes(predictions: pandas.DataFrame) -> np.ndarray:
+    """n bool: pictures that have a true box."""
+    return np.array([len(row) > 0 for row in predictions["true_labels"]], bool)
+
+
 def _answered(predictions: pandas.DataFrame) -> np.ndarray:
     """n bool: pictures that have a box and in which one was found from COMPAT_CONFIDENCE on."""
-    sure = predictions["scores"].map(lambda row: any(score >= COMPAT_CONFIDENCE for score in row))
-    return (sure & predictions["true_labels"].map(len).gt(0)).to_numpy(bool)
+    sure = [any(score >= COMPAT_CONFIDENCE for score in row) for row in predictions["scores"]]
+    return np.array(sure, bool) & with_boxes(predictions)
 
 
-def _pycocotools():
+def _pycocotools() -> tuple[Any, Any]:
     try:
         from pycocotools import coco, cocoeval
     except ImportError as error:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -36,7 +36,7 @@ def from_method(
     """
     mesh = parallel.make_mesh() if mesh is None else mesh
     content = content or digest(params, state)
-    params, state = (jax.tree.map(lambda leaf: _on(mesh, leaf), tree) for tree in (params, state))
+    params, state = (jax.tree.map(partial(_on, mesh), tree) for tree in (params, state))
     compiled = _compiled(method.encode)
     identity = digest(content, json.dumps(dict(config or {}), sort_keys=True, default=str), method.image_px)
     joint = None

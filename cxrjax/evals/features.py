@@ -32,9 +32,8 @@ def features(
     cache_dir: where tables are kept (None: nowhere); the least recently used go when they exceed cache_bytes together.
     pictures_bytes: fitted pictures of a split that take more are not kept beside the set.
     """
-    directory = None if cache_dir is None else Path(cache_dir)
     identity = digest(encoder.digest, encoder.image_px, pictures.PREPROCESSING, source_digest(source))
-    path = None if directory is None else directory / f"{identity}.npz"
+    path = None if cache_dir is None else Path(cache_dir) / f"{identity}.npz"
     if path is not None and _everywhere(path.is_file()):
         os.utime(path)
         with np.load(path) as stored:
@@ -47,12 +46,12 @@ def features(
         table["image_id"].to_numpy(str),
     )
     if path is not None and jax.process_index() == 0:
-        directory.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(f".{path.name}.{os.getpid()}")
         with unfinished.open("wb") as file:
             np.savez(file, **result._asdict())
         os.replace(unfinished, path)
-        _make_room(directory, cache_bytes, path)
+        _make_room(path.parent, cache_bytes, path)
     return result
 
 

@@ -96,7 +96,7 @@ def record(maps: Maps, marks: Marks, px: int) -> dict[str, Any]:
     picture that boxes, and that each mask, cover.
     """
 
-    def inside(y, x):
+    def inside(y: int, x: int) -> dict[str, list[str]]:
         hit = [label for label, (y0, x0, y1, x1) in marks.boxes if y0 <= y + 0.5 < y1 and x0 <= x + 0.5 < x1]
         return {"in_boxes": hit, "in_masks": [name for name, mask in marks.masks.items() if mask[y, x]]}
 
@@ -144,10 +144,10 @@ def _panel(picture, cosines, scale, marks: Marks, caption: str):
         low, high = scale
         shown = (enlarge(cosines, side) - low) / max(float(high - low), 1e-6)
         # Viridis is even to the eye and tells as much in grey.
-        colours = cv2.applyColorMap(np.uint8(np.clip(255 * shown, 0, 255)), cv2.COLORMAP_VIRIDIS)
+        colours = cv2.applyColorMap(np.clip(255 * shown, 0, 255).astype(np.uint8), cv2.COLORMAP_VIRIDIS)
         canvas = cv2.addWeighted(colours, OPACITY, canvas, 1 - OPACITY, 0)
     for mask in marks.masks.values():
-        large = cv2.resize(np.uint8(mask), (side, side), interpolation=cv2.INTER_NEAREST_EXACT)
+        large = cv2.resize(mask.astype(np.uint8), (side, side), interpolation=cv2.INTER_NEAREST_EXACT)
         outlines, _ = cv2.findContours(large, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(canvas, outlines, -1, OUTLINE, 1)
     for _, corners in marks.boxes:

@@ -7,7 +7,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from cxrjax import parallel
-from cxrjax.evals.base import Encoder, FeatureTable, Joint, digest
+from cxrjax.evals.base import Encoder, FeatureTable, Ids, Joint, digest
 
 TOKENS = ("ids", "text_mask", "word_index")
 
@@ -48,9 +48,9 @@ def texts(encoder: Encoder, sentences: Sequence[str], batch_size: int) -> np.nda
     return finite(np.concatenate(found)[: len(rows)].astype(np.float32), sentences, "texts")
 
 
-def finite(vectors: np.ndarray, names: Sequence[str], what: str) -> np.ndarray:
+def finite(vectors: np.ndarray, names: Ids, what: str) -> np.ndarray:
     """The vectors n d; raises ValueError, naming the first, where some are not numbers."""
-    broken = ~np.isfinite(vectors).all(axis=1)
+    broken = np.asarray(~np.isfinite(vectors).all(axis=1))
     if broken.any():
         raise ValueError(
             f"{broken.sum()} of {len(broken)} {what} have features that are NaN or infinite, "

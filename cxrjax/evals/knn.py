@@ -74,21 +74,27 @@ def nearest(bank: np.ndarray, queries: np.ndarray, count: int) -> Iterator[tuple
     bank: n d; queries: m d; count: k <= n. Every part has the same shape on the device, so one compilation serves.
     """
     rows = max(1, min(len(queries), _CHUNK_VALUES // len(bank)))
-    bank = jnp.asarray(_unit(bank))
+    known = jnp.asarray(_unit(bank))
     for start in range(0, len(queries), rows):
         part = _unit(queries[start : start + rows])
         padded = np.pad(part, ((0, rows - len(part)), (0, 0)))
-        similarity, position = jax.device_get(_top(bank, padded, count))
+        similarity, position = jax.device_get(_top(known, padded, count))
         yield similarity[: len(part)], position[: len(part)]
 
 
 @jax.jit(static_argnames="count")
-def _top(bank, queries, count):
+def _top(bank: jax.Array, queries: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     # TPUs would multiply in bfloat16, which reorders neighbours.
     return jax.lax.top_k(jnp.matmul(queries, bank.T, precision="highest"), count)
 
 
-def _vote(similarity, position, values, neighbours, temperature) -> np.ndarray:
+def _vote(
+    similarity: np.ndarray,
+    position: np.ndarray,
+    values: np.ndarray,
+    neighbours: Sequence[int],
+    temperature: float | None,
+) -> np.ndarray:
     """Scores k b c of queries, for every k of `neighbours`, from the answer key n c of the bank."""
     weight = np.ones_like(similarity, np.float64)
     if temperature is not None:

@@ -82,7 +82,7 @@ def usable(
     schema.assert_patients_disjoint({split: table.patient_ids.tolist() for split, table in tables.items()})
     kept, keys, notes = {}, {}, []
     for split, table in tables.items():
-        finite = np.isfinite(table.features).all(axis=1)
+        finite = np.asarray(np.isfinite(table.features).all(axis=1))
         if not finite.all():
             raise ValueError(
                 f"{(~finite).sum()} of {len(finite)} {split} pictures have features that are NaN or infinite, "
@@ -97,8 +97,7 @@ def usable(
 
 def choose(options: Sequence[float], qualities: Sequence[float], what: str) -> tuple[int, list[str]]:
     """Index of the best quality, the first of equals; a note if it is at an end of the grid and beats its neighbour."""
-    qualities = np.asarray(qualities)
-    best = int(np.flatnonzero(qualities >= qualities.max() - 1e-9)[0])
+    best = int(np.flatnonzero(np.asarray(qualities) >= max(qualities) - 1e-9)[0])
     neighbour = {0: 1, len(options) - 1: len(options) - 2}.get(best)
     if neighbour is not None and qualities[best] > qualities[neighbour] + 1e-3:
         listed = ", ".join(f"{option:g}" for option in options)

@@ -7,13 +7,15 @@ percentile of the metric over the resamples.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas
 import scipy.sparse
+from numpy.typing import ArrayLike
 
-from cxrjax.evals.base import MASKED, Interval
+from cxrjax.evals.base import MASKED, Ids, Interval
 
 LEVEL = 0.95
 _CHUNK_VALUES = 4_000_000  # weights held at once (32 MB) unless one resample alone is larger
@@ -33,7 +35,7 @@ class Ranking(NamedTuple):
     judged: scipy.sparse.csr_matrix
 
 
-def rank(targets: np.ndarray, scores: np.ndarray) -> Ranking:
+def rank(targets: ArrayLike, scores: ArrayLike) -> Ranking:
     """Sorts scores (n) of targets (n; 1, 0 or MASKED) for `ranked_areas`."""
     targets, scores = np.asarray(targets), np.asarray(scores, np.float64)
     if targets.shape != scores.shape or targets.ndim != 1:
@@ -51,7 +53,7 @@ def rank(targets: np.ndarray, scores: np.ndarray) -> Ranking:
     tied = ~positive & (row < len(levels))
     tied[tied] = levels[row[tied]] == -scores[judged][tied]
 
-    def matrix(chosen):
+    def matrix(chosen: np.ndarray) -> scipy.sparse.csr_matrix:
         entries = (np.ones(chosen.sum()), (row[chosen], judged[chosen]))
         return scipy.sparse.csr_matrix(entries, shape=(len(levels), len(targets)))
 
@@ -77,29 +79,29 @@ def ranked_areas(ranking: Ranking, weights: np.ndarray) -> np.ndarray:
     return np.stack([_divide(np.einsum("kr,kr->r", positive, below), positives * negatives), auprc])
 
 
-def auroc(targets, scores, weights=None):
+def auroc(targets: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) -> Any:
     """Area under the ROC curve of targets n (1, 0, MASKED) and scores n; weights n or n r. Returns a float or r."""
-    return _for_weights(lambda given: ranked_areas(rank(targets, scores), given)[0], len(targets), weights)
+    return _for_weights(lambda given: ranked_areas(rank(targets, scores), given)[0], np.size(targets), weights)
 
 
-def auprc(targets, scores, weights=None):
+def auprc(targets: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) -> Any:
     """Average precision of targets n (1, 0, MASKED) and scores n; weights n or n r. Returns a float or r."""
-    return _for_weights(lambda given: ranked_areas(rank(targets, scores), given)[1], len(targets), weights)
+    return _for_weights(lambda given: ranked_areas(rank(targets, scores), given)[1], np.size(targets), weights)
 
 
-def accuracy(targets, predicted, weights=None):
+def accuracy(targets: ArrayLike, predicted: ArrayLike, weights: ArrayLike | None = None) -> Any:
     """Share of targets n (classes; MASKED is left out) that `predicted` n hits; weights n or n r."""
     hits = _hits(targets, predicted)
-    return _for_weights(lambda given: _accuracies(hits, given)[0], len(targets), weights)
+    return _for_weights(lambda given: _accuracies(hits, given)[0], np.size(targets), weights)
 
 
-def balanced_accuracy(targets, predicted, weights=None):
+def balanced_accuracy(targets: ArrayLike, predicted: ArrayLike, weights: ArrayLike | None = None) -> Any:
     """Mean over the classes of the share of their pictures (targets n, MASKED left out) that `predicted` n hits."""
     hits = _hits(targets, predicted)
-    return _for_weights(lambda given: _accuracies(hits, given)[1], len(targets), weights)
+    return _for_weights(lambda given: _accuracies(hits, given)[1], np.size(targets), weights)
 
 
-def patient_weights(patient_ids: Sequence[str], resamples: int, seed: int) -> Iterator[np.ndarray]:
+def patient_weights(patient_ids: Ids, resamples: int, seed: int) -> Iterator[np.ndarray]:
     """Yields weights n r in chunks of resamples: how often each picture's patient was drawn.
 
     The draws depend on the seed, the set of patients and the number of the resample only, not on the chunks.
@@ -114,7 +116,7 @@ def patient_weights(patient_ids: Sequence[str], resamples: int, seed: int) -> It
         yield drawn[owner]
 
 
-def bootstrap(statistic: Callable, patient_ids: Sequence[str], resamples: int, seed: int) -> np.ndarray:
+def bootstrap(statistic: Callable, patient_ids: Ids, resamples: int, seed: int) -> np.ndarray:
     """Computes a statistic for every patient-level resample.
 
     statistic: weights n r -> m r, for any r. Returns resamples m; a row may hold NaN where a statistic has no value.
@@ -173,22 +175,22 @@ def measures(kind: str, names: Sequence[str], targets: np.ndarray, scores: np.nd
     if not evaluable:
         raise ValueError(f"no label of {list(names)} has both values in the test pictures, so nothing can be judged")
 
-    areas = [(ranked_areas, rank(targets[:, c], scores[:, c])) for c in evaluable]
+    rows = [partial(ranked_areas, rank(targets[:, c], scores[:, c])) for c in evaluable]
     parts = [f"{metric}/{names[c]}" for c in evaluable for metric in ("auroc", "auprc")]
     means = ["auroc", "auprc"]
     if kind == "multiclass":
-        shares = [(_accuracies, _hits(targets.argmax(axis=1), scores.argmax(axis=1)))]
+        rows.append(partial(_accuracies, _hits(targets.argmax(axis=1), scores.argmax(axis=1))))
         parts += ["accuracy", "balanced_accuracy"]
     else:
-        shares = [(_accuracies, _hits(targets[:, c], scores[:, c] >= 0.5)) for c in evaluable]
+        rows += [partial(_accuracies, _hits(targets[:, c], scores[:, c] >= 0.5)) for c in evaluable]
         parts += [f"{metric}/{names[c]}" for c in evaluable for metric in ("accuracy", "balanced_accuracy")]
         means += ["accuracy", "balanced_accuracy"]
 
-    def statistic(weights):
-        return np.concatenate([measure(prepared, weights) for measure, prepared in areas + shares])
+    def statistic(weights: np.ndarray) -> np.ndarray:
+        return np.concatenate([of_weights(weights) for of_weights in rows])
 
-    counts = [{names[c]: int(of_label[c]) for c in evaluable} for of_label in (positives, judged)]
-    return Measures(parts, statistic, means, len(names), *counts, notes)
+    some, all_ = ({names[c]: int(of_label[c]) for c in evaluable} for of_label in (positives, judged))
+    return Measures(parts, statistic, means, len(names), some, all_, notes)
 
 
 def named(measured: Measures, samples: np.ndarray) -> dict[str, np.ndarray]:
@@ -210,7 +212,7 @@ def summarise(
     names: Sequence[str],
     targets: np.ndarray,
     scores: np.ndarray,
-    patient_ids: Sequence[str],
+    patient_ids: Ids,
     resamples: int = 1000,
     seed: int = 0,
 ) -> tuple[dict[str, Interval], dict[str, int], list[str]]:
@@ -245,7 +247,7 @@ def known_means(values: np.ndarray) -> Callable:
 
 
 def mean_intervals(
-    columns: Mapping[str, np.ndarray], patient_ids: Sequence[str], resamples: int = 1000, seed: int = 0
+    columns: Mapping[str, np.ndarray], patient_ids: Ids, resamples: int = 1000, seed: int = 0
 ) -> dict[str, Interval]:
     """The mean of each column n, NaN left out, with its interval over resampled patients."""
     values = np.stack(list(columns.values())).astype(np.float64)
@@ -256,7 +258,9 @@ def mean_intervals(
     return {name: interval(means[row], samples[:, row], sizes[row]) for row, name in enumerate(columns)}
 
 
-def prediction_table(names, targets, scores, patient_ids, image_ids) -> pandas.DataFrame:
+def prediction_table(
+    names: Sequence[str], targets: np.ndarray, scores: np.ndarray, patient_ids: Ids, image_ids: Ids
+) -> pandas.DataFrame:
     """Predictions as saved: image_id, patient_id, then target/<label> (1, 0, MASKED) and score/<label> per label."""
     table = pandas.DataFrame({"image_id": np.asarray(image_ids, str), "patient_id": np.asarray(patient_ids, str)})
     for column, name in enumerate(names):
@@ -276,7 +280,7 @@ def _degenerate_notes(samples: Mapping[str, np.ndarray], resamples: int) -> list
     ]
 
 
-def _hits(targets, predicted) -> scipy.sparse.csr_matrix:
+def _hits(targets: ArrayLike, predicted: ArrayLike) -> scipy.sparse.csr_matrix:
     """Rows 2c n: for each class that occurs, its pictures and those of them that were predicted."""
     targets, predicted = np.asarray(targets), np.asarray(predicted)
     classes = np.unique(targets[targets != MASKED])[:, None]
@@ -289,11 +293,11 @@ def _accuracies(hits: scipy.sparse.csr_matrix, weights: np.ndarray) -> np.ndarra
     return np.stack([_divide(hit.sum(axis=0), there.sum(axis=0)), _divide(hit, there).mean(axis=0)])
 
 
-def _for_weights(measure, length, weights):
+def _for_weights(measure: Callable, length: int, weights: ArrayLike | None) -> Any:
     weights = np.ones(length) if weights is None else np.asarray(weights, np.float64)
     result = measure(weights.reshape(length, -1))
     return result if weights.ndim == 2 else float(result[0])
 
 
-def _divide(numerator, denominator):
+def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     return np.divide(numerator, denominator, out=np.full(np.shape(denominator), np.nan), where=denominator > 0)

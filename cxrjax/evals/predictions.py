@@ -1,5 +1,6 @@
 """What a table of predictions says: its labels, what it measures of each picture, and which pictures went well."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -80,7 +81,7 @@ def choose(found: np.ndarray, count: int) -> dict[str, list[int]]:
     return {name: [row for row in rows if not (row in seen or seen.add(row))] for name, rows in chosen.items()}
 
 
-def _overlap(true, found, scores) -> float:
+def _overlap(true: Iterable, found: Iterable, scores: Iterable[float]) -> float:
     """Mean over the true boxes of the best intersection over union with a found one; NaN without true boxes."""
     true = np.array([list(map(float, box)) for box in true])
     found = np.array([list(map(float, box)) for box, score in zip(found, scores, strict=True) if score >= LEAST_SCORE])

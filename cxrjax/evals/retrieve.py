@@ -14,7 +14,7 @@ Intervals resample the patients of the queries; the candidates stay, so they hol
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -117,7 +117,7 @@ def draw(
         found = np.flatnonzero(alone & (codes[:, column] == PRESENT))
         if len(found) < per_class:
             few.append(f"{name} {len(found)}")
-        order = sorted(found, key=lambda study: hashlib.sha256(f"retrieve|{seed}|{ids[study]}".encode()).digest())
+        order = sorted(found, key=lambda study: hashlib.sha256(f"retrieve|{seed}|{ids[int(study)]}".encode()).digest())
         drawn.append(np.array(order[:per_class], int))
     if few:
         raise ValueError(
@@ -203,7 +203,9 @@ def checked(at: Sequence[int]) -> tuple[int, ...]:
     return found
 
 
-def _ranks(queries, candidates, report, at, classes):
+def _ranks(
+    queries: np.ndarray, candidates: np.ndarray, report: np.ndarray, at: Sequence[int], classes: np.ndarray | None
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yields for parts of the queries: hits b k and precisions b k (expected over ties), and the rank b of the first
     right answer; queries and candidates are s d, study by study."""
     rows = max(1, _CHUNK_VALUES // len(candidates))
@@ -234,18 +236,18 @@ def _found_by_chance(copies: np.ndarray, k: int, orders: int = 1000) -> float:
     return float(found / orders / copies.sum())
 
 
-def _any_right(good, wrong, places):
+def _any_right(good: np.ndarray, wrong: np.ndarray, places: np.ndarray | int) -> np.ndarray:
     """Chance that at least one of `good` is among `places` drawn from good + wrong without replacement."""
     places = np.minimum(np.maximum(places, 0), good + wrong)
     return np.where(places > wrong, 1.0, 1 - np.exp(_log_choose(wrong, places) - _log_choose(good + wrong, places)))
 
 
-def _log_choose(n, k):
+def _log_choose(n: np.ndarray, k: np.ndarray) -> np.ndarray:
     k = np.minimum(k, n)
     return scipy.special.gammaln(n + 1) - scipy.special.gammaln(k + 1) - scipy.special.gammaln(n - k + 1)
 
 
-def _precision(near, alike, at):
+def _precision(near: np.ndarray, alike: np.ndarray, at: Sequence[int]) -> np.ndarray:
     """Share b k of the `at` nearest that are alike (b s), those at the last place sharing it where they are tied."""
     found = []
     ordered = -np.sort(-near, axis=1)

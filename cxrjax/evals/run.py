@@ -197,7 +197,7 @@ def _some(chosen: Source, count: int) -> Source:
     return Source(chosen.converted_set, chosen.split, chosen.positions[np.sort(drawn)])
 
 
-def _leaks(config: ConfigDict, entry: dict[str, Any]) -> list[str]:
+def _leaks(config: Any, entry: dict[str, Any]) -> list[str]:
     """Sentences on what a trained encoder has seen of a set's val and test, unless it was left out of its training."""
     converted = open_set(entry["set"], entry["data_dir"] or None)
     cut = folds(config)

@@ -11,7 +11,7 @@ The reference that knows no picture is the mean of the training masks, cut where
 "mean_mask" is its dice_present, "gain" what the encoder's is above it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -86,7 +86,7 @@ def segment(
     best_mean = best_threshold(mean_of["val"])
     scores, scores_mean = overlap(found["test"], 0), overlap(mean_of["test"], best_mean)
     kept = found["test"].known
-    table = tables["test"][kept]
+    table = tables["test"].loc[kept]
     columns = {f"value/{name}": scores[name][kept] for name in METRICS}
     of_mean = scores_mean["dice_present"][kept]
     columns |= {"value/mean_mask": of_mean, "value/gain": scores["dice_present"][kept] - of_mean}
@@ -101,7 +101,7 @@ def segment(
             **columns,
         }
     )
-    empty = int((predictions["truth_px"] == 0).sum())
+    empty = int((predictions["truth_px"].to_numpy() == 0).sum())
     notes.append(
         f"test: {empty} of {len(predictions)} masks are empty: they are left out of dice_present and iou_present, and "
         "count 1 (nothing predicted) or 0 in dice_all and iou_all"
@@ -154,13 +154,13 @@ def count(
 
 
 @jax.jit
-def _inside(logits, cut):
+def _inside(logits: jax.Array, cut: jax.Array) -> jax.Array:
     """logits b h w 1 -> uint8 b h w, 1 inside."""
     return (logits[..., 0] >= cut).astype(jnp.uint8)
 
 
 @jax.jit
-def _count(logits, inside, cuts):
+def _count(logits: jax.Array, inside: jax.Array, cuts: jax.Array) -> tuple[jax.Array, ...]:
     """logits b h w 1, inside b h w 1 uint8, cuts t -> truth b, predicted b t, both b t, known b, finite b."""
     true = inside == 255
     predicted = logits >= cuts  # b h w t
@@ -173,7 +173,7 @@ def _count(logits, inside, cuts):
     )
 
 
-def mean_mask(masks, total: int) -> np.ndarray:
+def mean_mask(masks: Iterable[np.ndarray], total: int) -> np.ndarray:
     """Mean h w of the known ones of `total` masks, which come in batches b h w 1; raises ValueError for none."""
     summed, seen, known = 0.0, 0, 0
     for batch in masks:
@@ -186,7 +186,7 @@ def mean_mask(masks, total: int) -> np.ndarray:
     return summed / known
 
 
-def count_fixed(mean: np.ndarray, masks, total: int) -> Counts:
+def count_fixed(mean: np.ndarray, masks: Iterable[np.ndarray], total: int) -> Counts:
     """Counts the pixels of one mask h w of probabilities, the same for every picture, at each of THRESHOLDS."""
     inside = (mean[None] >= np.asarray(THRESHOLDS)[:, None, None]).reshape(len(THRESHOLDS), -1)  # t (h w)
     truth, both, known = [], [], []
@@ -224,9 +224,13 @@ def batch_means(scores: np.ndarray, batch: int) -> float:
 
 def summarise(predictions: pandas.DataFrame, resamples: int, seed: int) -> dict[str, Interval]:
     """Mean of every column value/<metric> over its pictures, with its interval over resampled patients."""
-    columns = [name for name in predictions if name.startswith("value/") and predictions[name].notna().any()]
-    values = {name.removeprefix("value/"): predictions[name].to_numpy(float) for name in columns}
-    return metrics.mean_intervals(values, predictions["patient_id"], resamples, seed)
+    values = {
+        name.removeprefix("value/"): predictions[name].to_numpy(float)
+        for name in predictions
+        if name.startswith("value/")
+    }
+    values = {name: column for name, column in values.items() if np.isfinite(column).any()}
+    return metrics.mean_intervals(values, predictions["patient_id"].to_numpy(str), resamples, seed)
 
 
 def _nanmean(values: np.ndarray) -> float:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.sparse
 
-from cxrjax.evals.base import MASKED, Interval
+from cxrjax.evals.base import MASKED, Ids, Interval
 from cxrjax.evals.metrics import LEVEL, bootstrap, interval
 
 BINS = 15
@@ -69,7 +69,7 @@ def floor(scores: np.ndarray, bins: int = BINS, seed: int = 0) -> float:
 def reliability(
     targets: np.ndarray,
     scores: np.ndarray,
-    patient_ids: Sequence[str],
+    patient_ids: Ids,
     bins: int = BINS,
     resamples: int = 1000,
     seed: int = 0,
@@ -96,7 +96,7 @@ def summarise(
     names: Sequence[str],
     targets: np.ndarray,
     scores: np.ndarray,
-    patient_ids: Sequence[str],
+    patient_ids: Ids,
     resamples: int = 1000,
     seed: int = 0,
     bins: int = BINS,

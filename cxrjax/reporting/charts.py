@@ -20,14 +20,17 @@ LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 46
 _ROW = 26
 
 
+Numbers = Sequence[float] | np.ndarray
+
+
 class Curve(NamedTuple):
     """A named line: x, y k each, and the band or whiskers from low to high (k, or None)."""
 
     name: str
-    x: Sequence[float]
-    y: Sequence[float]
-    low: Sequence[float] | None = None
-    high: Sequence[float] | None = None
+    x: Numbers
+    y: Numbers
+    low: Numbers | None = None
+    high: Numbers | None = None
 
 
 def curves(

@@ -9,7 +9,7 @@ them.
 import glob
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -190,6 +190,7 @@ def _subjects(found: Sequence[_Found]) -> list[str]:
 
 
 def is_reference(results: dict[str, Any]) -> bool:
+    """Whether results.json is of an encoder that a run was compared with."""
     encoder = results["encoder"]
     return encoder["step"] == 0 and results["name"].endswith(f"-{encoder['name']}")
 
@@ -216,10 +217,11 @@ def _config(workdir: Path) -> dict[str, Any]:
     return read(path).to_dict() if path.is_file() else {}
 
 
-def _step(workdir: Path, steps) -> int:
+def _step(workdir: Path, steps: Collection[int]) -> int:
+    """The step at which the run was finished, or else its last one that was judged."""
     path = workdir / "finished.json"
     finished = json.loads(path.read_text()).get("step") if path.is_file() else None
-    return finished if finished in steps else max(steps)
+    return finished if isinstance(finished, int) and finished in steps else max(steps)
 
 
 def _is_step(path: Path) -> bool:

@@ -7,7 +7,7 @@ for the mean of these very runs; how far they lie apart is in `spread`.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas
@@ -83,16 +83,23 @@ def pictures(subjects: Mapping[str, Sequence[pandas.DataFrame]]) -> pandas.DataF
     truth = [column for column in TRUTH if all(column in table for table in tables)]
     columns = ["image_id", "patient_id", *(f"target/{name}" for name in shared), *truth]
     together = pandas.concat([table[columns] for table in tables], ignore_index=True)
-    together[truth] = together[truth].map(_hashable)
+    for column in truth:
+        together[column] = [_hashable(value) for value in together[column]]
     together = together.drop_duplicates()
-    if together["image_id"].duplicated().any():
-        twice = together[together["image_id"].duplicated(keep=False)]
-        differing = [name for name in columns[1:] if (twice.groupby("image_id")[name].nunique() > 1).any()]
+    ids = together["image_id"].to_numpy(str)
+    if len(set(ids)) < len(ids):
+        found, counts = np.unique(ids, return_counts=True)
+        twice = together.loc[np.isin(ids, found[counts > 1])]
+        differing = [
+            name
+            for name in columns[1:]
+            if len(twice[["image_id", name]].drop_duplicates()) > len(set(twice["image_id"]))
+        ]
         raise ValueError(
-            f"the predictions have different {', '.join(differing)} for {twice['image_id'].nunique()} of the same "
+            f"the predictions have different {', '.join(differing)} for {len(set(twice['image_id']))} of the same "
             "pictures; were all made for one task, on one version of the set, with the same words of reports?"
         )
-    return together.sort_values("image_id", ignore_index=True)
+    return together.sort_values(by="image_id", ignore_index=True)
 
 
 def compare(
@@ -129,10 +136,10 @@ def compare(
     stops = np.cumsum([0, *(len(each) for each in subjects.values())])
     runs_of = {name: range(*span) for name, span in zip(subjects, zip(stops[:-1], stops[1:], strict=True), strict=True)}
 
-    def of_run(run, weights):
+    def of_run(run: int, weights: np.ndarray) -> np.ndarray:
         return every[run].statistic(weights[owners[run]])[rows[run]]
 
-    def statistic(weights):  # of patients p r
+    def statistic(weights: np.ndarray) -> np.ndarray:  # of patients p r
         return np.concatenate([np.mean([of_run(run, weights) for run in runs], axis=0) for runs in runs_of.values()])
 
     samples = metrics.bootstrap(statistic, patients, resamples, seed).reshape(resamples, len(runs_of), len(parts))
@@ -144,7 +151,7 @@ def compare(
     }
     sizes, positives = _sizes(known, next(iter(subjects.values())), parts, list(found[reference]))
 
-    def intervals(name, minus=None):
+    def intervals(name: str, minus: str | None = None) -> dict[str, Interval]:
         value = {metric: of_runs.mean() for metric, of_runs in found[name].items()}
         spread = drawn[name]
         if minus is not None:
@@ -167,12 +174,14 @@ def compare(
     )
 
 
-def _hashable(value):
+def _hashable(value: Any) -> Any:
     """Lists as tuples; those of a file are arrays."""
     return tuple(map(_hashable, value)) if isinstance(value, list | tuple | np.ndarray) else value
 
 
-def _sizes(known, tables, parts, names) -> tuple[dict[str, int], dict[str, int]]:
+def _sizes(
+    known: pandas.DataFrame, tables: Sequence[pandas.DataFrame], parts: Sequence[str], names: Sequence[str]
+) -> tuple[dict[str, int], dict[str, int]]:
     """Judged and positive pictures of each metric; a measure per picture has no positives."""
     if not judged_labels(known):
         values_of = picture_values(pandas.concat(tables).drop_duplicates("image_id"))

@@ -11,14 +11,13 @@ Sources: DeLong, DeLong and Clarke-Pearson, Biometrics 1988; midranks: Sun and X
 patients: Obuchowski, Biometrics 1997, §2.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import scipy.special
 import scipy.stats
 
-from cxrjax.evals.base import MASKED, Interval
+from cxrjax.evals.base import MASKED, Ids, Interval
 from cxrjax.evals.metrics import LEVEL
 
 
@@ -37,7 +36,7 @@ class Difference(NamedTuple):
     p: float
 
 
-def areas(targets: np.ndarray, scores: np.ndarray, patient_ids: Sequence[str] | None = None) -> Areas:
+def areas(targets: np.ndarray, scores: np.ndarray, patient_ids: Ids | None = None) -> Areas:
     """The areas of several scores and their covariance.
 
     targets: n (1, 0 or MASKED, which is left out); scores: n m; patient_ids: n (none: every picture is by itself).
@@ -80,7 +79,7 @@ def areas(targets: np.ndarray, scores: np.ndarray, patient_ids: Sequence[str] | 
     return Areas(found, first + second + both + both.T, int(judged.sum()))
 
 
-def interval(targets: np.ndarray, scores: np.ndarray, patient_ids: Sequence[str] | None = None) -> Interval:
+def interval(targets: np.ndarray, scores: np.ndarray, patient_ids: Ids | None = None) -> Interval:
     """AUROC of scores n with its 95 % normal interval, cut off at 0 and 1; arguments as in `areas`."""
     found = areas(targets, np.asarray(scores)[:, None], patient_ids)
     reach = _quantile() * np.sqrt(max(found.covariance[0, 0], 0))
@@ -89,7 +88,7 @@ def interval(targets: np.ndarray, scores: np.ndarray, patient_ids: Sequence[str]
 
 
 def difference(
-    targets: np.ndarray, first: np.ndarray, second: np.ndarray, patient_ids: Sequence[str] | None = None
+    targets: np.ndarray, first: np.ndarray, second: np.ndarray, patient_ids: Ids | None = None
 ) -> Difference:
     """AUROC of scores `first` n minus that of `second` n on the same pictures: 95 % interval, two-sided p value.
 

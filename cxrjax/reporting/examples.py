@@ -8,7 +8,7 @@ Green: what readers marked. Orange: what the model marked, where its predictions
                     lowest number to its highest, which is bright
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import cv2
@@ -48,7 +48,7 @@ def pictures(converted_set: ConvertedSet, table: pandas.DataFrame, count: int = 
     return Examples(found.what, items)
 
 
-def caption(row: Mapping[str, Any], value: float) -> str:
+def caption(row: pandas.Series, value: float) -> str:
     """What a picture is, what was said of it."""
     names = [column.removeprefix("target/") for column in row.index if column.startswith("target/")]
     if names:
@@ -65,7 +65,7 @@ def draw(example: Mapping[str, Any], row: Mapping[str, Any], px: int = PX) -> by
     grid = _map(row)
     if grid is not None:
         large = figures.enlarge(grid, px)
-        shown = np.uint8(255 * (large - large.min()) / max(float(np.ptp(large)), 1e-6))
+        shown = (255 * (large - large.min()) / max(float(np.ptp(large)), 1e-6)).astype(np.uint8)
         colours = cv2.applyColorMap(shown, cv2.COLORMAP_VIRIDIS)
         canvas = cv2.addWeighted(colours, figures.OPACITY, canvas, 1 - figures.OPACITY, 0)
     true = figures.marks(example, px)
@@ -74,7 +74,7 @@ def draw(example: Mapping[str, Any], row: Mapping[str, Any], px: int = PX) -> by
     for _, corners in true.boxes:
         _frame(canvas, corners, TRUE)
     if "overlay/mask" in row:
-        mask = cv2.imdecode(np.frombuffer(row["overlay/mask"], np.uint8), cv2.IMREAD_GRAYSCALE)
+        mask = crops.decode(row["overlay/mask"])
         _outline(canvas, cv2.resize(mask, (px, px), interpolation=cv2.INTER_NEAREST) > 0, FOUND)
     if "boxes" in row:
         kept = [list(map(float, box)) for box, s in zip(row["boxes"], row["scores"], strict=True) if s >= LEAST_SCORE]
@@ -89,7 +89,7 @@ def _examples(converted_set: ConvertedSet, wanted: set[str]) -> dict[str, Mappin
     for split, size in converted_set.split_sizes.items():
         if size and len(found) < len(wanted):
             every = select(converted_set, split)
-            places = np.flatnonzero(every.table["image_id"].isin(wanted))
+            places = np.flatnonzero(every.table["image_id"].isin(list(wanted)))
             found |= {every[int(place)]["image_id"]: every[int(place)] for place in places}
     return found
 
@@ -104,11 +104,11 @@ def _range(row: Mapping[str, Any]) -> str:
     return "" if grid is None else f". Colours: {grid.min():.2g} to {grid.max():.2g}"
 
 
-def _outline(canvas: np.ndarray, mask: np.ndarray, colour) -> None:
-    lines, _ = cv2.findContours(np.uint8(mask), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+def _outline(canvas: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int]) -> None:
+    lines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(canvas, lines, -1, colour, 1)
 
 
-def _frame(canvas: np.ndarray, corners, colour) -> None:
+def _frame(canvas: np.ndarray, corners: Sequence[float], colour: tuple[int, int, int]) -> None:
     y0, x0, y1, x1 = (round(at) for at in corners)
     cv2.rectangle(canvas, (x0, y0), (x1 - 1, y1 - 1), colour, 1)

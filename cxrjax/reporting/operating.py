@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cxrjax.evals.base import MASKED, Interval
+from cxrjax.evals.base import MASKED, Ids, Interval
 from cxrjax.evals.metrics import LEVEL, Ranking, bootstrap, interval, rank
 
 GRID = np.linspace(0, 1, 101)
@@ -122,7 +122,7 @@ def at_threshold(targets: np.ndarray, scores: np.ndarray, threshold: float, weig
 def points(
     targets: np.ndarray,
     scores: np.ndarray,
-    patient_ids: Sequence[str],
+    patient_ids: Ids,
     threshold: float = 0.5,
     at: Sequence[float] = AT,
     resamples: int = 1000,
@@ -149,7 +149,7 @@ def points(
     return {name: interval(values[m], samples[:, m], judged) for m, name in enumerate(names)}
 
 
-def bands(rankings: Sequence[Ranking], patient_ids: Sequence[str], resamples: int = 1000, seed: int = 0) -> Bands:
+def bands(rankings: Sequence[Ranking], patient_ids: Ids, resamples: int = 1000, seed: int = 0) -> Bands:
     """The ROC and the precision–recall curve with bands; of several labels or seeds, the mean of their curves."""
 
     def statistic(weights):

@@ -36,8 +36,9 @@ def write(config: ConfigDict, workdir: Path) -> Path:
 
     Raises ValueError for a folder without evaluations and for a reference that no question has.
     """
-    options = Options(**{name: config[name] for name in Options._fields})
-    found = collect.collect(config.runs)
+    settings: Any = config
+    options = Options(**{name: settings[name] for name in Options._fields})
+    found = collect.collect(settings.runs)
     known = sorted({run.subject for question in found.questions for run in question.runs})
     if options.reference and options.reference not in known:
         raise ValueError(f"the reference {options.reference!r} is not among the subjects: {', '.join(known)}")
@@ -52,8 +53,8 @@ def write(config: ConfigDict, workdir: Path) -> Path:
     workdir.mkdir(parents=True, exist_ok=True)
     for name, text in (
         ("report.json", json.dumps(plain(facts), indent=1, ensure_ascii=False, allow_nan=False) + "\n"),
-        ("report.md", page.to_markdown(config.title, about, parts)),
-        ("report.html", page.to_html(config.title, about, parts)),
+        ("report.md", page.to_markdown(settings.title, about, parts)),
+        ("report.html", page.to_html(settings.title, about, parts)),
     ):
         unfinished = workdir / f".{name}.{os.getpid()}"
         unfinished.write_text(text)
@@ -123,8 +124,8 @@ def plain(value: Any) -> Any:
     """Named tuples, arrays and numbers as what JSON has; what is not finite as null."""
     if isinstance(value, Mapping):
         return {str(key): plain(one) for key, one in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return {name: plain(getattr(value, name)) for name in value._fields}
+    if isinstance(value, tuple) and (fields := getattr(value, "_fields", ())):
+        return {name: plain(one) for name, one in zip(fields, value, strict=True)}
     if isinstance(value, np.ndarray):
         return plain(value.tolist())
     if isinstance(value, list | tuple):

@@ -165,10 +165,13 @@ def drawings(judged: Judged, options: Options) -> Section:
         ordered = [table.sort_values("image_id", ignore_index=True) for table in tables]
         same = [table for table in ordered if table["image_id"].equals(ordered[0]["image_id"])]
         names = _both_values(ordered[0])
-        ranked = [metrics.rank(table[f"target/{name}"], table[f"score/{name}"]) for table in same for name in names]
+        sides = [
+            [table[f"{side}/{name}"].to_numpy() for side in ("target", "score")] for table in same for name in names
+        ]
+        ranked = [metrics.rank(*pair) for pair in sides]
         if not ranked:
             continue
-        bands = operating.bands(ranked, ordered[0]["patient_id"], BAND_RESAMPLES, options.seed)
+        bands = operating.bands(ranked, ordered[0]["patient_id"].to_numpy(str), BAND_RESAMPLES, options.seed)
         rocs.append(charts.Curve(subject, *bands.roc))
         recalls.append(charts.Curve(subject, *bands.precision_recall))
         facts[subject] = {name: band._asdict() for name, band in bands._asdict().items()}
@@ -219,7 +222,7 @@ def points(judged: Judged, options: Options) -> Section:
         for name in _both_values(table):
             targets, scores = (table[f"{side}/{name}"].to_numpy() for side in ("target", "score"))
             at = {"threshold": options.threshold, "resamples": options.resamples, "seed": options.seed}
-            found = operating.points(targets, scores, table["patient_id"], **at)
+            found = operating.points(targets, scores, table["patient_id"].to_numpy(str), **at)
             columns = list(found)
             rows.append([subject, name, *found.values()])
             facts.setdefault(subject, {})[name] = found
@@ -235,7 +238,7 @@ def groups(judged: Judged, options: Options) -> Section:
     rows, facts, notes, metric = [], {}, [], ""
     for subject, table in judged.first.items():
         try:
-            known = subgroups.attributes(_set(judged, options), table["image_id"], options.attributes)
+            known = subgroups.attributes(_set(judged, options), table["image_id"].to_numpy(str), options.attributes)
         except ValueError as error:
             return Section([page.Notes([f"no subgroups: {error}"])], {})
         notes = known.notes

@@ -18,7 +18,7 @@ import pandas
 
 from cxrjax.datasets.table import column, read_table
 from cxrjax.evals import metrics
-from cxrjax.evals.base import Interval
+from cxrjax.evals.base import Ids, Interval
 from cxrjax.evals.predictions import judged_labels
 from cxrjax.input.converted_sets import ConvertedSet
 from cxrjax.input.record_index import index
@@ -75,7 +75,7 @@ def age_band(age: float) -> str:
     return f"{low}–{AGE_BANDS[place] - 1}" if place < len(AGE_BANDS) else f"{low}+"
 
 
-def attributes(converted_set: ConvertedSet, image_ids: Sequence[str], more: str | Path = "") -> Attributes:
+def attributes(converted_set: ConvertedSet, image_ids: Ids, more: str | Path = "") -> Attributes:
     """What is known of pictures, in the order of their image ids.
 
     more: a table (CSV, TSV, Parquet) with a column image_id, every other column of which is an attribute too.
@@ -134,19 +134,19 @@ def groups(predictions: pandas.DataFrame, known: pandas.DataFrame, resamples: in
         return np.concatenate([np.empty((0, weights.shape[1])), *(one.statistic(weights) for one in measured)])
 
     value = statistic(np.ones((len(predictions), 1)))[:, 0]
-    samples = metrics.bootstrap(statistic, predictions["patient_id"], resamples, seed)
+    samples = metrics.bootstrap(statistic, predictions["patient_id"].to_numpy(str), resamples, seed)
     stops = np.cumsum([0, *sizes])
     found = []
     for (attribute, name, inside, _), one, start, stop in zip(sets, measured, stops[:-1], stops[1:], strict=True):
-        own = predictions[inside]
+        own = predictions.loc[inside]
         spans = [metrics.interval(value[m], samples[:, m], len(own)) for m in range(start, stop)]
-        positive = own[[f"target/{label}" for label in judged_labels(own)]].to_numpy() == 1
+        positive = own.filter(regex="^target/").to_numpy() == 1
         found.append(
             Group(
                 attribute,
                 name,
                 len(own),
-                own["patient_id"].nunique(),
+                len(set(own["patient_id"])),
                 int(positive.any(axis=1).sum()),
                 one.labels,
                 dict(zip(one.names, spans, strict=False)),
@@ -178,11 +178,11 @@ def _measure(predictions: pandas.DataFrame, inside: np.ndarray, outside: np.ndar
             return np.concatenate([in_group(weights[inside]), gap])
 
         return _Measured(("auroc", "auprc"), True, tuple(counted), areas)
-    if own["patient_id"].nunique() < FEWEST_PATIENTS:
+    if len(set(own["patient_id"])) < FEWEST_PATIENTS:
         return _NOTHING
     here = compare.measured("", own)
     names = tuple(here.parts)
-    if others["patient_id"].nunique() < FEWEST_PATIENTS:
+    if len(set(others["patient_id"])) < FEWEST_PATIENTS:
         return _Measured(names, False, (), lambda weights: here.statistic(weights[inside]))
     rest = compare.measured("", others)
 
@@ -197,13 +197,15 @@ _NOTHING = _Measured((), False, (), lambda weights: np.empty((0, weights.shape[1
 
 
 def _countable(table: pandas.DataFrame, labels: Sequence[str]) -> list[str]:
-    def patients(name, value):
-        return table["patient_id"][table[f"target/{name}"] == value].nunique()
+    ids = table["patient_id"].to_numpy(str)
+
+    def patients(name: str, value: int) -> int:
+        return len(set(ids[table[f"target/{name}"].to_numpy() == value]))
 
     return [name for name in labels if min(patients(name, 0), patients(name, 1)) >= FEWEST_PATIENTS]
 
 
-def _areas(table: pandas.DataFrame, names: Sequence[str]):
+def _areas(table: pandas.DataFrame, names: Sequence[str]) -> Callable[[np.ndarray], np.ndarray]:
     ranked = [metrics.rank(table[f"target/{name}"].to_numpy(), table[f"score/{name}"].to_numpy()) for name in names]
     return lambda weights: np.mean([metrics.ranked_areas(one, weights) for one in ranked], axis=0)
 

@@ -140,9 +140,9 @@ def test_an_interval_needs_a_value_in_nineteen_of_twenty_resamples():
 
 def test_a_score_of_one_half_is_called_positive():
     """And in a task of several classes the largest score is, however small."""
-    targets, scores = np.array([[1], [0], [1], [0]], np.int8), np.array([[0.5], [0.4], [0.9], [0.5]])
+    targets, scores = np.array([[1], [0], [1], [0]], np.int8), np.array([[0.5], [0.4], [0.9], [0.1]])
     found, _, _ = metrics.summarise("binary", ("positive",), targets, scores, list("abcd"), 5)
-    assert found["accuracy"].value == 0.75 == found["balanced_accuracy"].value
+    assert found["accuracy"].value == 1 == found["balanced_accuracy"].value
     classes, low = np.eye(3, dtype=np.int8)[[0, 1, 2, 2]], np.array([[0.4, 0.3, 0.3]] * 3 + [[0.1, 0.2, 0.3]])
     found, _, _ = metrics.summarise("multiclass", ("a", "b", "c"), classes, low, list("abcd"), 5)
     assert found["accuracy"].value == 0.5 and found["balanced_accuracy"].value == pytest.approx((1 + 0 + 0.5) / 3)
