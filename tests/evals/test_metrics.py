@@ -199,6 +199,12 @@ def test_a_resample_without_one_of_the_labels_gives_no_mean():
     assert found["auroc"][1:3] == pytest.approx(np.percentile(areas[:, both].mean(axis=0), [2.5, 97.5]))
 
 
+def test_a_label_is_predicted_from_one_half_on():
+    targets, scores = np.array([[1], [1], [0], [0]], np.int8), np.array([[0.5], [0.9], [0.49], [0.1]])
+    found, _, _ = metrics.summarise("binary", ("positive",), targets, scores, list("abcd"), 10)
+    assert found["accuracy"].value == found["balanced_accuracy"].value == 1
+
+
 def test_predictions_survive_parquet(tmp_path):
     table = metrics.prediction_table(("a/b",), np.array([[1], [-1]]), np.array([[0.3], [0.1]]), ["p", "q"], ["i", "j"])
     table.to_parquet(tmp_path / "p.parquet")

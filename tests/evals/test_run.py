@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import types
 
@@ -98,9 +99,18 @@ def test_features_are_cached_per_encoder_pictures_and_size(phantom_dir, tmp_path
 
 
 def test_the_cache_forgets_what_was_used_longest_ago(frontal, tmp_path):
-    for name in "abc":
-        features(encoders.pixels(8)._replace(digest=name), frontal, 16, tmp_path, cache_bytes=1)
-    assert len(list(tmp_path.glob("*.npz"))) == 1 and not list(tmp_path.glob(".*"))
+    def made(name, room=1e9):
+        features(encoders.pixels(8)._replace(digest=name), frontal, 16, tmp_path, cache_bytes=room)
+        return set(tmp_path.iterdir())
+
+    (a,) = made("a")
+    (b,) = made("b") - {a}
+    os.utime(a, (1, 1)), os.utime(b, (2, 2))
+    made("a")  # used again, and so after b
+    size = a.stat().st_size
+    kept = made("c", room=2.5 * size)
+    assert len(kept) == 2 and a in kept and b not in kept
+    assert len(made("d", room=1)) == 1
 
 
 def test_pixels_are_the_area_average(frontal):

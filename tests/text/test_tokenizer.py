@@ -178,6 +178,20 @@ def test_saving_and_loading(tmp_path):
     assert tokenizer.load(file).vocabulary == PIECES
 
 
+def test_a_disk_that_is_full_leaves_the_old_vocabulary(tmp_path, monkeypatch):
+    tokenizer.save(PIECES, tmp_path)
+    write_text = Path.write_text
+
+    def half(path, text, *options):
+        write_text(path, text[: len(text) // 2], *options)
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as full, pytest.raises(OSError):
+        full.setattr(Path, "write_text", half)
+        tokenizer.save((*PIECES, "more"), tmp_path)
+    assert tokenizer.load(tmp_path).vocabulary == PIECES
+
+
 @pytest.mark.parametrize(
     ("settings", "given", "lowercase"),
     [
