@@ -67,21 +67,12 @@ def to_huggingface(
       ValueError: the tree, the patch, the picture size and the heads do not fit together.
     """
     flat = _flatten(params)
-    missing = sorted({"patch_embed/kernel", "cls", "norm/scale", "blocks/attention/qkv/kernel"} - set(flat))
-    if missing:
-        raise ValueError(
-            f"This is not the tree of a ViT encoder: {missing} missing; it has {sorted(flat)[:8]}. "
-            "Give the encoder's own subtree, for example params['encoder']."
-        )
+    _check_tree(flat)
     layers, width, _ = flat["blocks/attention/qkv/kernel"].shape
     own_channels = _channels_of(flat["patch_embed/kernel"], patch_px)
     _check_heads(width, heads)
     grid = _grid(image_px, patch_px)
-    if channels not in (own_channels, 3) or own_channels not in (1, channels):
-        raise ValueError(
-            f"An encoder of {own_channels} channel(s) cannot be written with channels={channels}: "
-            f"one-channel encoders export with 1 or 3, others with their own number."
-        )
+    _check_channels(own_channels, channels)
     kernel = flat["patch_embed/kernel"].reshape(patch_px, patch_px, own_channels, width).transpose(3, 2, 0, 1)
     weights = {
         "embeddings.cls_token": flat["cls"].reshape(1, 1, width),
@@ -332,6 +323,23 @@ def _channels_of(kernel: np.ndarray, patch_px: int) -> int:
             f"{patch_px} x {patch_px} px; give the patch_px that the encoder was trained with."
         )
     return channels
+
+
+def _check_tree(flat: Mapping[str, np.ndarray]) -> None:
+    missing = sorted({"patch_embed/kernel", "cls", "norm/scale", "blocks/attention/qkv/kernel"} - set(flat))
+    if missing:
+        raise ValueError(
+            f"This is not the tree of a ViT encoder: {missing} missing; it has {sorted(flat)[:8]}. "
+            "Give the encoder's own subtree, for example params['encoder']."
+        )
+
+
+def _check_channels(own: int, channels: int) -> None:
+    if channels not in (own, 3) or own not in (1, channels):
+        raise ValueError(
+            f"An encoder of {own} channel(s) cannot be written with channels={channels}: "
+            f"one-channel encoders export with 1 or 3, others with their own number."
+        )
 
 
 def _check_heads(width: int, heads: int) -> None:

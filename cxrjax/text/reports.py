@@ -190,8 +190,8 @@ def mgca_sentences(findings: str, impression: str) -> list[str]:
 def mgca_words(text: str) -> list[str]:
     """Lower-case words of ASCII letters, digits and underscores."""
     words = re.findall(r"\w+", text.lower())
-    plain: str = " ".join(word.encode("ascii", "ignore").decode() for word in words)
-    return plain.split()
+    plain = (word.encode("ascii", "ignore").decode() for word in words)
+    return [word for word in plain if word]
 
 
 def _addenda(report: str) -> tuple[list[tuple[str, str]], str]:
