@@ -1,9 +1,9 @@
-"""Where an encoder's [CLS] token attention: the map over the example pictures of a report.
+"""Where an encoder's [CLS] token attends: the map over the example pictures of a results page.
 
-The softmax weights with which [CLS] reads the patches in a Vision Transformer's last block, the mean over its heads, as
-DINO shows them (Caron et al., ICCV 2021). They say from where the judged feature takes its last step, and not why a
-label was given: patches have long been mixed by the blocks before. There is a map only where that feature is [CLS]
-itself; of a ResNet, and of the mean over the patches, there is none.
+The map holds the softmax weights with which [CLS] reads the patches in the last block of a Vision Transformer, as a
+mean over its heads. DINO shows the same (Caron et al., ICCV 2021). The map says where the judged feature comes from in
+its last step. It does not say why a label was given, since the blocks before have mixed the patches. There is a map
+only where the judged feature is [CLS] itself. A ResNet has none, nor has the mean over the patches.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,7 +23,7 @@ from cxrjax.models import regions
 from cxrjax.models.vit import ViT
 
 MOST = 4
-"""Pictures of each kind that get a map: best, median and worst ones, as a report chooses them."""
+"""Pictures of each kind that get a map: best, median and worst ones, as a results page chooses them."""
 
 
 def maps(encode: Callable[..., Mapping[str, jax.Array]]) -> Callable[..., jax.Array | None]:
@@ -54,7 +54,7 @@ def maps(encode: Callable[..., Mapping[str, jax.Array]]) -> Callable[..., jax.Ar
 
 
 def add(encoder: Encoder, test: Source, result: Result, limit_bytes: float) -> Result:
-    """The result with maps of the pictures that a report may show, in the column overlay/map (see `examples`).
+    """The result with maps of the pictures that a results page may show, in the column overlay/map (see `examples`).
 
     What the map is stands in the details, under "map". Without a map the result is returned as it is.
     """

@@ -31,7 +31,7 @@ def from_method(
     name: in results, such as the run's; config: whatever beside the parameters decides on the features (variant, mean
     and deviation of the input); mesh: by default all devices; parameters that are not on it yet are copied to each.
     content: digest of parameters and state, needed only where no process can see all of them.
-    attention: whether pictures that a report may show get a map of attention; that is another program to compile.
+    attention: whether pictures that a results page may show get a map of attention, which takes another compilation.
     One compilation per method serves every step and set.
     """
     mesh = parallel.make_mesh() if mesh is None else mesh

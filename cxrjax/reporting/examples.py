@@ -1,4 +1,4 @@
-"""Example pictures of a report: those that a model judges best, worst, and middlingly, with what is marked on them.
+"""Example pictures of a results page: the best, median and worst judged ones, with what is marked on them.
 
 Green: what readers marked. Orange: what the model marked, where its predictions say so, in these columns:
 

@@ -169,11 +169,11 @@ def test_examples_are_the_best_middle_and_worst_pictures():
     found = np.array([0.3, np.nan, 0.9, 0.1, 0.5, 0.7, 0.2])
     assert choose(found, 2) == {"best": [2, 5], "median": [4, 0], "worst": [6, 3]}
     assert choose(found[:3], 2) == {"best": [2], "median": [], "worst": [0]}
-    table = predictions().head(3)
-    table["target/Mass"], table["score/Mass"] = [1, 0, -1], [0.5, 0.5, 0.0]
-    table["target/<b>Edema|</b>"], table["score/<b>Edema|</b>"] = [1, 1, -1], [0.5, 0.25, 0.0]
+    table = predictions().head(4)
+    table["target/Mass"], table["score/Mass"] = [1, 0, -1, 1], [0.5, 0.5, 0.0, 0.5]
+    table["target/<b>Edema|</b>"], table["score/<b>Edema|</b>"] = [1, 1, -1, -1], [0.5, 0.25, 0.0, 0.9]
     value, what = quality(table)
-    assert value[:2] == pytest.approx([np.log(0.5), np.log(0.5 * 0.25) / 2]) and np.isnan(value[2])
+    assert value[[0, 1, 3]] == pytest.approx([np.log(0.5), np.log(0.5 * 0.25) / 2, np.log(0.5)]) and np.isnan(value[2])
     assert what == "the probability of its labels"
     boxes = pandas.DataFrame({"true_boxes": [[[0.0, 0.0, 0.5, 0.5]], [], [[0, 0, 1, 1]]], "scores": [[0.9], [0.9], []]})
     boxes["boxes"] = [[[0.0, 0.0, 0.5, 1.0]], [[0, 0, 1, 1]], []]
