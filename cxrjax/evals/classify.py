@@ -1,7 +1,7 @@
 """Judges the answers of a head that was trained with its encoder: fine-tuning, or a linear head under the trainer.
 
-The validation pictures choose nothing here: what was found on them is kept in the details, under "validation", for the
-trainer to keep the best step by (`checkpoint.best_metric`), so that the test pictures need no say in it.
+The validation pictures choose nothing here. What was found on them is kept in the details, under "validation". The
+trainer keeps the best step by it (`checkpoint.best_metric`), so that the test pictures have no say in that.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,7 @@
 """Features of a split, computed once per (encoder, pictures, preprocessing) and kept as .npz.
 
-Every judge of frozen features starts from the same table, so a second task or judge on a checkpoint encodes no picture;
-and a second checkpoint decodes none (see `pictures`).
+Every judge of frozen features starts from the same table, so that a second task or judge on a checkpoint encodes no
+picture. A second checkpoint encodes them again, but decodes none (see `pictures`).
 """
 
 import os

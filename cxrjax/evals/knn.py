@@ -1,4 +1,4 @@
-"""k-nearest-neighbour judge on frozen features: nothing is fitted, so it shows what the features hold as they are.
+"""k-nearest-neighbour judge on frozen features: nothing is fitted, so the features are judged as they are.
 
 A picture's score for a label is the weighted share of its k nearest training pictures that carry the label; near is
 cosine similarity, the weight exp(similarity / temperature) as in Wu et al. 2018 and DINO (Caron et al. 2021, 0.07), or

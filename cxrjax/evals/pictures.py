@@ -3,9 +3,9 @@
 <set's folder>/fitted/<split>-<px>-<what>-<stamp>.pixels    n px px uint8, in the order of the records
                       <the same>.there                      n bytes, 1 where a record's pixels are written
 
-Every judge of every checkpoint of every run on a set reads the same file, whatever part of the split it looks at; what
-is missing is filled in when it is first asked for, by several processes at once if need be: they write the same. The
-stamp stands for the set's files; what was kept of a set that has been converted again is removed. Where a file would be
+All judges of all checkpoints read the same file of a split, whatever part of it they look at. A record's pixels are
+filled in when they are first asked for. Several processes may do so at once, since they write the same. The stamp
+stands for the set's files: what was kept of a set that has been converted again is removed. Where a file would be
 larger than allowed, or the folder cannot be written, pictures are decoded each time.
 """
 

@@ -7,10 +7,10 @@ A task of several classes has the ECE of its most likely class (Guo et al., ICML
 probabilities can be calibrated: scores outside 0 … 1 (ridge, cosines) are refused.
 
 Chance alone makes an ECE: few pictures in a bin are seldom right on average. `floor` is what a perfectly calibrated
-model with the same scores would get, on average, on as many pictures; an ECE near it says no more than "not worse".
-For the same reason the ECE of a resample is too large, by about as much as resampling adds noise, so that its interval
-is moved down by the mean excess of the resamples over the value. Our choice; with 300
-pictures and a true ECE of 0.1 the interval then covers it 92 times in 100, without it 67 times.
+model with the same scores would get, on average, on as many pictures. An ECE near it says no more than "not worse".
+For the same reason the ECE of a resample is too large, by about as much as resampling adds noise. The interval is
+therefore moved down by the mean excess of the resamples over the value. This is our choice. With 300 pictures and a
+true ECE of 0.1 the interval covers it 92 times in 100; without the correction it does so 67 times.
 """
 
 from collections.abc import Sequence

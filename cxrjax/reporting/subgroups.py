@@ -3,10 +3,11 @@
 Sex, age and view come from the converted set, whatever else is known (a hospital, a scanner, a skin tone) from a table
 of the user's. A group is compared with everybody else whose group is known, on the same resamples of patients.
 
-A label counts in a group from ten positive and ten negative patients on: then only one resample in 22,000 lacks a side.
-Below that the interval would rest on the resamples that happen to have both, so there is none, and the group is listed
-with its size. Our choice. Where labels are left out of a group's mean, its gap to the others is over the same labels in
-both, but its mean is not comparable with that of a group with more labels; the number of labels stands beside it.
+A label counts in a group that has at least ten positive and ten negative patients: then only one resample in 22,000
+lacks a side. With fewer, the interval would rest on the resamples that happen to have both. So there is none, and the
+group is listed with its size. This is our choice. Where labels are left out of a group's mean, the gap is over the same
+labels in the group and in the others. The mean itself is not comparable with that of a group with more labels, so the
+number of labels stands beside it.
 """
 
 from collections.abc import Callable, Sequence
