@@ -1,12 +1,26 @@
-"""Eight virtual CPU devices and the small converted sets that the tests share."""
+"""Eight virtual CPU devices, a folder of what was compiled, and the small converted sets that the tests share."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+import jaxlib
+
+# Where cores are shared, eight devices may wait long for each other; by default XLA then ends the process.
+FLAGS = "--xla_force_host_platform_device_count=8 --xla_cpu_collective_call_terminate_timeout_seconds=600"
+if jaxlib.__version__.startswith("0.10."):  # a third of the time to compile; later versions have lost the switch
+    FLAGS += " --xla_cpu_use_fusion_emitters=false"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # pytest's first process makes it; its workers, and the commands that tests start, find it in the environment.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="cxrjax-tests-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
-import jax
-import pytest
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_default_matmul_precision", "highest")
 
