@@ -65,3 +65,28 @@ def uniformity(u: jax.Array) -> jax.Array:
 def twins(number: jax.Array) -> jax.Array:
     """Share of the rows whose number (M int32, such as `report` of `input.paired`) another row has too."""
     return jnp.mean((number[:, None] == number[None, :]).sum(axis=1) > 1)
+
+
+def own_report_first(u: jax.Array, w: jax.Array, number: jax.Array, counted: jax.Array) -> jax.Array:
+    """Share of the counted rows u_i whose most similar row of w is a report with the words of their own.
+
+    u, w: M d, pictures and reports. number: M int, equal for equal reports, as in `twins`. counted: M bool; where none
+    is counted the share is 0.
+    """
+    u, w = (normalise(jax.lax.stop_gradient(x)) for x in (u, w))
+    found = number[jnp.argmax(pairwise(u, w), axis=1)] == number
+    return jnp.sum(found & counted) / jnp.maximum(counted.sum(), 1)
+
+
+def token_accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Share of the hidden tokens that are guessed; 0 where none is hidden.
+
+    logits: b l v. labels: int b l, the hidden token's id, or 0 for a token that is not hidden.
+    """
+    hidden = labels > 0
+    return jnp.sum((logits.argmax(-1) == labels) & hidden) / jnp.maximum(hidden.sum(), 1)
+
+
+def first_choices(codes: jax.Array) -> jax.Array:
+    """How many of the k prototypes are the first choice of some row of codes, M k."""
+    return jnp.sum(jax.nn.one_hot(codes.argmax(axis=1), codes.shape[1]).any(axis=0))

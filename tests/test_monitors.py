@@ -64,3 +64,22 @@ def test_embedding_reports_finite_numbers_and_passes_no_gradient():
         np.testing.assert_array_equal(gradient, 0)
     for x in (jnp.zeros((4, 6)), jnp.ones((4, 6)), u[:1], u.astype(jnp.bfloat16)):
         assert all(np.isfinite(value) for value in monitors.embedding(x, x).values())
+
+
+def test_own_report_first_counts_equal_reports():
+    """The third row of four has no picture; the fourth finds another report, with other words."""
+    g, t = jnp.eye(4)[jnp.asarray([1, 0, 2, 2])], jnp.eye(4)
+    number, counted = jnp.asarray([5, 5, 6, 7]), jnp.asarray([True, True, False, True])
+    assert float(monitors.own_report_first(g, t, number, counted)) == pytest.approx(2 / 3)
+    assert float(monitors.own_report_first(g, t, number, counted & False)) == 0
+
+
+def test_token_accuracy_is_of_hidden_tokens():
+    logits = jax.nn.one_hot(jnp.asarray([[1, 2, 0], [3, 3, 1]]), 4)
+    assert float(monitors.token_accuracy(logits, jnp.asarray([[1, 3, 0], [0, 0, 1]]))) == pytest.approx(2 / 3)
+    assert float(monitors.token_accuracy(logits, jnp.zeros((2, 3), int))) == 0
+
+
+def test_first_choices():
+    codes = jnp.asarray([[0.6, 0.3, 0.1], [0.5, 0.2, 0.3], [0.1, 0.1, 0.8]])
+    assert int(monitors.first_choices(codes)) == 2

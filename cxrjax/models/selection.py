@@ -40,6 +40,20 @@ def kept_of(count: int | jax.Array, keep_ratio: float) -> int | jax.Array:
     return -(-count * ratio.numerator // ratio.denominator)
 
 
+def together(
+    frontal: jax.Array, lateral: jax.Array, has_lateral: jax.Array, *, equal_scales: bool = True
+) -> tuple[jax.Array, jax.Array]:
+    """The tokens of both pictures of a study, b n+m d, and which of them exist, b n+m.
+
+    frontal: b n d. lateral: b m d. has_lateral: b bool. equal_scales: every token is brought to mean 0 and deviation 1,
+    so that neither picture's tokens are longer than the other's.
+    """
+    if equal_scales:
+        frontal, lateral = (jax.nn.standardize(x, axis=-1, epsilon=1e-5) for x in (frontal, lateral))
+    tokens, n = jnp.concatenate([frontal, lateral], axis=1), frontal.shape[1]
+    return tokens, jnp.arange(tokens.shape[1]) < jnp.where(has_lateral, tokens.shape[1], n)[:, None]
+
+
 def select(
     gather: Callable, tokens: jax.Array, there: jax.Array, words: jax.Array, counted: jax.Array, keep_ratio: float
 ) -> jax.Array:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cxrjax import methods, optim, parallel
-from cxrjax.methods import frontal_lateral
+from cxrjax.models import frontal_lateral
 from cxrjax.text import tokenizer
 from tests import runs, two_views
 from tests.methods import oracles
@@ -171,12 +171,6 @@ def test_released_defects(official):
 def test_the_last_report_of_each_device_selects():
     found = frontal_lateral.of_last(jnp.arange(12.0)[:, None], 3)
     np.testing.assert_array_equal(found[:, 0], [3] * 4 + [7] * 4 + [11] * 4)
-
-
-def test_retrieval_counts_equal_reports():
-    g, t = jnp.eye(4)[jnp.asarray([1, 0, 2, 2])], jnp.eye(4)
-    number, counted = jnp.asarray([5, 5, 6, 7]), jnp.asarray([True, False, True, True])
-    assert float(frontal_lateral.own_report_first(g, t, number, counted)) == pytest.approx(2 / 3)
 
 
 def test_views(paper, vocabulary):
