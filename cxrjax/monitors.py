@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from cxrjax.losses.contrastive import normalise, pairwise
+from cxrjax.losses.pairs import diagonal, mean_where, normalise, pairwise
 
 
 def embedding(u: jax.Array, v: jax.Array | None = None) -> dict[str, jax.Array]:
@@ -58,7 +58,7 @@ def uniformity(u: jax.Array) -> jax.Array:
     if rows == 1:
         return jnp.zeros(())
     u = normalise(jax.lax.stop_gradient(u))
-    potential = jnp.where(jnp.eye(rows, dtype=bool), 0, jnp.exp(4 * (pairwise(u, u) - 1)))
+    potential = jnp.where(diagonal(rows), 0, jnp.exp(4 * (pairwise(u, u) - 1)))
     return jnp.log(jnp.sum(potential) / (rows * (rows - 1)))
 
 
@@ -74,8 +74,7 @@ def own_report_first(u: jax.Array, w: jax.Array, number: jax.Array, counted: jax
     is counted the share is 0.
     """
     u, w = (normalise(jax.lax.stop_gradient(x)) for x in (u, w))
-    found = number[jnp.argmax(pairwise(u, w), axis=1)] == number
-    return jnp.sum(found & counted) / jnp.maximum(counted.sum(), 1)
+    return mean_where(number[jnp.argmax(pairwise(u, w), axis=1)] == number, counted)
 
 
 def token_accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -83,8 +82,7 @@ def token_accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
     logits: b l v. labels: int b l, the hidden token's id, or 0 for a token that is not hidden.
     """
-    hidden = labels > 0
-    return jnp.sum((logits.argmax(-1) == labels) & hidden) / jnp.maximum(hidden.sum(), 1)
+    return mean_where(logits.argmax(-1) == labels, labels > 0)
 
 
 def first_choices(codes: jax.Array) -> jax.Array:

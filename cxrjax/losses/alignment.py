@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from cxrjax.losses.contrastive import normalise, pairwise
 from cxrjax.losses.extrema import largest, smallest
+from cxrjax.losses.pairs import NEVER, diagonal, mean_where, normalise, pairwise, products
 
 MODES = ("soft", "mask", "multi_positive", "triage", "info_nce")
+DIRECTIONS = ("mean", "sum")
 AVERAGES = ("reports", "all_reports", "words")
 _EPSILON = 1e-6  # of cosines: similarities that vary by less say nothing
 
@@ -44,8 +45,8 @@ def sia(
     Returns (scalar, report): target_entropy H(Y), the floor of the mean of both directions; kl, that mean less H(Y);
     target_own, mean Y_ii; masked, the share of pairs of two studies that are left out of the denominators.
     """
-    if direction not in ("mean", "sum"):
-        raise ValueError(f"direction must be 'mean' or 'sum', got {direction!r}")
+    if direction not in DIRECTIONS:
+        raise ValueError(f"direction must be one of {', '.join(DIRECTIONS)}, got {direction!r}")
     chosen = {"mode": mode, "target_temperature": target_temperature, "threshold": threshold, "neutral": neutral}
     if groups > 1:
         local = partial(sia, temperature=temperature, direction=direction, **chosen)
@@ -55,15 +56,15 @@ def sia(
     logits = pairwise(normalise(u), normalise(w)) / temperature
 
     def one_way(logits):
-        # Σ_j Y_ij = 1 and Y = 0 where K = 0, so that no −∞ is multiplied. The diagonal is kept: no row is empty.
-        return jax.nn.logsumexp(jnp.where(kept, logits, -jnp.inf), axis=1).mean() - jnp.sum(y * logits) / len(y)
+        # Σ_j Y_ij = 1 and Y = 0 where K = 0, so what is left out adds nothing. The diagonal is kept: no row is empty.
+        return jax.nn.logsumexp(jnp.where(kept, logits, NEVER), axis=1).mean() - jnp.sum(y * logits) / len(y)
 
     value = (one_way(logits) + one_way(logits.T)) / 2
     entropy = jnp.sum(jax.scipy.special.entr(y)) / len(y)
     report = {
         "target_entropy": entropy,
         "kl": value - entropy,
-        "target_own": jnp.sum(jnp.where(_diagonal(len(y)), y, 0)) / len(y),
+        "target_own": jnp.sum(jnp.where(diagonal(len(y)), y, 0)) / len(y),
         "masked": jnp.sum(~kept) / max(len(y) * (len(y) - 1), 1),
     }
     return value * (2 if direction == "sum" else 1), jax.lax.stop_gradient(report)
@@ -72,7 +73,7 @@ def sia(
 def likeness(e: jax.Array) -> jax.Array:
     """S, M M: cosines of the rows of e (M e) in [−1, 1] with 1 on the diagonal, without gradient."""
     e = normalise(jax.lax.stop_gradient(e))
-    return jnp.where(_diagonal(len(e)), 1.0, jnp.clip(pairwise(e, e), -1, 1))
+    return jnp.where(diagonal(len(e)), 1.0, jnp.clip(pairwise(e, e), -1, 1))
 
 
 def targets(
@@ -95,7 +96,7 @@ def targets(
     s = s + 1e-6  # the cosine of two equal texts may be 1 − 2⁻²³, and must not be below a threshold of 1
     if mode == "soft":
         return jax.nn.softmax(s / target_temperature, axis=1), jnp.ones(s.shape, bool)
-    positive = _diagonal(len(s)) | ((s >= threshold) & (mode in ("multi_positive", "triage")))
+    positive = diagonal(len(s)) | ((s >= threshold) & (mode in ("multi_positive", "triage")))
     negative = s < {"mask": threshold, "triage": neutral}.get(mode, jnp.inf)
     return positive / positive.sum(axis=1, keepdims=True), positive | negative
 
@@ -109,11 +110,10 @@ def intra_modal(
     """
     if len(u) == 1:
         return jnp.zeros(())
-    u, others = normalise(u), ~_diagonal(len(u))
+    u, others = normalise(u), ~diagonal(len(u))
 
     def log_shares(logits):
-        # 0 on the diagonal, where −∞ less −∞ would be NaN.
-        return jnp.where(others, jax.nn.log_softmax(jnp.where(others, logits, -jnp.inf), axis=1), 0)
+        return jnp.where(others, jax.nn.log_softmax(jnp.where(others, logits, NEVER), axis=1), 0)
 
     p, q = log_shares(likeness(e) / target_temperature), log_shares(pairwise(u, u) / temperature)
     return jnp.sum(jnp.exp(p) * (p - q)) / len(u)
@@ -155,7 +155,7 @@ def sta(
     weight = {"reports": length >= 2, "all_reports": length >= 1, "words": length}[average].astype(jnp.float32)
     value = jnp.sum(weight * of_report) / jnp.maximum(weight.sum(), 1)
     found = {"survivors": jnp.sum(a > 0, axis=-1), "effective_patches": 1 / jnp.sum(a * a, axis=-1)}
-    report = {name: jnp.sum(jnp.where(word_mask, x, 0)) / jnp.maximum(length.sum(), 1) for name, x in found.items()}
+    report = {name: mean_where(x, word_mask) for name, x in found.items()}
     return value, jax.lax.stop_gradient(report)
 
 
@@ -179,23 +179,15 @@ def weights(s: jax.Array, valid: jax.Array, sparsity: float | jax.Array) -> jax.
 
 def _one_way(queries, keys, query_mask, key_mask, sparsity, temperature, equal=None):
     """Loss of every query among those of its example, b q (0 for padding), and what it attends to, b q k."""
-    s = _products(queries, keys)
+    s = products(queries, keys)
     a = weights(s, key_mask[:, None, :], sparsity)
     seen = normalise(jnp.einsum("bqk,bkd->bqd", a, keys, precision="highest"))
-    logits = _products(seen, queries) / temperature
+    logits = products(seen, queries) / temperature
     against = query_mask[:, :, None] & query_mask[:, None, :]
     if equal is not None:
         against &= ~equal
     # Padding sees itself only, which costs nothing.
-    logits = jnp.where(against | _diagonal(logits.shape[-1]), logits, -jnp.inf)
+    logits = jnp.where(against | diagonal(logits.shape[-1]), logits, NEVER)
     rows, columns = jax.nn.logsumexp(logits, axis=2), jax.nn.logsumexp(logits, axis=1)
     positive = jnp.sum(seen * queries, axis=-1) / temperature
     return jnp.where(query_mask, (rows + columns) / 2 - positive, 0), a
-
-
-def _products(x, y):
-    return jnp.einsum("bqd,bkd->bqk", x, y, precision="highest")
-
-
-def _diagonal(size):
-    return jnp.arange(size)[:, None] == jnp.arange(size)

@@ -10,13 +10,9 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-_NEVER = -1e30  # logit of a pair that is left out
+from cxrjax.losses.pairs import NEVER, diagonal, normalise, pairwise
 
-
-def normalise(x: jax.Array) -> jax.Array:
-    """Rows of x (… d) scaled to unit length in float32; a zero row stays zero and has a finite gradient."""
-    x = x.astype(jnp.float32)
-    return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-12)
+SIMILARITIES = ("cosine", "tsp")
 
 
 def tsp(s: jax.Array, kappa: float) -> jax.Array:
@@ -31,7 +27,7 @@ def info_nce(
     u: jax.Array,
     v: jax.Array,
     *,
-    temperature: float,
+    temperature: float | jax.Array,
     similarity: str = "cosine",
     kappa: float = 0.0,
     exclude: jax.Array | None = None,
@@ -99,7 +95,7 @@ def sigmoid(
     paper has none. Every other pair has z = −1.
     """
     logits = pairwise(normalise(u), normalise(v)) * scale + bias
-    agree = _diagonal(len(u)) if positives is None else _diagonal(len(u)) | positives
+    agree = diagonal(len(u)) if positives is None else diagonal(len(u)) | positives
     return -jax.nn.log_sigmoid(jnp.where(agree, logits, -logits)).sum() / len(u)
 
 
@@ -111,12 +107,6 @@ def ctr(queries: jax.Array, keys: jax.Array, *, temperature: float) -> jax.Array
     q, k = normalise(queries), normalise(jax.lax.stop_gradient(keys))
     positive = jnp.sum(q * k, axis=-1) / temperature
     return 2 * temperature * (jax.nn.logsumexp(pairwise(q, k) / temperature, axis=1) - positive).mean()
-
-
-@jax.named_scope("pairwise")
-def pairwise(u: jax.Array, v: jax.Array) -> jax.Array:
-    """Inner products of all rows, float32 at full precision: u M d, v M d → M M. Cost counts leave this scope out."""
-    return jnp.matmul(u.astype(jnp.float32), v.astype(jnp.float32).T, precision=jax.lax.Precision.HIGHEST)
 
 
 def _log_sum_exps(u, v, logit, exclude, chunks, diagonal=True):
@@ -139,7 +129,7 @@ def _log_sum_exps(u, v, logit, exclude, chunks, diagonal=True):
             dropped = excluded & ~own if diagonal else excluded | own
         logits = logit(pairwise(u, part))
         # Not −∞: the gradient of a row whose whole chunk is left out would be NaN.
-        return logits if dropped is None else jnp.where(dropped, _NEVER, logits)
+        return logits if dropped is None else jnp.where(dropped, NEVER, logits)
 
     def step(rows, chunk):
         logits = logits_of(*chunk)
@@ -149,7 +139,7 @@ def _log_sum_exps(u, v, logit, exclude, chunks, diagonal=True):
         logits = logits_of(parts[0], 0)
         return jax.nn.logsumexp(logits, axis=1), jax.nn.logsumexp(logits, axis=0)
     scanned = (parts, jnp.arange(chunks))
-    rows, columns = jax.lax.scan(jax.checkpoint(step, prevent_cse=False), jnp.full(m, _NEVER), scanned)
+    rows, columns = jax.lax.scan(jax.checkpoint(step, prevent_cse=False), jnp.full(m, NEVER), scanned)
     return rows, rearrange(columns, "c n -> (n c)")
 
 
@@ -163,10 +153,6 @@ def _in_groups(loss, u, v, exclude, groups):
 def _similarity(s, kind, kappa):
     if kind == "cosine":
         return s
-    if kind != "tsp":
-        raise ValueError(f"similarity must be 'cosine' or 'tsp', got {kind!r}")
+    if kind not in SIMILARITIES:
+        raise ValueError(f"similarity must be one of {', '.join(SIMILARITIES)}, got {kind!r}")
     return tsp(s, kappa)
-
-
-def _diagonal(size):
-    return jnp.arange(size)[:, None] == jnp.arange(size)

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 
 from cxrjax.losses.boxes import area, giou, iou
 
+TERMS = ("place", "size", "object", "class")
+ASSIGN = ("best_prior", "best_of_level")
 IGNORE_IOU = 0.5  # priors that overlap a box more than this are not told to be background
 SPAN = 8  # longest side of a box, in cells of the level that finds it; twice that goes to the next coarser level
 RADIUS = 1.5  # cells around the middle of a box that learn to find it
@@ -43,7 +45,7 @@ def yolo(
     Source: Redmon and Farhadi 2018 (1804.02767), section 2.1; weights, means and the threshold on shapes as in the
     released code of MGCA, whose assignment and the two defects the last three arguments give.
     """
-    terms = {"place": 0.0, "size": 0.0, "object": 0.0, "class": 0.0}
+    levels = []
     middle, size = (boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]  # b m 2
     overlaps = [_shape_iou(size, level, shape(out), inclusive_iou) for level, out in zip(priors, maps, strict=True)]
     chosen = best_priors(overlaps, assign)
@@ -65,19 +67,22 @@ def yolo(
         def mean(values, counted):
             return jnp.where(counted, values, 0).mean()
 
-        terms["place"] += 2.5 * 2 * mean(bce(out[..., :2], inside[..., ::-1]), one[..., None])
-        terms["size"] += 2.5 * 2 * mean((out[..., 2:4] - log_size[..., ::-1]) ** 2, one[..., None])
-        terms["object"] += mean(bce(out[..., 4], 1.0), one) + 0.5 * mean(bce(out[..., 4], 0.0), background)
-        terms["class"] += mean(bce(out[..., 5:], labels), one[..., None])
-    return terms
+        terms = {
+            "place": 2.5 * 2 * mean(bce(out[..., :2], inside[..., ::-1]), one[..., None]),
+            "size": 2.5 * 2 * mean((out[..., 2:4] - log_size[..., ::-1]) ** 2, one[..., None]),
+            "object": mean(bce(out[..., 4], 1.0), one) + 0.5 * mean(bce(out[..., 4], 0.0), background),
+            "class": mean(bce(out[..., 5:], labels), one[..., None]),
+        }
+        levels.append(terms)
+    return {name: jnp.asarray(sum(terms[name] for terms in levels)) for name in TERMS}
 
 
 def best_priors(overlaps: Sequence[jax.Array], assign: str) -> list[jax.Array]:
     """Per level bool b m a: the priors that are to find a box, of their overlaps in shape, l × b m a."""
     if assign == "best_of_level":
         return [jnp.arange(level.shape[-1]) == level.argmax(axis=-1)[..., None] for level in overlaps]
-    if assign != "best_prior":
-        raise ValueError(f"assign must be 'best_prior' or 'best_of_level', got {assign!r}")
+    if assign not in ASSIGN:
+        raise ValueError(f"assign must be one of {', '.join(ASSIGN)}, got {assign!r}")
     sizes = [level.shape[-1] for level in overlaps]
     best = jnp.concatenate(overlaps, axis=-1).argmax(axis=-1)[..., None]
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
@@ -101,17 +106,17 @@ def dense(
     """
     grids = [shape(level) for level in found]
     mine = jnp.concatenate([flat.reshape(*classes.shape, -1) for flat in assigned(grids, boxes, classes)], axis=2)
-    s, found = (jnp.concatenate([x.reshape(len(x), -1, x.shape[-1]) for x in maps], axis=1) for maps in (logits, found))
+    s, place = (jnp.concatenate([x.reshape(len(x), -1, x.shape[-1]) for x in maps], axis=1) for maps in (logits, found))
     smallest = jnp.argmin(jnp.where(mine, area(boxes)[..., None], jnp.inf), axis=1)  # b n
     one = mine.any(axis=1)
     wanted, kind = _of_box(boxes, smallest), jnp.take_along_axis(classes, smallest, axis=1)
-    quality = jax.lax.stop_gradient(iou(found, wanted))[..., None]
+    quality = jax.lax.stop_gradient(iou(place, wanted))[..., None]
     target = jnp.where(one[..., None] & (kind[..., None] == jnp.arange(s.shape[-1])), quality, 0.0)  # b n c
     count = jnp.maximum(one.sum(), 1)
     weight = (target - jax.nn.sigmoid(s)) ** 2
     return {
         "quality": (weight * bce(s, target)).sum() / count,
-        "box": 2 * jnp.where(one, 1 - giou(found, wanted), 0).sum() / count,
+        "box": 2 * jnp.where(one, 1 - giou(place, wanted), 0).sum() / count,
     }
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from cxrjax.losses import prototypes
-from cxrjax.losses.contrastive import normalise
+from cxrjax.losses.pairs import normalise
 
 
 def byol(predictions: jax.Array, targets: jax.Array) -> jax.Array:

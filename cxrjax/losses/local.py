@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from cxrjax.losses.contrastive import normalise
+from cxrjax.losses.pairs import NEVER, diagonal, mean_where, normalise, products
 
-_NEVER = -1e30  # below every logit, and finite: an −∞ less an −∞ would be NaN in a row without words
+AGGREGATES = ("sum", "mean")
 
 
 def gloria(
@@ -37,11 +37,11 @@ def gloria(
     options = {"attention_scale": attention_scale, "word_scale": word_scale, "over_words": over_words}
     scores = gloria_scores(regions, words, word_mask, aggregate=aggregate, chunks=chunks, **options)
     pair = word_mask.any(axis=1)
-    logits = jnp.where(pair[:, None] & pair[None, :], pair_scale * scores, _NEVER)
+    logits = jnp.where(pair[:, None] & pair[None, :], pair_scale * scores, NEVER)
     # Not jnp.diag: taking a diagonal of a sharded matrix doubles the all-gathers.
-    positive = jnp.sum(jnp.where(jnp.eye(len(logits), dtype=bool), logits, 0), axis=1)
+    positive = jnp.sum(jnp.where(diagonal(len(logits)), logits, 0), axis=1)
     surprise = jax.nn.logsumexp(logits, axis=1) + jax.nn.logsumexp(logits, axis=0) - 2 * positive
-    return _mean(surprise, pair)
+    return mean_where(surprise, pair)
 
 
 def gloria_scores(
@@ -70,8 +70,8 @@ def gloria_scores(
     code, that is left to the scale of the loss.
     Raises ValueError for another aggregate, and for chunks that do not divide b.
     """
-    if aggregate not in ("sum", "mean"):
-        raise ValueError(f"aggregate must be 'sum' or 'mean', got {aggregate!r}")
+    if aggregate not in AGGREGATES:
+        raise ValueError(f"aggregate must be one of {', '.join(AGGREGATES)}, got {aggregate!r}")
     if chunks < 1 or len(words) % chunks:
         raise ValueError(f"{len(words)} reports do not divide into {chunks} chunks; take a divisor of {len(words)}")
     regions, words = regions.astype(jnp.float32), words.astype(jnp.float32)
@@ -89,7 +89,7 @@ def _score(regions, attention_scale, word_scale, over_words, aggregate, reports)
     products = _einsum("ind,jwd->ijwn", regions, words)
     similarity = products
     if over_words:
-        similarity = jax.nn.softmax(jnp.where(mask[..., None], products, _NEVER), axis=2)
+        similarity = jax.nn.softmax(jnp.where(mask[..., None], products, NEVER), axis=2)
     attention = jax.nn.softmax(attention_scale * similarity, axis=-1)
     # c·t = Σ_n a_n v_n·t and ‖c‖² = aᵀ V Vᵀ a: the vectors c themselves, of d numbers for each word and picture, are
     # never made.
@@ -98,7 +98,7 @@ def _score(regions, attention_scale, word_scale, over_words, aggregate, reports)
     squared = jnp.sum(attention * _einsum("ijwn,inm->ijwm", attention, gram), axis=-1)
     lengths = jnp.maximum(squared, 0) + 1e-12, jnp.sum(words * words, axis=-1) + 1e-12
     matches = word_scale * inner * jax.lax.rsqrt(lengths[0]) * jax.lax.rsqrt(lengths[1])
-    pooled = jax.nn.logsumexp(jnp.where(mask, matches, _NEVER), axis=-1)
+    pooled = jax.nn.logsumexp(jnp.where(mask, matches, NEVER), axis=-1)
     if aggregate == "mean":
         pooled = pooled - jnp.log(jnp.maximum(mask.sum(-1), 1))
     return jnp.where(mask.any(-1), pooled, 0.0)
@@ -129,9 +129,9 @@ def token_alignment(
     """
     v, t = normalise(regions), normalise(words)
     pair = word_mask.any(axis=1)
-    logits = _einsum("bwd,bnd->bwn", t, v) / temperature
+    logits = products(t, v) / temperature
     seen_regions = normalise(_einsum("bwn,bnd->bwd", jax.nn.softmax(logits, axis=-1), v))
-    attention = jax.nn.softmax(jnp.where(word_mask[..., None], logits, _NEVER), axis=1)
+    attention = jax.nn.softmax(jnp.where(word_mask[..., None], logits, NEVER), axis=1)
     seen_words = _einsum("bwn,bwd->bnd", attention, t)
     seen_words = seen_words if raw_seen_words else normalise(seen_words)
 
@@ -139,7 +139,7 @@ def token_alignment(
     negatives = jnp.ones_like(word_mask) if padding_is_negative else word_mask
     of_words = _told_apart(t, seen_regions, negatives, _weights(word_weights, word_mask), temperature)
     of_regions = _told_apart(v, seen_words, everywhere, _weights(region_weights, everywhere), temperature)
-    return _mean(of_words, pair), _mean(of_regions, pair)
+    return mean_where(of_words, pair), mean_where(of_regions, pair)
 
 
 def clipped(weights: jax.Array, mask: jax.Array, *, low: float = 0.1, high: float = 0.9) -> jax.Array:
@@ -157,10 +157,10 @@ def clipped(weights: jax.Array, mask: jax.Array, *, low: float = 0.1, high: floa
 
 def _told_apart(own, seen, mask, weights, temperature):
     """Weighted cross-entropies of a row's tokens, own_l among all seen and seen_l among all own: b."""
-    logits = _einsum("bkd,bld->bkl", own, seen) / temperature
+    logits = products(own, seen) / temperature
     positive = jnp.sum(own * seen, axis=-1) / temperature
-    of_own = jax.nn.logsumexp(jnp.where(mask[:, None, :], logits, _NEVER), axis=2) - positive
-    of_seen = jax.nn.logsumexp(jnp.where(mask[:, :, None], logits, _NEVER), axis=1) - positive
+    of_own = jax.nn.logsumexp(jnp.where(mask[:, None, :], logits, NEVER), axis=2) - positive
+    of_seen = jax.nn.logsumexp(jnp.where(mask[:, :, None], logits, NEVER), axis=1) - positive
     return jnp.sum(weights * (of_own + of_seen) / 2, axis=1)
 
 
@@ -168,10 +168,6 @@ def _weights(weights, mask):
     weights = jnp.ones(mask.shape) if weights is None else jax.lax.stop_gradient(weights.astype(jnp.float32))
     weights = jnp.where(mask, weights, 0)
     return weights / jnp.maximum(weights.sum(axis=1, keepdims=True), 1e-12)
-
-
-def _mean(values, mask):
-    return jnp.sum(jnp.where(mask, values, 0)) / jnp.maximum(mask.sum(), 1)
 
 
 def _einsum(formula, *arrays):

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
+from cxrjax.losses.pairs import NEVER, mean_where
+
 
 def codes(
     scores: jax.Array,
@@ -29,11 +31,11 @@ def codes(
     if not shift:
         log_q = jnp.where(log_q > jnp.log(jnp.finfo(jnp.float32).max), jnp.inf, log_q)
     kept = jnp.ones((len(scores), 1), bool) if valid is None else valid[:, None]
-    log_q = jnp.where(kept, log_q, -jnp.inf)
+    log_q = jnp.where(kept, log_q, NEVER)
     for _ in range(iterations):
         log_q = log_q - jax.nn.logsumexp(log_q, axis=0, keepdims=True)
-        # Without the mask the empty rows, and all where none is valid, would be no numbers and spread.
-        log_q = jnp.where(kept, jax.nn.log_softmax(log_q), -jnp.inf)
+        # A row that is left out must not come back with equal shares.
+        log_q = jnp.where(kept, jax.nn.log_softmax(log_q), NEVER)
     return jnp.where(kept, jnp.exp(log_q), 0.0)
 
 
@@ -44,9 +46,7 @@ def assignment(scores: jax.Array, codes: jax.Array, temperature: float, valid: j
     """
     log_p = jax.nn.log_softmax(scores.astype(jnp.float32) / temperature)
     rows = -jnp.sum(jax.lax.stop_gradient(codes) * log_p, axis=-1)
-    if valid is None:
-        return rows.mean()
-    return jnp.sum(jnp.where(valid, rows, 0.0)) / jnp.maximum(jnp.sum(valid), 1)
+    return rows.mean() if valid is None else mean_where(rows, valid)
 
 
 def swapped(
@@ -74,4 +74,4 @@ def swapped(
         masks = [valid[name] for name in (one, other) if name in valid]
         both = masks[0] & masks[-1] if masks else None
         terms.append(assignment(scores[one], found[other], temperature, both))
-    return sum(terms) / len(terms), found
+    return jnp.asarray(sum(terms)) / len(terms), found

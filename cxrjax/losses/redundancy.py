@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from cxrjax.losses.contrastive import pairwise
+from cxrjax.losses.pairs import pairwise
 
 VARIANCE_EPS = 1e-4
 CORRELATION_EPS = 1e-5
@@ -34,10 +34,9 @@ def vicreg(
     if len(u) < 2:
         raise ValueError(f"variances over {len(u)} row: give at least two, or fewer groups")
     u, v = u.astype(jnp.float32), v.astype(jnp.float32)
-    deviations = deviation(u), deviation(v)
     return {
         "invariance": sim * jnp.mean((u - v) ** 2),
-        "variance": std * sum(jnp.mean(jax.nn.relu(1 - s)) for s in deviations) / 2,
+        "variance": std * (_hinge(u) + _hinge(v)) / 2,
         "covariance": cov * (_covariance(u) + _covariance(v)),
     }
 
@@ -84,7 +83,12 @@ def covariance_floor(rows: int, dimensions: int) -> float:
     return max(0.0, dimensions / (rows - 1) - 1)
 
 
-def _covariance(x):
+def _hinge(x: jax.Array) -> jax.Array:
+    """(1/d) Σ_j max(0, 1 − s_j), s the deviations of M d."""
+    return jnp.mean(jax.nn.relu(1 - deviation(x)))
+
+
+def _covariance(x: jax.Array) -> jax.Array:
     """(1/d) Σ_{i≠j} C_ij² of M d float32."""
     x = x - x.mean(axis=0)
     product = pairwise(x, x) if len(x) < x.shape[1] else pairwise(x.T, x.T)
@@ -92,7 +96,7 @@ def _covariance(x):
     return (jnp.sum(product**2) - jnp.sum(diagonal**2)) / (len(x) - 1) ** 2 / x.shape[1]
 
 
-def _standardise(x):
+def _standardise(x: jax.Array) -> jax.Array:
     x = x.astype(jnp.float32)
     x = x - x.mean(axis=0)
     return x * jax.lax.rsqrt(jnp.mean(x * x, axis=0) + CORRELATION_EPS)

@@ -14,6 +14,8 @@ focal: Lin et al., ICCV 2017, eq. 4, without α. MGCA (2210.06044, released code
 import jax
 import jax.numpy as jnp
 
+from cxrjax.losses.pairs import mean_where
+
 
 def dice(logits: jax.Array, masks: jax.Array, known: jax.Array, *, smooth: float = 1.0) -> jax.Array:
     """1 − soft Dice, mean over the pictures that have a mask.
@@ -21,7 +23,7 @@ def dice(logits: jax.Array, masks: jax.Array, known: jax.Array, *, smooth: float
     logits: b h w 1. masks: b h w 1, 1 inside and 0 outside. known: b, whether a picture has a mask.
     """
     both, either = _overlap(logits, masks)
-    return _mean(1 - (2 * both + smooth) / (either + smooth), known)
+    return mean_where(1 - (2 * both + smooth) / (either + smooth), known > 0)
 
 
 def log_dice(logits: jax.Array, masks: jax.Array, known: jax.Array, *, smooth: float = 1.0) -> jax.Array:
@@ -40,15 +42,10 @@ def focal(logits: jax.Array, masks: jax.Array, known: jax.Array, *, gamma: float
     margin = (2.0 * masks - 1) * logits.astype(jnp.float32)
     # (1 − p_t)^γ as exp(γ log σ(−margin)): a power of 0 would have no gradient.
     loss = jnp.exp(gamma * jax.nn.log_sigmoid(-margin)) * jax.nn.softplus(-margin)
-    return _mean(loss.mean((1, 2, 3)), known)
+    return mean_where(loss.mean((1, 2, 3)), known > 0)
 
 
 def _overlap(logits: jax.Array, masks: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Σ p t and Σ p + Σ t of every picture, b each."""
     probability, inside = jax.nn.sigmoid(logits.astype(jnp.float32)), masks.astype(jnp.float32)
     return (probability * inside).sum((1, 2, 3)), (probability + inside).sum((1, 2, 3))
-
-
-def _mean(of_pictures: jax.Array, known: jax.Array) -> jax.Array:
-    counted = (known > 0).astype(jnp.float32)
-    return jnp.sum(of_pictures * counted) / jnp.maximum(counted.sum(), 1)

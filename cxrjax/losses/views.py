@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from cxrjax.losses.contrastive import info_nce, normalise
+from cxrjax.losses.contrastive import info_nce
+from cxrjax.losses.pairs import NEVER, diagonal, mean_where, normalise, products
 
 
 def word_alignment(
@@ -18,17 +19,16 @@ def word_alignment(
     Source: F-L (Qiao, Gong et al., IEEE TMI 2026), released code, where every position is valid.
     """
     u, v = normalise(u), normalise(v)
-    precision = jax.lax.Precision.HIGHEST
-    logits = jnp.einsum("bid,bjd->bij", u, v, precision=precision) / temperature
+    logits = products(u, v) / temperature
     positive = jnp.sum(u * v, axis=-1) / temperature
     # A position that is no word keeps itself alone, so that its row gives 0 and no infinity.
-    compared = (valid[:, :, None] & valid[:, None, :]) | jnp.eye(u.shape[1], dtype=bool)
-    logits = jnp.where(compared, logits, -1e30)
+    compared = (valid[:, :, None] & valid[:, None, :]) | diagonal(u.shape[1])
+    logits = jnp.where(compared, logits, NEVER)
     both = sum(jax.nn.logsumexp(logits, axis=axis) - positive for axis in (1, 2)) / 2  # b l
     words = valid.sum(axis=-1)
     rows = jnp.sum(jnp.where(valid, both, 0.0), axis=-1) / jnp.maximum(words, 1)
     counted = (words > 0) if studies is None else studies & (words > 0)
-    return jnp.sum(jnp.where(counted, rows, 0.0)) / jnp.maximum(counted.sum(), 1)
+    return mean_where(rows, counted)
 
 
 def counted_info_nce(

@@ -4,6 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cxrjax.losses.pairs import normalise
+
 # What PyTorch gives a linear layer: U(±1/√d).
 TORCH_LINEAR = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
@@ -22,11 +24,5 @@ class Prototypes(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         direction = self.param("direction", TORCH_LINEAR, (x.shape[-1], self.count))
-        factors = (unit(x, -1).astype(self.dtype), unit(direction, 0).astype(self.dtype))
+        factors = (normalise(x).astype(self.dtype), normalise(direction, 0).astype(self.dtype))
         return jnp.matmul(*factors, preferred_element_type=jnp.float32)
-
-
-def unit(x: jax.Array, axis: int) -> jax.Array:
-    """x scaled to length 1 along an axis, in float32; zeros stay zeros and have a finite gradient."""
-    x = x.astype(jnp.float32)
-    return x * jax.lax.rsqrt(jnp.sum(x * x, axis=axis, keepdims=True) + 1e-12)

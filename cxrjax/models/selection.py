@@ -10,13 +10,16 @@ not taken, keep their places and are marked, so that shapes do not change: n cou
 
 from collections.abc import Callable
 from fractions import Fraction
+from typing import TypeVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cxrjax.losses.contrastive import normalise
+from cxrjax.losses.pairs import NEVER, normalise
 from cxrjax.models.vit import TORCH_CONV, Linear, gelu
+
+Count = TypeVar("Count", int, jax.Array)
 
 
 def sizes(tokens: int, keep_ratio: float, gather_ratio: float) -> tuple[int, int]:
@@ -34,7 +37,7 @@ def sizes(tokens: int, keep_ratio: float, gather_ratio: float) -> tuple[int, int
     return kept, gathered
 
 
-def kept_of(count: int | jax.Array, keep_ratio: float) -> int | jax.Array:
+def kept_of(count: Count, keep_ratio: float) -> Count:
     """⌈ρ · count⌉."""
     ratio = Fraction(str(keep_ratio))
     return -(-count * ratio.numerator // ratio.denominator)
@@ -101,7 +104,7 @@ class Gather(nn.Module):
         x = gelu(Linear(tokens.shape[-1] // 5, self.dtype, TORCH_CONV, name="fc1")(x))
         logits = Linear(self.count, self.dtype, TORCH_CONV, name="fc2")(x).astype(jnp.float32)  # b n count
         scale = self.param("scale", nn.initializers.ones, ())
-        weights = jax.nn.softmax(jnp.where(kept[..., None], scale * logits, -1e30), axis=1)
+        weights = jax.nn.softmax(jnp.where(kept[..., None], scale * logits, NEVER), axis=1)
         return jnp.einsum("bnm,bnd->bmd", weights, tokens)
 
 

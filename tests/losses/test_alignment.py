@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cxrjax import parallel
-from cxrjax.losses import alignment, contrastive
+from cxrjax.losses import alignment, contrastive, pairs
 
 EYE3 = np.eye(3)[None]
 ALL = {"mode": "info_nce", "target_temperature": 0.1, "threshold": 0.95, "neutral": 0.9}
@@ -259,7 +259,7 @@ def test_each_direction_has_rows_of_its_own(batch):
     u, w, e = batch
     y, _ = alignment.targets(alignment.likeness(jnp.asarray(e)), **{**ALL, "mode": "soft", "target_temperature": 1.0})
     assert np.abs(np.asarray(y).sum(axis=0) - 1).max() > 0.1
-    logits = contrastive.pairwise(contrastive.normalise(u), contrastive.normalise(w))
+    logits = pairs.pairwise(pairs.normalise(u), pairs.normalise(w))
     halves = [-jnp.mean(jnp.sum(y * jax.nn.log_softmax(x, axis=1), axis=1)) for x in (logits, logits.T)]
     value, _ = sia(u, w, e, temperature=1.0, target_temperature=1.0)
     assert float(value) == pytest.approx(float(sum(halves)) / 2, rel=1e-6)
