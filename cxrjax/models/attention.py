@@ -5,6 +5,7 @@ fused kernel, which never holds the m × n weights (`jax.nn.dot_product_attentio
 refuses, it is two einsums with a float32 softmax between them.
 """
 
+from collections.abc import Mapping
 from functools import partial
 
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 from einops import rearrange, repeat
 
 from cxrjax import parallel
+from cxrjax.losses.pairs import NEVER
 
 HALF = (jnp.bfloat16, jnp.float16)
 AMPERE = (8, 0)
@@ -34,7 +36,7 @@ def _einsums(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array | None
     q, k, v = (rearrange(x, "b n (a d) -> b a n d", a=heads) for x in (q, k, v))
     logits = jnp.einsum("bamd,band->bamn", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
     if lengths is not None:
-        logits = jnp.where(jnp.arange(k.shape[2]) < repeat(lengths, "b -> b 1 1 1"), logits, -jnp.inf)
+        logits = jnp.where(jnp.arange(k.shape[2]) < repeat(lengths, "b -> b 1 1 1"), logits, NEVER)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
     return rearrange(jnp.einsum("bamn,band->bamd", weights, v), "b a m d -> b m (a d)")
 
@@ -75,3 +77,18 @@ def _is_fused(width: int, dtype: jax.typing.DTypeLike) -> bool:
     except (RuntimeError, NotImplementedError, ValueError):  # no cuDNN here, or none that takes these heads
         return False
     return True
+
+
+def of_first_token(y: jax.Array, qkv: Mapping[str, jax.Array], heads: int, mask: jax.Array | None = None) -> jax.Array:
+    """How much the first token attends to each token in a block: b a n, rows sum to 1, float32, no gradient.
+
+    y: b n d, what the block's attention is given. qkv: kernel d 3d and bias 3d as in models/vit.py and models/bert.py.
+    mask: b n, the tokens that are no padding.
+    """
+    y, qkv = jax.lax.stop_gradient((y, qkv))
+    d = y.shape[-1]
+    kernel, bias = (qkv[name].astype(y.dtype) for name in ("kernel", "bias"))
+    q, k = y[:, :1] @ kernel[:, :d] + bias[:d], y @ kernel[:, d : 2 * d] + bias[d : 2 * d]
+    q, k = (rearrange(x, "b n (a d) -> b a n d", a=heads) for x in (q, k))
+    logits = jnp.einsum("bamd,band->ban", q * (d // heads) ** -0.5, k, preferred_element_type=jnp.float32)
+    return jax.nn.softmax(logits if mask is None else jnp.where(mask[:, None], logits, NEVER), axis=-1)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cxrjax.models import resnet, vit
+from cxrjax.models import linen, resnet, vit
 from cxrjax.models.resnet import ResNet
 from cxrjax.models.vit import ViT
 
@@ -44,7 +44,7 @@ def make(model: Mapping[str, Any]) -> Backbone:
     "mean" over the patch tokens, or "without_cls", their mean in blocks that [CLS] is left out of; and any field of ViT
     or ResNet by its name, dtype as a word. Fields that only the other of the two has are left aside, so that one config
     serves both: a ResNet has no patch_px. The last map of a ResNet is its "patches", and their mean its "pooled".
-    Raises ValueError for an unknown variant, pool or key, and lists what exists.
+    Raises ValueError for an unknown variant, pool, key or word of a key, and lists what exists.
     """
     options = dict(model)
     unknown = sorted(set(options) - _FIELDS[ViT] - _FIELDS[ResNet] - {"pool"})
@@ -61,12 +61,14 @@ def make(model: Mapping[str, Any]) -> Backbone:
     fields = {name: value for name, value in options.items() if name in _FIELDS[family]}
     fields["dtype"] = jnp.dtype(options.get("dtype", "float32"))
     if family is ViT:
-        return _vit(ViT(**fields), options.get("pool", "cls"))
+        module = ViT(**fields)
+        module.check()
+        return _vit(module, options.get("pool", "cls"))
     return _resnet(ResNet(**fields), options.get("image_px", 224))
 
 
-def make_vit(model: Mapping[str, Any]) -> Backbone:
-    """`make` for methods that give a ViT some of the tokens, by its `module`.
+def make_vit(model: Mapping[str, Any]) -> tuple[Backbone, ViT]:
+    """`make` for methods that give a ViT some of the tokens, and that ViT.
 
     Raises ValueError for a ResNet, and for another pool than "cls" and "mean".
     """
@@ -75,7 +77,9 @@ def make_vit(model: Mapping[str, Any]) -> Backbone:
             f"this method takes a ViT with [CLS]: got model.variant={model['variant']!r} and "
             f"model.pool={model['pool']!r}; variants: {', '.join(vit.VARIANTS)}; pools: 'cls', 'mean'"
         )
-    return make(model)
+    encoder = make(model)
+    assert isinstance(encoder.module, ViT)
+    return encoder, encoder.module
 
 
 def _vit(module: ViT, pool: str) -> Backbone:
@@ -84,14 +88,14 @@ def _vit(module: ViT, pool: str) -> Backbone:
     drop_cls = pool == "without_cls"
 
     def init(key):
-        return module.init(key, _blank(module.image_px, module.channels))["params"], {}
+        return linen.init(module, key, _blank(module.image_px, module.channels)), {}
 
     def apply(params, state, images, *, train, key=None, levels=False):
         if train and module.drop_path and key is None:
             raise ValueError(f"drop_path={module.drop_path} draws what it drops: give apply a key in training")
         images = _repeat(images, module.channels)
         key = key if train else None
-        out = module.apply({"params": params}, images, key=key, intermediates=levels, drop_cls=drop_cls)
+        out = linen.apply(module, params, images, key=key, intermediates=levels, drop_cls=drop_cls)
         p, q = (side // module.patch_px for side in images.shape[1:3])
         pooled = out["cls"] if pool == "cls" else out["patches"].mean(axis=1)
         features = {"pooled": pooled, "patches": out["patches"].reshape(len(images), p, q, -1)}

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cxrjax.models import linen
 from cxrjax.models.attention import attend
 from cxrjax.models.vit import NORMAL, REMAT, Linear, Size, gelu, init_stacked
 
@@ -58,7 +59,9 @@ class Bert(nn.Module):
         block = Block(self.heads, self.hidden or 4 * self.width, self.norm, self.eps, self.dtype, parent=None)
         for name, count in (("lower", self.frozen_layers), ("layers", self.depth - self.frozen_layers)):
             if count:
-                x = self._run(block, self.param(name, init_stacked(block, count, self.width)), x, lengths)
+                x = self._run(
+                    block, self.param(name, init_stacked(block, count, jnp.zeros((1, 1, self.width)))), x, lengths
+                )
         if self.norm == "pre":
             x = _layer_norm(self.eps, jnp.float32, "norm")(x)
         x = x.astype(jnp.float32)
@@ -66,7 +69,7 @@ class Bert(nn.Module):
 
     def _run(self, block, blocks, x, lengths):
         def layer(x, params):
-            return block.apply({"params": params}, x, lengths), None
+            return linen.apply(block, params, x, lengths), None
 
         body = layer if self.remat == "none" else jax.checkpoint(layer, prevent_cse=False, policy=REMAT[self.remat])
         return jax.lax.scan(body, x, blocks)[0]

@@ -14,8 +14,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cxrjax.models import linen
 from cxrjax.models.attention import attend
-from cxrjax.models.vit import REMAT, Linear
+from cxrjax.models.vit import REMAT, Linear, init_stacked
 
 LAYER_NORM_EPS = 1e-5  # PyTorch's
 
@@ -44,17 +45,15 @@ class CrossDecoder(nn.Module):
         lengths = None if lengths is None else jnp.maximum(lengths, 1)  # of an empty row one, for finite numbers
         block = Block(self.depth, self.heads, self.cross_in_every_layer, self.residual, self.dtype, parent=None)
 
-        def start(key):
-            token = jnp.zeros((1, 1, x.shape[-1]))
-            return jax.vmap(lambda k: block.init(k, token, token)["params"])(jax.random.split(key, self.depth))
+        token = jnp.zeros((1, 1, x.shape[-1]))
 
         def layer(x, params):
-            return block.apply({"params": params}, x, context, lengths), None
+            return linen.apply(block, params, x, context, lengths), None
 
         if not self.cross_in_every_layer:
             x = Read(self.depth, self.heads, self.residual, self.dtype, name="read")(x, context)
         body = layer if self.remat == "none" else jax.checkpoint(layer, prevent_cse=False, policy=REMAT[self.remat])
-        x, _ = jax.lax.scan(body, x, self.param("blocks", start))
+        x, _ = jax.lax.scan(body, x, self.param("blocks", init_stacked(block, self.depth, token, token)))
         return _norm(jnp.float32, "norm")(x)
 
 

@@ -7,6 +7,9 @@ from einops import rearrange
 
 from cxrjax.models.vit import NORMAL, TORCH_CONV, XAVIER, Linear, gelu
 
+INITIAL = {"normal": NORMAL, "xavier": XAVIER}
+"""Name of an initialisation of PixelHead -> of its linear layers."""
+
 
 class Deconvolution(nn.Module):
     """Transposed convolution without overlap, b p q d → b (p·factor) (q·factor) features; each place by itself.
@@ -47,7 +50,7 @@ class PixelHead(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: jax.Array, grid: tuple[int, int]) -> jax.Array:
-        init = {"normal": NORMAL, "xavier": XAVIER}[self.initialisation]
+        init = INITIAL[self.initialisation]
         for i in range(3):
             tokens = gelu(Linear(tokens.shape[-1], self.dtype, init, name=f"fc{i + 1}")(tokens))
         tokens = rearrange(tokens, "b (p q) d -> b p q d", p=grid[0], q=grid[1])

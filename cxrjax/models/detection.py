@@ -14,14 +14,17 @@ import jax
 import jax.numpy as jnp
 
 from cxrjax.losses.boxes import iou
+from cxrjax.models import linen
 from cxrjax.models.backbone import Backbone
 from cxrjax.models.batchnorm import BatchNorm
 from cxrjax.models.decoders import Deconvolution
 from cxrjax.models.resnet import ResNet
-from cxrjax.models.vit import TORCH_CONV, gelu
+from cxrjax.models.vit import TORCH_CONV, ViT, gelu
 
 # (width, height) in pixels of 416: Redmon and Farhadi 2018, section 2.3; three for each of the levels, coarse to fine.
 PRIORS = (((116, 90), (156, 198), (373, 326)), ((30, 61), (62, 45), (59, 119)), ((10, 13), (16, 30), (33, 23)))
+SCORES = ("product", "object")
+SCALES = (4, 2, 1, 0.5)
 BASE_CELLS = 4.0  # side of the box that DenseHead gives before it learns, in cells of its level
 START = 0.01  # probability of every class before DenseHead learns
 MOST_GROWTH = math.log(1000 / 16)  # of a side in its logarithm, as in torchvision: beyond it exp runs over
@@ -64,41 +67,59 @@ def make(head: Mapping[str, Any], encoder: Backbone, classes: int) -> Detector:
     """The head of config.head.
 
     head: kind, "dense" on a ViT, "yolov3" on a ResNet, or "" for the one that the encoder takes; width; layers and
-    scales of a dense one; score of a YOLOv3. Raises ValueError for another kind or one that the encoder does not take.
+    scales of a dense one; score of a YOLOv3. Raises ValueError for another kind, or one that the encoder does
+    not take, another score, and scales that are none of SCALES.
     """
-    of_resnet = isinstance(encoder.module, ResNet)
-    kind = head["kind"] or ("yolov3" if of_resnet else "dense")
-    if kind != ("yolov3" if of_resnet else "dense"):
-        raise ValueError(f"head.kind is {kind!r}; it is 'yolov3' on a ResNet, 'dense' on a ViT, or '' for either")
-    px, dtype = encoder.image_px, encoder.module.dtype
-    if of_resnet:
-        module = YoloHead(classes, head["width"], dtype)
-        taps = [jnp.zeros((1, px // 2**i, px // 2**i, encoder.module.size.widths[i - 1])) for i in (3, 4, 5)]
+    module = encoder.module
+    own = "yolov3" if isinstance(module, ResNet) else "dense"
+    if (head["kind"] or own) != own:
+        raise ValueError(
+            f"head.kind is {head['kind']!r}; it is 'yolov3' on a ResNet, 'dense' on a ViT, or '' for either"
+        )
+    if head["score"] not in SCORES:
+        raise ValueError(f"head.score must be one of {', '.join(SCORES)}, got {head['score']!r}")
+    if isinstance(module, ResNet):
+        return _yolo(head, module, encoder.image_px, classes)
+    check_scales(head["scales"])
+    return _dense(head, module, encoder.image_px, classes)
 
-        def init(key):
-            variables = module.init(key, taps, False)
-            return variables["params"], variables["batch_stats"]
 
-        def apply(params, stats, features, train):
-            variables = {"params": params, "batch_stats": stats}
-            maps, moved = module.apply(variables, features["levels"][2:], train, mutable=["batch_stats"])
-            return maps, moved["batch_stats"] if train else stats
+def _yolo(head: Mapping[str, Any], encoder: ResNet, px: int, classes: int) -> Detector:
+    module = YoloHead(classes, head["width"], encoder.dtype)
+    taps = [jnp.zeros((1, px // 2**i, px // 2**i, encoder.size.widths[i - 1])) for i in (3, 4, 5)]
 
-        return Detector(init, apply, partial(decode_yolo, score=head["score"]), kind, True)
+    def init(key):
+        variables = module.init(key, taps, False)
+        return variables["params"], variables["batch_stats"]
 
-    pyramid = SimplePyramid(head["width"], tuple(head["scales"]), dtype)
-    module, side = DenseHead(classes, head["width"], head["layers"], dtype), px // encoder.module.patch_px
+    def apply(params, stats, features, train):
+        variables = {"params": params, "batch_stats": stats}
+        maps, moved = module.apply(variables, features["levels"][2:], train, mutable=["batch_stats"])
+        return maps, moved["batch_stats"] if train else stats
+
+    return Detector(init, apply, partial(decode_yolo, score=head["score"]), "yolov3", True)
+
+
+def _dense(head: Mapping[str, Any], encoder: ViT, px: int, classes: int) -> Detector:
+    pyramid = SimplePyramid(head["width"], tuple(head["scales"]), encoder.dtype)
+    module, side = DenseHead(classes, head["width"], head["layers"], encoder.dtype), px // encoder.patch_px
 
     def init(key):
         one, other = jax.random.split(key)
-        maps, variables = pyramid.init_with_output(one, jnp.zeros((1, side, side, encoder.width)))
-        return {"pyramid": variables["params"], "places": module.init(other, maps)["params"]}, {}
+        maps, variables = pyramid.init_with_output(one, jnp.zeros((1, side, side, encoder.size.width)))
+        return {"pyramid": variables["params"], "places": linen.init(module, other, maps)}, {}
 
     def apply(params, stats, features, train):
-        maps = pyramid.apply({"params": params["pyramid"]}, features["patches"])
-        return module.apply({"params": params["places"]}, maps), stats
+        maps = linen.apply(pyramid, params["pyramid"], features["patches"])
+        return linen.apply(module, params["places"], maps), stats
 
-    return Detector(init, apply, lambda maps: decode_dense(*maps), kind, False)
+    return Detector(init, apply, lambda maps: decode_dense(*maps), "dense", False)
+
+
+def check_scales(scales: Sequence[float]) -> None:
+    """Raises ValueError unless the scales of a pyramid are some of SCALES, from the finest on."""
+    if not scales or not set(scales) <= set(SCALES) or sorted(set(scales), reverse=True) != list(scales):
+        raise ValueError(f"scales are of {', '.join(map(str, SCALES))}, from the finest on, got {tuple(scales)}")
 
 
 def priors() -> jax.Array:
@@ -156,8 +177,8 @@ def decode_yolo(maps: Sequence[jax.Array], score: str = "product") -> Candidates
     score: "product", of the box being an object and the object being of the class (the paper); "object", the first
     alone for the likeliest class (released code of MGCA).
     """
-    if score not in ("product", "object"):
-        raise ValueError(f"score must be 'product' or 'object', got {score!r}")
+    if score not in SCORES:
+        raise ValueError(f"score must be one of {', '.join(SCORES)}, got {score!r}")
     boxes, scores = [], []
     for out, level in zip(maps, priors(), strict=True):
         b, p, q = out.shape[:3]
@@ -185,8 +206,7 @@ class SimplePyramid(nn.Module):
 
     @nn.compact
     def __call__(self, patches: jax.Array) -> list[jax.Array]:
-        if not self.scales or not set(self.scales) <= {4, 2, 1, 0.5} or sorted(self.scales)[::-1] != list(self.scales):
-            raise ValueError(f"scales are of 4, 2, 1 and 0.5, from the finest on, got {tuple(self.scales)}")
+        check_scales(self.scales)
         options = {"use_bias": False, "dtype": self.dtype, "kernel_init": TORCH_CONV}
         width, maps = patches.shape[-1], []
         for level, scale in enumerate(self.scales):

@@ -33,6 +33,8 @@ class Networks:
         decoder = partial(CrossDecoder, heads=config.decoder.heads, **config.decoder.reading, dtype=dtype)
         self.frontal, self.text = backbone.make(config.model), text_tower.make(config.text)
         self.lateral = swin.Swin(config.lateral.variant, drop_path=drop_path, dtype=dtype, remat=config.model.remat)
+        if self.lateral.size and config.width % config.decoder.heads:  # `size` refuses an unknown variant
+            raise ValueError(f"decoder.heads = {config.decoder.heads} do not divide width = {config.width}")
         self.lateral_learns = is_learned(config.lateral)
         self.adapter = selection.Adapter(config.width, self.wrong.lateral_token_softmax, dtype)
         self.mlm_decoder, self.view_decoder = decoder(config.decoder.mlm_depth), decoder(config.decoder.view_depth)

@@ -10,6 +10,9 @@ import jax.numpy as jnp
 
 from cxrjax.models.batchnorm import BatchNorm
 
+KINDS = ("linear", "mlp")
+NORMS = ("batch", "layer", "none")
+
 
 class ProjectionHead(nn.Module):
     """b d → b out. kind "linear": one layer; "mlp": Linear → LayerNorm → GELU → Linear without bias.
@@ -30,8 +33,8 @@ class ProjectionHead(nn.Module):
 
         if self.kind == "linear":
             return dense(self.out, True, "fc")(x)
-        if self.kind != "mlp":
-            raise ValueError(f"head kind must be 'linear' or 'mlp', got {self.kind!r}")
+        if self.kind not in KINDS:
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
         x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(dense(self.hidden, True, "fc1")(x))
         return dense(self.out, False, "fc2")(nn.gelu(x, approximate=False))
 
@@ -73,7 +76,7 @@ class MLP(nn.Module):
 
         Raises ValueError for a word that is not one of the above, and for a last norm together with norm="none".
         """
-        if self.norm not in ("batch", "layer", "none") or (self.last_norm and self.norm == "none"):
+        if self.norm not in NORMS or (self.last_norm and self.norm == "none"):
             raise ValueError(
                 f"norm must be 'batch', 'layer' or 'none' (the last without last_norm), got {self.norm!r} "
                 f"with last_norm={self.last_norm}"

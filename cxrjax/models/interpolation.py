@@ -34,5 +34,5 @@ def pool_matrix(size: int, cells: int) -> np.ndarray:
 
 def both_axes(x: jax.Array, rows: np.ndarray, columns: np.ndarray) -> jax.Array:
     """b h w c → b p q c by matrices of rows, p h, and columns, q w."""
-    rows, columns = (jnp.asarray(matrix, x.dtype) for matrix in (rows, columns))
-    return jnp.einsum("qw,bpwc->bpqc", columns, jnp.einsum("ph,bhwc->bpwc", rows, x))
+    of_rows, of_columns = (jnp.asarray(matrix, x.dtype) for matrix in (rows, columns))
+    return jnp.einsum("qw,bpwc->bpqc", of_columns, jnp.einsum("ph,bhwc->bpwc", of_rows, x))

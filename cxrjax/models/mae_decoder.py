@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cxrjax.models import posemb
+from cxrjax.models import linen, posemb
 from cxrjax.models.vit import LAYER_NORM_EPS, NORMAL, REMAT, Block, Linear, init_stacked
 
 
@@ -45,9 +45,9 @@ class MAEDecoder(nn.Module):
         block = Block(self.heads, self.dtype, parent=None)
 
         def layer(x, params):
-            return block.apply({"params": params}, x), None
+            return linen.apply(block, params, x), None
 
-        blocks = self.param("blocks", init_stacked(block, self.depth, self.width))
+        blocks = self.param("blocks", init_stacked(block, self.depth, jnp.zeros((1, 1, self.width))))
         body = layer if self.remat == "none" else jax.checkpoint(layer, prevent_cse=False, policy=REMAT[self.remat])
         x, _ = jax.lax.scan(body, x, blocks, unroll=self.depth if self.unroll else 1)
         x = nn.LayerNorm(epsilon=LAYER_NORM_EPS, dtype=self.dtype, name="norm")(x)

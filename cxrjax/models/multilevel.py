@@ -35,14 +35,14 @@ class LevelFusion(nn.Module):
     def __call__(self, maps: Sequence[jax.Array]) -> jax.Array:
         if len(maps) != len(self.names):
             raise ValueError(f"{len(maps)} maps for the {len(self.names)} levels {', '.join(self.names)}")
-        pool, total = pool_matrix(self.side, self.grid), 0.0
+        pool, on_grid = pool_matrix(self.side, self.grid), []
         for name, x in zip(self.names, maps, strict=True):
             resize = [resize_matrix(size, self.side) for size in x.shape[1:3]]
             if self.fused:
                 resize = [pool @ matrix for matrix in resize]
             x = _Projection(self.features, self.dtype, name=name)(both_axes(x.astype(self.dtype), *resize))
-            total = total + (x if self.fused else both_axes(x, pool, pool))
-        return rearrange(total, "b p q c -> b (c p q)")
+            on_grid.append(x if self.fused else both_axes(x, pool, pool))
+        return rearrange(jnp.asarray(sum(on_grid)), "b p q c -> b (c p q)")
 
 
 class _Projection(nn.Module):

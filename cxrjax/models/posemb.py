@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+KINDS = ("sincos", "sincos_rows", "learned")
+
 
 def sincos_2d(grid: tuple[int, int], width: int, rows_first: bool = False) -> np.ndarray:
     """Fixed 2-D sine–cosine table: half of the width tells columns, the other half rows, sines before cosines.
@@ -28,8 +30,8 @@ def fixed(positions: str, grid: tuple[int, int], width: int) -> np.ndarray | Non
 
     Raises ValueError for any other word.
     """
-    if positions not in ("sincos", "sincos_rows", "learned"):
-        raise ValueError(f"positions must be 'sincos', 'sincos_rows' or 'learned', got {positions!r}")
+    if positions not in KINDS:
+        raise ValueError(f"positions must be one of {', '.join(KINDS)}, got {positions!r}")
     return None if positions == "learned" else sincos_2d(grid, width, rows_first=positions == "sincos_rows")
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from cxrjax.models import backbone
+from cxrjax.models import attention, backbone, linen
 from cxrjax.models.interpolation import resize_matrix
 from cxrjax.models.vit import LAYER_NORM_EPS, ViT
 
@@ -57,21 +57,6 @@ def enlarged(images: jax.Array, px: int) -> jax.Array:
     return images
 
 
-def attention_of(y: jax.Array, qkv: Mapping[str, jax.Array], heads: int, mask: jax.Array | None = None) -> jax.Array:
-    """What the first token attends to in a block: b a n, rows sum to 1, float32, no gradient.
-
-    y: b n d, what the block's attention is given. qkv: kernel d 3d and bias 3d as in models/vit.py and models/bert.py.
-    mask: b n, the tokens that are no padding.
-    """
-    y, qkv = jax.lax.stop_gradient((y, qkv))
-    d = y.shape[-1]
-    kernel, bias = (qkv[name].astype(y.dtype) for name in ("kernel", "bias"))
-    q, k = y[:, :1] @ kernel[:, :d] + bias[:d], y @ kernel[:, d : 2 * d] + bias[d : 2 * d]
-    q, k = (rearrange(x, "b n (a d) -> b a n d", a=heads) for x in (q, k))
-    logits = jnp.einsum("bamd,band->ban", q * (d // heads) ** -0.5, k, preferred_element_type=jnp.float32)
-    return jax.nn.softmax(logits if mask is None else jnp.where(mask[:, None], logits, -1e30), axis=-1)
-
-
 def cls_attention(module: ViT, params: Mapping[str, Any], blocks: jax.Array) -> jax.Array:
     """How much [CLS] attends to each of the n patches in a ViT's last block, mean over the heads: b n, no gradient.
 
@@ -80,8 +65,8 @@ def cls_attention(module: ViT, params: Mapping[str, Any], blocks: jax.Array) -> 
     """
     last = jax.tree.map(lambda leaf: leaf[-1], params["blocks"])
     norm = nn.LayerNorm(epsilon=LAYER_NORM_EPS, dtype=module.dtype, parent=None)
-    y = norm.apply({"params": last["norm1"]}, blocks[-2])
-    return attention_of(y, last["attention"]["qkv"], module.size.heads).mean(axis=1)[:, 1:]
+    y = linen.apply(norm, last["norm1"], blocks[-2])
+    return attention.of_first_token(y, last["attention"]["qkv"], module.size.heads).mean(axis=1)[:, 1:]
 
 
 def _vit(module, pool, wanted):
@@ -89,7 +74,7 @@ def _vit(module, pool, wanted):
         if train and module.drop_path and key is None:
             raise ValueError(f"drop_path={module.drop_path} draws what it drops: give apply a key in training")
         images = jnp.broadcast_to(images, (*images.shape[:3], module.channels))
-        out = module.apply({"params": params}, images, intermediates=wanted, key=key if train else None)
+        out = linen.apply(module, params, images, intermediates=wanted, key=key if train else None)
         p, q = (side // module.patch_px for side in images.shape[1:3])
         patches, pooled = out["patches"], out["cls"] if pool == "cls" else out["patches"].mean(axis=1)
         patches = rearrange(patches, "b (p q) d -> b p q d", p=p, q=q)

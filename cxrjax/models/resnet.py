@@ -179,7 +179,7 @@ class ResNet(nn.Module):
         x = gate(0, nn.relu(BatchNorm(dtype=self.dtype, name="bn1")(x, train)))
         taps = [x]
         # max_pool pads with −∞, as torch does.
-        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]  (takes both)
         for i, blocks in enumerate(size.blocks):
             layer = Layer(
                 blocks,

@@ -189,7 +189,7 @@ class UPerNet(nn.Module):
         return [double(first, "up4_again"), double(second, "up2"), third, nn.max_pool(last, (2, 2), (2, 2))]
 
 
-def resize(x: jax.Array, size: tuple[int, int], aligned: bool = False) -> jax.Array:
+def resize(x: jax.Array, size: Sequence[int], aligned: bool = False) -> jax.Array:
     """Bilinear resize of b p q d, as torch.nn.functional.interpolate(align_corners=aligned)."""
     if tuple(x.shape[1:3]) == tuple(size):
         return x

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from cxrjax.models.vit import NORMAL, REMAT, TORCH_CONV, Linear, Mlp
+from cxrjax.models import linen
+from cxrjax.models.vit import NORMAL, REMAT, TORCH_CONV, Linear, Mlp, init_stacked
 
 
 class Size(NamedTuple):
@@ -111,19 +112,14 @@ class Stage(nn.Module):
         d = x.shape[-1]
         block = Block(self.heads, self.window, self.dtype, parent=None)
 
-        def init(key):
-            tokens = jnp.zeros((1, 1, 1, d))
-            return jax.vmap(lambda k: block.init(k, tokens, False)["params"])(jax.random.split(key, self.depth))
-
         def pair(x, inputs):
             for number in range(2):
                 params, factors = jax.tree.map(lambda leaf, number=number: leaf[number], inputs)
-                x = block.apply({"params": params}, x, bool(number), factors)
+                x = linen.apply(block, params, x, bool(number), factors)
             return x, None
 
-        pairs = jax.tree.map(
-            lambda leaf: rearrange(leaf, "(l s) ... -> l s ...", s=2), (self.param("blocks", init), keep)
-        )
+        blocks = self.param("blocks", init_stacked(block, self.depth, jnp.zeros((1, 1, 1, d)), False))
+        pairs = jax.tree.map(lambda leaf: rearrange(leaf, "(l s) ... -> l s ...", s=2), (blocks, keep))
         body = pair if self.remat == "none" else jax.checkpoint(pair, prevent_cse=False, policy=REMAT[self.remat])
         x, _ = jax.lax.scan(body, x, pairs)
         if not self.merge:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cxrjax.models import regions, text_tower
+from cxrjax.models import attention, linen, text_tower
 from cxrjax.models.bert import Block
 from cxrjax.models.text_tower import TextTower
 
@@ -28,12 +28,12 @@ def make(text: Mapping[str, Any]) -> TextTower:
         every = {**params, **frozen}
         last = jax.tree.map(lambda leaf: leaf[-1], every[name])
         below = {**every, name: jax.tree.map(lambda leaf: leaf[:-1], every[name])}
-        x = shorter.apply({"params": below}, ids, mask)["tokens"].astype(bert.dtype)
+        x = linen.apply(shorter, below, ids, mask)["tokens"].astype(bert.dtype)
         lengths = jnp.maximum(mask.sum(-1), 1)
-        tokens = block.apply({"params": last}, x, lengths).astype(jnp.float32)
+        tokens = linen.apply(block, last, x, lengths).astype(jnp.float32)
         pooled = text_tower.pool(text["pool"], {"tokens": tokens, "cls": tokens[:, 0]}, mask[..., None])
         real = jnp.arange(ids.shape[1]) < lengths[:, None]
-        attention = regions.attention_of(x, last["qkv"], bert.heads, real).mean(axis=1)
-        return {"tokens": tokens, "pooled": pooled, "attention": jnp.where(mask, attention, 0)}
+        weights = attention.of_first_token(x, last["qkv"], bert.heads, real).mean(axis=1)
+        return {"tokens": tokens, "pooled": pooled, "attention": jnp.where(mask, weights, 0)}
 
     return tower._replace(apply=apply)

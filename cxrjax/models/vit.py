@@ -11,14 +11,14 @@ Xavier-uniform linears by default, one [CLS] token without a position. Three thi
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange, repeat
 
-from cxrjax.models import posemb
+from cxrjax.models import linen, posemb
 from cxrjax.models.attention import attend
 
 
@@ -66,6 +66,10 @@ INITIAL = {
 }
 """Name of an initialisation -> what the code of these papers starts from."""
 
+EMBED = ("kept", "all")
+"""When only some patches are kept, which ones are embedded."""
+
+REMATS = ("none", "dots", "full")
 REMAT = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
 
 
@@ -174,6 +178,17 @@ class ViT(nn.Module):
             raise ValueError(f"there is no ViT {self.variant!r}; there are {', '.join(VARIANTS)}")
         return VARIANTS[self.variant]
 
+    def check(self) -> None:
+        """Raises ValueError for a field that names nothing, and for patches that do not cover the picture."""
+        if self.remat not in REMATS:
+            raise ValueError(f"remat must be one of {', '.join(REMATS)}, got {self.remat!r}")
+        if self.initialisation not in INITIAL:
+            raise ValueError(f"initialisation must be one of {', '.join(INITIAL)}, got {self.initialisation!r}")
+        if self.positions not in posemb.KINDS:
+            raise ValueError(f"positions must be one of {', '.join(posemb.KINDS)}, got {self.positions!r}")
+        if self.patch_px < 1 or self.image_px < 1 or self.image_px % self.patch_px:
+            raise ValueError(f"pictures of {self.image_px} px do not divide into patches of {self.patch_px} px")
+
     @nn.compact
     def __call__(
         self,
@@ -226,14 +241,14 @@ class ViT(nn.Module):
             x = jnp.concatenate([repeat(cls, "d -> b 1 d", b=x.shape[0]), x], axis=1)
 
         block = Block(heads, self.dtype, initial.linear, initial.qkv, parent=None)
-        blocks = self.param("blocks", init_stacked(block, depth, width))
+        blocks = self.param("blocks", init_stacked(block, depth, jnp.zeros((1, 1, width))))
         keep = None if key is None or not self.drop_path else _stochastic_depth(key, self.drop_path, depth, len(x))
         x, outputs = self._run(block, blocks, x, keep, cls_only, intermediates)
         x = nn.LayerNorm(epsilon=LAYER_NORM_EPS, dtype=jnp.float32, name="norm")(x)
         if views:
             x = rearrange(x, "(b v) n d -> b v n d", v=views)
 
-        out = {} if drop_cls else {"cls": x[..., 0, :]}
+        out: dict[str, Any] = {} if drop_cls else {"cls": x[..., 0, :]}
         if not cls_only:
             out["patches"] = x if drop_cls else x[..., 1:, :]
         if intermediates:
@@ -250,20 +265,19 @@ class ViT(nn.Module):
     def _run(self, block, blocks, x, keep, cls_only, intermediates):
         def layer(x, inputs):
             params, keep = inputs
-            x = block.apply({"params": params}, x, keep)
+            x = linen.apply(block, params, x, keep)
             return x, x if intermediates else None
 
         if cls_only and intermediates:
             raise ValueError("cls_only leaves out the patches of the last block: it cannot return intermediates")
-        scanned = (blocks, keep)
+        scanned, last = (blocks, keep), (None, None)
         if cls_only:
-            last = jax.tree.map(lambda a: a[-1], scanned)
-            scanned = jax.tree.map(lambda a: a[:-1], scanned)
+            scanned, last = (jax.tree.map(lambda a, part=part: a[part], scanned) for part in (slice(None, -1), -1))
         depth = jax.tree.leaves(scanned)[0].shape[0]
         body = layer if self.remat == "none" else jax.checkpoint(layer, prevent_cse=False, policy=REMAT[self.remat])
         x, outputs = jax.lax.scan(body, x, scanned, unroll=max(depth, 1) if self.unroll else 1)
         if cls_only:
-            x = block.apply({"params": last[0]}, x, last[1], queries=1)
+            x = linen.apply(block, last[0], x, last[1], queries=1)
         return x, outputs
 
 
@@ -272,14 +286,13 @@ def _gather(tokens: jax.Array, ids: jax.Array) -> jax.Array:
     return jax.vmap(lambda t, i: t[i])(tokens, ids)
 
 
-def init_stacked(block: Block, depth: int, width: int) -> Callable:
-    """Initialiser of `depth` blocks stacked on a leading axis, each from its own key."""
+def init_stacked(block: nn.Module, depth: int, *inputs: Any) -> Callable:
+    """Initialiser of `depth` blocks stacked on a leading axis, each from its own key; inputs: of one block."""
 
     def init(key):
-        token = jnp.zeros((1, 1, width))
         # Parameters are float32 in any case, and fused attention has no form for this vmap.
         plain = block.clone(dtype=jnp.float32)
-        return jax.vmap(lambda k: plain.init(k, token)["params"])(jax.random.split(key, depth))
+        return jax.vmap(lambda k: linen.init(plain, k, *inputs))(jax.random.split(key, depth))
 
     return init
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from cxrjax.models import backbone, regions, text_attention, text_tower
+from cxrjax.models import attention, backbone, regions, text_attention, text_tower
 from cxrjax.models.bert import VARIANTS, Block
 from cxrjax.models.heads import MLP
 from cxrjax.models.heads import run as run_head
@@ -52,7 +52,7 @@ def test_looks_of_a_vit_are_the_weights_of_its_last_block():
     x = blocks[-2]
     y = (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-6)
     y = y * last["norm1"]["scale"] + last["norm1"]["bias"]
-    weights = regions.attention_of(y, last["attention"]["qkv"], 2)  # b a n
+    weights = attention.of_first_token(y, last["attention"]["qkv"], 2)  # b a n
     value = y @ last["attention"]["qkv"]["kernel"][:, 128:] + last["attention"]["qkv"]["bias"][128:]
     mixed = np.einsum("ban,band->bad", weights, heads_of(value, 2)).reshape(3, -1)
     z = x[:, 0] + mixed @ last["attention"]["out"]["kernel"] + last["attention"]["out"]["bias"]
@@ -108,7 +108,7 @@ def test_a_text_is_read_as_ever_and_its_looks_are_the_weights_of_the_last_layer(
     # The last layer without its MLP: norms of the input plus the values that the weights mix.
     last = jax.tree.map(lambda leaf: leaf[-1], params["layers"])
     x = np.random.default_rng(1).normal(size=(1, 6, 64)).astype(np.float32)
-    weights = regions.attention_of(jnp.asarray(x), last["qkv"], 2)
+    weights = attention.of_first_token(jnp.asarray(x), last["qkv"], 2)
     value = heads_of(x @ last["qkv"]["kernel"][:, 128:] + last["qkv"]["bias"][128:], 2)
     mixed = np.einsum("ban,band->bad", weights, value).reshape(1, -1) @ last["out"]["kernel"] + last["out"]["bias"]
     size = VARIANTS["test"]
