@@ -51,7 +51,9 @@ def augment(key: jax.Array, images: jax.Array, settings: Augment) -> jax.Array:
     Raises ValueError for probabilities that are not in [0, 1] or not as many as views, and for ranges that do not go
     from low to high.
     """
-    _check(settings, images.shape)
+    if images.ndim != 5 or images.shape[-1] != 1:
+        raise ValueError(f"augment takes pictures b v h w 1, got an array of shape {images.shape}")
+    check(settings, images.shape[1])
     grey = device.grey(images)[..., 0]  # b v h w
 
     def draw(stream, low=0.0, high=1.0):
@@ -124,14 +126,13 @@ def _factors(strength: float) -> tuple[float, float]:
     return max(0.0, 1 - strength), 1 + strength
 
 
-def _check(settings: Augment, shape: tuple[int, ...]) -> None:
-    if len(shape) != 5 or shape[-1] != 1:
-        raise ValueError(f"augment takes pictures b v h w 1, got an array of shape {shape}")
+def check(settings: Augment, views: int) -> None:
+    """Raises ValueError for probabilities outside of [0, 1] or not as many as views, and for ranges that are none."""
     for name in ("jitter", "blur", "solarise"):
         value = np.asarray(getattr(settings, name))
-        if value.shape not in ((), (shape[1],)) or not np.all((0 <= value) & (value <= 1)):
+        if value.shape not in ((), (views,)) or not np.all((0 <= value) & (value <= 1)):
             raise ValueError(
-                f"{name} is a probability in [0, 1] for all views or one for each of the {shape[1]}; got {value}"
+                f"{name} is a probability in [0, 1] for all views or one for each of the {views}; got {value}"
             )
     if settings.brightness_kind not in ("factor", "offset"):
         raise ValueError(f"brightness_kind must be 'factor' or 'offset', got {settings.brightness_kind!r}")

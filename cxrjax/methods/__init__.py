@@ -7,17 +7,22 @@ import pkgutil
 import numpy as np
 
 from cxrjax.imaging import pixels
-from cxrjax.methods.base import Aux, Method
+from cxrjax.input import device
+from cxrjax.methods import settings
+from cxrjax.methods.base import Aux, Config, Method
+
+SHARED = ("base", "settings", "towers", "trunk")
+"""Modules of this package that are no method."""
 
 __all__ = ["Aux", "Method", "available", "blank_batch", "make"]
 
 
 def available() -> list[str]:
-    """Names of all methods: the modules of this package."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "base")
+    """Names of all methods."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in SHARED)
 
 
-def make(config, total_steps: int | None = None) -> Method:
+def make(config: Config, total_steps: int | None = None) -> Method:
     """Builds the method that config.method names; raises ValueError listing what exists.
 
     total_steps: of the run, where the trainer worked them out: some methods change over the whole run (`base.ramp`).
@@ -30,6 +35,7 @@ def make(config, total_steps: int | None = None) -> Method:
     if total_steps is not None:
         config = config.copy_and_resolve_references()
         config.duration = {"total_steps": total_steps}
+    settings.one_of(config, "standardise.mode", device.MODES)
     return importlib.import_module(f"cxrjax.methods.{config.method}").make(config)
 
 

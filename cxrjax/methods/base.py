@@ -1,18 +1,102 @@
-"""The contract between a method and everything that trains, judges or exports it."""
+"""The contract between a method and everything that trains, judges or exports it.
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+Params and State are dictionaries of arrays, nested as the method likes: what the optimizer updates, and all else that
+lasts from step to step. A batch is a dictionary of arrays of b examples. Axis letters as everywhere: b batch, v views,
+h w pixels, p q patch grid, l text tokens, w words, d width, c classes.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cxrjax import optim
-from cxrjax.models import backbone
 
-ENCODERS = ("learned", "frozen", "drifting")
+Config: TypeAlias = Any  # a ConfigDict, of whose keys a type checker knows nothing
+Params: TypeAlias = dict[str, Any]
+State: TypeAlias = dict[str, Any]
+Batch: TypeAlias = Mapping[str, Any]
 
 
-def encoder_params(params: Any, state: Any) -> Any:
+class Views(Protocol):
+    """What a method sees of one example, made on the host.
+
+    example: a picture, or with data.unit = "study" a study (see `input.studies`).
+    Returns "image" uint8 v h w 1 and whatever else the loss reads, all of the same shape for every example.
+    """
+
+    def __call__(self, example: Mapping[str, Any], rng: np.random.Generator, /) -> dict[str, np.ndarray]: ...
+
+
+class Init(Protocol):
+    """What a run starts from. Of the batch only shapes are read, so that `jax.eval_shape` will do."""
+
+    def __call__(self, key: jax.Array, batch: Batch, /) -> tuple[Params, State]: ...
+
+
+class Loss(Protocol):
+    """The scalar to be minimised, float32, and what comes with it.
+
+    batch: of all devices, "image" uint8 b v h w 1. key: for this step alone. step: int, from 0.
+    """
+
+    def __call__(
+        self, params: Params, state: State, batch: Batch, key: jax.Array, step: jax.Array | int, /
+    ) -> tuple[jax.Array, "Aux"]: ...
+
+
+class After(Protocol):
+    """The state once the parameters are updated: moving averages, centres, queues.
+
+    params: as updated. state: as the loss returned it. step: that of the update, from 0.
+    """
+
+    def __call__(self, params: Params, state: State, step: jax.Array | int, /) -> State: ...
+
+
+class Encode(Protocol):
+    """Features of pictures, for evaluation: the same whatever else is in the batch.
+
+    images: uint8 b h w 1. Returns "pooled" b d and "patches" b p q d, float32; a method that trains a head adds its
+    answer: "logits" b c, "mask_logits" b h w 1, or "boxes" b k 4 with "scores" b k and "classes" b k.
+    """
+
+    def __call__(self, params: Params, state: State, images: jax.Array, /) -> dict[str, jax.Array]: ...
+
+
+class EncodeText(Protocol):
+    """Texts in the space of the pictures.
+
+    ids: int b l. text_mask: bool b l, False is padding. word_index: int b l, see `input.paired`.
+    Returns "pooled" b d, "words" b w d, zeros where there is no word, and "word_mask" bool b w.
+    """
+
+    def __call__(
+        self, params: Params, state: State, ids: jax.Array, text_mask: jax.Array, word_index: jax.Array, /
+    ) -> dict[str, jax.Array]: ...
+
+
+class Tokens(Protocol):
+    """The "ids", "text_mask" and "word_index" of one text, l each, as `EncodeText` takes them."""
+
+    def __call__(self, text: str, /) -> dict[str, np.ndarray]: ...
+
+
+class Words(Protocol):
+    """What a method reads of a report's findings, impression and text; "" if that is nothing."""
+
+    def __call__(self, report: Mapping[str, str], /) -> str: ...
+
+
+class EncoderParams(Protocol):
+    """The parameters of the network that `encode` runs, for export."""
+
+    def __call__(self, params: Params, state: State, /) -> Params: ...
+
+
+def encoder_params(params: Params, state: State) -> Params:
     """All parameters of the encoder: the learned ones, and those that the method keeps as they started.
 
     params: of the method, or of a copy of its network such as `state["target"]`. What never learns is not in
@@ -24,16 +108,13 @@ def encoder_params(params: Any, state: Any) -> Any:
 class Joint(NamedTuple):
     """Pictures and texts in one space, for zero-shot, retrieval and figures. All vectors are float32 of unit length.
 
-    image: (params, state, images uint8 b h w 1) -> {"pooled": b d, "patches": b p q d}.
-    text: (params, state, ids b l, text_mask b l, word_index b l) -> {"pooled": b d, "words": b w d, "word_mask": b w},
-      zeros where there is no word. tokens: text -> {"ids", "text_mask", "word_index"}, l each (see `input.paired`).
-    words: a report (its findings, impression and text) -> what the method reads of it, "" if that is nothing.
+    image: as `Method.encode`, in the joint space. text: see `EncodeText`. tokens, words: see there.
     """
 
-    image: Callable
-    text: Callable
-    tokens: Callable
-    words: Callable
+    image: Encode
+    text: EncodeText
+    tokens: Tokens
+    words: Words
 
 
 class Answers(NamedTuple):
@@ -49,29 +130,23 @@ class Answers(NamedTuple):
 class Method(NamedTuple):
     """A record of pure functions; losses are written on global arrays and name no device.
 
-    views:  (example, numpy Generator) -> dict of arrays, one example on the host; "image" is uint8 v h w 1. An example
-      is a picture, or with data.unit = "study" a study (see `input.studies`).
-    init:   (key, batch) -> (params, state); params is what the optimizer updates, state is everything else.
-    loss:   (params, state, batch, key, step) -> (scalar, Aux).
-    after:  (params, state, step) -> state, once the parameters are updated: EMA, centre, queue.
-    encode: (params, state, images uint8 b h w 1) -> {"pooled": b d, "patches": b p q d}, float32; of a method that
-      trains a head, its answer as well: "logits" b c, "mask_logits" b h w 1, or "boxes" b k 4 with "scores", "classes".
+    views, init, loss, after, encode: see the classes of these names above.
     image_px: side of the pictures that encode was trained on.
     couples_batch: whether the loss mixes examples, so that accumulating gradients over slices would change it.
-    encoder: (params, state) -> the parameters of the network that encode runs, for export.
+    encoder: see `EncoderParams`.
     joint: of a method that learns from reports as well. answers: of a method whose encode gives logits.
     target: of one whose encode gives mask logits, what they are a mask of (see `input.masks`).
     box_labels: of one that learns named boxes, their labels: pictures that must have a box must have one of these.
     """
 
-    views: Callable
-    init: Callable
-    loss: Callable
-    after: Callable
-    encode: Callable
+    views: Views
+    init: Init
+    loss: Loss
+    after: After
+    encode: Encode
     image_px: int
     couples_batch: bool = True
-    encoder: Callable = encoder_params
+    encoder: EncoderParams = encoder_params
     joint: Joint | None = None
     answers: Answers | None = None
     target: str = ""
@@ -79,53 +154,33 @@ class Method(NamedTuple):
 
 
 class Aux(NamedTuple):
-    """Beside the scalar: state written in the forward pass, terms that sum to the scalar, and watched numbers."""
+    """What comes with the loss.
 
-    state: Any
-    terms: dict
-    monitors: dict
-
-
-class Trunk(NamedTuple):
-    """The encoder under a head, on the params and state of the whole method.
-
-    init: key -> (params, state), to which the method adds its head.
-    apply: (params, state, images b h w c float, *, train, key=None, levels=False) -> (features, running statistics
-      for state["batch_stats"]["encoder"]), as `backbone.Backbone.apply`.
+    state: with the statistics of this forward pass. terms: scalars that sum to the loss, under the paper's names.
+    monitors: scalars that are watched and not optimised.
     """
 
-    init: Callable
-    apply: Callable
-    backbone: backbone.Backbone
+    state: State
+    terms: dict[str, jax.Array]
+    monitors: dict[str, jax.Array]
 
 
-def trunk(config) -> Trunk:
-    """The encoder of config.model, trained with its head or not, as config.encoder says.
-
-    "learned": with the head. "frozen": parameters, running statistics of BatchNorm and every path stay as they start,
-    so that features are those of the evaluated encoder. "drifting": the parameters stay, but a BatchNorm normalises by
-    the batch and moves its statistics: what released code that only stops the gradients does (MGCA, MLVICX).
-    What never learns is in state["frozen"]["encoder"], see `encoder_params`. Raises ValueError for another word.
-    """
-    mode, encoder = config.encoder, backbone.make(config.model)
-    if mode not in ENCODERS:
-        raise ValueError(f"encoder must be one of {', '.join(map(repr, ENCODERS))}, got {mode!r}")
-
-    def init(key):
-        params, stats = encoder.init(key)
-        state = {"batch_stats": {"encoder": stats}}
-        if mode == "learned":
-            return {"encoder": params}, state
-        return {"encoder": {}}, {**state, "frozen": {"encoder": params}}
-
-    def apply(params, state, images, *, train, key=None, levels=False):
-        whole, stats = encoder_params(params, state), state["batch_stats"]["encoder"]
-        return encoder.apply(whole, stats, images, train=train and mode != "frozen", key=key, levels=levels)
-
-    return Trunk(init, apply, encoder)
+def total(terms: Mapping[str, jax.Array]) -> jax.Array:
+    """The loss that these terms sum to."""
+    return jnp.asarray(sum(terms.values()))
 
 
-def ramp(config, start: float, end: float = 1.0) -> Callable:
+def keep_state(params: Params, state: State, step: jax.Array | int) -> State:
+    """`after` of a method whose state changes in the loss alone."""
+    return state
+
+
+def target_of(params: Params, state: State) -> Params:
+    """The parts of the network that `state["target"]` is a moving copy of."""
+    return {name: params[name] for name in state["target"]}
+
+
+def ramp(config: Config, start: float, end: float = 1.0) -> Callable[[jax.Array | int], jax.Array]:
     """step -> a number that goes from `start` to `end` along half a cosine over the whole run: momenta of targets.
 
     The run's steps are config.duration.total_steps; `methods.make(config, total_steps)` puts them there for durations
@@ -136,7 +191,7 @@ def ramp(config, start: float, end: float = 1.0) -> Callable:
     return lambda step: optim.cosine_ramp(step, _total_steps(config, what), start, end)
 
 
-def progress(config) -> Callable:
+def progress(config: Config) -> Callable[[jax.Array | int], jax.Array]:
     """step -> the share of the run that is over, 0 to 1: for what papers say in epochs of a run of theirs.
 
     The run's steps are known as for `ramp`, which see.
@@ -144,7 +199,7 @@ def progress(config) -> Callable:
     return lambda step: jnp.minimum(step / _total_steps(config), 1.0)
 
 
-def frozen_at_first(config, share: float) -> Callable:
+def frozen_at_first(config: Config, share: float) -> Callable[[Params, jax.Array | int], Params]:
     """(parameters, step) -> the same, through which no gradient goes for the first `share` of the run."""
     done = progress(config)
 
@@ -155,7 +210,7 @@ def frozen_at_first(config, share: float) -> Callable:
     return hold
 
 
-def _total_steps(config, what: str = "") -> int:
+def _total_steps(config: Config, what: str = "") -> int:
     total = config.duration.get("total_steps")
     if total is None:
         raise ValueError(

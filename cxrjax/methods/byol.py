@@ -27,79 +27,61 @@ import jax
 import jax.numpy as jnp
 
 from cxrjax import monitors, optim, rng
-from cxrjax.input import crops, device
-from cxrjax.input.augment import Augment, augment
 from cxrjax.losses import distill
-from cxrjax.methods.base import Aux, Method, ramp
+from cxrjax.methods import settings
+from cxrjax.methods.base import Aux, Config, Method, ramp, target_of, total
+from cxrjax.methods.trunk import encode_by, pictures, projected
 from cxrjax.models import backbone, heads
 
 
-def make(config) -> Method:
+def make(config: Config) -> Method:
     """config: model, projector, predictor, momentum, views, augment, standardise; see configs/byol.py for every key."""
-    encoder, dtype = backbone.make(config.model), jnp.dtype(config.model.dtype)
+    settings.one_of(config, "target_start", ("copy", "independent"))
+    settings.counts(config, "projector.hidden", "projector.out", "predictor.hidden")
+    settings.shares(config, "momentum")
+    encoder, pairs, dtype = backbone.make(config.model), pictures(config), jnp.dtype(config.model.dtype)
     projector, predictor = (
         heads.MLP((head.hidden, head.out), bias=False, last_bias=False, dtype=dtype)
         for head in (config.projector, config.predictor)
     )
-    momentum = ramp(config, config.momentum)
-    crop, settings = crops.Crop(config.model.image_px, **config.views), Augment(**config.augment)
+    network, momentum = projected(encoder, projector), ramp(config, config.momentum)
     if config.predictor.out != config.projector.out:
         raise ValueError(
             f"the predictor predicts what the projector gives: predictor.out = {config.predictor.out} must be "
             f"projector.out = {config.projector.out}"
         )
-    if config.target_start not in ("copy", "independent"):
-        raise ValueError(f"target_start must be 'copy' or 'independent', got {config.target_start!r}")
 
     def loss(params, state, batch, key, step):
-        images = augment(rng.fold(key, "augment"), batch["image"], settings)
-        images = device.standardise(images, **config.standardise)  # b v h w 1
+        images = pairs.prepare(key, batch["image"])  # b v h w 1
 
-        def see(stats, view):
+        def forward(stats, view):
             """One view through both networks; statistics in and moved on, z, q and target z', b d."""
             v, images = view
-            z, stats = project(params, stats, images, rng.fold(key, "online", v))
+            z, stats = network.apply(params, stats, images, rng.fold(key, "online", v))
             q, moved = heads.run(predictor, params["predictor"], stats["predictor"], z, train=True)
-            target, _ = project(state["target"], stats, images, rng.fold(key, "target", v))
+            target, _ = network.apply(state["target"], stats, images, rng.fold(key, "target", v))
             return {**stats, "predictor": moved}, (z, q, target)
 
         # A loop over the views, so that the networks are compiled once.
         in_turn = jnp.arange(2), jnp.moveaxis(images, 1, 0)
-        stats, (z, q, target) = jax.lax.scan(see, state["batch_stats"], in_turn)  # v b d
+        stats, (z, q, target) = jax.lax.scan(forward, state["batch_stats"], in_turn)  # v b d
         terms = {"regression": distill.byol(q[0], target[1]), "regression_swapped": distill.byol(q[1], target[0])}
-        report = monitors.embedding(*z) | {"momentum": momentum(step)}
-        return sum(terms.values()), Aux({**state, "batch_stats": stats}, terms, report)
-
-    def project(params, stats, images, key):
-        """z = g(f(images)) of either network, b d, and the running statistics after it."""
-        y, moved = encoder.apply(params["encoder"], stats["encoder"], images, train=True, key=key)
-        z, moved_head = heads.run(projector, params["projector"], stats["projector"], y["pooled"], train=True)
-        return z, {**stats, "encoder": moved, "projector": moved_head}
+        watched = monitors.embedding(*z) | {"momentum": momentum(step)}
+        return total(terms), Aux({**state, "batch_stats": stats}, terms, watched)
 
     def init(key, batch):
-        params, stats = start(key)
+        params, stats = network.init(key)
+        if config.target_start == "copy":
+            target = jax.tree.map(jnp.copy, params)
+        else:
+            target, _ = network.init(rng.fold(key, "target"))
         params["predictor"], stats["predictor"] = heads.start(
             predictor, rng.fold(key, "predictor"), config.projector.out
         )
-        independent = start(rng.fold(key, "target"))[0] if config.target_start == "independent" else None
-        target = independent or jax.tree.map(jnp.copy, {name: params[name] for name in ("encoder", "projector")})
         return params, {"batch_stats": stats, "target": target}
 
-    def start(key):
-        params, stats = {}, {}
-        params["encoder"], stats["encoder"] = encoder.init(rng.fold(key, "encoder"))
-        params["projector"], stats["projector"] = heads.start(projector, rng.fold(key, "projector"), encoder.width)
-        return params, stats
-
-    def make_views(example, rng):
-        return {"image": crops.views(crops.decode(example["image"]), rng, crop, crop)}
-
     def after(params, state, step):
-        online = {name: params[name] for name in state["target"]}
-        return {**state, "target": optim.ema(state["target"], online, momentum(step))}
+        return {**state, "target": optim.ema(state["target"], target_of(params, state), momentum(step))}
 
-    def encode(params, state, images):
-        images = device.standardise(images, **config.standardise)
-        return encoder.apply(params["encoder"], state["batch_stats"]["encoder"], images, train=False)[0]
-
-    return Method(make_views, init, loss, after, encode, config.model.image_px)
+    encode = encode_by(encoder, config.standardise)
+    return Method(pairs.views, init, loss, after, encode, config.model.image_px)

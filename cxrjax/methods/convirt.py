@@ -20,39 +20,43 @@ batch, also those whose text is word for word the same: `report_twins` says how 
 import jax.numpy as jnp
 
 from cxrjax import monitors, rng
-from cxrjax.input import device, paired
-from cxrjax.input.augment import Augment, augment
+from cxrjax.input import augment, device, paired
 from cxrjax.losses import contrastive
-from cxrjax.methods.base import Aux, Joint, Method
+from cxrjax.losses.pairs import normalise
+from cxrjax.methods import settings
+from cxrjax.methods.base import Aux, Config, Method, keep_state
+from cxrjax.methods.towers import Towers
 from cxrjax.models import backbone, bert, heads, text_tower
 
 
-def make(config) -> Method:
+def make(config: Config) -> Method:
     """config: model, text, head, loss, views, augment, standardise; see configs/convirt.py for every key."""
-    encoder, tower = backbone.make(config.model), text_tower.make(config.text)
+    settings.one_of(config, "loss.form", ("info_nce", "sigmoid"))
+    settings.counts(config, "head.layers", "head.hidden", "head.out")
+    settings.positive(config, "loss.temperature")
+    settings.shares(config, "loss.share")
+    settings.slices(config, "loss.groups", "loss.chunks")
+    reader, changes = paired.StudyReader(config), augment.Augment(**config.augment)
+    augment.check(changes, 1)
+    towers = Towers(backbone.make(config.model), text_tower.make(config.text), reader, config.standardise)
     sizes = (config.head.out,) if config.head.layers == 1 else (config.head.hidden, config.head.out)
     head = heads.MLP(sizes, norm="none", dtype=jnp.dtype(config.model.dtype))
-    see, settings = paired.StudyReader(config), Augment(**config.augment)
-    if config.loss.form not in ("info_nce", "sigmoid"):
-        raise ValueError(f"loss.form must be 'info_nce' or 'sigmoid', got {config.loss.form!r}")
 
     def loss(params, state, batch, key, step):
-        images = augment(rng.fold(key, "augment"), batch["image"], settings)
+        images = augment.augment(rng.fold(key, "augment"), batch["image"], changes)
         images = device.standardise(images[:, 0], **config.standardise)  # b h w 1
-        out, stats = encoder.apply(
-            params["encoder"], state["batch_stats"]["encoder"], images, train=True, key=rng.fold(key, "encoder")
-        )
+        out, stats = towers.see(params, state, images, key)
         u = project(params["image_head"], out["pooled"])  # b d
-        w = project(params["text_head"], read(params, state, batch["ids"], batch["text_mask"])["pooled"])
+        w = project(params["text_head"], towers.read(params, state, batch["ids"], batch["text_mask"])["pooled"])
         if config.loss.form == "sigmoid":
             value = contrastive.sigmoid(u, w, scale=jnp.exp(params["log_scale"]), bias=params["bias"])
         else:
             options = {name: config.loss[name] for name in ("share", "groups", "chunks")}
             value = contrastive.info_nce(u, w, temperature=temperature(params), **options)
-        report = monitors.embedding(u, w) | {"report_twins": monitors.twins(batch["report"])}
+        watched = monitors.embedding(u, w) | {"report_twins": monitors.twins(batch["report"])}
         if "log_scale" in params:
-            report["scale"] = jnp.exp(params["log_scale"])
-        return value, Aux({**state, "batch_stats": {"encoder": stats}}, {"contrast": value}, report)
+            watched["scale"] = jnp.exp(params["log_scale"])
+        return value, Aux({**state, "batch_stats": {"encoder": stats}}, {"contrast": value}, watched)
 
     def temperature(params):
         if not config.loss.learned:
@@ -60,47 +64,26 @@ def make(config) -> Method:
         # CLIP's bound: logits of at most 100.
         return jnp.exp(-jnp.minimum(params["log_scale"], jnp.log(100.0)))
 
-    def read(params, state, ids, mask):
-        return tower.apply(params["text"], state["frozen"]["text"], ids, mask)
-
     def project(params, x):
-        return contrastive.normalise(heads.run(head, params, {}, x, train=False)[0])
+        return normalise(heads.run(head, params, {}, x, train=False)[0])
 
     def init(key, batch):
-        params, stats, frozen = {}, {}, {}
-        params["encoder"], stats["encoder"] = encoder.init(rng.fold(key, "encoder"))
-        params["text"], frozen["text"] = tower.init(rng.fold(key, "text"))
-        params["image_head"], _ = heads.start(head, rng.fold(key, "image_head"), encoder.width)
-        params["text_head"], _ = heads.start(head, rng.fold(key, "text_head"), tower.width)
+        params, state = towers.init(key)
+        params["image_head"], _ = heads.start(head, rng.fold(key, "image_head"), towers.image.width)
+        params["text_head"], _ = heads.start(head, rng.fold(key, "text_head"), towers.text.width)
         if config.loss.form == "sigmoid":
             params |= {"log_scale": jnp.log(10.0), "bias": jnp.asarray(-10.0)}
         elif config.loss.learned:
             params["log_scale"] = -jnp.log(jnp.asarray(config.loss.temperature))
-        return params, {"batch_stats": stats, "frozen": frozen}
+        return params, state
 
-    def encode(params, state, images):
-        images = device.standardise(images, **config.standardise)
-        return encoder.apply(params["encoder"], state["batch_stats"]["encoder"], images, train=False)[0]
+    def image_vectors(params, state, features):
+        return project(params["image_head"], features["pooled"]), project(params["image_head"], features["patches"])
 
-    def joint_image(params, state, images):
-        out = encode(params, state, images)
-        return {name: project(params["image_head"], out[name]) for name in ("pooled", "patches")}
-
-    def joint_text(params, state, ids, mask, word_index):
-        out = read(params, state, ids, mask)
+    def text_vectors(params, state, ids, text_mask, word_index):
+        out = towers.read(params, state, ids, text_mask)
         words, word_mask = bert.words(out["tokens"], word_index, ids.shape[1])
-        return {
-            "pooled": project(params["text_head"], out["pooled"]),
-            "words": jnp.where(word_mask[..., None], project(params["text_head"], words), 0.0),
-            "word_mask": word_mask,
-        }
+        return project(params["text_head"], out["pooled"]), project(params["text_head"], words), word_mask
 
-    return Method(
-        see,
-        init,
-        loss,
-        lambda params, state, step: state,
-        encode,
-        config.model.image_px,
-        joint=Joint(joint_image, joint_text, see.tokens, see.text),
-    )
+    joint = towers.joint(image_vectors, text_vectors)
+    return Method(reader, init, loss, keep_state, towers.encode, config.model.image_px, joint=joint)

@@ -25,34 +25,37 @@ import jax.numpy as jnp
 from cxrjax import monitors, rng
 from cxrjax.config import names
 from cxrjax.input import boxes, crops, device
-from cxrjax.input.augment import Augment, augment
 from cxrjax.losses import detection as losses
-from cxrjax.methods.base import Answers, Aux, Method, trunk
+from cxrjax.methods import settings
+from cxrjax.methods.base import Answers, Aux, Config, Method, keep_state, total
+from cxrjax.methods.trunk import pictures, trunk
 from cxrjax.models import detection
 
 
-def make(config) -> Method:
+def make(config: Config) -> Method:
     """config: model, encoder, head, labels, loss, boxes, answer, views, augment, standardise; see configs/detect.py."""
+    settings.one_of(config, "loss.assign", losses.ASSIGN)
+    settings.counts(config, "head.width", "boxes.most", "answer.most")
+    settings.shares(config, "answer.confidence", "answer.overlap", "boxes.min_visible")
     encoder, labels = trunk(config), names(config.labels)
     if len(set(labels)) < len(labels):
         raise ValueError(f"labels = {config.labels!r} names a label twice")
     classes = labels or (boxes.ANY,)
     head = detection.make(config.head, encoder.backbone, len(classes))
-    crop, settings = crops.Crop(config.model.image_px, **config.views), Augment(**config.augment)
+    single = pictures(config, 1)
 
     def loss(params, state, batch, key, step):
-        images = augment(rng.fold(key, "augment"), batch["image"], settings)
-        images = device.standardise(images[:, 0], **config.standardise)  # b h w 1
+        images = single.prepare(key, batch["image"])[:, 0]  # b h w 1
         drop, stats = rng.fold(key, "drop_path"), state["batch_stats"]
         y, moved = encoder.apply(params, state, images, train=True, key=drop, levels=head.levels)
         maps, moved_head = head.apply(params["head"], stats["head"], y, True)
-        truth = batch["boxes"], batch["classes"]  # b m 4, b m
         if head.kind == "yolov3":
-            terms = losses.yolo(maps, *truth, detection.priors(), **config.loss)
+            terms = losses.yolo(maps, batch["boxes"], batch["classes"], detection.priors(), **config.loss)
         else:
-            terms = losses.dense(*maps, *truth)
-        report = monitors.embedding(y["pooled"]) | {"boxes": jnp.mean((batch["classes"] >= 0).sum(axis=1))}
-        return sum(terms.values()), Aux({**state, "batch_stats": {"encoder": moved, "head": moved_head}}, terms, report)
+            terms = losses.dense(maps[0], maps[1], batch["boxes"], batch["classes"])
+        watched = monitors.embedding(y["pooled"]) | {"boxes": jnp.mean((batch["classes"] >= 0).sum(axis=1))}
+        stats = {"encoder": moved, "head": moved_head}
+        return total(terms), Aux({**state, "batch_stats": stats}, terms, watched)
 
     def init(key, batch):
         params, state = encoder.init(rng.fold(key, "encoder"))
@@ -61,7 +64,7 @@ def make(config) -> Method:
 
     def make_views(example, rng):
         found = boxes.of_example(example, labels)
-        image, found = boxes.crop(crops.decode(example["image"]), found, rng, crop, config.boxes.min_visible)
+        image, found = boxes.crop(crops.decode(example["image"]), found, rng, single.specs[0], config.boxes.min_visible)
         return {"image": image[None, :, :, None], **boxes.pad(found, config.boxes.most, example["image_id"])}
 
     def encode(params, state, images):
@@ -71,5 +74,5 @@ def make(config) -> Method:
         found = detection.nms(head.decode(maps), **config.answer)
         return {"pooled": y["pooled"], "patches": y["patches"], **found._asdict()}
 
-    functions = make_views, init, loss, lambda params, state, step: state, encode
-    return Method(*functions, config.model.image_px, answers=Answers(classes, "boxes"), box_labels=labels)
+    kinds = {"answers": Answers(classes, "boxes"), "box_labels": labels}
+    return Method(make_views, init, loss, keep_state, encode, config.model.image_px, **kinds)

@@ -37,17 +37,25 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from cxrjax import monitors, optim, rng
-from cxrjax.input import crops, device
-from cxrjax.input.augment import Augment, augment
+from cxrjax.input import augment, crops, device
 from cxrjax.losses import distill
-from cxrjax.methods.base import Aux, Method, frozen_at_first, progress, ramp
-from cxrjax.models import backbone, heads
+from cxrjax.methods import settings
+from cxrjax.methods.base import Aux, Config, Method, frozen_at_first, progress, ramp, target_of
+from cxrjax.models import backbone, heads, linen
 from cxrjax.models.prototypes import Prototypes
 
+TEMPERATURES = ("temperature", "teacher_temperature_start", "teacher_temperature")
 
-def make(config) -> Method:
+
+def make(config: Config) -> Method:
     """config: model, projector, prototypes, freeze_share, momentum, loss, views, local_views, augment, augment_local,
     standardise; see configs/dino.py for every key."""
+    settings.one_of(config, "loss.assignment", ("centre", "sinkhorn"))
+    settings.counts(config, "prototypes", "projector.layers", "projector.hidden", "projector.out", "loss.iterations")
+    settings.counts(config, "local_views.count", least=0)
+    settings.counts(config, "local_views.px")
+    settings.positive(config, *(f"loss.{name}" for name in TEMPERATURES))
+    settings.shares(config, "momentum", "loss.centre_momentum", "loss.warmup_share", "freeze_share")
     dtype, head, local = jnp.dtype(config.model.dtype), config.projector, config.local_views
     student, teacher = backbone.make(config.model), backbone.make({**config.model, "drop_path": 0.0})
     sizes = (*[head.hidden] * (head.layers - 1), head.out)
@@ -56,35 +64,36 @@ def make(config) -> Method:
     momentum, done = ramp(config, config.momentum), progress(config)
     hold = frozen_at_first(config, config.freeze_share)
     specs = {"image": 2 * [crops.Crop(config.model.image_px, **config.views)]}
-    settings = {"image": Augment(**config.augment)}
+    changes = {"image": augment.Augment(**config.augment)}
     if local.count:
         specs["local"] = local.count * [specs["image"][0]._replace(px=local.px, scale=local.scale)]
-        settings["local"] = Augment(**config.augment_local)
-    if config.loss.assignment not in ("centre", "sinkhorn"):
-        raise ValueError(f"loss.assignment must be 'centre' or 'sinkhorn', got {config.loss.assignment!r}")
+        changes["local"] = augment.Augment(**config.augment_local)
+
+    for name, change in changes.items():
+        augment.check(change, len(specs[name]))
 
     def loss(params, state, batch, key, step):
         images = {
-            name: device.standardise(augment(rng.fold(key, name), batch[name], changes), **config.standardise)
-            for name, changes in settings.items()
+            name: device.standardise(augment.augment(rng.fold(key, name), batch[name], change), **config.standardise)
+            for name, change in changes.items()
         }  # each b v h w 1
         target, stats = state["target"], state["batch_stats"]["encoder"]
         held = {**params, "prototypes": hold(params["prototypes"], step)}
-        logits, _, _ = see(student, held, stats, images, rng.fold(key, "drop_path"))  # b v k
-        of_teacher, pooled, stats = see(teacher, target, stats, {"image": images["image"]}, key)  # b 2 k, b 2 d
+        logits, _, _ = forward(student, held, stats, images, rng.fold(key, "drop_path"))  # b v k
+        of_teacher, pooled, stats = forward(teacher, target, stats, {"image": images["image"]}, key)  # b 2 k, b 2 d
         targets, state = assign(of_teacher, state, temperature(step))
         value = distill.dino(logits, targets, config.loss.temperature)
-        report = monitors.embedding(*rearrange(pooled, "b v d -> v b d")) | {
+        watched = monitors.embedding(*rearrange(pooled, "b v d -> v b d")) | {
             "target_entropy": distill.entropy(targets).mean(),
             "mean_target_entropy": distill.entropy(targets.mean(axis=(0, 1))),
             "teacher_temperature": temperature(step),
             "momentum": momentum(step),
         }
         # What the student could still learn of these targets; near 0 together with an entropy of 0 or log K: collapsed.
-        report["divergence"] = value - report["target_entropy"]
-        return value, Aux({**state, "batch_stats": {"encoder": stats}}, {"distillation": value}, report)
+        watched["divergence"] = value - watched["target_entropy"]
+        return value, Aux({**state, "batch_stats": {"encoder": stats}}, {"distillation": value}, watched)
 
-    def see(network, params, stats, images, key):
+    def forward(network, params, stats, images, key):
         """Logits b v k and vectors y b v d of the crops, those of one size after those of another; statistics."""
         pooled = []
         for name, of_one_size in images.items():
@@ -93,7 +102,7 @@ def make(config) -> Method:
             pooled.append(rearrange(y["pooled"], "(b v) d -> b v d", b=len(of_one_size)))
         pooled = jnp.concatenate(pooled, axis=1)
         z, _ = heads.run(projector, params["projector"], {}, pooled, train=True)
-        return prototypes.apply({"params": params["prototypes"]}, z), pooled, stats
+        return linen.apply(prototypes, params["prototypes"], z), pooled, stats
 
     def temperature(step):
         start, end, share = (
@@ -112,8 +121,7 @@ def make(config) -> Method:
         params = {}
         params["encoder"], stats = student.init(rng.fold(key, "encoder"))
         params["projector"], _ = heads.start(projector, rng.fold(key, "projector"), student.width)
-        z = jnp.zeros((1, head.out))
-        params["prototypes"] = prototypes.init(rng.fold(key, "prototypes"), z)["params"]
+        params["prototypes"] = linen.init(prototypes, rng.fold(key, "prototypes"), jnp.zeros((1, head.out)))
         state = {"target": jax.tree.map(jnp.copy, params), "batch_stats": {"encoder": stats}}
         return params, state | ({"centre": jnp.zeros(config.prototypes)} if config.loss.assignment == "centre" else {})
 
@@ -122,7 +130,7 @@ def make(config) -> Method:
         return {name: crops.views(image, rng, *each) for name, each in specs.items()}
 
     def after(params, state, step):
-        return {**state, "target": optim.ema(state["target"], params, momentum(step))}
+        return {**state, "target": optim.ema(state["target"], target_of(params, state), momentum(step))}
 
     def encode(params, state, images):
         images = device.standardise(images, **config.standardise)

@@ -36,9 +36,12 @@ import numpy as np
 from cxrjax import monitors, rng
 from cxrjax.input import device, paired
 from cxrjax.input.studies import pick
-from cxrjax.losses import contrastive, distill, masked, prototypes
+from cxrjax.losses import distill, masked, prototypes
+from cxrjax.losses.pairs import normalise
 from cxrjax.losses.views import counted_info_nce, word_alignment
-from cxrjax.methods.base import Aux, Joint, Method, frozen_at_first
+from cxrjax.methods import settings
+from cxrjax.methods.base import Aux, Config, Method, frozen_at_first, keep_state, total
+from cxrjax.methods.towers import Towers
 from cxrjax.models import bert
 from cxrjax.models.frontal_lateral import Networks
 from cxrjax.text import entities, masking
@@ -47,16 +50,24 @@ from cxrjax.text.tokenizer import Tokenizer
 # What stands for a lateral token that there is not with missing_laterals_stay: the code's 1e-8 has the direction of
 # (1, …, 1) too, but would be lost beside the constant under our square roots.
 FILL = 1e-4
+TEMPERATURES = ("temperature", "word_temperature", "prototype_temperature")
+RATES = ("entity", "beside", "without")
 
 
-def make(config) -> Method:
+def make(config: Config) -> Method:
     """config: model, lateral, text, width, decoder, selection, masking, prototypes, loss, defects, views, standardise;
     see configs/frontal_lateral.py for every key. Raises ValueError for a frozen Swin without weights."""
+    settings.one_of(config, "lateral.standardise.mode", device.MODES)
+    settings.counts(config, "width", "decoder.heads", "decoder.mlm_depth", "decoder.view_depth", "prototypes.count")
+    settings.positive(config, "prototypes.epsilon", *(f"loss.{name}" for name in TEMPERATURES))
+    settings.weights(config, *(f"loss.weights.{name}" for name in ("mlm", "fla", "itc", "proto")))
+    settings.shares(config, "prototypes.freeze_share", *(f"masking.{name}" for name in RATES))
+    settings.slices(config, "loss.groups")
     net, reader, wrong = Networks(config), StudyReader(config), config.defects
     scales = [config.standardise, config.lateral.standardise]
     if wrong.no_standardisation:
         scales = 2 * [{"mode": "fixed", "mean": 0.0, "std": 1.0}]
-    rates = {name: config.masking[name] for name in ("entity", "beside", "without")}
+    rates = {name: config.masking[name] for name in RATES}
     hold = frozen_at_first(config, config.prototypes.freeze_share)
 
     def loss(params, state, batch, key, step):
@@ -97,27 +108,23 @@ def make(config) -> Method:
             "prototypes_used": monitors.first_choices(codes["T"]),
             "code_entropy": distill.entropy(codes["T"]).mean(),
         }
-        return sum(terms.values()), Aux({**state, "batch_stats": {"encoder": stats}}, terms, watched)
+        return total(terms), Aux({**state, "batch_stats": {"encoder": stats}}, terms, watched)
 
     def init(key, batch):
         return net.init(key)
 
-    def encode(params, state, images):
-        images = device.standardise(images, **scales[0])
-        return net.frontal.apply(params["encoder"], state["batch_stats"]["encoder"], images, train=False)[0]
+    def image_vectors(params, state, features):
+        pooled, patches = (features[name] @ params["image_head"] for name in ("pooled", "patches"))
+        return normalise(pooled), normalise(patches)
 
-    def joint_image(params, state, images):
-        out = encode(params, state, images)
-        return {name: contrastive.normalise(out[name] @ params["image_head"]) for name in ("pooled", "patches")}
+    def text_vectors(params, state, ids, text_mask, word_index):
+        t, g_t = net.embed_report(params, state, ids, text_mask)
+        words, word_mask = bert.words(t, word_index, ids.shape[1])
+        return normalise(g_t), normalise(words), word_mask
 
-    def joint_text(params, state, ids, mask, word_index):
-        t, g_t = net.embed_report(params, state, ids, mask)
-        summed, word_mask = bert.words(t, word_index, ids.shape[1])
-        vectors = {"pooled": g_t, "words": summed}
-        return {name: contrastive.normalise(x) for name, x in vectors.items()} | {"word_mask": word_mask}
-
-    joint = Joint(joint_image, joint_text, reader.tokens, reader.text)
-    return Method(reader, init, loss, lambda params, state, step: state, encode, config.model.image_px, joint=joint)
+    towers = Towers(net.frontal, net.text, reader, scales[0])
+    joint = towers.joint(image_vectors, text_vectors)
+    return Method(reader, init, loss, keep_state, towers.encode, config.model.image_px, joint=joint)
 
 
 def contrast(

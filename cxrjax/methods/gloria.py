@@ -24,43 +24,52 @@ L_l; punctuation counts as words unless `text.cleaning` takes it out.
 """
 
 import jax.numpy as jnp
+from einops import rearrange
 
 from cxrjax import monitors, rng
 from cxrjax.input import device, paired
 from cxrjax.losses import contrastive, local
-from cxrjax.methods.base import Aux, Joint, Method
+from cxrjax.losses.pairs import normalise
+from cxrjax.methods import settings
+from cxrjax.methods.base import Aux, Config, Method, keep_state, total
+from cxrjax.methods.towers import Towers
 from cxrjax.models import bert, heads, regions, text_tower
 
 
-def make(config) -> Method:
+def make(config: Config) -> Method:
     """config: model, regions, text, loss, views, standardise; see configs/gloria.py for every key."""
-    encoder, tower = regions.make(config.model, **config.regions), text_tower.make(config.text)
-    dtype, see = jnp.dtype(config.model.dtype), paired.StudyReader(config)
+    settings.one_of(config, "loss.aggregate", local.AGGREGATES)
+    settings.positive(config, "loss.attention_scale", "loss.word_scale", "loss.pair_scale")
+    settings.weights(config, "loss.global_weight", "loss.local_weight")
+    settings.slices(config, "loss.chunks")
+    encoder, reader = regions.make(config.model, **config.regions), paired.StudyReader(config)
+    towers = Towers(encoder, text_tower.make(config.text), reader, config.standardise)
+    width, dtype = towers.text.width, jnp.dtype(config.model.dtype)
     head = {
-        "global": heads.MLP((tower.width,), norm="none", dtype=dtype),
-        "local": heads.MLP((tower.width,), norm="none", last_bias=False, dtype=dtype),
+        "global": heads.MLP((width,), norm="none", dtype=dtype),
+        "local": heads.MLP((width,), norm="none", last_bias=False, dtype=dtype),
     }
     scales = {name: config.loss[name] for name in ("attention_scale", "word_scale", "pair_scale")}
     options = {name: config.loss[name] for name in ("over_words", "aggregate", "chunks")}
 
     def loss(params, state, batch, key, step):
         images = device.standardise(batch["image"][:, 0], **config.standardise)  # b h w 1
-        stats = state["batch_stats"]["encoder"]
-        out, stats = encoder.apply(params["encoder"], stats, images, train=True, key=rng.fold(key, "encoder"))
+        out, stats = towers.see(params, state, images, key)
         v, seen = project(params, "global", out["pooled"]), project(params, "local", out["regions"])  # b d, b p q d
-        t, words, mask = read(params, state, batch["ids"], batch["text_mask"], batch["word_index"])
+        texts = batch["ids"], batch["text_mask"], batch["word_index"]
+        t, words, mask = read(params, state, *texts, config.loss.cls_is_a_word)
         terms = {
             # Both directions added, not their mean.
             "global": 2 * contrastive.info_nce(v, t, temperature=1 / config.loss.pair_scale),
-            "local": local.gloria(seen.reshape(len(seen), -1, tower.width), words, mask, **scales, **options),
+            "local": local.gloria(rearrange(seen, "b p q d -> b (p q) d"), words, mask, **scales, **options),
         }
         terms = {name: config.loss[f"{name}_weight"] * value for name, value in terms.items()}
-        report = monitors.embedding(v, t) | {"report_twins": monitors.twins(batch["report"])}
-        return sum(terms.values()), Aux({**state, "batch_stats": {"encoder": stats}}, terms, report)
+        watched = monitors.embedding(v, t) | {"report_twins": monitors.twins(batch["report"])}
+        return total(terms), Aux({**state, "batch_stats": {"encoder": stats}}, terms, watched)
 
-    def read(params, state, ids, text_mask, word_index, cls_is_a_word=config.loss.cls_is_a_word):
+    def read(params, state, ids, text_mask, word_index, cls_is_a_word):
         """Report b d; words b w d and which there are, b w."""
-        out = tower.apply(params["text"], state["frozen"]["text"], ids, text_mask)
+        out = towers.read(params, state, ids, text_mask)
         if cls_is_a_word:
             shifted = jnp.where(word_index >= 0, word_index + 1, -1)
             word_index = shifted.at[:, 0].set(jnp.where(text_mask[:, 0], 0, -1))
@@ -71,43 +80,21 @@ def make(config) -> Method:
         return heads.run(head[name], params["image_head"][name], {}, x, train=False)[0]
 
     def init(key, batch):
-        params, stats, frozen = {}, {}, {}
-        params["encoder"], stats["encoder"] = encoder.init(rng.fold(key, "encoder"))
-        params["text"], frozen["text"] = tower.init(rng.fold(key, "text"))
+        params, state = towers.init(key)
         widths = {"global": encoder.width, "local": encoder.region_width}
         params["image_head"] = {
             name: heads.start(head[name], rng.fold(key, f"image_head/{name}"), width)[0]
             for name, width in widths.items()
         }
-        return params, {"batch_stats": stats, "frozen": frozen}
+        return params, state
 
-    def run(params, state, images):
-        images = device.standardise(images, **config.standardise)
-        return encoder.apply(params["encoder"], state["batch_stats"]["encoder"], images, train=False)[0]
+    def image_vectors(params, state, features):
+        pooled, patches = project(params, "global", features["pooled"]), project(params, "local", features["regions"])
+        return normalise(pooled), normalise(patches)
 
-    def encode(params, state, images):
-        out = run(params, state, images)
-        return {name: out[name] for name in ("pooled", "patches")}
-
-    def joint_image(params, state, images):
-        out = run(params, state, images)
-        vectors = {
-            "pooled": project(params, "global", out["pooled"]),
-            "patches": project(params, "local", out["regions"]),
-        }
-        return {name: contrastive.normalise(x) for name, x in vectors.items()}
-
-    def joint_text(params, state, ids, text_mask, word_index):
+    def text_vectors(params, state, ids, text_mask, word_index):
         report, words, mask = read(params, state, ids, text_mask, word_index, cls_is_a_word=False)
-        vectors = {"pooled": report, "words": words}
-        return {name: contrastive.normalise(x) for name, x in vectors.items()} | {"word_mask": mask}
+        return normalise(report), normalise(words), mask
 
-    return Method(
-        see,
-        init,
-        loss,
-        lambda params, state, step: state,
-        encode,
-        config.model.image_px,
-        joint=Joint(joint_image, joint_text, see.tokens, see.text),
-    )
+    joint = towers.joint(image_vectors, text_vectors)
+    return Method(reader, init, loss, keep_state, towers.encode, config.model.image_px, joint=joint)

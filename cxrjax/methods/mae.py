@@ -33,15 +33,25 @@ from einops import rearrange
 from cxrjax import monitors, rng
 from cxrjax.input import crops, device
 from cxrjax.losses import masked
-from cxrjax.methods.base import Aux, Method
-from cxrjax.models import backbone
+from cxrjax.methods import settings
+from cxrjax.methods.base import Aux, Config, Method, keep_state
+from cxrjax.methods.trunk import encode_by
+from cxrjax.models import backbone, linen
 from cxrjax.models.mae_decoder import MAEDecoder
+from cxrjax.models.vit import EMBED
 
 
-def make(config) -> Method:
+def make(config: Config) -> Method:
     """config: model, decoder, masking, loss, views, standardise; see configs/mae.py for every key."""
+    settings.one_of(config, "masking.embed", EMBED)
+    settings.counts(config, "decoder.width", "decoder.depth", "decoder.heads")
+    if config.decoder.width % config.decoder.heads or config.decoder.width % 4:
+        raise ValueError(
+            f"decoder.width must be a multiple of decoder.heads and of 4, got {config.decoder.width} and "
+            f"{config.decoder.heads}"
+        )
     dtype, px = jnp.dtype(config.model.dtype), config.model.patch_px
-    encoder = backbone.make_vit(config.model).module
+    whole, encoder = backbone.make_vit(config.model)
     shared = {"dtype": dtype, "remat": config.model.remat, "unroll": config.model.unroll}
     decoder = MAEDecoder(px * px * config.model.channels, **config.decoder, **shared)
     side = config.model.image_px // px
@@ -51,11 +61,10 @@ def make(config) -> Method:
     def loss(params, state, batch, key, step):
         images = prepare(batch["image"][:, 0])
         ids_keep, ids_restore, hidden = masking(rng.fold(key, "mask"), len(images), side * side, kept)
-        out = encoder.apply(
-            {"params": params["encoder"]}, images, ids_keep, embed=config.masking.embed, key=rng.fold(key, "drop_path")
-        )
+        drop = rng.fold(key, "drop_path")
+        out = linen.apply(encoder, params["encoder"], images, ids_keep, embed=config.masking.embed, key=drop)
         tokens = out["cls"], out["patches"]  # b d, b k d
-        prediction = decoder.apply({"params": params["decoder"]}, *tokens, ids_restore, (side, side))  # b n P·P·c
+        prediction = linen.apply(decoder, params["decoder"], *tokens, ids_restore, (side, side))  # b n P·P·c
         pixels = rearrange(images, "b (p i) (q j) c -> b (p q) (i j c)", i=px, j=px)
         value = masked.patch_mse(prediction, pixels, hidden, config.loss.normalise)
         return value, Aux(state, {"reconstruction": value}, monitors.embedding(pooled(out)))
@@ -68,28 +77,20 @@ def make(config) -> Method:
         images = prepare(batch["image"][:1, 0])
         cls = jnp.zeros((1, encoder.size.width))
         order = jnp.arange(side * side)[None]
-        learned = {
-            "encoder": encoder.init(rng.fold(key, "encoder"), images),
-            "decoder": decoder.init(rng.fold(key, "decoder"), cls, cls[:, None], order, (side, side)),
+        params = {
+            "encoder": linen.init(encoder, rng.fold(key, "encoder"), images),
+            "decoder": linen.init(decoder, rng.fold(key, "decoder"), cls, cls[:, None], order, (side, side)),
         }
-        return {name: variables["params"] for name, variables in learned.items()}, {}
+        return params, {}
 
     def make_views(example, rng):
         return {"image": crops.views(crops.decode(example["image"]), rng, crop)}
 
-    def encode(params, state, images):
-        images = prepare(images)
-        out = encoder.apply({"params": params["encoder"]}, images)
-        patches = rearrange(out["patches"], "b (p q) d -> b p q d", p=images.shape[1] // px)
-        return {"pooled": pooled(out), "patches": patches}
-
     def pooled(out):
         return out["cls"] if config.model.pool == "cls" else out["patches"].mean(axis=1)
 
-    def after(params, state, step):
-        return state
-
-    return Method(make_views, init, loss, after, encode, config.model.image_px, couples_batch=False)
+    encode = encode_by(whole, config.standardise)
+    return Method(make_views, init, loss, keep_state, encode, config.model.image_px, couples_batch=False)
 
 
 def kept_patches(n: int, ratio: float) -> int:

@@ -28,50 +28,66 @@ What the released code does otherwise, each a switch:
 It also takes [SEP] for a word, which is left out here. Our choice: reports without words take part in nothing local.
 """
 
-import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from cxrjax import monitors, rng
 from cxrjax.input import device, paired
-from cxrjax.losses import contrastive, local
-from cxrjax.losses import prototypes as assign
-from cxrjax.methods.base import Aux, Joint, Method, frozen_at_first
-from cxrjax.models import bert, heads, regions, text_attention
+from cxrjax.losses import contrastive, local, prototypes
+from cxrjax.losses.pairs import normalise
+from cxrjax.methods import settings
+from cxrjax.methods.base import Aux, Config, Method, frozen_at_first, keep_state, total
+from cxrjax.methods.towers import Towers
+from cxrjax.models import bert, heads, linen, regions, text_attention
 from cxrjax.models.prototypes import Prototypes
 
+TEMPERATURES = ("temperature", "local_temperature", "prototype_temperature")
 HEADS = ("image_head", "region_head", "text_head", "word_head")
 
 
-def make(config) -> Method:
+def make(config: Config) -> Method:
     """config: model, regions, text, head, prototypes, loss, views, standardise; see configs/mgca.py for every key."""
-    if config.loss.weights not in ("cls", "uniform"):
-        raise ValueError(f"loss.weights must be 'cls' or 'uniform', got {config.loss.weights!r}")
-    by_cls = config.loss.weights == "cls"
-    encoder = regions.make(config.model, **config.regions, attention=by_cls)
-    tower, see = text_attention.make(config.text), paired.StudyReader(config)
+    settings.one_of(config, "loss.weights", ("cls", "uniform"))
+    settings.counts(config, "head.hidden", "head.out", "prototypes.count", "prototypes.iterations")
+    settings.positive(config, "prototypes.epsilon", *(f"loss.{name}" for name in TEMPERATURES))
+    settings.weights(config, "loss.ita_weight", "loss.cta_weight", "loss.cpa_weight")
+    settings.shares(config, "prototypes.freeze_share")
+    settings.slices(config, "loss.groups")
+    by_cls, padding_counts = config.loss.weights == "cls", config.loss.padding_counts
+    encoder, reader = regions.make(config.model, **config.regions, attention=by_cls), paired.StudyReader(config)
+    towers = Towers(encoder, text_attention.make(config.text), reader, config.standardise)
     dtype, hold = jnp.dtype(config.model.dtype), frozen_at_first(config, config.prototypes.freeze_share)
     sizes = (config.head.hidden, config.head.out)
     # A BatchNorm takes away again what a bias before it adds.
     head = heads.MLP(sizes, last_norm=True, last_affine="none", bias=False, last_bias=False, dtype=dtype)
-    prototypes = Prototypes(config.prototypes.count)
-    padding_counts = config.loss.padding_counts
+    directions = Prototypes(config.prototypes.count)
 
     def loss(params, state, batch, key, step):
         images = device.standardise(batch["image"][:, 0], **config.standardise)  # b h w 1
-        picture, stats = see_picture(params, state["batch_stats"], images, True, rng.fold(key, "encoder"))
-        report, stats = read(params, {**state, "batch_stats": stats}, batch, True)
-        v, r, mask = picture["pooled"], report["pooled"], report["word_mask"]
+        out, moved = towers.see(params, state, images, key)
+        v, v_n, stats = embed_picture(params, {**state["batch_stats"], "encoder": moved}, out, train=True)
+        texts = batch["ids"], batch["text_mask"], batch["word_index"]
+        r, t_l, mask, word_weights, stats = embed_report(params, state, stats, *texts, train=True)
+        seen = out["attention"]
+        region_weights = None if seen is None else local.clipped(seen, jnp.ones(seen.shape, bool))
         of_words, of_regions = local.token_alignment(
-            picture["regions"].reshape(len(v), -1, v.shape[-1]),
-            report["words"],
+            rearrange(v_n, "b p q d -> b (p q) d"),
+            t_l,
             mask,
             temperature=config.loss.local_temperature,
-            region_weights=picture["weights"],
-            word_weights=report["weights"],
+            region_weights=region_weights,
+            word_weights=word_weights,
             raw_seen_words=config.loss.raw_seen_words,
             padding_is_negative=padding_counts,
         )
-        cpa, used = align_prototypes(hold(params["prototypes"], step), v, r)
+        learned = hold(params["prototypes"], step)
+        cpa, codes = prototypes.swapped(
+            {name: linen.apply(directions, learned, x) for name, x in {"v": v, "r": r}.items()},
+            [("r", "v"), ("v", "r")],  # who predicts, whose codes
+            epsilon=config.prototypes.epsilon,
+            iterations=config.prototypes.iterations,
+            temperature=config.loss.prototype_temperature,
+        )
         terms = {
             # Both directions added, not their mean.
             "ita": 2 * contrastive.info_nce(v, r, temperature=config.loss.temperature, groups=config.loss.groups),
@@ -82,85 +98,51 @@ def make(config) -> Method:
         watched = monitors.embedding(v, r) | {
             "report_twins": monitors.twins(batch["report"]),
             "cta_words": of_words,
-            "prototypes_used": used,
+            "prototypes_used": monitors.first_choices(codes["v"]) / config.prototypes.count,
         }
-        return sum(terms.values()), Aux({**state, "batch_stats": stats}, terms, watched)
+        return total(terms), Aux({**state, "batch_stats": stats}, terms, watched)
 
-    def see_picture(params, stats, images, train, key=None):
-        """pooled b d, regions b p q d, weights b n or None; and running statistics."""
-        out, moved = encoder.apply(params["encoder"], stats["encoder"], images, train=train, key=key)
-        stats = {**stats, "encoder": moved}
-        pooled, stats = project("image_head", params, stats, out["pooled"], train)
-        tokens, stats = project("region_head", params, stats, out["regions"], train)
-        attention = out["attention"]
-        weights = None if attention is None else local.clipped(attention, jnp.ones(attention.shape, bool))
-        return {"features": out, "pooled": pooled, "regions": tokens, "weights": weights}, stats
+    def embed_picture(params, stats, features, *, train):
+        """Picture b d and regions b p q d, of unit length; and running statistics."""
+        pooled, stats = project("image_head", params, stats, features["pooled"], train)
+        tokens, stats = project("region_head", params, stats, features["regions"], train)
+        return pooled, tokens, stats
 
-    def read(params, state, batch, train):
-        """pooled b d, words b w d, word_mask b w, weights b w or None; and running statistics."""
-        out = tower.apply(params["text"], state["frozen"]["text"], batch["ids"], batch["text_mask"])
-        count = batch["ids"].shape[1] - 2  # of l tokens two are [CLS] and [SEP]
-        words, mask = bert.words(out["tokens"], batch["word_index"], count)
-        pooled, stats = project("text_head", params, state["batch_stats"], out["pooled"], train)
+    def embed_report(params, state, stats, ids, text_mask, word_index, *, train):
+        """Report b d and words b w d, of unit length, word_mask b w, weights b w or None; and running statistics."""
+        out, count = towers.read(params, state, ids, text_mask), ids.shape[1] - 2  # two tokens are [CLS] and [SEP]
+        words, mask = bert.words(out["tokens"], word_index, count)
+        pooled, stats = project("text_head", params, stats, out["pooled"], train)
         words, stats = project("word_head", params, stats, words, train, None if padding_counts else mask)
         weights = None
         if by_cls:
-            attention = out["attention"][..., None]
-            attention = (
-                jnp.pad(attention[:, 1:], ((0, 0), (0, 1), (0, 0))) if config.loss.shifted_attention else attention
-            )
-            attention, _ = bert.words(attention, batch["word_index"], count)
-            weights = local.clipped(attention[..., 0], mask)
-        return {"pooled": pooled, "words": words, "word_mask": mask, "weights": weights}, stats
+            seen = out["attention"][..., None]  # b l 1
+            if config.loss.shifted_attention:
+                seen = jnp.pad(seen[:, 1:], ((0, 0), (0, 1), (0, 0)))
+            seen, _ = bert.words(seen, word_index, count)
+            weights = local.clipped(seen[..., 0], mask)
+        return pooled, words, mask, weights, stats
 
     def project(name, params, stats, x, train, mask=None):
         y, moved = heads.run(head, params[name], stats[name], x, train=train, mask=mask)
-        return contrastive.normalise(y), {**stats, name: moved}
-
-    def align_prototypes(learned, v, r):
-        """CPA, and the share of prototypes that are some picture's first."""
-        of_v, of_r = (prototypes.apply({"params": learned}, x) for x in (v, r))
-        options = {"epsilon": config.prototypes.epsilon, "iterations": config.prototypes.iterations}
-        codes_v, codes_r = (assign.codes(scores, **options) for scores in (of_v, of_r))
-        temperature = config.loss.prototype_temperature
-        value = assign.assignment(of_r, codes_v, temperature) + assign.assignment(of_v, codes_r, temperature)
-        first = jax.nn.one_hot(jnp.argmax(codes_v, axis=1), config.prototypes.count)
-        return value / 2, jnp.mean(first.max(axis=0))
+        return normalise(y), {**stats, name: moved}
 
     def init(key, batch):
-        params, stats, frozen = {}, {}, {}
-        params["encoder"], stats["encoder"] = encoder.init(rng.fold(key, "encoder"))
-        params["text"], frozen["text"] = tower.init(rng.fold(key, "text"))
-        widths = (encoder.width, encoder.region_width, tower.width, tower.width)
+        params, state = towers.init(key)
+        widths = (encoder.width, encoder.region_width, towers.text.width, towers.text.width)
         for name, width in zip(HEADS, widths, strict=True):
-            params[name], stats[name] = heads.start(head, rng.fold(key, name), width)
+            params[name], state["batch_stats"][name] = heads.start(head, rng.fold(key, name), width)
         direction = jnp.zeros((1, config.head.out))
-        params["prototypes"] = prototypes.init(rng.fold(key, "prototypes"), direction)["params"]
-        return params, {"batch_stats": stats, "frozen": frozen}
+        params["prototypes"] = linen.init(directions, rng.fold(key, "prototypes"), direction)
+        return params, state
 
-    def look(params, state, images):
-        images = device.standardise(images, **config.standardise)
-        return see_picture(params, state["batch_stats"], images, False)[0]
+    def image_vectors(params, state, features):
+        pooled, patches, _ = embed_picture(params, state["batch_stats"], features, train=False)
+        return pooled, patches
 
-    def encode(params, state, images):
-        return {name: look(params, state, images)["features"][name] for name in ("pooled", "patches")}
+    def text_vectors(params, state, *texts):
+        pooled, words, mask, *_ = embed_report(params, state, state["batch_stats"], *texts, train=False)
+        return pooled, words, mask
 
-    def joint_image(params, state, images):
-        found = look(params, state, images)
-        return {"pooled": found["pooled"], "patches": found["regions"]}
-
-    def joint_text(params, state, ids, text_mask, word_index):
-        batch = {"ids": ids, "text_mask": text_mask, "word_index": word_index}
-        report = read(params, state, batch, False)[0]
-        words = jnp.where(report["word_mask"][..., None], report["words"], 0.0)
-        return {"pooled": report["pooled"], "words": words, "word_mask": report["word_mask"]}
-
-    return Method(
-        see,
-        init,
-        loss,
-        lambda params, state, step: state,
-        encode,
-        config.model.image_px,
-        joint=Joint(joint_image, joint_text, see.tokens, see.text),
-    )
+    joint = towers.joint(image_vectors, text_vectors)
+    return Method(reader, init, loss, keep_state, towers.encode, config.model.image_px, joint=joint)

@@ -36,11 +36,12 @@ import jax.numpy as jnp
 
 from cxrjax import monitors, rng
 from cxrjax.config import names
-from cxrjax.input import crops, device
-from cxrjax.input.augment import Augment, augment
+from cxrjax.input import device
 from cxrjax.losses import redundancy
-from cxrjax.methods.base import Aux, Method
-from cxrjax.models import heads, resnet
+from cxrjax.methods import settings
+from cxrjax.methods.base import Aux, Config, Method, keep_state, total
+from cxrjax.methods.trunk import pictures
+from cxrjax.models import heads, linen, resnet
 from cxrjax.models.gates import ContextGate
 from cxrjax.models.multilevel import LevelFusion
 
@@ -56,8 +57,12 @@ class Branch(NamedTuple):
     width: int
 
 
-def make(config) -> Method:
+def make(config: Config) -> Method:
     """config: model, gates, levels, heads, loss, views, augment, standardise, switches; see configs/mlvicx.py."""
+    settings.counts(config, "gates.reduction", "levels.features", "levels.side", "levels.grid")
+    settings.counts(config, "heads.sizes", "heads.per_level_sizes")
+    settings.weights(config, "loss.global", "loss.lambda", "loss.sim", "loss.std", "loss.cov")
+    settings.slices(config, "loss.groups")
     dtype = jnp.dtype(config.model.dtype)
     trunk = _trunk(config.model, dtype)
     widths = dict(zip(LEVELS, trunk.size.widths, strict=True))
@@ -67,21 +72,20 @@ def make(config) -> Method:
     fusion = LevelFusion(tuple(f"level{level}" for level in levels), **options, dtype=dtype)
     branches = _branches(config, levels, widths, dtype)
     fused = "levels" in branches
-    crop, settings = crops.Crop(config.model.image_px, **config.views), Augment(**config.augment)
+    pairs = pictures(config)
 
     def loss(params, state, batch, key, step):
-        images = augment(rng.fold(key, "augment"), batch["image"], settings)
-        images = device.standardise(images, **config.standardise)  # b v h w 1
+        images = pairs.prepare(key, batch["image"])  # b v h w 1
         everything, stats = params | state.get("frozen", {}), state["batch_stats"]
         one, stats = embed(everything, stats, images[:, 0])
         two, stats = embed(everything, stats, images[:, 1])
         terms, first = {}, next(iter(branches))
-        report = monitors.embedding(one[first], two[first])
+        watched = monitors.embedding(one[first], two[first])
         for name, branch in branches.items():
             for term, value in vicreg(one[name], two[name]).items():
                 terms[f"{name}_{term}"] = branch.weight * value
-            report[f"std_{name}"] = redundancy.deviation(one[name]).mean()
-        return sum(terms.values()), Aux(state | {"batch_stats": stats}, terms, report)
+            watched[f"std_{name}"] = redundancy.deviation(one[name]).mean()
+        return total(terms), Aux(state | {"batch_stats": stats}, terms, watched)
 
     def vicreg(u, v):
         options = {name: config.loss[name] for name in ("sim", "std", "cov", "groups")}
@@ -99,7 +103,7 @@ def make(config) -> Method:
         maps = [out["taps"][int(level) - 1] for level in levels]
         vectors = {"global": out["pooled"]}
         if fused:
-            vectors["levels"] = fusion.apply({"params": params["level_proj"]}, maps)
+            vectors["levels"] = linen.apply(fusion, params["level_proj"], maps)
         else:
             means = (x.astype(jnp.float32).mean((1, 2)) for x in maps)
             vectors |= {f"level{level}": mean for level, mean in zip(levels, means, strict=True)}
@@ -113,7 +117,7 @@ def make(config) -> Method:
         """The trunk's output with every stage through its gate, and its running statistics."""
 
         def passed(level, x):
-            return gate.apply({"params": params["gates"][f"level{level + 1}"]}, x)
+            return linen.apply(gate, params["gates"][f"level{level + 1}"], x)
 
         images = jnp.broadcast_to(images, (*images.shape[:3], trunk.channels))
         variables = {"params": params["encoder"], "batch_stats": stats}
@@ -130,22 +134,19 @@ def make(config) -> Method:
         maps = {level: jnp.zeros((1, 1, 1, width)) for level, width in widths.items()}
         if gate:
             keys = {level: rng.fold(key, f"gate{level}") for level in LEVELS}
-            params["gates"] = {f"level{level}": gate.init(keys[level], maps[level])["params"] for level in LEVELS}
+            params["gates"] = {f"level{level}": linen.init(gate, keys[level], maps[level]) for level in LEVELS}
         if fused:
-            level_proj = fusion.init(rng.fold(key, "level_proj"), [maps[level] for level in levels])["params"]
+            level_proj = linen.init(fusion, rng.fold(key, "level_proj"), [maps[level] for level in levels])
             owner = params if config.train_level_proj else state.setdefault("frozen", {})
             owner["level_proj"] = level_proj
         return params, state
-
-    def make_views(example, rng):
-        return {"image": crops.views(crops.decode(example["image"]), rng, crop, crop)}
 
     def encode(params, state, images):
         images, stats = device.standardise(images, **config.standardise), state["batch_stats"]["encoder"]
         out, _ = run(params, stats, images, None if config.strip_gates else gate, train=False)
         return {"pooled": out["pooled"], "patches": out["taps"][-1].astype(jnp.float32)}
 
-    return Method(make_views, init, loss, lambda params, state, step: state, encode, config.model.image_px)
+    return Method(pairs.views, init, loss, keep_state, encode, config.model.image_px)
 
 
 def _trunk(model, dtype) -> resnet.ResNet:

@@ -33,83 +33,71 @@ import jax
 import jax.numpy as jnp
 
 from cxrjax import monitors, optim, rng
-from cxrjax.input import crops, device
-from cxrjax.input.augment import Augment, augment
 from cxrjax.losses import contrastive
-from cxrjax.methods.base import Aux, Method, encoder_params, ramp
+from cxrjax.methods import settings
+from cxrjax.methods.base import Aux, Config, Method, encoder_params, ramp, target_of, total
+from cxrjax.methods.trunk import encode_by, pictures, projected
 from cxrjax.models import backbone, heads
 
 FROZEN = "patch_embed"
 
 
-def make(config) -> Method:
+def make(config: Config) -> Method:
     """config: model, projector, predictor, freeze_patch_embed, temperature, momentum, views, augment, standardise.
 
     See configs/moco_v3.py for every key.
     """
-    encoder, dtype = backbone.make(config.model), jnp.dtype(config.model.dtype)
+    for name in ("projector", "predictor"):
+        settings.counts(config, f"{name}.layers", f"{name}.hidden")
+    settings.counts(config, "projector.out")
+    settings.positive(config, "temperature")
+    settings.shares(config, "momentum")
+    encoder, pairs, dtype = backbone.make(config.model), pictures(config), jnp.dtype(config.model.dtype)
     projector, predictor = (mlp(head, config.projector.out, dtype) for head in (config.projector, config.predictor))
-    momentum = ramp(config, config.momentum)
-    crop, settings = crops.Crop(config.model.image_px, **config.views), Augment(**config.augment)
+    network, momentum = projected(encoder, projector), ramp(config, config.momentum)
 
     def loss(params, state, batch, key, step):
-        images = augment(rng.fold(key, "augment"), batch["image"], settings)
-        images = device.standardise(images, **config.standardise)  # b v h w 1
+        images = pairs.prepare(key, batch["image"])  # b v h w 1
+        f_q, f_k = ({**part, "encoder": encoder_params(part, state)} for part in (params, state["target"]))
 
-        def see(stats, view):
+        def forward(stats, view):
             """One view through both networks; statistics in and moved on, q and k, b d."""
             v, images = view
-            z, stats = project(params, state, stats, images, rng.fold(key, "queries", v))
+            z, stats = network.apply(f_q, stats, images, rng.fold(key, "queries", v))
             q, moved = heads.run(predictor, params["predictor"], stats["predictor"], z, train=True)
-            k, _ = project(state["target"], state, stats, images, rng.fold(key, "keys", v))
+            k, _ = network.apply(f_k, stats, images, rng.fold(key, "keys", v))
             return {**stats, "predictor": moved}, (q, k)
 
         # A loop over the views, so that the networks are compiled once.
         in_turn = jnp.arange(2), jnp.moveaxis(images, 1, 0)
-        stats, (q, k) = jax.lax.scan(see, state["batch_stats"], in_turn)  # v b d
+        stats, (q, k) = jax.lax.scan(forward, state["batch_stats"], in_turn)  # v b d
         terms = {
             "contrast": contrastive.ctr(q[0], k[1], temperature=config.temperature),
             "contrast_swapped": contrastive.ctr(q[1], k[0], temperature=config.temperature),
         }
-        report = monitors.embedding(q[0], k[1]) | {"momentum": momentum(step)}
-        return sum(terms.values()), Aux({**state, "batch_stats": stats}, terms, report)
-
-    def project(params, state, stats, images, key):
-        """Backbone and projector of f_q or f_k, b d, and the running statistics after them."""
-        whole = encoder_params(params, state)
-        h, moved = encoder.apply(whole, stats["encoder"], images, train=True, key=key)
-        z, moved_head = heads.run(projector, params["projector"], stats["projector"], h["pooled"], train=True)
-        return z, {**stats, "encoder": moved, "projector": moved_head}
+        watched = monitors.embedding(q[0], k[1]) | {"momentum": momentum(step)}
+        return total(terms), Aux({**state, "batch_stats": stats}, terms, watched)
 
     def init(key, batch):
-        params, stats, frozen = {}, {}, {}
-        params["encoder"], stats["encoder"] = encoder.init(rng.fold(key, "encoder"))
+        (params, stats), frozen = network.init(key), {}
         if config.freeze_patch_embed and FROZEN in params["encoder"]:
             learned = dict(params["encoder"])
             frozen[FROZEN] = learned.pop(FROZEN)
             params["encoder"] = learned
-        params["projector"], stats["projector"] = heads.start(projector, rng.fold(key, "projector"), encoder.width)
         target = jax.tree.map(jnp.copy, params)
         params["predictor"], stats["predictor"] = heads.start(
             predictor, rng.fold(key, "predictor"), config.projector.out
         )
         return params, {"batch_stats": stats, "target": target, "frozen": {"encoder": frozen}}
 
-    def make_views(example, rng):
-        return {"image": crops.views(crops.decode(example["image"]), rng, crop, crop)}
-
     def after(params, state, step):
-        queries = {name: params[name] for name in state["target"]}
-        return {**state, "target": optim.ema(state["target"], queries, momentum(step + 1))}
+        return {**state, "target": optim.ema(state["target"], target_of(params, state), momentum(step + 1))}
 
-    def encode(params, state, images):
-        images, whole = device.standardise(images, **config.standardise), encoder_params(params, state)
-        return encoder.apply(whole, state["batch_stats"]["encoder"], images, train=False)[0]
-
-    return Method(make_views, init, loss, after, encode, config.model.image_px)
+    encode = encode_by(encoder, config.standardise)
+    return Method(pairs.views, init, loss, after, encode, config.model.image_px)
 
 
-def mlp(config, out: int, dtype: jax.typing.DTypeLike) -> heads.MLP:
+def mlp(config: Config, out: int, dtype: jnp.dtype) -> heads.MLP:
     """Projector or predictor of the authors' code; config: layers, hidden, last_norm."""
     sizes = (*[config.hidden] * (config.layers - 1), out)
     return heads.MLP(sizes, last_norm=config.last_norm, last_affine="none", bias=False, last_bias=False, dtype=dtype)

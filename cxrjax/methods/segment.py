@@ -20,27 +20,28 @@ import numpy as np
 
 from cxrjax import monitors, rng
 from cxrjax.input import crops, device, masks
-from cxrjax.input.augment import Augment, augment
 from cxrjax.losses import segmentation
-from cxrjax.methods.base import Aux, Method, trunk
+from cxrjax.methods import settings
+from cxrjax.methods.base import Aux, Config, Method, keep_state, total
+from cxrjax.methods.trunk import pictures, trunk
 from cxrjax.models import segmenters
 
 TERMS = ("dice", "cross_entropy", "focal", "log_dice")
 AUXILIARY = 0.4
 
 
-def make(config) -> Method:
+def make(config: Config) -> Method:
     """config: model, encoder, head, target, loss, views, augment, standardise; see configs/segment.py for every key."""
+    settings.weights(config, "head.features", "loss.gamma", *(f"loss.{name}" for name in TERMS))
     encoder = trunk(config)
     head = segmenters.make(config.head, encoder.backbone)
     weights = {name: config.loss[name] for name in TERMS if config.loss[name]}
     if not weights:
         raise ValueError(f"loss = {dict(config.loss)} weighs nothing; give one of {', '.join(TERMS)} a weight")
-    crop, settings = crops.Crop(config.model.image_px, **config.views), Augment(**config.augment)
+    single = pictures(config, 1)
 
     def loss(params, state, batch, key, step):
-        images = augment(rng.fold(key, "augment"), batch["image"], settings)
-        images = device.standardise(images[:, 0], **config.standardise)  # b h w 1
+        images = single.prepare(key, batch["image"])[:, 0]  # b h w 1
         drop = rng.fold(key, "drop_path")
         y, moved = encoder.apply(params, state, images, train=True, key=drop, levels=True)
         s, auxiliary, moved_head = head.apply(params["head"], state["batch_stats"]["head"], y, images, True)
@@ -49,8 +50,9 @@ def make(config) -> Method:
             terms |= {f"auxiliary_{name}": AUXILIARY * value for name, value in measure(auxiliary, batch).items()}
         known = batch["known"].astype(jnp.float32)
         hard = 1 - segmentation.dice(jnp.where(s > 0, 1e4, -1e4), batch["mask"], known, smooth=1e-6)
-        report = monitors.embedding(y["pooled"]) | {"dice": hard, "known_masks": known.mean()}
-        return sum(terms.values()), Aux({**state, "batch_stats": {"encoder": moved, "head": moved_head}}, terms, report)
+        watched = monitors.embedding(y["pooled"]) | {"dice": hard, "known_masks": known.mean()}
+        stats = {"encoder": moved, "head": moved_head}
+        return total(terms), Aux({**state, "batch_stats": stats}, terms, watched)
 
     def measure(s, batch):
         options = {"focal": {"gamma": config.loss.gamma}}
@@ -70,7 +72,7 @@ def make(config) -> Method:
         inside, known = np.zeros_like(image), False
         if example["set"]:
             inside, known = masks.mask(example, config.target, image.shape)
-        image, inside = masks.together(image, inside, lambda both: crops.crop(both, rng, crop))
+        image, inside = masks.together(image, inside, lambda both: crops.crop(both, rng, single.specs[0]))
         return {"image": image[None, :, :, None], "mask": (inside > 0)[:, :, None], "known": np.bool_(known)}
 
     def encode(params, state, images):
@@ -79,5 +81,4 @@ def make(config) -> Method:
         s, *_ = head.apply(params["head"], state["batch_stats"]["head"], y, images, False)
         return {"pooled": y["pooled"], "patches": y["patches"], "mask_logits": s}
 
-    functions = make_views, init, loss, lambda params, state, step: state, encode
-    return Method(*functions, config.model.image_px, target=config.target)
+    return Method(make_views, init, loss, keep_state, encode, config.model.image_px, target=config.target)

@@ -20,64 +20,45 @@ anchors (`loss.sum_of_views`). Code that takes negatives from one device's rows 
 initialisation (theirs: N(0, 0.01²)), grey jitter without hue and saturation, PyTorch's BatchNorm.
 """
 
-import jax
 import jax.numpy as jnp
 from einops import rearrange
 
 from cxrjax import monitors, rng
-from cxrjax.input import crops, device
-from cxrjax.input.augment import Augment, augment
 from cxrjax.losses import contrastive
-from cxrjax.methods.base import Aux, Method
+from cxrjax.methods import settings
+from cxrjax.methods.base import Aux, Config, Method, keep_state
+from cxrjax.methods.trunk import encode_by, pictures, projected
 from cxrjax.models import backbone, heads
 
 
-def make(config) -> Method:
+def make(config: Config) -> Method:
     """config: model, projector, loss, views, augment, standardise; see configs/simclr.py for every key."""
-    encoder = backbone.make(config.model)
-    projector = projection_head(config.projector, encoder.width, jnp.dtype(config.model.dtype))
-    crop, settings = crops.Crop(config.model.image_px, **config.views), Augment(**config.augment)
+    settings.one_of(config, "projector.norm", heads.NORMS)
+    settings.counts(config, "projector.layers", "projector.hidden", "projector.out")
+    settings.positive(config, "loss.temperature")
+    settings.slices(config, "loss.groups")
+    encoder, pairs = backbone.make(config.model), pictures(config)
+    network = projected(encoder, projection_head(config.projector, encoder.width, jnp.dtype(config.model.dtype)))
 
     def loss(params, state, batch, key, step):
-        images = augment(rng.fold(key, "augment"), batch["image"], settings)
-        images = device.standardise(images, **config.standardise)  # b v h w 1
-        z, stats = project(params, state["batch_stats"], rearrange(images, "b v h w c -> (b v) h w c"), key)
+        images = rearrange(pairs.prepare(key, batch["image"]), "b v h w c -> (b v) h w c")
+        z, stats = network.apply(params, state["batch_stats"], images, rng.fold(key, "drop_path"))  # (b v) d
         u, v = (rearrange(z, "(b v) d -> b v d", v=2)[:, i] for i in range(2))  # b d
         value = contrastive.nt_xent(u, v, temperature=config.loss.temperature, groups=config.loss.groups)
         if config.loss.sum_of_views:
             value = 2 * value
         return value, Aux({"batch_stats": stats}, {"contrast": value}, monitors.embedding(u, v))
 
-    def project(params, stats, images, key):
-        """(b v) h w c → z (b v) d, and the running statistics after all of them."""
-        drop = rng.fold(key, "drop_path")
-        h, moved = encoder.apply(params["encoder"], stats["encoder"], images, train=True, key=drop)
-        z, moved_head = heads.run(projector, params["projector"], stats["projector"], h["pooled"], train=True)
-        return z, {"encoder": moved, "projector": moved_head}
-
     def init(key, batch):
-        params, stats = {}, {}
-        params["encoder"], stats["encoder"] = encoder.init(rng.fold(key, "encoder"))
-        params["projector"], stats["projector"] = heads.start(projector, rng.fold(key, "projector"), encoder.width)
+        params, stats = network.init(key)
         return params, {"batch_stats": stats}
 
-    def make_views(example, rng):
-        return {"image": crops.views(crops.decode(example["image"]), rng, crop, crop)}
-
-    def encode(params, state, images):
-        images = device.standardise(images, **config.standardise)
-        return encoder.apply(params["encoder"], state["batch_stats"]["encoder"], images, train=False)[0]
-
-    return Method(make_views, init, loss, lambda params, state, step: state, encode, config.model.image_px)
+    encode = encode_by(encoder, config.standardise)
+    return Method(pairs.views, init, loss, keep_state, encode, config.model.image_px)
 
 
-def projection_head(config, width: int, dtype: jax.typing.DTypeLike) -> heads.MLP:
-    """g of the docstring, for an encoder of this width; config: layers, hidden (None: width), out, norm.
-
-    Raises ValueError for fewer than one layer.
-    """
-    if config.layers < 1:
-        raise ValueError(f"projector.layers must be at least 1 (2 in the paper, 3 in SimCLR v2), got {config.layers}")
+def projection_head(config: Config, width: int, dtype: jnp.dtype) -> heads.MLP:
+    """g of the docstring, for an encoder of this width; config: layers, hidden (None: width), out, norm."""
     sizes = (*[config.hidden or width] * (config.layers - 1), config.out)
     # A layer without BatchNorm keeps its bias; before one it would do nothing.
     plain = config.norm == "none"

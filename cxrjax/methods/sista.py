@@ -47,25 +47,35 @@ from einops import rearrange
 from cxrjax import monitors, rng
 from cxrjax.config import names
 from cxrjax.input import converted_sets, device, paired
-from cxrjax.losses import alignment, contrastive
-from cxrjax.methods.base import Aux, Joint, Method
+from cxrjax.losses import alignment
+from cxrjax.losses.pairs import normalise
+from cxrjax.methods import settings
+from cxrjax.methods.base import Aux, Config, Method, keep_state, total
+from cxrjax.methods.towers import Towers
 from cxrjax.models import bert, heads, regions, text_tower
 from cxrjax.report_encoders import report_encoder, similarity
 
 
-def make(config) -> Method:
+def make(config: Config) -> Method:
     """config: model, regions, text, similarity, head, loss, views, standardise; see configs/sista.py for every key."""
-    encoder, tower = regions.make(config.model, **config.regions), text_tower.make(config.text)
-    see = StudyReader(config)
+    settings.one_of(config, "loss.mode", alignment.MODES)
+    settings.one_of(config, "loss.direction", alignment.DIRECTIONS)
+    settings.one_of(config, "loss.average", alignment.AVERAGES)
+    settings.counts(config, "head.hidden", "head.out")
+    settings.positive(config, "loss.temperature", "loss.target_temperature", "loss.token_temperature")
+    settings.weights(config, "loss.sia_weight", "loss.sta_weight", "loss.intra_modal_weight")
+    settings.shares(config, "loss.sparsity")
+    settings.slices(config, "loss.groups")
+    if config.loss.mode == "triage" and config.loss.neutral > config.loss.threshold:
+        raise ValueError(
+            f"loss.mode = 'triage' needs loss.neutral ≤ loss.threshold, got {config.loss.neutral} and "
+            f"{config.loss.threshold}"
+        )
+    encoder, reader = regions.make(config.model, **config.regions), StudyReader(config)
+    towers = Towers(encoder, text_tower.make(config.text), reader, config.standardise)
+    sizes, dtype = (config.head.hidden, config.head.out), jnp.dtype(config.model.dtype)
     # No biases: the BatchNorm after them takes them off again.
-    head = heads.MLP(
-        (config.head.hidden, config.head.out),
-        last_norm=True,
-        last_affine="none",
-        bias=False,
-        last_bias=False,
-        dtype=jnp.dtype(config.model.dtype),
-    )
+    head = heads.MLP(sizes, last_norm=True, last_affine="none", bias=False, last_bias=False, dtype=dtype)
     of_reports = {
         k: config.loss[k] for k in ("mode", "target_temperature", "threshold", "neutral", "direction", "groups")
     }
@@ -79,9 +89,7 @@ def make(config) -> Method:
     def loss(params, state, batch, key, step):
         images = device.standardise(batch["image"][:, 0], **config.standardise)  # b h w 1
         stats, moved, terms = state["batch_stats"], {"image_head": {}, "text_head": {}}, {}
-        out, moved["encoder"] = encoder.apply(
-            params["encoder"], stats["encoder"], images, train=True, key=rng.fold(key, "encoder")
-        )
+        out, moved["encoder"] = towers.see(params, state, images, key)
         pooled, words, mask = read(params, state, batch["ids"], batch["text_mask"], batch["word_index"])
 
         def project(name, kind, x, counted=None):
@@ -91,20 +99,20 @@ def make(config) -> Method:
         u, w = project("image_head", "global", out["pooled"]), project("text_head", "global", pooled)  # b d
         e, tau = batch["report_embedding"], temperature(params)
         sia, of_sia = alignment.sia(u, w, e, temperature=tau, **of_reports)
-        terms["sia"], report = config.loss.sia_weight * sia, monitors.embedding(u, w) | of_sia
+        terms["sia"], watched = config.loss.sia_weight * sia, monitors.embedding(u, w) | of_sia
         if config.loss.sta_weight:
             v = project("image_head", "local", rearrange(out["regions"], "b p q r -> b (p q) r"))
             t = project("text_head", "local", words, None if config.head.bn_include_pad else mask)
             number = batch.get("word_number")
             equal = None if number is None else number[:, :, None] == number[:, None, :]
             sta, of_sta = alignment.sta(t, v, mask, equal=equal, **of_words)
-            terms["sta"], report = config.loss.sta_weight * sta, report | of_sta
+            terms["sta"], watched = config.loss.sta_weight * sta, watched | of_sta
         if config.loss.intra_modal_weight:
             intra = alignment.intra_modal(u, e, temperature=tau, target_temperature=config.loss.target_temperature)
             terms["intra_modal"] = config.loss.intra_modal_weight * intra
-        report |= {"retrieval_top1_of_text": monitors.retrieval_top1(w, u), "temperature": jnp.asarray(tau)}
-        report["report_twins"] = monitors.twins(batch["report"])
-        return sum(terms.values()), Aux({**state, "batch_stats": moved}, terms, report)
+        watched |= {"retrieval_top1_of_text": monitors.retrieval_top1(w, u), "temperature": jnp.asarray(tau)}
+        watched["report_twins"] = monitors.twins(batch["report"])
+        return total(terms), Aux({**state, "batch_stats": moved}, terms, watched)
 
     def temperature(params):
         if not config.loss.learned:
@@ -113,54 +121,40 @@ def make(config) -> Method:
 
     def read(params, state, ids, text_mask, word_index):
         """Report b d; words b w d and which there are, b w: of l tokens two are [CLS] and [SEP]."""
-        out = tower.apply(params["text"], state["frozen"]["text"], ids, text_mask)
+        out = towers.read(params, state, ids, text_mask)
         return out["pooled"], *bert.words(out["tokens"], word_index, ids.shape[1] - 2)
 
     def run_head(params, stats, name, kind, x, counted=None, *, train):
         """Unit vectors, and the statistics of that head; counted: rows that are no padding."""
         y, moved = heads.run(head, params[name][kind], stats[name][kind], x, train=train, mask=counted)
-        return contrastive.normalise(y), moved
+        return normalise(y), moved
 
     def init(key, batch):
-        params, stats, frozen = {}, {}, {}
-        params["encoder"], stats["encoder"] = encoder.init(rng.fold(key, "encoder"))
-        params["text"], frozen["text"] = tower.init(rng.fold(key, "text"))
-        widths = {"image_head": (encoder.width, encoder.region_width), "text_head": (tower.width, tower.width)}
+        params, state = towers.init(key)
+        text_width = towers.text.width
+        widths = {"image_head": (encoder.width, encoder.region_width), "text_head": (text_width, text_width)}
         for name, of_kinds in widths.items():
-            params[name], stats[name] = {}, {}
-            for kind, width in zip(kinds, of_kinds, strict=False):
-                started = heads.start(head, rng.fold(key, f"{name}/{kind}"), width)
-                params[name][kind], stats[name][kind] = started
+            starts = {
+                kind: heads.start(head, rng.fold(key, f"{name}/{kind}"), width)
+                for kind, width in zip(kinds, of_kinds, strict=False)
+            }
+            params[name], state["batch_stats"][name] = ({k: s[i] for k, s in starts.items()} for i in range(2))
         if config.loss.learned:
             params["log_temperature"] = jnp.log(jnp.asarray(config.loss.temperature))
-        return params, {"batch_stats": stats, "frozen": frozen}
+        return params, state
 
-    def run(params, state, images):
-        images = device.standardise(images, **config.standardise)
-        return encoder.apply(params["encoder"], state["batch_stats"]["encoder"], images, train=False)[0]
+    def image_vectors(params, state, features):
+        parts = ("global", features["pooled"]), (kinds[-1], features["regions" if kinds[1:] else "patches"])
+        return (run_head(params, state["batch_stats"], "image_head", *part, train=False)[0] for part in parts)
 
-    def encode(params, state, images):
-        out = run(params, state, images)
-        return {name: out[name] for name in ("pooled", "patches")}
-
-    def joint_image(params, state, images):
-        out, stats = run(params, state, images), state["batch_stats"]
-        parts = {
-            "pooled": ("global", out["pooled"]),
-            "patches": (kinds[-1], out["regions" if kinds[1:] else "patches"]),
-        }
-        return {k: run_head(params, stats, "image_head", *part, train=False)[0] for k, part in parts.items()}
-
-    def joint_text(params, state, ids, text_mask, word_index):
+    def text_vectors(params, state, ids, text_mask, word_index):
         pooled, words, mask = read(params, state, ids, text_mask, word_index)
-        w, t = (
-            run_head(params, state["batch_stats"], "text_head", kind, x, train=False)[0]
-            for kind, x in (("global", pooled), (kinds[-1], words))
-        )
-        return {"pooled": w, "words": jnp.where(mask[..., None], t, 0.0), "word_mask": mask}
+        parts = ("global", pooled), (kinds[-1], words)
+        w, t = (run_head(params, state["batch_stats"], "text_head", *part, train=False)[0] for part in parts)
+        return w, t, mask
 
-    joint = Joint(joint_image, joint_text, see.tokens, see.text)
-    return Method(see, init, loss, lambda params, state, step: state, encode, config.model.image_px, joint=joint)
+    joint = towers.joint(image_vectors, text_vectors)
+    return Method(reader, init, loss, keep_state, towers.encode, config.model.image_px, joint=joint)
 
 
 class StudyReader(paired.StudyReader):

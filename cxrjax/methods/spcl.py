@@ -28,15 +28,32 @@ import numpy as np
 from cxrjax import monitors
 from cxrjax.input import crops, device
 from cxrjax.losses import contrastive
-from cxrjax.methods.base import Aux, Method
+from cxrjax.methods import settings
+from cxrjax.methods.base import Aux, Config, Method, keep_state
+from cxrjax.methods.trunk import encode_by
+from cxrjax.models import linen
 from cxrjax.models.backbone import make_vit
+from cxrjax.models.heads import KINDS as HEADS
 from cxrjax.models.heads import ProjectionHead
+from cxrjax.models.vit import EMBED
+
+SCHEMES = ("random", "block", "checkerboard")
 
 
-def make(config) -> Method:
+def make(config: Config) -> Method:
     """config: model, partition, head, loss, views, standardise; see configs/spcl.py for every key."""
-    backbone, pool = make_vit(config.model), config.model.pool
-    encoder = backbone.module
+    settings.one_of(config, "partition.scheme", SCHEMES)
+    settings.one_of(config, "partition.embed", EMBED)
+    settings.one_of(config, "head.kind", ("none", *HEADS))
+    settings.one_of(config, "loss.form", ("symmetric", "nt_xent"))
+    settings.one_of(config, "loss.similarity", contrastive.SIMILARITIES)
+    settings.positive(config, "loss.temperature")
+    settings.weights(config, "loss.kappa")
+    settings.counts(config, "head.hidden", "head.out")
+    settings.slices(config, "loss.groups")
+    if config.loss.mask_same_patient and config.loss.groups > 1:
+        raise ValueError("loss.mask_same_patient compares all pictures of the batch, so it needs loss.groups = 1")
+    (whole, encoder), pool = make_vit(config.model), config.model.pool
     head = None if config.head.kind == "none" else ProjectionHead(**config.head)
     side = config.model.image_px // config.model.patch_px
     k_a, k_b = partition_sizes(side * side, config.partition.keep_ratio, config.partition.split_ratio)
@@ -50,21 +67,16 @@ def make(config) -> Method:
         u, v = project(params, *embed(params, images, *ids))  # b d
         exclude = same_patient(batch["patient"]) if config.loss.mask_same_patient else None
         similarity = {k: config.loss[k] for k in ("similarity", "kappa", "temperature")}
-        if config.loss.form == "symmetric":
-            value = contrastive.info_nce(u, v, exclude=exclude, groups=config.loss.groups, **similarity)
-        elif config.loss.form == "nt_xent":
-            value = contrastive.nt_xent(u, v, exclude=exclude, groups=config.loss.groups, **similarity)
-        else:
-            raise ValueError(f"loss.form must be 'symmetric' or 'nt_xent', got {config.loss.form!r}")
+        contrast = contrastive.info_nce if config.loss.form == "symmetric" else contrastive.nt_xent
+        value = contrast(u, v, exclude=exclude, groups=config.loss.groups, **similarity)
         return value, Aux(state, {"contrast": value}, monitors.embedding(u, v))
 
     def embed(params, images, ids_a, ids_b):
         """View vectors of both parts, b d each: one call when the parts are equally long, two otherwise."""
 
         def run(ids):
-            out = encoder.apply(
-                {"params": params["encoder"]}, images, ids, embed=config.partition.embed, cls_only=config.cls_shortcut
-            )
+            options = {"embed": config.partition.embed, "cls_only": config.cls_shortcut}
+            out = linen.apply(encoder, params["encoder"], images, ids, **options)
             return out["cls"] if pool == "cls" else out["patches"].mean(axis=-2)
 
         if k_a == k_b:
@@ -73,14 +85,14 @@ def make(config) -> Method:
         return run(ids_a), run(ids_b)
 
     def project(params, u, v):
-        return (u, v) if head is None else tuple(head.apply({"params": params["head"]}, x) for x in (u, v))
+        return (u, v) if head is None else tuple(linen.apply(head, params["head"], x) for x in (u, v))
 
     def init(key, batch):
         key_encoder, key_head = jax.random.split(key)
         images = device.standardise(batch["image"][:1, 0], **config.standardise)
-        params = {"encoder": encoder.init(key_encoder, images)["params"]}
+        params = {"encoder": linen.init(encoder, key_encoder, images)}
         if head is not None:
-            params["head"] = head.init(key_head, jnp.zeros((1, encoder.size.width)))["params"]
+            params["head"] = linen.init(head, key_head, jnp.zeros((1, encoder.size.width)))
         return params, {}
 
     def make_views(example, rng):
@@ -88,12 +100,8 @@ def make(config) -> Method:
         patient = zlib.crc32(f"{example['set']}/{example['patient_id']}".encode()) & 0x7FFFFFFF
         return {"image": image[None, :, :, None], "patient": np.int32(patient)}
 
-    def encode(params, state, images):
-        images = device.standardise(images, **config.standardise)
-        features, _ = backbone.apply(params["encoder"], {}, images, train=False)
-        return features
-
-    return Method(make_views, init, loss, lambda params, state, step: state, encode, config.model.image_px)
+    encode = encode_by(whole, config.standardise)
+    return Method(make_views, init, loss, keep_state, encode, config.model.image_px)
 
 
 def partition_sizes(n: int, keep_ratio: float, split_ratio: float) -> tuple[int, int]:
@@ -134,7 +142,7 @@ def partition(
     elif scheme == "checkerboard":
         score = (rows + columns) % 2 + 0.5 * noise
     else:
-        raise ValueError(f"partition scheme must be 'random', 'block' or 'checkerboard', got {scheme!r}")
+        raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}, got {scheme!r}")
     order = jnp.argsort(score, axis=1).astype(jnp.int32)
     return order[:, :k_a], order[:, p * q - k_b :]
 

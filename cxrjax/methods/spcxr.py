@@ -34,22 +34,29 @@ from einops import rearrange
 
 from cxrjax import monitors, optim, rng
 from cxrjax.config import names
-from cxrjax.input import corruption, crops, device
-from cxrjax.input.augment import Augment, augment
+from cxrjax.input import corruption, device
 from cxrjax.losses import contrastive, masked
-from cxrjax.methods.base import Aux, Method, ramp
-from cxrjax.models import backbone, heads
+from cxrjax.methods import settings
+from cxrjax.methods.base import Aux, Config, Method, ramp, target_of, total
+from cxrjax.methods.trunk import encode_by, pictures
+from cxrjax.models import backbone, heads, linen
+from cxrjax.models.decoders import INITIAL as PIXEL_HEADS
 from cxrjax.models.decoders import PixelHead
 from cxrjax.models.vit import LAYER_NORM_EPS
 
 
-def make(config) -> Method:
+def make(config: Config) -> Method:
     """config: model, recons_blocks, corruption, loss, contrast, views, augment, standardise: configs/spcxr.py."""
+    settings.one_of(config, "model.initialisation", PIXEL_HEADS)
+    settings.slices(config, "loss.groups", "corruption.groups")
+    settings.counts(config, "contrast.hidden", "contrast.out")
+    settings.positive(config, "loss.weight", "contrast.temperature")
+    settings.weights(config, "contrast.weight")
+    settings.shares(config, "contrast.momentum")
     px, dtype = config.model.image_px, jnp.dtype(config.model.dtype)
-    encoder = backbone.make_vit(config.model).module
+    (whole, encoder), pairs = backbone.make_vit(config.model), pictures(config)
     decoder = PixelHead(config.model.patch_px, dtype=dtype, initialisation=config.model.initialisation)
     blocks = recons_blocks(config.recons_blocks, encoder.size.depth)
-    crop, grey_changes = crops.Crop(px, **config.views), Augment(**config.augment)
     corrupt = corruption.Corruption(**config.corruption)
     corrupt.check(px)
     contrasts, momentum = config.contrast.weight > 0, ramp(config, config.contrast.momentum)
@@ -57,8 +64,7 @@ def make(config) -> Method:
     projector = heads.MLP(sizes, last_norm=True, last_affine="none", activation="gelu", initial="normal", dtype=dtype)
 
     def loss(params, state, batch, key, step):
-        grey = augment(rng.fold(key, "augment"), batch["image"], grey_changes)
-        clean = device.standardise(grey, **config.standardise)  # b v h w 1
+        clean = pairs.prepare(key, batch["image"])  # b v h w 1
         corrupted = corruption.apply(corrupt, rng.fold(key, "corrupt"), clean, batch)
         outputs, restored = restore(params, corrupted, rng.fold(key, "drop_path"))
         hidden = batch["fill"] > 0
@@ -68,24 +74,24 @@ def make(config) -> Method:
             term, state = contrast(params, state, outputs["cls"], clean)
             terms["contrast"] = config.contrast.weight * term
         u, v = rearrange(pooled(outputs), "(b v) d -> v b d", v=2)
-        report = monitors.embedding(u, v) | {
+        watched = monitors.embedding(u, v) | {
             "hidden": hidden.mean(),
             "copy_error": masked.l1(corrupted, clean, hidden),  # of the input, given back as it is
         }
-        return sum(terms.values()), Aux(state, terms, report)
+        return total(terms), Aux(state, terms, watched)
 
     def restore(params, images, key):
         """x̃ b v h w 1 → the encoder's outputs for (b v) pictures, and x̂ b v h w 1."""
         images = rearrange(images, "b v h w c -> (b v) h w c")
-        outputs = encoder.apply({"params": params["encoder"]}, images, intermediates=True, key=key)
+        outputs = linen.apply(encoder, params["encoder"], images, intermediates=True, key=key)
         tokens = averaged_tokens(params["encoder"]["norm"], outputs["blocks"], blocks)
-        restored = decoder.apply({"params": params["decoder"]}, tokens, grid(images))
+        restored = linen.apply(decoder, params["decoder"], tokens, grid(images))
         return outputs, rearrange(restored, "(b v) h w c -> b v h w c", v=2)
 
     def contrast(params, state, cls, clean):
         """SiT: [CLS] of each corrupted view finds that of the other clean view, by the momentum copy, among all."""
         images, target = rearrange(clean, "b v h w c -> (b v) h w c"), state["target"]
-        of_clean = encoder.apply({"params": target["encoder"]}, images, cls_only=True)["cls"]
+        of_clean = linen.apply(encoder, target["encoder"], images, cls_only=True)["cls"]
         q, moved = heads.run(projector, params["projector"], state["batch_stats"]["projector"], cls, train=True)
         k, _ = heads.run(projector, target["projector"], state["batch_stats"]["projector"], of_clean, train=True)
         q, k = (rearrange(x, "(b v) d -> v b d", v=2) for x in (q, k))
@@ -94,10 +100,10 @@ def make(config) -> Method:
 
     def init(key, batch):
         images = device.standardise(batch["image"][:1, 0], **config.standardise)
-        params = {"encoder": encoder.init(rng.fold(key, "encoder"), images)["params"]}
+        params = {"encoder": linen.init(encoder, rng.fold(key, "encoder"), images)}
         p, q = grid(images)
         tokens = jnp.zeros((1, p * q, encoder.size.width))
-        params["decoder"] = decoder.init(rng.fold(key, "decoder"), tokens, (p, q))["params"]
+        params["decoder"] = linen.init(decoder, rng.fold(key, "decoder"), tokens, (p, q))
         if not contrasts:
             return params, {}
         params["projector"], stats = heads.start(projector, rng.fold(key, "projector"), encoder.size.width)
@@ -107,19 +113,12 @@ def make(config) -> Method:
     def make_views(example, rng):
         drawn = [corruption.draw(corrupt, rng, px) for _ in range(2)]
         fills = {name: np.stack([view[name] for view in drawn]) for name in drawn[0]}
-        return {"image": crops.views(crops.decode(example["image"]), rng, crop, crop), **fills}
+        return {**pairs.views(example, rng), **fills}
 
     def after(params, state, step):
         if not contrasts:
             return state
-        online = {name: params[name] for name in state["target"]}
-        return {**state, "target": optim.ema(state["target"], online, momentum(step))}
-
-    def encode(params, state, images):
-        images = device.standardise(images, **config.standardise)
-        outputs, (p, q) = encoder.apply({"params": params["encoder"]}, images), grid(images)
-        patches = rearrange(outputs["patches"], "b (p q) d -> b p q d", p=p, q=q)
-        return {"pooled": pooled(outputs), "patches": patches}
+        return {**state, "target": optim.ema(state["target"], target_of(params, state), momentum(step))}
 
     def pooled(outputs):
         return outputs["cls"] if config.model.pool == "cls" else outputs["patches"].mean(axis=1)
@@ -127,7 +126,7 @@ def make(config) -> Method:
     def grid(images):
         return tuple(side // config.model.patch_px for side in images.shape[1:3])
 
-    return Method(make_views, init, loss, after, encode, px)
+    return Method(make_views, init, loss, after, encode_by(whole, config.standardise), px)
 
 
 def averaged_tokens(norm: dict, outputs: jax.Array, blocks: tuple[int, ...]) -> jax.Array:
@@ -136,7 +135,7 @@ def averaged_tokens(norm: dict, outputs: jax.Array, blocks: tuple[int, ...]) -> 
     norm: parameters of the encoder's final LayerNorm.
     """
     mean = outputs[np.asarray(blocks) - 1].astype(jnp.float32).mean(axis=0)
-    return nn.LayerNorm(epsilon=LAYER_NORM_EPS).apply({"params": norm}, mean)[:, 1:]
+    return linen.apply(nn.LayerNorm(epsilon=LAYER_NORM_EPS), norm, mean)[:, 1:]
 
 
 def recons_blocks(words: str, depth: int) -> tuple[int, ...]:

@@ -26,38 +26,39 @@ import numpy as np
 from cxrjax import monitors, rng
 from cxrjax.config import names
 from cxrjax.datasets.schema import UNCERTAIN
-from cxrjax.input import converted_sets, crops, device, policies
-from cxrjax.input.augment import Augment, augment
+from cxrjax.input import converted_sets, device, policies
 from cxrjax.losses import classification
-from cxrjax.methods.base import Answers, Aux, Method, trunk
+from cxrjax.methods import settings
+from cxrjax.methods.base import Answers, Aux, Config, Method, keep_state
+from cxrjax.methods.trunk import pictures, trunk
+from cxrjax.models import linen
 
 KINDS = ("multilabel", "multiclass")
 
 
-def make(config) -> Method:
+def make(config: Config) -> Method:
     """config: model, encoder, task, labels, policy, loss, views, augment, standardise; see configs/supervised.py."""
     encoder, labels = trunk(config), names(config.labels)
     check(config, labels)
     head = nn.Dense(len(labels), kernel_init=nn.initializers.normal(0.01))
     weights = jnp.asarray(config.loss.weights or np.ones(len(labels)), jnp.float32)
-    crop, settings = crops.Crop(config.model.image_px, **config.views), Augment(**config.augment)
+    single = pictures(config, 1)
 
     def loss(params, state, batch, key, step):
-        images = augment(rng.fold(key, "augment"), batch["image"], settings)
-        images = device.standardise(images[:, 0], **config.standardise)  # b h w 1
+        images = single.prepare(key, batch["image"])[:, 0]  # b h w 1
         drop = rng.fold(key, "drop_path")
         y, moved = encoder.apply(params, state, images, train=True, key=drop)
-        logits, smoothing = head.apply({"params": params["head"]}, y["pooled"]), config.loss.smoothing
+        logits, smoothing = linen.apply(head, params["head"], y["pooled"]), config.loss.smoothing
         if config.task == "multilabel":
             value = classification.binary(logits, batch["labels"], positive_weights=weights, smoothing=smoothing)
         else:
             value = classification.multiclass(logits, batch["labels"], class_weights=weights, smoothing=smoothing)
-        report = monitors.embedding(y["pooled"]) | {"known_labels": jnp.mean(batch["labels"] >= 0)}
-        return value, Aux({**state, "batch_stats": {"encoder": moved}}, {"cross_entropy": value}, report)
+        watched = monitors.embedding(y["pooled"]) | {"known_labels": jnp.mean(batch["labels"] >= 0)}
+        return value, Aux({**state, "batch_stats": {"encoder": moved}}, {"cross_entropy": value}, watched)
 
     def init(key, batch):
         params, state = encoder.init(rng.fold(key, "encoder"))
-        params["head"] = head.init(rng.fold(key, "head"), jnp.zeros((1, encoder.backbone.width)))["params"]
+        params["head"] = linen.init(head, rng.fold(key, "head"), jnp.zeros((1, encoder.backbone.width)))
         return params, state
 
     @cache
@@ -67,19 +68,18 @@ def make(config) -> Method:
         return of_sets({converted.name: converted.label_names for converted in opened}, labels)
 
     def make_views(example, rng):
-        image = crops.views(crops.decode(example["image"]), rng, crop)
         # A picture of no set has no labels: `blank_batch` makes one.
         known = label_names()[example["set"]] if example["set"] else ()
         codes = example["labels"] if example["set"] else np.zeros(0, np.int8)
-        return {"image": image, "labels": answers(codes, known, labels, config.policy)}
+        return {**single.views(example, rng), "labels": answers(codes, known, labels, config.policy)}
 
     def encode(params, state, images):
         images = device.standardise(images, **config.standardise)
         y, _ = encoder.apply(params, state, images, train=False)
-        return y | {"logits": head.apply({"params": params["head"]}, y["pooled"])}
+        return y | {"logits": linen.apply(head, params["head"], y["pooled"])}
 
-    functions = make_views, init, loss, lambda params, state, step: state, encode
-    return Method(*functions, config.model.image_px, answers=Answers(labels, config.task))
+    answer = Answers(labels, config.task)
+    return Method(make_views, init, loss, keep_state, encode, config.model.image_px, answers=answer)
 
 
 def answers(codes: np.ndarray, known: Sequence[str], wanted: Sequence[str], policy: str) -> np.ndarray:
@@ -105,10 +105,11 @@ def of_sets(label_names: dict[str, Sequence[str]], wanted: Sequence[str]) -> dic
     return label_names
 
 
-def check(config, labels: Sequence[str]) -> None:
+def check(config: Config, labels: Sequence[str]) -> None:
     """Raises ValueError for a task, labels, policy or weights that say nothing or contradict each other."""
-    if config.task not in KINDS:
-        raise ValueError(f"task must be one of {', '.join(map(repr, KINDS))}, got {config.task!r}")
+    settings.one_of(config, "task", KINDS)
+    settings.shares(config, "loss.smoothing")
+    settings.weights(config, "loss.weights")
     fewest = 1 if config.task == "multilabel" else 2
     if len(labels) < fewest or len(set(labels)) < len(labels):
         raise ValueError(

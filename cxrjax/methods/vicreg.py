@@ -22,46 +22,34 @@ grey do nothing to a radiograph. ViTs, and what configs/vicreg.py sets without `
 import jax.numpy as jnp
 
 from cxrjax import monitors, rng
-from cxrjax.input import crops, device
-from cxrjax.input.augment import Augment, augment
 from cxrjax.losses import redundancy
-from cxrjax.methods.base import Aux, Method
+from cxrjax.methods import settings
+from cxrjax.methods.base import Aux, Config, Method, keep_state, total
+from cxrjax.methods.trunk import encode_by, pictures, projected
 from cxrjax.models import backbone, heads
 
 
-def make(config) -> Method:
+def make(config: Config) -> Method:
     """config: model, expander, loss, views, augment, standardise; see configs/vicreg.py for every key."""
-    encoder = backbone.make(config.model)
+    settings.counts(config, "expander.sizes")
+    settings.weights(config, "loss.sim", "loss.std", "loss.cov")
+    settings.slices(config, "loss.groups")
+    encoder, pairs = backbone.make(config.model), pictures(config)
     expander = heads.MLP(tuple(config.expander.sizes), last_bias=False, dtype=jnp.dtype(config.model.dtype))
-    crop, settings = crops.Crop(config.model.image_px, **config.views), Augment(**config.augment)
+    network = projected(encoder, expander)
 
     def loss(params, state, batch, key, step):
-        images = augment(rng.fold(key, "augment"), batch["image"], settings)
-        images = device.standardise(images, **config.standardise)  # b v h w 1
-        stats = state["batch_stats"]
-        z, stats = embed(params, stats, images[:, 0], rng.fold(key, "drop_path", 0))
-        z_prime, stats = embed(params, stats, images[:, 1], rng.fold(key, "drop_path", 1))
+        images, stats = pairs.prepare(key, batch["image"]), state["batch_stats"]  # b v h w 1
+        # One view after the other: each is normalised by its own statistics, and the running ones move twice.
+        z, stats = network.apply(params, stats, images[:, 0], rng.fold(key, "drop_path", 0))
+        z_prime, stats = network.apply(params, stats, images[:, 1], rng.fold(key, "drop_path", 1))
         terms = redundancy.vicreg(z, z_prime, **config.loss)
-        report = monitors.embedding(z, z_prime) | {"embedding_std": redundancy.deviation(z).mean()}
-        return sum(terms.values()), Aux({"batch_stats": stats}, terms, report)
-
-    def embed(params, stats, images, key):
-        """Z of one view, normalised by its own statistics, and running statistics moved on from those of the last."""
-        y, moved = encoder.apply(params["encoder"], stats["encoder"], images, train=True, key=key)
-        z, moved_head = heads.run(expander, params["projector"], stats["projector"], y["pooled"], train=True)
-        return z, {"encoder": moved, "projector": moved_head}
+        watched = monitors.embedding(z, z_prime) | {"embedding_std": redundancy.deviation(z).mean()}
+        return total(terms), Aux({"batch_stats": stats}, terms, watched)
 
     def init(key, batch):
-        params, stats = {}, {}
-        params["encoder"], stats["encoder"] = encoder.init(rng.fold(key, "encoder"))
-        params["projector"], stats["projector"] = heads.start(expander, rng.fold(key, "projector"), encoder.width)
+        params, stats = network.init(key)
         return params, {"batch_stats": stats}
 
-    def make_views(example, rng):
-        return {"image": crops.views(crops.decode(example["image"]), rng, crop, crop)}
-
-    def encode(params, state, images):
-        images = device.standardise(images, **config.standardise)
-        return encoder.apply(params["encoder"], state["batch_stats"]["encoder"], images, train=False)[0]
-
-    return Method(make_views, init, loss, lambda params, state, step: state, encode, config.model.image_px)
+    encode = encode_by(encoder, config.standardise)
+    return Method(pairs.views, init, loss, keep_state, encode, config.model.image_px)
