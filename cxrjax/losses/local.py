@@ -86,14 +86,14 @@ def gloria_scores(
 @jax.named_scope("pairwise")
 def _score(regions, attention_scale, word_scale, over_words, aggregate, reports):
     words, mask = reports  # j w d, j w
-    products = _einsum("ind,jwd->ijwn", regions, words)
-    similarity = products
+    s = _einsum("ind,jwd->ijwn", regions, words)
+    similarity = s
     if over_words:
-        similarity = jax.nn.softmax(jnp.where(mask[..., None], products, NEVER), axis=2)
+        similarity = jax.nn.softmax(jnp.where(mask[..., None], s, NEVER), axis=2)
     attention = jax.nn.softmax(attention_scale * similarity, axis=-1)
     # c·t = Σ_n a_n v_n·t and ‖c‖² = aᵀ V Vᵀ a: the vectors c themselves, of d numbers for each word and picture, are
     # never made.
-    inner = jnp.sum(attention * products, axis=-1)
+    inner = jnp.sum(attention * s, axis=-1)
     gram = _einsum("ind,imd->inm", regions, regions)
     squared = jnp.sum(attention * _einsum("ijwn,inm->ijwm", attention, gram), axis=-1)
     lengths = jnp.maximum(squared, 0) + 1e-12, jnp.sum(words * words, axis=-1) + 1e-12

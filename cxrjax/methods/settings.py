@@ -4,13 +4,13 @@ Every message gives the key, its value and what there is. Keys are dotted: "loss
 passes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from cxrjax.methods.base import Config
 
 
-def one_of(config: Config, key: str, there: Sequence[str]) -> None:
+def one_of(config: Config, key: str, there: Collection[str]) -> None:
     """Raises ValueError unless the setting is one of these words."""
     if (value := _value(config, key)) not in there:
         words = [repr(word) for word in there]

@@ -7,6 +7,7 @@ refuses, it is two einsums with a float32 softmax between them.
 
 from collections.abc import Mapping
 from functools import partial
+from typing import Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from cxrjax import parallel
 from cxrjax.losses.pairs import NEVER
 
 HALF = (jnp.bfloat16, jnp.float16)
+Form: TypeAlias = Literal["cudnn", "xla"]
 AMPERE = (8, 0)
 """The compute capability from which cuDNN's fused attention runs."""
 
@@ -42,7 +44,7 @@ def _einsums(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array | None
 
 
 def _fused(
-    q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array | None, heads: int, implementation: str = "cudnn"
+    q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array | None, heads: int, implementation: Form = "cudnn"
 ) -> jax.Array:
     """The same by `jax.nn.dot_product_attention`, which trains on even counts of queries and keys only (jax 0.10.2).
 
