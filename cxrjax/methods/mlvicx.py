@@ -73,6 +73,9 @@ def make(config: Config) -> Method:
     branches = _branches(config, levels, widths, dtype)
     fused = "levels" in branches
     pairs = pictures(config)
+    if config.loss.rebalance:
+        for branch in branches.values():
+            balance(config.batch_size // config.loss.groups, branch.head.sizes[-1])
 
     def loss(params, state, batch, key, step):
         images = pairs.prepare(key, batch["image"])  # b v h w 1
@@ -90,11 +93,7 @@ def make(config: Config) -> Method:
     def vicreg(u, v):
         options = {name: config.loss[name] for name in ("sim", "std", "cov", "groups")}
         if config.loss.rebalance:
-            rows, d = len(u) // config.loss.groups, u.shape[1]
-            floor = redundancy.covariance_floor(rows, d)
-            if not floor:
-                raise ValueError(f"loss.rebalance needs more dimensions than pictures, got {d} and {rows}")
-            options["cov"] *= BALANCED_FLOOR / floor
+            options["cov"] *= balance(len(u) // config.loss.groups, u.shape[1])
         return redundancy.vicreg(u, v, **options)
 
     def embed(params, stats, images):
@@ -147,6 +146,17 @@ def make(config: Config) -> Method:
         return {"pooled": out["pooled"], "patches": out["taps"][-1].astype(jnp.float32)}
 
     return Method(pairs.views, init, loss, keep_state, encode, config.model.image_px)
+
+
+def balance(rows: int, dimensions: int) -> float:
+    """The factor on c that `loss.rebalance` means, for embeddings M d of these sizes.
+
+    Raises ValueError where c has no floor.
+    """
+    floor = redundancy.covariance_floor(rows, dimensions)
+    if not floor:
+        raise ValueError(f"loss.rebalance needs more dimensions than pictures, got {dimensions} and {rows}")
+    return BALANCED_FLOOR / floor
 
 
 def _trunk(model, dtype) -> resnet.ResNet:

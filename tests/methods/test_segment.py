@@ -12,7 +12,8 @@ from cxrjax.evals import pictures
 from cxrjax.imaging import pixels
 from cxrjax.input import converted_sets, masks, source
 from cxrjax.losses import segmentation
-from cxrjax.methods.base import encoder_params, trunk
+from cxrjax.methods.base import encoder_params
+from cxrjax.methods.trunk import trunk
 from cxrjax.phantom import phantom_set
 from tests import runs
 from tests.methods import oracles

@@ -76,7 +76,7 @@ def test_block_is_two_sides_of_a_line_and_checkerboard_two_colours():
 
 
 def test_unknown_words_are_explained(batch):
-    with pytest.raises(ValueError, match="'random', 'block' or 'checkerboard', got 'organ'"):
+    with pytest.raises(ValueError, match="scheme must be one of random, block, checkerboard, got 'organ'"):
         spcl.partition(jax.random.key(0), 1, (2, 2), 2, 2, "organ")
     config = runs.config("spcl")
     config.model.pool = "mean"

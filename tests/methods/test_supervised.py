@@ -43,7 +43,6 @@ def test_sets_and_labels_must_meet():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"task": "binary"}, "task must be one of 'multilabel', 'multiclass', got 'binary'"),
         ({"labels": ""}, "labels = '' names 0 labels; a multilabel task needs at least 1"),
         ({"labels": "Mass,Mass"}, "each once"),
         ({"labels": "Mass", "task": "multiclass"}, "a multiclass task needs at least 2"),

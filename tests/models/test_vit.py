@@ -49,7 +49,7 @@ def test_moco_v3_has_the_rows_first():
     maes, mocos = (posemb.fixed(name, (3, 5), 16) for name in ("sincos", "sincos_rows"))
     np.testing.assert_array_equal(mocos, np.concatenate([maes[:, 8:], maes[:, :8]], axis=1))
     assert posemb.fixed("learned", (3, 5), 16) is None
-    with pytest.raises(ValueError, match="positions must be 'sincos', 'sincos_rows' or 'learned', got 'rows'"):
+    with pytest.raises(ValueError, match="positions must be one of sincos, sincos_rows, learned, got 'rows'"):
         posemb.fixed("rows", (3, 5), 16)
 
 
