@@ -1,8 +1,8 @@
-"""Alignment of pictures and reports that know of likeness: SIA of whole reports, STA of words and patches.
+"""Losses that align pictures with reports and know which reports are alike: SIA of reports, STA of words and patches.
 
-Of the paper (Bui et al., 2601.08165) the abstract alone is public to us: contrast modified by the similarity between
-reports, patches aligned with the words that are relevant. The formulas are reconstructed from the methods named with
-them. Arguments are whole batches, as in `contrastive`; everything is computed in float32.
+Only the abstract of the paper (Bui et al., 2601.08165) is public to us. It names a contrast that is modified by the
+similarity between reports, and an alignment of patches with the words that are relevant. The formulas are reconstructed
+from the methods named beside them. Arguments are whole batches, as in `contrastive`; everything is computed in float32.
 """
 
 from functools import partial
@@ -35,9 +35,10 @@ def sia(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Cross-entropy of u_i among all w_j, and of w_i among all u_j, against targets from the similarity of reports.
 
-    u, w: pictures and their reports, M d; e: what the reports' similarity is read from, M e, no gradient. Rows of any
-    length. A row of e that is zero is like no other. temperature: τ. mode, target_temperature, threshold, neutral: see
-    `targets`. direction: "mean" of both, or their "sum", as MGCA has it. groups: as in `contrastive.info_nce`.
+    u, w: pictures and their reports, M d; e: M e, whose cosines say how alike the reports are, without gradient. Rows
+    may be of any length. A row of e that is zero is like no other. temperature: τ. mode, target_temperature, threshold,
+    neutral: see `targets`. direction: "mean" of both, or their "sum", as MGCA has it. groups: as in
+    `contrastive.info_nce`.
 
         ℓ_ij = û_i·ŵ_j / τ
         L_i2t = −1/M Σ_i Σ_j Y_ij [ℓ_ij − log Σ_k K_ik exp ℓ_ik];   L_t2i is the same on ℓᵀ, with Y and not Yᵀ
@@ -104,9 +105,10 @@ def targets(
 def intra_modal(
     u: jax.Array, e: jax.Array, *, temperature: float | jax.Array, target_temperature: float = 0.1
 ) -> jax.Array:
-    """KL(softmax_j≠i(s_ij / target_temperature) ‖ softmax_j≠i(û_i·û_j / τ)), mean over i: pictures as like as reports.
+    """KL(softmax_j≠i(s_ij / target_temperature) ‖ softmax_j≠i(û_i·û_j / τ)), mean over i.
 
-    u: M d, e: M e as in `sia`. 0 for a single row. Our reading of a summary that mentions intra-modal alignment.
+    Two pictures should be as alike as their reports. u: M d, e: M e as in `sia`. 0 for a single row. Our reading of a
+    summary that mentions intra-modal alignment.
     """
     if len(u) == 1:
         return jnp.zeros(())
@@ -133,8 +135,8 @@ def sta(
     """Each word against the patches it attends to, among the words of its own report. SPARC, ICML 2024, section 3.
 
     words: b w d, word_mask: b w bool, patches: b n d; rows of any length. temperature: τ_l. sparsity: σ of `weights`;
-    None is 1/n. average: over "reports" of two words or more (one has nothing to be told from); "all_reports" with a
-    word, as SPARC's equation; or "words", as its pseudo-code. equal: b w w bool, words that are no negatives.
+    None is 1/n. average: over "reports" of two words or more (one word has nothing to be told from); "all_reports" with
+    a word, as SPARC's equation; or "words", as its pseudo-code. equal: b w w bool, words that are no negatives.
     both_ways: also each patch against the words it attends to (σ = 1 / words), among the patches; the mean of the two.
 
         a_lp from s_lp = t̂_l·v̂_p by `weights`;  c_l = normalise(Σ_p a_lp v̂_p)

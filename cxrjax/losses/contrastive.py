@@ -41,8 +41,8 @@ def info_nce(
     exclude: M M bool, pairs left out of the denominators (the diagonal is always kept).
     groups: negatives only within M/groups consecutive rows, which is what code without a gather over devices does.
     share: of the direction u → v in the sum, ConVIRT's λ.
-    chunks: of the columns, which are then compared one chunk after another, forwards and backwards, for memory in
-    M²/chunks and one more product of the rows; value and gradient stay.
+    chunks: the columns are compared in so many chunks, one after another, forwards and backwards. That holds M²/chunks
+    numbers at a time and costs one more product of the rows; value and gradient stay.
     Returns the scalar −1/M Σ_i [λ log softmax_j(a_ij)_i + (1−λ) log softmax_j(a_ji)_i], a = similarity / temperature
     and λ = share.
     """
@@ -112,7 +112,7 @@ def ctr(queries: jax.Array, keys: jax.Array, *, temperature: float) -> jax.Array
 def _log_sum_exps(u, v, logit, exclude, chunks, diagonal=True):
     """Log-sum-exps of logit(u vᵀ) over each row and over each column, M each; u and v M d of unit rows.
 
-    exclude: M M bool or None, left out but for the diagonal, which is kept or left out as a whole.
+    exclude: M M bool, pairs to leave out, or None. diagonal: whether the diagonal is kept, or left out as a whole.
     """
     m = len(u)
     if m % chunks:

@@ -100,7 +100,8 @@ def dense(
     A box is found on the finest level where its longer side spans at most SPAN cells, at the places inside it that are
     within RADIUS cells of its middle, and in any case at the place nearest to it; the smallest of several boxes wins.
 
-    logits: l × b p q c, from the finest level on; found: l × b p q 4; boxes: b m 4; classes: b m.
+    logits: l × b p q c, from the finest level on; found: l × b p q 4; boxes: b m 4; classes: b m. t is a target: the
+    quality has no gradient to the boxes, as in GFL's code.
     Source: levels and radius of FCOS (Tian et al., ICCV 2019, and its code), the two terms of GFL (Li et al., NeurIPS
     2020, equation 2, β = 2, and section 4). The nearest place, for nodules smaller than a cell, is our choice.
     """

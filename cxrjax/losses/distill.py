@@ -24,7 +24,7 @@ def dino(students: jax.Array, targets: jax.Array, temperature: float) -> jax.Arr
 
     students: b v k logits, of which the first crops are those that the teacher saw too. targets: b t k, as `centred`
     and `sinkhorn` give them; t·(v − 1) pairs. Source: DINO (Caron et al., ICCV 2021), eq. 2 and 3, the mean over pairs
-    as in algorithm 1. As the loop that it is:
+    as in algorithm 1. As a loop:
 
         mean(cross_entropy(targets[:, t], students[:, v]) for t in range(T) for v in range(V) if v != t)
 
@@ -45,7 +45,7 @@ def dino(students: jax.Array, targets: jax.Array, temperature: float) -> jax.Arr
 def centred(logits: jax.Array, centre: jax.Array, temperature: float | jax.Array) -> jax.Array:
     """The teacher's probabilities softmax((g − c) / τ), float32, without gradient. logits: … k. centre: k.
 
-    Source: DINO, section 3.1 and algorithm 1; the section's text adds c, which names the same with the other sign.
+    Source: DINO, section 3.1 and algorithm 1; the section's text adds c and means the same centre with the other sign.
     """
     return jax.lax.stop_gradient(jax.nn.softmax((logits.astype(jnp.float32) - centre) / temperature))
 

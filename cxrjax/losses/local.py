@@ -57,13 +57,13 @@ def gloria_scores(
 ) -> jax.Array:
     """How well every report fits every picture, b b: of picture i and report j log Σ_l exp(word_scale · cos(c_l, t_l)).
 
-    regions: b n d, and words: b w d, as long as they come; word_mask: b w. c_l = Σ_n a_ln v_n is picture i as word l of
+    regions: b n d, and words: b w d, of any length; word_mask: b w. c_l = Σ_n a_ln v_n is picture i as word l of
     report j sees it, a_l = softmax_n(attention_scale · s_nl).
     over_words: s_nl is the softmax of v_n·t_l over the words l, so that regions compete for words before words do for
-    regions; without it s_nl is v_n·t_l, of which the scale then has to be mild.
+    regions; without it s_nl is v_n·t_l, and attention_scale then has to be small.
     aggregate: "sum" over words as above, with which long reports fit everything better, or "mean".
-    chunks: of the reports, one after the other and computed again in the backward pass, so that an array has no more
-    than b · b/chunks · w · n numbers at a time.
+    chunks: the reports are taken in so many chunks, one after another, and computed again in the backward pass. An
+    array then has no more than b · b/chunks · w · n numbers at a time.
 
     A report without words scores 0. Source: released code of Huang et al., ICCV 2021. Attention over words first is
     AttnGAN's (Xu et al., CVPR 2018, eq. 8), whose logarithm is divided by word_scale (eq. 10): here, as in the released
@@ -124,8 +124,8 @@ def token_alignment(
     not padding (see `clipped`).
     raw_seen_words: the words as a region sees them keep their length, which the released code does with a ViT.
     padding_is_negative: words of padding stand in the denominators of the words, as in the released code.
-    Source: released code of Wang et al., NeurIPS 2022, as it trains: without the learned projections of the attention
-    that it also has.
+    Source: released code of Wang et al., NeurIPS 2022. It also has learned projections of the attention, which it does
+    not use in training.
     """
     v, t = normalise(regions), normalise(words)
     pair = word_mask.any(axis=1)
@@ -143,9 +143,10 @@ def token_alignment(
 
 
 def clipped(weights: jax.Array, mask: jax.Array, *, low: float = 0.1, high: float = 0.9) -> jax.Array:
-    """Weights b n ≥ 0 clipped to two quantiles of their row, and scaled to the sum 1; 0 and unread where mask is False.
+    """Weights b n ≥ 0 clipped to two quantiles of their row, and scaled to the sum 1, without gradient.
 
-    What MGCA does with the attention of [CLS] in the last layer. No gradient; a row without True stays 0.
+    mask: b n bool. Where it is False the result is 0, and what stood there changes nothing; a row without True stays 0.
+    What MGCA does with the attention of [CLS] in the last layer.
     Source: released code of Wang et al., NeurIPS 2022.
     """
     weights = jax.lax.stop_gradient(weights.astype(jnp.float32))

@@ -24,8 +24,8 @@ def codes(
 
     scores: b k, products of vectors and prototypes. valid: b bool, rows to be balanced; the others' codes are 0 and
     change nothing, and with none valid all are 0. Each iteration gives every prototype the same share of the rows, then
-    every row the sum 1. In logarithms, where no epsilon overflows; shift=False is what exp(scores / epsilon) without
-    the largest score taken off makes of scores above 88.7 · epsilon, as released code has it: no numbers.
+    every row the sum 1. All is computed in logarithms, where no epsilon overflows. shift=False overflows as released
+    code does, which takes exp(scores / epsilon) as it is: scores above 88.7 · epsilon give no numbers.
     """
     log_q = jax.lax.stop_gradient(scores).astype(jnp.float32) / epsilon
     if not shift:

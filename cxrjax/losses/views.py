@@ -10,9 +10,9 @@ from cxrjax.losses.pairs import NEVER, diagonal, mean_where, normalise, products
 def word_alignment(
     u: jax.Array, v: jax.Array, valid: jax.Array, *, temperature: float, studies: jax.Array | None = None
 ) -> jax.Array:
-    """What word i hears in one view is to be told from what the study's other words hear in the other view.
+    """What word i reads in one view should be told from what the study's other words read in the other view.
 
-    u, v: b l d, what the words of each report read from either picture, any length (rows are normalised here).
+    u, v: b l d, what the words of each report read in either picture, of any length (rows are normalised here).
     valid: b l bool, the positions that are words. studies: b bool, those that have both pictures; None: all.
     Returns ½ Σ over both directions of the mean over a study's words, then over the studies that have both pictures
     and a word, of −log softmax_j(u_i · v_j / τ)_i; 0 where there is no such study. Float32.
@@ -42,7 +42,7 @@ def counted_info_nce(
     m = len(u)
     if m % groups:
         raise ValueError(f"a batch of {m} cannot be cut into groups={groups} of equal size")
-    # What is not counted is a group by itself, and zeros: its loss is 0 and has no gradient.
+    # A row that is not counted is made a group of its own, and 0: its loss is 0 and has no gradient.
     group = jnp.where(counted, jnp.arange(m) // (m // groups), -1 - jnp.arange(m))
     u, v = (jnp.where(counted[:, None], x, 0.0) for x in (u, v))
     total = m * info_nce(u, v, temperature=temperature, exclude=group[:, None] != group)

@@ -194,7 +194,7 @@ def ramp(config: Config, start: float, end: float = 1.0) -> Callable[[jax.Array 
 def progress(config: Config) -> Callable[[jax.Array | int], jax.Array]:
     """step -> the share of the run that is over, 0 to 1: for what papers say in epochs of a run of theirs.
 
-    The run's steps are known as for `ramp`, which see.
+    The run's steps are known as for `ramp`.
     """
     return lambda step: jnp.minimum(step / _total_steps(config), 1.0)
 

@@ -13,11 +13,11 @@ YOLOv3 is Redmon and Farhadi's (1804.02767) with MGCA's widths, weights and mean
 code). The defects of that code are switches, all off by default: loss.assign="best_of_level" (a box is to be found on
 all three levels and not by its best prior alone), loss.inclusive_iou (shapes overlap too much, by one cell a side),
 loss.object_is_background (a place may be told both), head.score="object" (the class has no say in the score) and
-encoder="drifting" (BatchNorm of the frozen encoder in training mode). That code also divides the stored boxes in place;
-with loaders in processes of their own, as its scripts run them, no epoch sees that, and here none can.
+encoder="drifting" (BatchNorm of the frozen encoder in training mode). That code also divides the stored boxes in place.
+Its scripts load them in processes of their own, where no epoch sees that; here it cannot happen.
 
-The dense head is our choice for ViTs: the pyramid of ViTDet (Li et al., ECCV 2022), the levels and towers of FCOS, the
-quality in place of its centre-ness from GFL (Li et al., NeurIPS 2020).
+The dense head is our choice for ViTs: the pyramid of ViTDet (Li et al., ECCV 2022), the levels and towers of FCOS, and
+in place of its centre-ness the quality of GFL (Li et al., NeurIPS 2020).
 """
 
 import jax.numpy as jnp
@@ -74,5 +74,5 @@ def make(config: Config) -> Method:
         found = detection.nms(head.decode(maps), **config.answer)
         return {"pooled": y["pooled"], "patches": y["patches"], **found._asdict()}
 
-    kinds = {"answers": Answers(classes, "boxes"), "box_labels": labels}
-    return Method(make_views, init, loss, keep_state, encode, config.model.image_px, **kinds)
+    functions, answer = (make_views, init, loss, keep_state, encode), Answers(classes, "boxes")
+    return Method(*functions, config.model.image_px, answers=answer, box_labels=labels)

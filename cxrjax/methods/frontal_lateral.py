@@ -20,7 +20,7 @@ ways at the prototypes; every number is the released code's, the rest our choice
 values is a switch of config.defects, described in configs/frontal_lateral.py. A study without a lateral picture counts
 in no mean that needs one, and a learned vector stands for its g_L in g_FL. Negatives are all studies of the global
 batch, as everywhere here, so that the number of devices changes nothing; the code has the 32 of one (`loss.groups`).
-Prototypes stay as they start for a first share of the run, as MGCA's. Words are hidden whole, named findings oftener.
+Prototypes stay as they start for a first share of the run, as MGCA's. Words are hidden whole, findings more often.
 The released Swin has seen CheXpert and ChestX-ray14, which a comparison must say. Here a Swin without weights to start
 from is trained. Our ViT differs from CLIP's in its GELU and first LayerNorm. Evaluated is the frontal encoder.
 """

@@ -16,8 +16,8 @@ BatchNorm, the last one with a scale alone (`projector.norm = "none"` leaves the
 network together, so that a BatchNorm sees 2M pictures, as there.
 
 Released code and paper differ in the scale: the code adds the two directions where algorithm 1 takes the mean over 2M
-anchors (`loss.sum_of_views`). Code that takes negatives from one device's rows only: `loss.groups`. Our choice: the
-initialisation (theirs: N(0, 0.01²)), grey jitter without hue and saturation, PyTorch's BatchNorm.
+anchors (`loss.sum_of_views`). `loss.groups` takes negatives from one device's rows only, as some code does. Our choice:
+the initialisation (theirs: N(0, 0.01²)), grey jitter without hue and saturation, PyTorch's BatchNorm.
 """
 
 import jax.numpy as jnp

@@ -20,7 +20,7 @@ release's way:
     crops of 20–100 % of a picture, not 5–100 %                                 views.scale
 
 Without a switch: one grey channel, where the release has three that would be equal but for their noise; biases of the
-patch embedding and of U start from 0; [CLS] has no position of its own, which beside its own value was a second one.
+patch embedding and of U start from 0; [CLS] has no position: beside its own learned value that was a second one.
 `contrast.weight` adds the term of SiT (arXiv 2104.03602), the same authors' method before GMML: [CLS] of the corrupted
 views against a momentum copy's of the other clean view; GELU in both places where its head has ReLU once. Not in SPCXR
 as far as we can read it; the public text calls the objective GMML, whose point is to need no second term.

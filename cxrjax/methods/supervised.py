@@ -1,4 +1,4 @@
-"""Supervised training on the labels of the sets: what self-supervision should spare, and the form of fine-tuning.
+"""Supervised training on the labels of the sets: what self-supervision is compared with, and how runs are fine-tuned.
 
     s = W f(x) + c                                        encoder and linear head on one random view of every picture
     multilabel:  loss = −mean over known labels of [w_l t_l log σ(s_l) + (1 − t_l) log(1 − σ(s_l))]

@@ -1,4 +1,4 @@
-"""One face for the encoders that an image method can train: Vision Transformers and ResNets."""
+"""One interface for the encoders that an image method can train: Vision Transformers and ResNets."""
 
 import dataclasses
 from collections.abc import Callable, Mapping

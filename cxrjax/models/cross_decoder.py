@@ -4,8 +4,8 @@
     h ← h + MHA(LN(h)),  h ← h + FFN(LN(h))             N times, FFN d → 4d → d with QuickGELU
     out = LN(h_N)
 
-Without a residual from q the text decides only where to look: whatever it asks of tokens that are all alike, it hears
-the same. IRRA's cross-modal decoder (Jiang & Ye, CVPR 2023), as F-L's released code has it.
+Without a residual from q the text decides only where to look: where all tokens are alike, every query reads the same.
+IRRA's cross-modal decoder (Jiang & Ye, CVPR 2023), as F-L's released code has it.
 """
 
 from collections.abc import Callable
@@ -78,7 +78,7 @@ class Block(nn.Module):
 
 
 class Read(nn.Module):
-    """What queries b l d hear from a context b n d → b l d, added to them with `residual`."""
+    """What queries b l d read in a context b n d → b l d, added to them with `residual`."""
 
     depth: int
     heads: int

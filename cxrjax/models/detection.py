@@ -302,7 +302,7 @@ def nms(candidates: Candidates, *, most: int, confidence: float, overlap: float,
 
         def pick(alive, _):
             i = jnp.argmax(alive)
-            taken = ~(alive[i] < confidence)  # so that what is no number shows
+            taken = ~(alive[i] < confidence)  # a NaN is taken, so that it shows
             double = (iou(boxes[i], boxes) >= overlap) & (kind == kind[i])
             alive = jnp.where(double | (jnp.arange(pairs) == i), -jnp.inf, alive)
             found = jnp.where(taken, boxes[i], 0), jnp.where(taken, score[i], 0), jnp.where(taken, kind[i], -1)

@@ -1,6 +1,6 @@
 """Heads that make a mask of an encoder's features: UNETR, SETR-PUP and UPerNet on a ViT, U-Net on a ResNet.
 
-`make` gives all of them one face. Convolutions are 3 × 3 with zeros around, BatchNorm is PyTorch's.
+`make` gives all of them one interface. Convolutions are 3 × 3 with zeros around, BatchNorm is PyTorch's.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The text encoder of an image–text method as pure functions, apart what is learned and what stays as it started."""
+"""The text encoder of an image–text method as pure functions, what is learned apart from what stays as it is."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple

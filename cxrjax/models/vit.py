@@ -5,7 +5,7 @@ Xavier-uniform linears by default, one [CLS] token without a position. Three thi
 
 * `ids_keep` picks tokens per picture and per view; positions belong to the token, and only kept patches are embedded.
 * Block parameters are stacked on a leading layer axis and scanned. Keeping only the outputs of linear layers for the
-  backward pass (remat="dots") is the fastest form on CPU and small; `unroll=True` is the plain loop on the same
+  backward pass (remat="dots") is fastest on a CPU and takes little memory; `unroll=True` is the plain loop on the same
   parameters.
 * `cls_only=True` computes the last block for the [CLS] query alone, exactly, when nothing reads the patches.
 """

@@ -476,7 +476,7 @@ def test_unknown_words_are_refused(batch):
         sia(u, w, e, temperature=1.0, mode="hard")
     with pytest.raises(ValueError, match="neutral ≤ threshold, got 0.9 and 0.5"):
         sia(u, w, e, temperature=1.0, mode="triage", threshold=0.5)
-    with pytest.raises(ValueError, match="direction must be 'mean' or 'sum', got 'max'"):
+    with pytest.raises(ValueError, match="direction must be one of mean, sum, got 'max'"):
         sia(u, w, e, temperature=1.0, direction="max")
     with pytest.raises(ValueError, match="average must be one of reports, .*got 'tokens'"):
         sta(EYE3, EYE3, average="tokens")

@@ -223,7 +223,7 @@ def test_negatives_are_those_of_all_devices(loss):
 
 
 def test_unknown_similarity_is_named(pair):
-    with pytest.raises(ValueError, match="'cosine' or 'tsp', got 'dot'"):
+    with pytest.raises(ValueError, match="similarity must be one of cosine, tsp, got 'dot'"):
         contrastive.info_nce(*pair, temperature=1, similarity="dot")
 
 

@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional
 
 from cxrjax.losses import detection
+from cxrjax.losses.boxes import iou
 
 RNG = np.random.default_rng(0)
 GRIDS = (2, 4, 8)  # coarse to fine
@@ -113,7 +114,7 @@ def test_the_defects_of_the_released_code_change_the_loss():
     values = [objects(), objects(assign="best_of_level"), objects(inclusive_iou=True)]
     values.append(objects(object_is_background=True))
     assert len({round(value, 6) for value in values}) == 4
-    with pytest.raises(ValueError, match="assign must be 'best_prior' or 'best_of_level', got 'all'"):
+    with pytest.raises(ValueError, match="assign must be one of best_prior, best_of_level, got 'all'"):
         objects(assign="all")
 
 
@@ -195,6 +196,32 @@ def test_dense_is_the_loop():
     assert count > 4
     assert float(terms["quality"]) == pytest.approx(quality / count, rel=1e-5)
     assert float(terms["box"]) == pytest.approx(box / count, rel=1e-5)
+
+
+def test_the_quality_is_a_target():
+    """No box is moved by the quality that its place is told; scores learn from it, their own weight included (GFL)."""
+    rng = np.random.default_rng(4)
+    middle, side = np.stack(np.meshgrid(*2 * [(np.arange(4) + 0.5) / 4], indexing="ij"), axis=-1), 0.15
+    found = np.concatenate([middle - side, middle + side], axis=-1)[None] + rng.uniform(-0.05, 0.05, (1, 4, 4, 4))
+    found, logits = found.astype(np.float32), rng.normal(size=(1, 4, 4, 1)).astype(np.float32)
+    boxes, classes = np.float32([[[0.1, 0.1, 0.45, 0.4]]]), np.zeros((1, 1), np.int32)
+
+    def term(name):
+        return jax.grad(lambda s, b: dense([s], [b], boxes, classes)[name], argnums=(0, 1))(logits, found)
+
+    by_logits, by_boxes = term("quality")
+    assert not np.any(by_boxes)
+    mine = np.asarray(assigned(((4, 4),), boxes, classes)[0][0, 0])
+    assert 1 < mine.sum() < 16
+    t = np.where(mine, np.asarray(iou(found[0], boxes[0, 0])), 0.0)
+    s = logits[0, ..., 0].astype(np.float64)
+    p = 1 / (1 + np.exp(-s))
+    cross_entropy = -t * np.log(p) - (1 - t) * np.log(1 - p)
+    slope = -2 * (t - p) * p * (1 - p) * cross_entropy + (t - p) ** 2 * (p - t)
+    np.testing.assert_allclose(by_logits[0, ..., 0], slope / mine.sum(), atol=1e-6)
+    to_nothing, by_boxes = term("box")
+    assert not np.any(to_nothing)
+    np.testing.assert_array_equal(np.any(by_boxes[0], axis=-1), mine)
 
 
 def test_dense_stays_finite_without_boxes():

@@ -21,12 +21,15 @@ STEPS = 48
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(2e-3, eps=1e-4))
 # What is off by default and couples the batch in its own way.
 ALSO = {"spcxr": {"contrast__weight": 1.0}, "dino": {"loss__assignment": "centre"}}
+ALSO |= {name: {"augment__jitter": 0.5} for name in ("supervised", "segment", "detect", "convirt")}
+NO_DRAWS = ("gloria", "mgca", "sista")  # their pictures are drawn on the host, and nothing in the loss
 FINDINGS = ("no acute disease", "left pleural effusion", "opacity of the right base", "enlarged heart")
 
 
 class Case(NamedTuple):
     """A method on one device: its batch, its start, its compiled step and what that made of the start."""
 
+    name: str
     method: methods.Method
     batch: dict
     mesh: Any
@@ -112,7 +115,17 @@ def case(request, vocabulary):
     shards = parallel.to_global(batch, mesh)
     step = compiled(method, mesh, abstract, shards)
     first, scalars = step(start, shards)
-    return Case(method, batch, mesh, abstract, start, lambda state: step(state, shards), first, jax.device_get(scalars))
+    return Case(
+        request.param,
+        method,
+        batch,
+        mesh,
+        abstract,
+        start,
+        lambda state: step(state, shards),
+        first,
+        jax.device_get(scalars),
+    )
 
 
 def gradient_of(first, scalars):
@@ -154,6 +167,26 @@ def test_terms_sum_to_the_loss_and_all_params_learn(case):
     gradient = gradient_of(case.first, case.scalars)
     idle = [jax.tree_util.keystr(k) for k, g in jax.tree_util.tree_leaves_with_path(gradient) if not np.any(g)]
     assert not idle, "params hold only what is learned"
+
+
+def test_every_step_draws_anew(case):
+    """Same parameters, same batch, another step: other grey values, masks or partitions, and so another loss."""
+    _, scalars = case.step(case.start._replace(step=np.int32(7)))
+    same = float(scalars["train/loss"]) == float(case.scalars["train/loss"])
+    assert same == (case.name in NO_DRAWS)
+
+
+def test_targets_follow_the_updated_parameters(case):
+    """Every target starts as a copy: an average with the parameters of before the update would not move it."""
+    if "target" not in case.start.state:
+        pytest.skip("keeps no target")
+    before, after = case.start.state["target"], case.first.state["target"]
+    updated = {part: case.first.params[part] for part in before}
+    moved, ahead = (jax.tree.leaves(optax.tree.sub(tree, before)) for tree in (after, updated))
+    moved, ahead = (np.concatenate([np.ravel(leaf) for leaf in leaves]) for leaves in (moved, ahead))
+    share = np.vdot(moved, ahead) / np.vdot(ahead, ahead)
+    assert 0 < share < 1
+    np.testing.assert_allclose(moved, share * ahead, atol=0.02 * share * np.abs(ahead).max())
 
 
 def test_one_device_is_eight(case):
