@@ -12,7 +12,7 @@ import pandas
 import pytest
 import tensorflow_datasets as tfds
 
-from cxrjax.datasets import convert, encode, folder, schema, table, writer
+from cxrjax.datasets import convert, encode, folder, manifest, schema, table, writer
 from cxrjax.datasets.mapping import MappingError, load
 from cxrjax.input import converted_sets, source
 
@@ -124,6 +124,14 @@ def test_every_field_comes_back(run, raw):
     np.testing.assert_allclose(record["boxes"]["bbox"][1], [30 / 60, 60 / 80, 1, 1], atol=1e-6)
     unmasked = records["p/b.png"][1]
     assert not unmasked["has_mask"] and unmasked["mask"].shape == (32, 43, 1) and unmasked["mask"].max() == 0
+
+
+def test_reports_come_from_text_files_and_else_from_their_column(raw):
+    (raw / "1.txt").write_text("  As the file says.\n")
+    (raw / "2.txt").write_text("\n")
+    made = folder.manifest(raw, load(MAPPING, text_file="{Patient ID}.txt"))
+    assert [row.text for row in made.rows] == ["As the file says.", "As the file says.", "", "A mass."]
+    assert made.problems == (manifest.Problem("3.txt", "report", "The report of p/d.png does not exist."),)
 
 
 def test_the_count_table_counts_per_split(run):
