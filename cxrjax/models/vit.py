@@ -272,7 +272,8 @@ class ViT(nn.Module):
             raise ValueError("cls_only leaves out the patches of the last block: it cannot return intermediates")
         scanned, last = (blocks, keep), (None, None)
         if cls_only:
-            scanned, last = (jax.tree.map(lambda a, part=part: a[part], scanned) for part in (slice(None, -1), -1))
+            last = jax.tree.map(lambda a: a[-1], scanned)
+            scanned = jax.tree.map(lambda a: a[:-1], scanned)
         depth = jax.tree.leaves(scanned)[0].shape[0]
         body = layer if self.remat == "none" else jax.checkpoint(layer, prevent_cse=False, policy=REMAT[self.remat])
         x, outputs = jax.lax.scan(body, x, scanned, unroll=max(depth, 1) if self.unroll else 1)
