@@ -198,6 +198,8 @@ def test_gallery_of_the_phantom(phantom_dir):
         assert short.words[short.report[place]].lower() == short.pictures[place]["report"]["impression"].lower()
     counted = len({words.lower() for words in short.words})
     assert counted == len(short.words) < len(short.report)
+    loud = retrieve.gallery(split, lambda report: "NORMAL." if len(report["text"]) % 2 else "Normal.")
+    assert len(loud.words) == 1 and not loud.report.any(), "letter case aside"
     one = retrieve.gallery(split, lambda report: "Normal." if "mass" not in report["text"].lower() else " ", limit=12)
     assert one.words == ["Normal."] and one.classes is None
     assert len(one.report) < 12 and any("reads nothing of their reports" in note for note in one.notes)
