@@ -14,7 +14,8 @@ def five_sets(judge: str = "probe") -> Iterator[tuple[str, dict]]:
     """(name, entry) of the binary tasks of the five small public sets of configs/sets."""
     for name, (converted_set, positive, negative) in _FIVE_SETS.items():
         task = {"kind": "binary", "positive": positive, "negative": negative, "name": name}
-        yield name, {"judge": judge, "set": converted_set, "task": task}
+        own = {"solver": "logistic"} if judge == "probe" else {}  # there so that a flag can change it
+        yield name, {"judge": judge, "set": converted_set, "task": task, **own}
 
 
 def online_knn(converted_set: str, every_steps: int, projections: str = "PA,AP") -> dict:
