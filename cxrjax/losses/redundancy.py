@@ -34,9 +34,10 @@ def vicreg(
     if len(u) < 2:
         raise ValueError(f"variances over {len(u)} row: give at least two, or fewer groups")
     u, v = u.astype(jnp.float32), v.astype(jnp.float32)
+    deviations = deviation(u), deviation(v)
     return {
         "invariance": sim * jnp.mean((u - v) ** 2),
-        "variance": std * (_hinge(u) + _hinge(v)) / 2,
+        "variance": std * jnp.asarray(sum(jnp.mean(jax.nn.relu(1 - s)) for s in deviations)) / 2,
         "covariance": cov * (_covariance(u) + _covariance(v)),
     }
 
@@ -81,11 +82,6 @@ def covariance_floor(rows: int, dimensions: int) -> float:
     M centred rows have rank M−1, so d variances of 1 cannot be uncorrelated when d ≥ M: Σ C_ij² ≥ (tr C)²/(M−1).
     """
     return max(0.0, dimensions / (rows - 1) - 1)
-
-
-def _hinge(x: jax.Array) -> jax.Array:
-    """(1/d) Σ_j max(0, 1 − s_j), s the deviations of M d."""
-    return jnp.mean(jax.nn.relu(1 - deviation(x)))
 
 
 def _covariance(x: jax.Array) -> jax.Array:

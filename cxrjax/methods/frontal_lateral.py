@@ -76,31 +76,32 @@ def make(config: Config) -> Method:
         has_lateral = batch["has_lateral"] | wrong.missing_laterals_stay  # b: what counts as a lateral picture
         x_l = jnp.where(batch["has_lateral"][:, None, None], x_l, FILL if wrong.missing_laterals_stay else 0.0)
         g_l = x_l.mean(axis=1)
-        g_fl = net.join_views(params, g_f, g_l, has_lateral)
         hidden, labels = hide(rng.fold(key, "mask"), batch, rates, reader.tokenizer, not wrong.piece_masking)
         t, g_t, t_hidden = net.embed_both_reports(params, state, batch["ids"], hidden, batch["text_mask"])
 
         counted = batch["text_mask"] | wrong.padding_counts
         s = net.key_patches(params, x_f, x_l, has_lateral, t, counted)
         logits = net.guess_words(params, t_hidden, s, counted.sum(axis=1))  # b l v
-        asked = (batch["word_index"][:, 1:] >= 0) | wrong.padding_counts  # the words stand first after [CLS]
-        u_f, u_l = (net.read_view(params, t[:, 1:], x, asked.sum(axis=1)) for x in (x_f, x_l))
-        learned = hold(params["prototypes"], step)
-        z_f, z_l, z_t = (net.score(learned, g) for g in (g_f, g_l, g_t))  # b k
+        mlm = masked.masked_tokens(logits, labels)
 
-        terms = {
-            "mlm": masked.masked_tokens(logits, labels),
-            "fla": word_alignment(u_f, u_l, asked, temperature=config.loss.word_temperature, studies=has_lateral),
-            "itc": contrast(g_f, g_l, g_fl, g_t, has_lateral, config.loss.temperature, config.loss.groups),
-        }
-        terms["proto"], codes = swapped(
-            {"F": z_f, "L": z_l, "T": z_t},
+        asked = (batch["word_index"][:, 1:] >= 0) | wrong.padding_counts  # the words stand first after [CLS]
+        lengths = asked.sum(axis=1)
+        u_f, u_l = (net.read_view(params, t[:, 1:], x, lengths) for x in (x_f, x_l))
+        fla = word_alignment(u_f, u_l, asked, temperature=config.loss.word_temperature, studies=has_lateral)
+
+        g_fl = net.join_views(params, g_f, g_l, has_lateral)
+        itc = contrast(g_f, g_l, g_fl, g_t, has_lateral, config.loss.temperature, config.loss.groups)
+
+        z = net.scores(hold(params["prototypes"], step), {"F": g_f, "L": g_l, "T": g_t})  # b k each
+        proto, codes = swapped(
+            z,
             has_lateral,
             one_way=wrong.one_way_prototypes,
             epsilon=config.prototypes.epsilon,
             temperature=config.loss.prototype_temperature,
             shift=not wrong.raw_prototypes,
         )
+        terms = {"mlm": mlm, "fla": fla, "itc": itc, "proto": proto}
         terms = {name: config.loss.weights[name] * value for name, value in terms.items()}
         watched = monitors.embedding(g_f, g_t) | {
             "lateral_top1": monitors.own_report_first(g_l, g_t, batch["report"], batch["has_lateral"]),
@@ -162,9 +163,9 @@ def hide(
     whole_words: bool = True,
 ) -> tuple[jax.Array, jax.Array]:
     """The reports with words hidden, and their labels: int b l each, see `masking.mask_words`."""
+    chances = hiding_rates(batch["entity"], **rates)
     known = jnp.where(batch["ids"] == tokenizer.unk_id, -1, batch["word_index"])  # [UNK] is no word to guess
-    inputs = key, batch["ids"], known, hiding_rates(batch["entity"], **rates), tokenizer.mask_id
-    return masking.mask_words(*inputs, whole_words=whole_words)
+    return masking.mask_words(key, batch["ids"], known, chances, tokenizer.mask_id, whole_words=whole_words)
 
 
 def hiding_rates(named: jax.Array, *, entity: float, beside: float, without: float) -> jax.Array:
@@ -172,7 +173,8 @@ def hiding_rates(named: jax.Array, *, entity: float, beside: float, without: flo
 
     entity: a listed word; beside: another word of a report that has a listed one; without: a word of other reports.
     """
-    return jnp.where(named, entity, jnp.where(named.any(axis=1, keepdims=True), beside, without))
+    others = jnp.where(named.any(axis=1, keepdims=True), beside, without)
+    return jnp.where(named, entity, others)
 
 
 class StudyReader(paired.StudyReader):

@@ -5,6 +5,7 @@ T          tokens of the report, b l d                      S                   
 """
 
 import math
+from collections.abc import Mapping
 from fractions import Fraction
 from functools import partial
 from typing import Any
@@ -78,8 +79,8 @@ class Networks:
         patches = rearrange(out["patches"], "b p q d -> b (p q) d")
         known = params["lateral"] if self.lateral_learns else state["frozen"]["lateral"]
         found = linen.apply(self.lateral, known, lateral, key=rng.fold(key, "lateral"))["patches"]
-        x_l = linen.apply(self.adapter, params["adapter"], found)
-        return patches @ params["image_head"], out["pooled"] @ params["image_head"], x_l, stats
+        x_f, g_f = (x @ params["image_head"] for x in (patches, out["pooled"]))
+        return x_f, g_f, linen.apply(self.adapter, params["adapter"], found), stats
 
     def embed_report(self, params: Any, state: Any, ids: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
         """T and g_T. ids: int b l. mask: bool b l, False is padding."""
@@ -135,10 +136,10 @@ class Networks:
         """U_F or U_L: what the words T read in X_F or X_L, b l d. lengths: int b, the words of each report."""
         return linen.apply(self.view_decoder, params["view_decoder"], t, x, lengths)
 
-    def score(self, params: Any, g: jax.Array) -> jax.Array:
-        """C ḡ of vectors b d and the prototypes with these parameters: b k."""
-        z = linen.apply(self.prototypes, params, g)
-        return z * length(g) if self.wrong.raw_prototypes else z
+    def scores(self, params: Any, vectors: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """C ḡ by name, b k each, of vectors b d and the prototypes with these parameters."""
+        z = {name: linen.apply(self.prototypes, params, g) for name, g in vectors.items()}
+        return {name: z[name] * length(g) for name, g in vectors.items()} if self.wrong.raw_prototypes else z
 
 
 def is_learned(lateral: Any) -> bool:
