@@ -222,7 +222,7 @@ def _ranks(
         hits = _any_right(good[:, None], wrong[:, None], k - above[:, None])
         precision = np.zeros((len(near), 0 if classes is None else len(at)))
         if classes is not None:
-            precision = _precision(near, classes[part, None] == classes[None], k)
+            precision = _precision(near, classes[part, None] == classes[None], at)
         yield hits, precision, 1 + above + wrong / (good + 1)
 
 

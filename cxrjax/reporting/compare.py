@@ -82,10 +82,10 @@ def pictures(subjects: Mapping[str, Sequence[pandas.DataFrame]]) -> pandas.DataF
         raise ValueError("the predictions have no label in common, so there is nothing to compare")
     truth = [column for column in TRUTH if all(column in table for table in tables)]
     columns = ["image_id", "patient_id", *(f"target/{name}" for name in shared), *truth]
-    together = pandas.concat([table[columns] for table in tables], ignore_index=True)
+    every = pandas.concat([table[columns] for table in tables], ignore_index=True)
     for column in truth:
-        together[column] = [_hashable(value) for value in together[column]]
-    together = together.drop_duplicates()
+        every[column] = [_hashable(value) for value in every[column]]
+    together: pandas.DataFrame = every.loc[~every.duplicated().to_numpy()]
     ids = together["image_id"].to_numpy(str)
     if len(set(ids)) < len(ids):
         found, counts = np.unique(ids, return_counts=True)
@@ -99,7 +99,7 @@ def pictures(subjects: Mapping[str, Sequence[pandas.DataFrame]]) -> pandas.DataF
             f"the predictions have different {', '.join(differing)} for {len(set(twice['image_id']))} of the same "
             "pictures; were all made for one task, on one version of the set, with the same words of reports?"
         )
-    return together.sort_values(by="image_id", ignore_index=True)
+    return together.sort_values(by=["image_id"], ignore_index=True)
 
 
 def compare(
@@ -187,11 +187,11 @@ def _sizes(
         values_of = picture_values(pandas.concat(tables).drop_duplicates("image_id"))
         return {name: int(np.isfinite(values_of.get(name, np.zeros(len(known)))).sum()) for name in names}, {}
     used = [name for name in judged_labels(known) if f"auroc/{name}" in parts]
-    targets = known[[f"target/{name}" for name in used]]
+    targets = known[[f"target/{name}" for name in used]].to_numpy()  # n c
     sizes, positives = {}, {}
     for metric in names:
         label = metric.partition("/")[2]
-        chosen = targets[[f"target/{label}"]] if label in used else targets
+        chosen = targets[:, [used.index(label)]] if label in used else targets
         sizes[metric] = int((chosen != MASKED).any(axis=1).sum())
         positives[metric] = int((chosen == 1).any(axis=1).sum())
     return sizes, positives

@@ -43,14 +43,14 @@ def pictures(converted_set: ConvertedSet, table: pandas.DataFrame, count: int = 
     for image_id, (kind, row) in wanted.items():
         if image_id in examples:
             png = draw(examples[image_id], table.iloc[row])
-            said = caption(table.iloc[row], found.values[row])
+            said = caption(table.iloc[row].to_dict(), found.values[row])
             items.append(Picture(png, f"{kind}: {image_id}. {said}{_range(table.iloc[row])}"))
     return Examples(found.what, items)
 
 
-def caption(row: pandas.Series, value: float) -> str:
-    """What a picture is, what was said of it."""
-    names = [column.removeprefix("target/") for column in row.index if column.startswith("target/")]
+def caption(row: Mapping[str, Any], value: float) -> str:
+    """What a picture is, and what was said of it; row: of a table of predictions."""
+    names = [column.removeprefix("target/") for column in row if column.startswith("target/")]
     if names:
         true = [name for name in names if row[f"target/{name}"] == 1] or ["none"]
         said = sorted(((row[f"score/{name}"], name) for name in names), reverse=True)[:3]

@@ -6,7 +6,7 @@ import scipy.special
 import sklearn.metrics
 
 from cxrjax.evals import classify, encoders
-from cxrjax.evals.base import FeatureTable, Task
+from cxrjax.evals.base import FeatureTable, Targets, Task
 from cxrjax.methods.base import Answers
 
 NAMES = ("Normal", "Mass", "Edema")
@@ -49,6 +49,13 @@ def test_multiclass_scores_are_a_softmax():
     np.testing.assert_allclose(scores, scipy.special.softmax(test.features[one], axis=1), rtol=1e-5)
     likelihood = np.log(scipy.special.softmax(table("val").features, axis=1))[table("val").labels == 1].mean()
     assert found.details["validation"]["log_likelihood"] == pytest.approx(likelihood, rel=1e-4)
+
+
+def test_what_a_step_is_kept_by_leaves_unknown_answers_out():
+    values = np.array([[1, -1], [0, -1], [1, 0]], np.int8)
+    scores = np.array([[0.5, 0.001], [0.5, 0.001], [0.5, 0.75]])
+    found = classify.validation("multilabel", Targets(NAMES[:2], values, np.ones(3, bool), []), scores)
+    assert found == pytest.approx({"log_likelihood": (3 * np.log(0.5) + np.log(0.25)) / 4, "auroc": 0.5})
 
 
 def test_binary_scores_by_hand():

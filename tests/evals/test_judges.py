@@ -4,7 +4,7 @@ import scipy.special
 import sklearn.linear_model
 import sklearn.neighbors
 
-from cxrjax.evals import knn, probe
+from cxrjax.evals import knn, labelled, probe
 from cxrjax.evals.base import FeatureTable, Task, make_task, targets
 
 NAMES = ("Normal", "Mass", "Edema")
@@ -122,6 +122,14 @@ def test_strength_is_chosen_on_validation_and_the_test_split_has_no_say():
     assert result.details["strength"] == 1e-4
     assert result.metrics["auroc"].value < 0.4
     assert any("edge of the grid" in note for note in result.notes)
+
+
+def test_of_equal_qualities_the_first_is_chosen_and_an_edge_is_said():
+    assert labelled.choose((1, 2, 3, 4), (0.5, 0.7, 0.7, 0.6), "k") == (1, [])
+    assert labelled.choose((1, 2, 3), (0.5, 0.5, 0.5), "k") == (0, [])  # at the edge, but no better than its neighbour
+    for qualities, best in (((0.7, 0.6, 0.5), 0), ((0.5, 0.6, 0.7), 2)):
+        place, (note,) = labelled.choose((1, 2, 3), qualities, "k")
+        assert place == best and f"the best k {best + 1} is at the edge of the grid 1, 2, 3" in note
 
 
 def test_a_single_strength_or_k_needs_no_validation_labels():
