@@ -8,10 +8,10 @@ PACKAGE = Path(__file__).parents[1] / "cxrjax"
 
 # From the ground up. A room imports rooms of lower floors, and of its own floor only where no circle follows.
 FLOORS = (
-    {"config", "rng", "optim", "parallel", "track", "command", "checkpoint"},
+    {"config", "hardware", "rng", "optim", "parallel", "track", "command", "checkpoint"},
     {"imaging", "text", "losses"},
     {"datasets", "models", "monitors"},
-    {"phantom", "flops"},
+    {"phantom", "flops", "aot"},
     {"input", "interop"},
     {"report_encoders"},
     {"methods"},

@@ -1,0 +1,207 @@
+"""Compiling for accelerators that are not there: XLA's GPU and TPU compilers run on a CPU.
+
+The compilers are pip packages: `jax-cuda13-plugin` and `jax-cuda13-pjrt` of jax's own version, or `libtpu` of the
+version that jax names. `fetch` brings them into a folder of their own below the data folder. In the environment itself
+they would make every start of jax print a traceback, so only a process that calls `devices` sees them.
+
+Source: jax.experimental.topologies; MaxText's train_compile.py does the same for TPUs.
+"""
+
+import contextlib
+import importlib
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from cxrjax.datasets import schema
+from cxrjax.hardware import CUDNN, Target, gpu_target_config
+
+# Without a device nothing can be timed, and Triton's matrix products need timings to choose their tiles.
+_XLA_FLAGS = ("--xla_gpu_enable_triton_gemm=false", "--xla_gpu_autotune_level=0")
+
+
+class NoCompiler(ValueError):
+    """The compiler for a target's platform is not here."""
+
+
+class Collective(NamedTuple):
+    """One kind of data exchange between devices: how many in a step, and the bytes of their results on one device."""
+
+    count: int
+    bytes: int
+
+
+def packages(platform: str) -> tuple[str, ...]:
+    """The pip requirements of the compiler for "cuda" or "tpu", of the version that belongs to the installed jax."""
+    version = jax.__version__
+    if platform == "cuda":
+        return (f"jax-cuda13-plugin=={version}", f"jax-cuda13-pjrt=={version}")
+    for requirement in importlib.metadata.requires("jax") or ():
+        if match := re.match(r"libtpu\s*(==[\d.*]+)", requirement):
+            return (f"libtpu{match[1]}",)
+    raise NoCompiler(f"jax {version} names no version of libtpu, so its TPU compiler cannot be fetched")
+
+
+def folder(platform: str) -> Path:
+    """Where the compiler for a platform and the installed jax lies, or would lie."""
+    return schema.data_dir() / "compilers" / f"{platform}-jax-{jax.__version__}"
+
+
+def fetch(platform: str) -> Path:
+    """Brings the compiler by pip, unless it is there, and returns its folder (about 130 MB).
+
+    Raises NoCompiler with the last line of what pip said where it could not be had, such as without a network.
+    """
+    place = folder(platform)
+    if place.is_dir():
+        return place
+    unfinished = place.with_name(f".{place.name}.{os.getpid()}")
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    done = subprocess.run([*command, "--target", str(unfinished), *packages(platform)], capture_output=True, text=True)
+    if done.returncode:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        said = [line for line in done.stderr.splitlines() if "ERROR" in line] or done.stderr.splitlines() or ["nothing"]
+        raise NoCompiler(f"pip could not bring {' and '.join(packages(platform))}; it said: {said[-1].strip()}")
+    with contextlib.suppress(OSError):  # another process was first
+        unfinished.rename(place)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    return place
+
+
+def devices(target: Target) -> list[Any]:
+    """Devices of a target to lay arrays out on and to compile for; nothing can run on them.
+
+    On a machine that has such an accelerator its own compiler serves, else the one that `fetch` brought.
+    Raises NoCompiler where there is neither.
+    """
+    from jax.experimental import topologies
+
+    platform = target.device.platform
+    if not _installed(platform):
+        place = folder(platform)
+        if not place.is_dir():
+            others = sorted(other.name for other in place.parent.glob(f"{platform}-jax-*"))
+            there = f"; there is one for another jax: {', '.join(others)}" if others else ""
+            raise NoCompiler(
+                f"the compiler for {platform} and jax {jax.__version__} is not here{there}: add --fetch, which brings "
+                "it by pip once (130 MB)"
+            )
+        _see(place)
+    try:
+        if platform == "tpu":
+            return list(topologies.get_topology_desc(platform="tpu", topology_name=target.topology).devices)
+        named = {"target_config": gpu_target_config(target.device), "topology": target.topology}
+        try:
+            return list(topologies.get_topology_desc(platform="cuda", **named).devices)
+        except NotImplementedError:  # jax had looked for plugins before this one could be seen
+            importlib.import_module("jax_plugins.xla_cuda13").initialize()
+            return list(topologies.get_topology_desc(platform="cuda", **named).devices)
+    except (RuntimeError, NotImplementedError, ImportError) as error:
+        raise NoCompiler(f"the compiler for {target} does not start: {str(error).splitlines()[0]}") from error
+
+
+def _installed(platform: str) -> bool:
+    """Whether this process runs on such an accelerator."""
+    return jax.default_backend() == {"cuda": "gpu", "tpu": "tpu"}[platform]
+
+
+def _see(place: Path) -> None:
+    """Makes a fetched compiler visible to this process, which goes on to compute on the CPU."""
+    if str(place) in sys.path:
+        return
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+    os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+    sys.path.insert(0, str(place))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(place), os.environ.get("PYTHONPATH"))))
+
+
+@contextlib.contextmanager
+def answering_for(target: Target) -> Iterator[None]:
+    """Answers jax's questions about cuDNN for the target, as a device would that is not there.
+
+    While tracing a fused attention call jax asks the installed cuDNN for its version and the first GPU for its compute
+    capability (jax._src.cudnn.fused_attention_stablehlo); it has no public way to be told.
+    """
+    if target.device.platform != "cuda" or _installed("cuda"):
+        yield
+        return
+    from jax._src.cudnn import fused_attention_stablehlo as fused
+
+    major, minor = (int(target.device.config[name]) for name in ("major", "minor"))
+    answers = {
+        "check_cudnn_version": lambda: CUDNN[0] * 10_000 + CUDNN[1] * 100 + CUDNN[2],
+        "check_compute_capability": lambda least: (major, minor) >= tuple(map(int, least.split("."))),
+        "is_cuda_compute_capability_equal": lambda asked: (major, minor) == tuple(map(int, asked.split("."))),
+    }
+    before = {name: getattr(fused, name) for name in answers}
+    for name, answer in answers.items():
+        setattr(fused, name, answer)
+    try:
+        yield
+    finally:
+        for name, asked in before.items():
+            setattr(fused, name, asked)
+
+
+# "%x = (f32[8,128]{1,0}, f32[4]{0}) all-reduce-start(…", and what a computation calls.
+_SHAPE = re.compile(r"\b(pred|[suf]\d+|bf16|f8\w+|c\d+)\[([\d,]*)\]")
+_COLLECTIVE = re.compile(
+    r"(all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|ragged-all-to-all)(-start)?\("
+)
+_HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
+_CALLED = re.compile(r"(?:body|condition|calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+
+
+def collectives(text: str) -> dict[str, Collective]:
+    """Data exchanges in one run of a compiled program: kind → how many, and the bytes of their results.
+
+    text: `compiled.as_text()`, optimised HLO. What stands in a loop counts as often as the loop runs, and of an
+    asynchronous pair its start counts.
+    """
+    found: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    calls: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    entry = here = ""
+    for line in text.splitlines():
+        if match := _HEAD.match(line.strip()) if not line.startswith(" ") else None:
+            here = match[2]
+            entry = here if match[1] else entry
+            continue
+        trips = int(match[1]) if (match := _TRIPS.search(line)) else 1
+        calls[here] += [(name, trips) for name in _CALLED.findall(line)]
+        for names in _BRANCHES.findall(line):
+            calls[here] += [(name.strip().lstrip("%"), 1) for name in names.split(",")]
+        if match := _COLLECTIVE.search(line):
+            shapes = [_bytes(*shape) for shape in _SHAPE.findall(line[: match.start()])]
+            # The start of an asynchronous gather, scatter or permute returns its operand as well.
+            both = match[2] and match[1] != "all-reduce"
+            found[here].append((match[1], max(shapes, default=0) if both else sum(shapes)))
+    counts, sizes = Counter(), Counter()
+
+    def walk(name: str, times: int) -> None:
+        for kind, size in found.get(name, ()):
+            counts[kind] += times
+            sizes[kind] += times * size
+        for called, trips in calls.get(name, ()):
+            walk(called, times * trips)
+
+    walk(entry, 1)
+    return {kind: Collective(counts[kind], sizes[kind]) for kind in sorted(counts)}
+
+
+def _bytes(kind: str, shape: str) -> int:
+    bits = 8 if kind == "pred" or kind.startswith("f8") else int(re.sub(r"\D", "", kind))
+    size = bits / 8
+    for length in shape.split(","):
+        size *= int(length) if length else 1
+    return int(size)

@@ -1,0 +1,63 @@
+"""Data exchanges are counted as often as they run, and compilers that are not there are named."""
+
+import jax
+import pytest
+
+from cxrjax import aot, hardware
+
+PROGRAM = """HloModule step
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(f32[] %a, f32[] %b)
+}
+
+%body (carry: (s32[], f32[8,16])) -> (s32[], f32[8,16]) {
+  %gathered = bf16[64,16]{1,0} all-gather(bf16[8,16]{1,0} %x), dimensions={0}
+  ROOT %next = (s32[], f32[8,16]) tuple(s32[] %i, f32[8,16] %y)
+}
+
+ENTRY %main (p: f32[8,16]) -> f32[8,16] {
+  %reduced = (f32[8,16]{1,0}, f32[4]{0}) all-reduce(f32[8,16]{1,0} %p, f32[4]{0} %q), to_apply=%add
+  %begun = (bf16[8,16]{1,0}, bf16[64,16]{1,0}) all-gather-start(bf16[8,16]{1,0} %h), dimensions={0}
+  %ended = bf16[64,16]{1,0} all-gather-done((bf16[8,16]{1,0}, bf16[64,16]{1,0}) %begun)
+  ROOT %loop = (s32[], f32[8,16]) while((s32[], f32[8,16]) %init), body=%body, condition=%more, backend_config={"known_trip_count":{"n":"12"}}
+}
+"""  # noqa: E501
+
+
+def test_exchanges_in_loops_count_as_often_as_the_loop_runs():
+    found = aot.collectives(PROGRAM)
+    assert found == {
+        "all-gather": aot.Collective(13, 13 * 64 * 16 * 2),
+        "all-reduce": aot.Collective(1, 8 * 16 * 4 + 4 * 4),
+    }
+
+
+def test_a_program_without_exchanges_has_none():
+    compiled = jax.jit(lambda x: (x @ x).sum()).lower(jax.ShapeDtypeStruct((8, 8), "float32")).compile()
+    assert aot.collectives(compiled.as_text()) == {}
+
+
+def test_a_missing_compiler_is_named_with_the_way_to_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXRJAX_DATA", str(tmp_path))
+    with pytest.raises(aot.NoCompiler, match=f"cuda and jax {jax.__version__} is not here: add --fetch"):
+        aot.devices(hardware.parse("h100:8"))
+    (tmp_path / "compilers" / "cuda-jax-0.9.9").mkdir(parents=True)
+    with pytest.raises(aot.NoCompiler, match="there is one for another jax: cuda-jax-0.9.9"):
+        aot.devices(hardware.parse("h100:8"))
+
+
+def test_the_packages_are_those_of_this_jax():
+    assert aot.packages("cuda") == (f"jax-cuda13-plugin=={jax.__version__}", f"jax-cuda13-pjrt=={jax.__version__}")
+    (libtpu,) = aot.packages("tpu")
+    assert libtpu.startswith("libtpu==0.0.")
+
+
+def test_jax_is_answered_for_the_target_and_asked_again_afterwards():
+    from jax._src.cudnn import fused_attention_stablehlo as fused
+
+    before = fused.check_compute_capability
+    with aot.answering_for(hardware.parse("a100-40")):
+        assert fused.check_cudnn_version() >= 90_000
+        assert fused.check_compute_capability("8.0") and not fused.check_compute_capability("9.0")
+    assert fused.check_compute_capability is before
