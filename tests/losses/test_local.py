@@ -245,7 +245,7 @@ def test_chunks_change_memory_alone(arrays):
     assert bytes_held[1] < bytes_held[0] / 4
     with pytest.raises(ValueError, match="4 reports do not divide into 3 chunks"):
         local.gloria(*arrays, chunks=3)
-    with pytest.raises(ValueError, match="'sum' or 'mean', got 'max'"):
+    with pytest.raises(ValueError, match="one of sum, mean, got 'max'"):
         local.gloria(*arrays, aggregate="max")
 
 
