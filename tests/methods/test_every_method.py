@@ -186,7 +186,8 @@ def test_targets_follow_the_updated_parameters(case):
     moved, ahead = (np.concatenate([np.ravel(leaf) for leaf in leaves]) for leaves in (moved, ahead))
     share = np.vdot(moved, ahead) / np.vdot(ahead, ahead)
     assert 0 < share < 1
-    np.testing.assert_allclose(moved, share * ahead, atol=0.02 * share * np.abs(ahead).max())
+    # Targets near 1 round by as much as 1e-7.
+    np.testing.assert_allclose(moved, share * ahead, atol=0.02 * share * np.abs(ahead).max() + 2e-7)
 
 
 def test_one_device_is_eight(case):
