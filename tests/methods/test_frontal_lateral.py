@@ -8,7 +8,7 @@ import pytest
 
 from cxrjax import methods, optim, parallel
 from cxrjax.models import frontal_lateral
-from cxrjax.text import tokenizer
+from cxrjax.text import masking, tokenizer
 from tests import runs, two_views
 from tests.methods import oracles
 
@@ -288,7 +288,7 @@ def test_named_findings_and_the_words_beside_them_are_hidden_by_their_own_shares
         asked.append(chance)
         return ids, ids
 
-    monkeypatch.setattr(frontal_lateral.masking, "mask_words", mask_words)
+    monkeypatch.setattr(masking, "mask_words", mask_words)
     method = make(vocabulary, masking__entity=0.5, masking__beside=0.25, masking__without=0.125)
     params, state = map(oracles.noise, jax.eval_shape(method.init, *KEYS))
     batch = two_views.batch(method, list(two_views.studies(2, lacking=0.0)))
