@@ -1,11 +1,11 @@
 """Slips that an engineer could make, and the tests that must notice them: a test that cannot fail is worse than none.
 
-    python tests/mutants.py [--only NAME …] [--jobs N] [--passed] [--list]
+    python tests/mutants.py [--only NAME …] [--jobs N] [--first] [--list]
 
 A slip is one small change of one file; mutants.txt lists them. The repository is copied into a temporary folder, each
 slip is made there by itself, and the tests named beside it are run on the copy: "killed" when one of them fails,
 "SURVIVED" when all pass. A slip whose text is not in its file exactly once is an error, and so is one whose tests
-cannot be run or do not pass without it. Ends with 1 after an error, or where fewer than 96 % of the slips are killed.
+cannot be run, or with --first fail without it too. Ends with 1 after an error, or where fewer than 96 % are killed.
 """
 
 import argparse
@@ -183,7 +183,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="slips by name, or by file: train.py")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="slips at a time (1)")
     parser.add_argument("--list", action="store_true", help="check the texts of all slips, run nothing")
-    parser.add_argument("--passed", action="store_true", help="all tests pass as it is: do not run them first to see")
+    parser.add_argument("--first", action="store_true", help="run the tests on the code as it is first, which all pass")
     arguments = parser.parse_args()
     slips = read(LIST.read_text())
     names = [slip.name for slip in slips]
@@ -227,7 +227,7 @@ def main() -> int:
         for test in (test for slip in left for test in slip.tests):
             of_file.setdefault(test.partition("::")[0], set()).add(test)
         try:
-            if not arguments.passed:
+            if arguments.first:
                 in_turn(copies, [sorted(tests) for tests in of_file.values()], check)
             in_turn(copies, left, judge)
         finally:
