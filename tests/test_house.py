@@ -90,3 +90,9 @@ def test_only_parallel_names_devices_to_methods():
     files = [path for name in ("methods", "losses", "models") for path in (PACKAGE / name).glob("*.py")]
     said = {path.name: [word for word in words if word in path.read_text()] for path in files}
     assert not {name: found for name, found in said.items() if found}
+
+
+def test_every_folder_of_tests_is_a_package():
+    """Else two test files of one name cannot be collected together."""
+    folders = {path.parent for path in Path(__file__).parent.rglob("test_*.py")}
+    assert [str(folder) for folder in sorted(folders) if not (folder / "__init__.py").exists()] == []

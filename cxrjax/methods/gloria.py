@@ -39,7 +39,8 @@ from cxrjax.models import bert, heads, regions, text_tower
 def make(config: Config) -> Method:
     """config: model, regions, text, loss, views, standardise; see configs/gloria.py for every key."""
     settings.one_of(config, "loss.aggregate", local.AGGREGATES)
-    settings.positive(config, "loss.attention_scale", "loss.word_scale", "loss.pair_scale")
+    settings.weights(config, "loss.attention_scale")  # 0 attends to every region alike
+    settings.positive(config, "loss.word_scale", "loss.pair_scale")
     settings.weights(config, "loss.global_weight", "loss.local_weight")
     settings.slices(config, "loss.chunks")
     encoder, reader = regions.make(config.model, **config.regions), paired.StudyReader(config)
