@@ -1,4 +1,4 @@
-"""The trainer: one jitted step over a mesh, and the loop around it. Knows no method and no data set by name."""
+"""The trainer: opens the sets, runs the step, judges, saves and resumes. Knows no method and no data set by name."""
 
 import contextlib
 import json
@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from einops import rearrange
 
-from cxrjax import checkpoint, checks, initial, methods, optim, parallel, rng
+from cxrjax import checkpoint, checks, initial, methods, optim, parallel
 from cxrjax import config as shared
 from cxrjax.config import ConfigDict, determining, judged, names
 from cxrjax.evals import run as evals
@@ -24,41 +22,8 @@ from cxrjax.evals.encoders import from_method
 from cxrjax.evals.features import source_digest
 from cxrjax.input import converted_sets, overlap, paired, pipeline, source, studies
 from cxrjax.methods import Method
+from cxrjax.step import TrainState, program
 from cxrjax.track import Tracker
-
-
-class TrainState(NamedTuple):
-    """All that a step reads and writes; `params` is what the optimizer updates, `state` the method's own rest."""
-
-    step: jax.Array
-    params: Any
-    state: Any
-    opt_state: Any
-
-
-def make_step(method: Method, optimizer: optax.GradientTransformation, root: jax.Array) -> Callable:
-    """The pure training step (TrainState, batch) -> (TrainState, scalars), to be jitted by the caller.
-
-    root: the run's key. Randomness is folded from (root, "loss", step), so a resumed step draws what it would have.
-    """
-
-    def step(train_state: TrainState, batch: dict) -> tuple[TrainState, dict]:
-        index, params, state, opt_state = train_state
-        key = rng.fold(root, "loss", index)
-
-        def objective(params):
-            return method.loss(params, state, batch, key, index)
-
-        (loss, aux), gradient = jax.value_and_grad(objective, has_aux=True)(params)
-        updates, opt_state = optimizer.update(gradient, opt_state, params)
-        params = optax.apply_updates(params, updates)
-        scalars = {"train/loss": loss}
-        scalars |= {f"train/term/{name}": value for name, value in aux.terms.items()}
-        scalars |= {f"train/monitor/{name}": value for name, value in aux.monitors.items()}
-        scalars |= {"train/norm/gradient": optax.global_norm(gradient), "train/norm/update": optax.global_norm(updates)}
-        return TrainState(index + 1, params, method.after(params, aux.state, index), opt_state), scalars
-
-    return step
 
 
 class Run(NamedTuple):
@@ -97,25 +62,9 @@ def build(config: ConfigDict) -> Run:
         jax.process_index(),
         jax.process_count(),
     )
-    root = jax.random.key(config.seed)
-    example = methods.blank_batch(method)
-    params = jax.eval_shape(lambda: method.init(rng.fold(root, "init"), example)[0])
-    optimizer, rates = optim.make(config.optim, params, total_steps, config.batch_size, examples / config.batch_size)
-
-    def init() -> TrainState:
-        params, state = method.init(rng.fold(root, "init"), example)
-        return TrainState(jnp.zeros((), jnp.int32), params, state, optimizer.init(params))
-
-    abstract = parallel.abstract(jax.eval_shape(init), mesh, config.sharding)
-    layout = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    step = jax.jit(
-        make_step(method, optimizer, root),
-        in_shardings=(layout, parallel.batch_sharding(mesh)),
-        out_shardings=(layout, parallel.replicated(mesh)),
-        donate_argnums=0,
+    return Run(
+        method, mesh, sources, batches, total_steps, *program(config, method, mesh, total_steps, examples), remarks
     )
-    init = jax.jit(init, out_shardings=layout)
-    return Run(method, mesh, sources, batches, total_steps, step, init, abstract, rates, remarks)
 
 
 def _sources(config: ConfigDict, method: Method) -> tuple[Sequence[Any], tuple[str, ...]]:

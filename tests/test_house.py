@@ -15,7 +15,7 @@ FLOORS = (
     {"input", "interop"},
     {"report_encoders"},
     {"methods"},
-    {"evals"},
+    {"evals", "step"},
     {"reporting"},
     {"trained", "tasks", "recipes", "protocols", "initial", "checks", "model_card"},
     {"main", "train", "evaluate", "grid", "embed", "export", "figures", "benchmark", "prepare", "report_similarity"},

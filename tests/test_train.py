@@ -22,6 +22,7 @@ from cxrjax import config as shared
 from cxrjax.evals import run as evals
 from cxrjax.input import converted_sets, crops, source
 from cxrjax.methods import Aux, Method
+from cxrjax.step import TrainState, make_step
 from cxrjax.track import NonFinite
 from tests import radiographs, runs
 
@@ -171,8 +172,8 @@ def test_a_step_draws_updates_and_follows_in_this_order():
     root, momentum, rate = jax.random.key(7), 0.9, 0.1
     method, optimizer = line(), optax.sgd(rate, momentum)
     params, state = method.init(jax.random.key(0), None)
-    train_state = train.TrainState(jnp.zeros((), jnp.int32), params, state, optimizer.init(params))
-    step = jax.jit(train.make_step(method, optimizer, root))
+    train_state = TrainState(jnp.zeros((), jnp.int32), params, state, optimizer.init(params))
+    step = jax.jit(make_step(method, optimizer, root))
     w, trace, average = np.asarray(params["w"], np.float64), np.zeros(64), np.zeros(64)
     for number in range(3):
         pictures = np.random.default_rng(number).integers(0, 256, (4, 1, 8, 8, 1)).astype(np.uint8)

@@ -10,8 +10,8 @@ import pytest
 
 from cxrjax import checkpoint, methods, parallel
 from cxrjax.imaging import pixels
+from cxrjax.step import TrainState, make_step
 from cxrjax.text import tokenizer
-from cxrjax.train import TrainState, make_step
 from tests import runs
 from tests.methods.conftest import smooth_pictures
 

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from cxrjax import methods, train
+from cxrjax import methods
 from cxrjax.evals import pictures
 from cxrjax.imaging import pixels
 from cxrjax.input import converted_sets, masks, source
@@ -15,6 +15,7 @@ from cxrjax.losses import segmentation
 from cxrjax.methods.base import encoder_params
 from cxrjax.methods.trunk import trunk
 from cxrjax.phantom import phantom_set
+from cxrjax.step import TrainState, make_step
 from tests import runs
 from tests.methods import oracles
 from tests.methods.conftest import smooth_pictures
@@ -105,8 +106,8 @@ def test_frozen_means_frozen(name):
     state["batch_stats"]["encoder"] = oracles.noise(state["batch_stats"]["encoder"])
     assert not jax.tree.leaves(params["encoder"]), "params hold only what is learned"
     optimizer = optax.adamw(1e-2)
-    start = train.TrainState(jnp.int32(0), params, state, optimizer.init(params))
-    step = jax.jit(train.make_step(method, optimizer, jax.random.key(0)))
+    start = TrainState(jnp.int32(0), params, state, optimizer.init(params))
+    step = jax.jit(make_step(method, optimizer, jax.random.key(0)))
     after = start
     for _ in range(3):
         after, _ = step(after, given)
