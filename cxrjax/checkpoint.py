@@ -5,22 +5,25 @@ its record of having been committed (half copied, half deleted) is never picked.
 is expected, by name, before a byte of it is read.
 """
 
-import errno
-import functools
+import contextlib
 import hashlib
 import json
 import logging
 import math
 import os
-import re
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from cxrjax import parallel
+from cxrjax import integrity, parallel
+from cxrjax.disk import CheckpointNotWritten as CheckpointNotWritten
+from cxrjax.disk import Reporting, not_written, quieten_orbax
+from cxrjax.leaves import CheckpointMismatch as CheckpointMismatch
+from cxrjax.leaves import compare, shapes
 
 _ITEM = "train_state"
 _RECORD = "_CHECKPOINT_METADATA"
@@ -30,16 +33,8 @@ class CheckpointNotFound(FileNotFoundError):
     """There is no complete checkpoint where one was asked for."""
 
 
-class CheckpointNotWritten(OSError):
-    """The disk refused a checkpoint: full, read-only, no permission."""
-
-
 class CheckpointDamaged(ValueError):
     """A checkpoint that was complete once cannot be read."""
-
-
-class CheckpointMismatch(ValueError):
-    """What is stored and what is expected differ; the message names the leaves."""
 
 
 def open(
@@ -69,24 +64,30 @@ class Checkpoints:
     def __init__(self, directory: epath.Path, keep_latest: int, keep_best: int, metric: str | None, mode: str):
         self.directory = directory
         self._ranking = {"metric": metric, "mode": mode}
-        self._last = None
-        _quieten_orbax()
+        self._last: int | None = None
+        self._commit: Future | None = None
+        self._told = False  # that the last save has failed
+        self._background = ThreadPoolExecutor(1, "digests")
+        self._scores: dict[int, float] = {}
+        quieten_orbax()
         policies = ocp.training.preservation_policies
         keep: list[Any] = [policies.LatestN(keep_latest)]
         if keep_best:
-            # Orbax keeps checkpoints without metrics for ever unless told otherwise.
-            score = functools.partial(_score, ranking=self._ranking)
-            keep.append(policies.BestN(get_metric_fn=score, n=keep_best, keep_checkpoints_without_metrics=False))
+            keep.append(_Best(self._scores, keep_best))
         try:
             if jax.process_index() == 0:
                 directory.mkdir(parents=True, exist_ok=True)
                 _set_broken_aside(directory)
+                integrity.name_run(directory)
             policy: Any = policies.AnyPreservationPolicy(keep)
             self._checkpointer = ocp.training.Checkpointer(
                 directory, preservation_policy=policy, cleanup_tmp_directories=True
             )
+            self._scores |= {
+                step: _score(_custom(directory / str(step))["metrics"], self._ranking) for step in self.steps()
+            }
         except OSError as error:
-            raise _not_written(f"checkpoints cannot be kept in {directory}", error) from None
+            raise not_written(f"checkpoints cannot be kept in {directory}", error) from None
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -116,8 +117,9 @@ class Checkpoints:
         json.dumps(record)  # a value that is not JSON fails here, not in a background thread
         self.wait()  # as Orbax would, but so that a failure is told of the step that met it
         self._last = step
+        self._scores[step] = _score(metrics, self._ranking)
         with self._reporting():
-            self._checkpointer.save_checkpointables_async(
+            response = self._checkpointer.save_checkpointables_async(
                 step,
                 {_ITEM: train_state},
                 force=True,
@@ -125,17 +127,37 @@ class Checkpoints:
                 metrics=ranked,
                 custom_metadata=record,
             )
+        self._commit = self._background.submit(_finish, response, self.directory / str(step))
         return True
 
+    def rank(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Notes what a saved step came to, for the ranking: judges look at it after it is safe on disk."""
+        self.wait()
+        metrics = {name: float(value) for name, value in metrics.items()}
+        self._scores[step] = _score(metrics, self._ranking)
+        if jax.process_index() == 0:
+            with self._reporting():
+                integrity.replace(self.directory / str(step) / integrity.SCORES, metrics)
+
     def wait(self) -> None:
-        """Blocks until the last save is on disk; raises what it met."""
+        """Blocks until the last save is on disk with its digests; raises what it met."""
+        self._told = True
         with self._reporting():
+            commit, self._commit = self._commit, None
+            if commit is not None:
+                commit.result()
             self._checkpointer.wait()
+        self._told = False
 
     def close(self) -> None:
         """Waits, and lets go of the folder; raises what the last save met."""
-        with self._reporting():
-            self._checkpointer.close()
+        try:
+            if not self._told:
+                self.wait()
+        finally:
+            self._background.shutdown()
+            with contextlib.suppress(Exception) if self._told else self._reporting():
+                self._checkpointer.close()  # which raises once more what `wait` has raised
 
     def steps(self) -> list[int]:
         """The complete steps on disk, ascending."""
@@ -151,24 +173,14 @@ class Checkpoints:
         abstract_state: ShapeDtypeStructs with shardings of the mesh at hand (`parallel.abstract`), whatever mesh the
         checkpoint was made on. Raises CheckpointNotFound with the steps that exist, CheckpointMismatch with the leaves.
         """
-        return _load(find(self.directory, step), abstract_state, partial=False)
+        found = find(self.directory, step)
+        state = _load(found, abstract_state, partial=False)
+        if jax.process_index() == 0 and not integrity.is_known(found):
+            integrity.write(found)
+        return state
 
     def _reporting(self):
-        return _Reporting(lambda: f"the checkpoint of step {self._last} could not be written to {self.directory}")
-
-
-class _Reporting:
-    """Turns what the file system refused, in this thread or Orbax's, into one sentence."""
-
-    def __init__(self, said):
-        self.said = said
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, traceback):
-        if error is not None and _error_number(error) is not None:
-            raise _not_written(self.said(), error) from None
+        return Reporting(lambda: f"the checkpoint of step {self._last} could not be written to {self.directory}")
 
 
 def steps(directory: str | os.PathLike) -> list[int]:
@@ -231,7 +243,12 @@ def digest(directory: str | os.PathLike, step: int | str = "latest") -> str:
 
 def _load(path: epath.Path, abstract: Any, partial: bool) -> Any:
     abstract = _placed(abstract)
-    _compare(path, _stored(path), _shapes(abstract), partial)
+    _verify(path, integrity.foreign, "not of this run")
+    compare(path, _stored(path), shapes(abstract), partial)
+    if integrity.is_known(path):
+        _verify(path, integrity.faults, "damaged")
+    elif jax.process_index() == 0:
+        integrity.remark(path)
     context = ocp.Context()
     context.pytree_options.loading.partial_load = partial
     with context:
@@ -243,7 +260,7 @@ def _load(path: epath.Path, abstract: Any, partial: bool) -> Any:
 
 def _stored(path: epath.Path) -> dict[str, tuple]:
     try:
-        found = _shapes(ocp.checkpointables_metadata(path).metadata[_ITEM])
+        found = shapes(ocp.checkpointables_metadata(path).metadata[_ITEM])
     except Exception as error:  # Orbax raises whatever its readers meet
         raise _damaged(path, error) from error
     if not found:
@@ -251,11 +268,32 @@ def _stored(path: epath.Path) -> dict[str, tuple]:
     return found
 
 
+def _verify(path: epath.Path, look: Callable[[epath.Path], list[str]], what: str) -> None:
+    """Raises CheckpointDamaged on all hosts where the first one finds a fault: they read the same disk."""
+    said = look(path) if jax.process_index() == 0 else []
+    if parallel.any_process(bool(said)):
+        raise _refused(path, said or ["as the first host says"], what)
+
+
 def _damaged(path: epath.Path, error: Exception) -> CheckpointDamaged:
+    first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return _refused(path, integrity.faults(path) or [first], "damaged")
+
+
+def _refused(path: epath.Path, said: Sequence[str], what: str, most: int = 3) -> CheckpointDamaged:
+    more = f" and {len(said) - most} more" if len(said) > most else ""
     others = [step for step in steps(path.parent) if step != int(path.name)]
-    rest = f"rename it, and the steps {others} are left to go on from" if others else "there is no other step"
-    said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-    return CheckpointDamaged(f"the checkpoint {path} is damaged ({said}); {rest}")
+    whole = next((step for step in reversed(others) if not _wrong(path.parent / str(step))), None)
+    rest = f"rename it, and step {whole} is whole and left to go on from" if whole is not None else _no_other(others)
+    return CheckpointDamaged(f"the checkpoint {path} is {what} ({'; '.join(said[:most])}{more}); {rest}")
+
+
+def _wrong(path: epath.Path) -> list[str]:
+    return integrity.foreign(path) or integrity.faults(path)
+
+
+def _no_other(others: list[int]) -> str:
+    return f"the other steps {others} are damaged as well" if others else "there is no other step"
 
 
 def _placed(abstract: Any) -> Any:
@@ -266,41 +304,6 @@ def _placed(abstract: Any) -> Any:
         ),
         abstract,
     )
-
-
-def _shapes(tree: Any) -> dict[str, tuple]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        jax.tree_util.keystr(keys, simple=True, separator="/"): (tuple(leaf.shape), jnp.dtype(leaf.dtype).name)
-        for keys, leaf in leaves
-    }
-
-
-def _compare(path: epath.Path, stored: dict, expected: dict, partial: bool, most: int = 20) -> None:
-    missing = [name for name in expected if name not in stored]
-    unexpected = [] if partial else [name for name in stored if name not in expected]
-    different = [name for name in expected if name in stored and stored[name] != expected[name]]
-    lines = [f"missing     {name} {_shape(expected[name])}" for name in missing]
-    lines += [f"unexpected  {name} {_shape(stored[name])}" for name in unexpected]
-    lines += [f"different   {name} {_shape(stored[name])} != {_shape(expected[name])} expected" for name in different]
-    if not lines:
-        return
-    more = [f"… and {len(lines) - most} more"] if len(lines) > most else []
-    raise CheckpointMismatch(
-        "\n  ".join(
-            [
-                f"{path} does not hold what this config expects: of {len(expected)} arrays {len(missing)} missing and "
-                f"{len(different)} different, {len(unexpected)} unexpected; use the config.json it was made with",
-                *lines[:most],
-                *more,
-            ]
-        )
-    )
-
-
-def _shape(leaf: tuple) -> str:
-    shape, dtype = leaf
-    return f"{dtype}[{','.join(map(str, shape))}]"
 
 
 def _best(root: epath.Path, there: list[int]) -> int:
@@ -316,6 +319,25 @@ def _best(root: epath.Path, there: list[int]) -> int:
     return max(there, key=lambda step: (scored[step], step))
 
 
+class _Best:
+    """Orbax's policy of what to keep, by scores that may come after the save that they are of."""
+
+    def __init__(self, scores: Mapping[int, float], most: int):
+        self.scores, self.most = scores, most
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        scored = [one.step for one in checkpoints if self.scores.get(one.step, -math.inf) > -math.inf]
+        best = sorted(scored, key=lambda step: (self.scores[step], step))[-self.most :]
+        return [one.step in best for one in checkpoints]
+
+
+def _finish(response: Any, path: epath.Path) -> None:
+    """In the background: ends Orbax's own thread, which waits for the commit, and writes the digests of the step."""
+    response.result()
+    if jax.process_index() == 0:
+        integrity.write(path)
+
+
 def _score(metrics: dict, ranking: dict) -> float:
     """Larger is better; what has no number ranks last."""
     value = (metrics or {}).get(ranking["metric"], math.nan)
@@ -329,7 +351,8 @@ def _custom(path: epath.Path) -> dict[str, Any]:
     record = _record(path)
     if record is None:
         raise CheckpointNotFound(f"the checkpoint {path} is gone or was not written to its end")
-    return record["custom_metadata"]
+    found = record["custom_metadata"]
+    return found | {"metrics": found["metrics"] | integrity.scores(path)}
 
 
 def _record(path: epath.Path) -> dict | None:
@@ -360,33 +383,3 @@ def _root(directory: epath.Path) -> epath.Path:
 
 def _absolute(directory: str | os.PathLike) -> epath.Path:
     return epath.Path(directory).expanduser().resolve()
-
-
-def _error_number(error: BaseException) -> int | None:
-    """The errno of an OSError, or of a TensorStore error, which is a ValueError with the number in its text."""
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno
-    found = re.search(r"os_error_code='(\d+)'", str(error))
-    return int(found[1]) if found else None
-
-
-def _not_written(said: str, error: BaseException) -> CheckpointNotWritten:
-    advice = {
-        errno.ENOSPC: "free some space, or keep fewer checkpoints, and start again",
-        errno.EDQUOT: "free some space, or keep fewer checkpoints, and start again",
-    }
-    number = _error_number(error) or errno.EIO
-    what = advice.get(number, "give a work folder that can be written to")
-    return CheckpointNotWritten(f"{said}: {os.strerror(number)}; {what}")
-
-
-def _quieten_orbax() -> None:
-    """Orbax logs an exception of its threads a dozen times with full tracebacks, and then raises it as well."""
-    logger = logging.getLogger("absl")
-    if not any(isinstance(one, _OrbaxTracebacks) for one in logger.filters):
-        logger.addFilter(_OrbaxTracebacks())
-
-
-class _OrbaxTracebacks(logging.Filter):
-    def filter(self, record: logging.LogRecord) -> bool:
-        return not (record.exc_info and f"{os.sep}orbax{os.sep}" in record.pathname)

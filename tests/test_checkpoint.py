@@ -3,9 +3,11 @@ import json
 import logging
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from typing import Any, NamedTuple
 
@@ -15,7 +17,7 @@ import numpy as np
 import optax
 import pytest
 
-from cxrjax import checkpoint, optim, parallel
+from cxrjax import checkpoint, integrity, optim, parallel
 from tests import runs
 
 RULES = [("blocks/kernel", (None, "data"))]
@@ -159,6 +161,91 @@ def test_a_step_may_be_a_word_of_the_command_line(run):
     assert checkpoint.find(directory, str(newest)) == checkpoint.find(directory, newest)
 
 
+def flip(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def largest(step):
+    return max((path for path in step.rglob("d/*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def test_a_flipped_bit_is_noticed_and_the_file_named(tmp_path):
+    """By the run and by those who read its parameters; what is offered is the newest step that is whole."""
+    state = train_state()
+    save(tmp_path, *((step, state, None) for step in (1, 2, 3)), keep_latest=3)
+    files = [largest(tmp_path / str(step)) for step in (2, 3)]
+    for file in files:
+        flip(file)
+    sentence = (
+        f"3 is damaged .*{files[1].relative_to(tmp_path / '3')} is not what was written.*; rename it, and step 1 is"
+    )
+    with checkpoint.open(tmp_path, keep_latest=3) as saved, pytest.raises(checkpoint.CheckpointDamaged, match=sentence):
+        saved.restore(3, abstract(state))
+    with pytest.raises(checkpoint.CheckpointDamaged, match="2 is damaged"):
+        checkpoint.load_params(tmp_path, 2, jax.eval_shape(lambda: {"params": state.params}))
+    largest(tmp_path / "3").unlink()
+    with pytest.raises(checkpoint.CheckpointDamaged, match="is missing"):
+        checkpoint.load_params(tmp_path, 3, jax.eval_shape(lambda: {"params": state.params}))
+    flip(largest(tmp_path / "1"))
+    with pytest.raises(checkpoint.CheckpointDamaged, match=r"the other steps \[2, 3\] are damaged as well"):
+        checkpoint.load_params(tmp_path, 1, jax.eval_shape(lambda: {"params": state.params}))
+
+
+def test_killed_between_commit_and_digests_is_read_and_gets_them(tmp_path, caplog):
+    state = train_state()
+    save(tmp_path, (1, state, None))
+    (tmp_path / "1" / integrity.DIGESTS).unlink()
+    (tmp_path / "1" / f"{integrity.DIGESTS}.partial").write_text('{"run": ')
+    with caplog.at_level(logging.WARNING), checkpoint.open(tmp_path) as saved:
+        assert_same(saved.restore(1, abstract(state)), state)
+    assert "its files are not checked" in caplog.text and integrity.is_known(checkpoint.find(tmp_path))
+    flip(largest(tmp_path / "1"))
+    with pytest.raises(checkpoint.CheckpointDamaged):
+        checkpoint.load_params(tmp_path, 1, jax.eval_shape(lambda: {"params": state.params}))
+
+
+def test_a_step_of_another_run_and_another_config_are_noticed(tmp_path):
+    small = {"w": jnp.arange(3.0)}
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text('{"name": "same"}')
+        save(tmp_path / name / "checkpoints", (1, small, None), (2 if name == "one" else 3, small, None))
+    shutil.copytree(tmp_path / "other" / "checkpoints" / "3", tmp_path / "one" / "checkpoints" / "3")
+    with pytest.raises(checkpoint.CheckpointDamaged, match="3 is not of this run .*another run.*step 2 is whole"):
+        checkpoint.load_params(tmp_path / "one", "latest", small)
+    shutil.copytree(tmp_path / "other", tmp_path / "moved")
+    (tmp_path / "moved" / "config.json").write_text('{ "name":  "same" }')  # the same settings
+    checkpoint.load_params(tmp_path / "moved", "latest", small)
+    (tmp_path / "moved" / "config.json").write_text('{"name": "sale"}')
+    with pytest.raises(checkpoint.CheckpointDamaged, match="config.json is not the one .*put that back, or delete"):
+        checkpoint.load_params(tmp_path / "moved", "latest", small)
+
+
+def test_saves_leave_no_thread_and_no_open_file(tmp_path):
+    counts = []
+    with checkpoint.open(tmp_path) as checkpoints:
+        for step in range(20):
+            checkpoints.save(step, {"w": jnp.zeros(4)}, {})
+            checkpoints.wait()
+            counts.append((len(os.listdir("/proc/self/fd")), threading.active_count()))
+    assert counts[-1] == counts[2]
+
+
+def test_a_step_is_ranked_by_what_it_came_to_later(tmp_path):
+    """Judges look at a step that is safe: what they find decides which step stays, also in the next start."""
+    options = {"keep_latest": 1, "keep_best": 1, "metric": "auroc"}
+    small = {"w": jnp.arange(3.0)}
+    for steps in (((1, 0.2), (2, 0.9)), ((3, 0.4), (4, 0.5))):
+        with checkpoint.open(tmp_path, **options) as checkpoints:
+            for step, auroc in steps:
+                checkpoints.save(step, small, {})
+                checkpoints.rank(step, {"auroc": auroc})
+    assert checkpoint.steps(tmp_path) == [2, 4]
+    assert checkpoint.find(tmp_path, "best").name == "2"
+
+
 @pytest.mark.parametrize("damage", ["arrays", "names"])
 def test_a_damaged_checkpoint_is_a_sentence_with_what_is_left(tmp_path, damage):
     state = train_state()
@@ -169,7 +256,7 @@ def test_a_damaged_checkpoint_is_a_sentence_with_what_is_left(tmp_path, damage):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with (
         checkpoint.open(tmp_path) as saved,
-        pytest.raises(checkpoint.CheckpointDamaged, match=r"/2 is damaged .*the steps \[1\] are left"),
+        pytest.raises(checkpoint.CheckpointDamaged, match=r"/2 is damaged .*written.*step 1 is whole and left"),
     ):
         saved.restore(2, abstract(state))
 

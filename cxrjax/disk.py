@@ -1,0 +1,56 @@
+"""What the disk refuses, as one sentence."""
+
+import errno
+import logging
+import os
+import re
+from collections.abc import Callable
+
+
+class CheckpointNotWritten(OSError):
+    """The disk refused a checkpoint: full, read-only, no permission."""
+
+
+class Reporting:
+    """Turns what the file system refused, in this thread or Orbax's, into one sentence: `with Reporting(said):`."""
+
+    def __init__(self, said: Callable[[], str]):
+        self.said = said
+
+    def __enter__(self) -> "Reporting":
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        if error is not None and _error_number(error) is not None:
+            raise not_written(self.said(), error) from None
+
+
+def not_written(said: str, error: BaseException) -> CheckpointNotWritten:
+    """`said`, then why in the words of the operating system, then what to do."""
+    advice = {
+        errno.ENOSPC: "free some space, or keep fewer checkpoints, and start again",
+        errno.EDQUOT: "free some space, or keep fewer checkpoints, and start again",
+    }
+    number = _error_number(error) or errno.EIO
+    what = advice.get(number, "give a work folder that can be written to")
+    return CheckpointNotWritten(f"{said}: {os.strerror(number)}; {what}")
+
+
+def _error_number(error: BaseException) -> int | None:
+    """The errno of an OSError, or of a TensorStore error, which is a ValueError with the number in its text."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    found = re.search(r"os_error_code='(\d+)'", str(error))
+    return int(found[1]) if found else None
+
+
+def quieten_orbax() -> None:
+    """Orbax logs an exception of its threads a dozen times with full tracebacks, and then raises it as well."""
+    logger = logging.getLogger("absl")
+    if not any(isinstance(one, _OrbaxTracebacks) for one in logger.filters):
+        logger.addFilter(_OrbaxTracebacks())
+
+
+class _OrbaxTracebacks(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (record.exc_info and f"{os.sep}orbax{os.sep}" in record.pathname)
