@@ -26,7 +26,7 @@ from cxrjax.imaging import pixels
 from cxrjax.imaging.masks import MaskSource
 from cxrjax.text import tokenizer
 
-ENCODING = 2  # raised when the same file and options would give other bytes, so that older stored ones are not used
+ENCODING = 3  # raised when the same file and options would give other bytes, so that older stored ones are not used
 
 
 class Conversion(NamedTuple):

@@ -1,7 +1,10 @@
 """The pixel data of a DICOM file to the cells it stores: h w unsigned integers, not yet given a meaning.
 
-Pillow decodes 8-bit JPEG and pydicom RLE, both in this process and safely. JPEG Lossless, JPEG-LS and JPEG 2000 need C
-and C++ decoders (gdcm, OpenJPEG) that damaged data can crash or keep busy for ever: they run in decoder_process.py.
+decoding.py decodes 8-bit JPEG, in this process and safely. JPEG Lossless, JPEG-LS and JPEG 2000 need C and C++ decoders
+(gdcm, OpenJPEG) that damaged data can crash or keep busy for ever: they run in decoder_process.py. So does pydicom for
+RLE, whose warnings of wrong lengths only a process of its own can catch.
+Damage that no decoder can know: changed bytes inside a JPEG 2000 code block, which has no checksum, and inside a run of
+RLE or a block of JPEG where the number of pixels stays right.
 """
 
 import atexit
@@ -20,7 +23,7 @@ from cxrjax.imaging import pixels
 from cxrjax.imaging.pixels import UnreadablePicture
 
 INSTALL = "pip install 'cxrjax[dicom]'"
-PLUGINS = ("pylibjpeg", "gdcm", "pyjpegls")  # by preference
+PLUGINS = ("pylibjpeg", "gdcm", "pyjpegls", "pydicom")  # by preference; the last is for RLE
 DECODE_SECONDS = 60
 DECODER = Path(__file__).with_name("decoder_process.py")
 
@@ -55,9 +58,9 @@ def cells(syntax: str, data: bytes, representation: str, layout: Layout) -> np.n
     if syntax in NATIVE:
         return _native(data, layout, syntax == BIG_ENDIAN, words=representation == "OW")
     if syntax == RLE:
-        return _decoded_here(syntax, data, layout)
+        return _decoded_apart(syntax, data, layout)
     frame = _frame(syntax, data)
-    if not frame.rstrip(b"\0\xff").endswith(_JPEG_END):
+    if not _without_padding(frame).endswith(_JPEG_END):
         raise UnreadablePicture(f"The {name(syntax)} data are truncated: their end marker is missing.")
     if (size := _frame_size(frame)) != (layout.rows, layout.columns):
         raise UnreadablePicture(
@@ -87,7 +90,7 @@ def _native(data: bytes, layout: Layout, big_endian: bool, words: bool) -> np.nd
             f"The pixel data are truncated: {len(data)} bytes where {layout.columns} x {layout.rows} px of "
             f"{layout.bits_allocated} bits take {wanted}."
         )
-    if data[wanted + wanted % 2 :].strip(b"\0"):
+    if (rest := data[wanted + wanted % 2 :]).strip(rest[:1]):  # padding repeats one byte
         raise UnreadablePicture(
             f"The pixel data hold {len(data)} bytes, but {layout.columns} x {layout.rows} px of "
             f"{layout.bits_allocated} bits take {wanted}: the header does not describe them."
@@ -106,6 +109,12 @@ def _frame(syntax: str, data: bytes) -> bytes:
         return bytes(next(generate_frames(data, number_of_frames=1)))
     except Exception as error:  # whatever pydicom raises on damaged data
         raise UnreadablePicture(f"The {name(syntax)} data hold no frame ({error}).") from None
+
+
+def _without_padding(frame: bytes) -> bytes:
+    """A frame without what follows its end marker, where that is one byte repeated, or fill bytes and zeros."""
+    stripped = frame.rstrip(b"\0\xff")
+    return stripped if stripped.endswith(_JPEG_END) else stripped.rstrip(stripped[-1:])
 
 
 def _frame_size(frame: bytes) -> tuple[int, int]:
@@ -139,16 +148,6 @@ def _options(layout: Layout) -> dict:
         "photometric_interpretation": layout.photometric,
         "pixel_keyword": "PixelData",
     }
-
-
-def _decoded_here(syntax: str, data: bytes, layout: Layout) -> np.ndarray:
-    from pydicom.pixels.decoders.base import get_decoder
-
-    try:
-        array, _ = get_decoder(syntax).as_array(data, raw=True, decoding_plugin="pydicom", **_options(layout))
-    except Exception as error:  # whatever pydicom raises on damaged data
-        raise UnreadablePicture(f"The {name(syntax)} data are truncated or corrupt ({error}).") from None
-    return _unsigned(array, layout)
 
 
 def _decoded_apart(syntax: str, data: bytes, layout: Layout) -> np.ndarray:

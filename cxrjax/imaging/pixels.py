@@ -1,20 +1,18 @@
 """PNG and JPEG files to one grey picture, with a record of every step that changed values or size.
 
-Decoding is Pillow's, which refuses truncated files; OpenCV fills the missing rows of a truncated JPEG with grey and
-says nothing. OpenCV decodes only what Pillow would cut down to 8 bits: 16-bit PNG with colour or transparency.
+decoding.py refuses damaged files. OpenCV decodes only what Pillow would cut down to 8 bits: 16-bit PNG with colour or
+transparency.
 reader.py reads DICOM too, and is what converters and commands call.
 """
 
-import io
-import struct
-import warnings
-import zlib
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
+
+from cxrjax.imaging.decoding import PNG_MARK, UnreadablePicture, opened
 
 JPEG_QUALITY = 95
 NEARLY_EQUAL = 8  # grey levels between channels that JPEG colour compression alone explains
@@ -33,10 +31,6 @@ _OTHER_FORMATS = (
     (b"%PDF", "a PDF document"),
     (b"version https://git-lfs", "a Git LFS pointer, not the picture itself (fetch it with `git lfs pull`)"),
 )
-
-
-class UnreadablePicture(ValueError):
-    """A file that gives no usable picture; the message is the reason, as a sentence."""
 
 
 class Picture(NamedTuple):
@@ -64,8 +58,8 @@ def read(source: str | Path | bytes, value_range: tuple[int, int] | None = None,
     """
     data, _ = contents(source)
     file_format = _format(data)
-    image = opened(data, file_format)
     steps: list[str] = []
+    image = opened(data, file_format, steps)
     array, stored_bits = _array(image, data, file_format, steps)
     height, width = array.shape[:2]
     refuse_shape(height, width)
@@ -92,24 +86,6 @@ def contents(source: str | Path | bytes) -> tuple[bytes, str]:
         raise UnreadablePicture("This is a folder, not a file.") from None
     except OSError as error:
         raise UnreadablePicture(f"The file cannot be read: {error.strerror or error}.") from None
-
-
-def opened(data: bytes, file_format: str) -> Image.Image:
-    """Decodes a whole "png", "jpeg" or "gif" file with Pillow; raises UnreadablePicture."""
-    if not _ends(data, file_format):
-        raise UnreadablePicture(
-            f"The {file_format.upper()} data are truncated or corrupt (their end is missing, or not what was written)."
-        )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=[file_format])
-            image.load()
-            return image
-    except UnidentifiedImageError:
-        raise UnreadablePicture(f"The {file_format.upper()} header is broken.") from None
-    except Exception as error:  # Pillow raises many kinds on damaged data
-        raise UnreadablePicture(f"The {file_format.upper()} data are truncated or corrupt ({error}).") from None
 
 
 def refuse_shape(height: int, width: int) -> None:
@@ -199,40 +175,10 @@ def encode(pixels: np.ndarray, image_format: str) -> bytes:
     return buffer.tobytes()
 
 
-def _ends(data: bytes, file_format: str) -> bool:
-    """Whether a file is there to its end, and a PNG as it was written.
-
-    Pillow opens PNG and GIF that were cut just before their end, and does not ask for the checksums of a PNG's pixels.
-    It does refuse JPEG that was cut.
-    """
-    if file_format == "png":
-        return _checksums_hold(data)
-    if file_format == "gif":
-        return data.rstrip(b"\0").endswith(b";")
-    return True
-
-
-def _checksums_hold(data: bytes) -> bool:
-    """Whether the chunks that make the picture of a PNG have their CRC, up to its IEND."""
-    place = 8
-    while place + 12 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, place)
-        end = place + 8 + length
-        if end + 4 > len(data):
-            return False
-        critical = kind[:1].isupper()  # nothing depends on text and the like
-        if critical and zlib.crc32(data[place + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
-            return False
-        if kind == b"IEND":
-            return True
-        place = end + 4
-    return False
-
-
 def _format(data: bytes) -> str:
     if not data:
         raise UnreadablePicture("The file is empty (0 bytes).")
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+    if data.startswith(PNG_MARK):
         return "png"
     if data.startswith(b"\xff\xd8\xff"):
         return "jpeg"
@@ -260,8 +206,12 @@ def _array(image: Image.Image, data: bytes, file_format: str, steps: list[str]) 
         elif array.ndim == 3:
             array = array[..., ::-1]
         return array, bits
-    if image.getexif().get(0x0112, 1) != 1:
-        image = ImageOps.exif_transpose(image)
+    try:
+        turned = image.getexif().get(0x0112, 1) != 1
+        image = ImageOps.exif_transpose(image) if turned else image
+    except Exception as error:  # whatever Pillow raises on damaged EXIF data
+        raise UnreadablePicture(f"The EXIF data are broken, so which side is up is not known ({error}).") from None
+    if turned:
         steps.append("turned: as its EXIF orientation says")
     if image.mode in ("I;16", "I;16B", "I"):
         return np.asarray(image).astype(np.uint16), bits

@@ -24,6 +24,10 @@ def smooth(dtype, high):
     return np.linspace(0, high, 40 * 34).reshape(40, 34).astype(dtype)
 
 
+def smooth_square(side):
+    return np.linspace(0, 127, side * side).reshape(side, side).astype(np.uint8)
+
+
 def read(tmp_path, array, **options):
     return dicom.read(dicom_files.write(tmp_path / "picture.dcm", array, **options))
 
@@ -125,6 +129,44 @@ def test_a_jpeg_frame_without_its_end_is_refused(tmp_path):
     dataset.save_as(path)
     with pytest.raises(UnreadablePicture, match="JPEG Baseline .* truncated: their end marker is missing"):
         dicom.read(path)
+
+
+@pytest.mark.parametrize("syntax", ["jpeg", "jpeg_lossless", "jpeg_ls", "rle"])
+@pytest.mark.parametrize("damage", ["zeros", "foreign", "half"])
+def test_damage_in_the_middle_of_a_frame_is_refused(tmp_path, syntax, damage):
+    """All of these decoded to a picture, with a warning that nobody saw."""
+    rng = np.random.default_rng(0)
+    array = rng.integers(0, 255, (120, 120), np.uint8) // 2 + smooth_square(120)
+    path = dicom_files.write(tmp_path / "a.dcm", array, transfer_syntax=syntax)
+    dicom.read(path)
+    dataset = pydicom.dcmread(path)
+    frame = next(pydicom.encaps.generate_frames(dataset.PixelData, number_of_frames=1))
+    middle, end = len(frame) // 2, len(frame) // 2 + 1024
+    changed = {
+        "zeros": frame[:middle] + bytes(1024) + frame[end:],
+        "foreign": frame[:middle] + rng.bytes(1024) + frame[end:],
+        "half": frame[:middle] + b"\xff\xd9",
+    }
+    dataset.PixelData = pydicom.encaps.encapsulate([changed[damage]])
+    dataset["PixelData"].is_undefined_length = True
+    dataset.save_as(path)
+    with pytest.raises(UnreadablePicture, match="corrupt|cannot be decoded|wrong"):
+        dicom.read(path)
+
+
+@pytest.mark.parametrize("syntax", ["explicit", "jpeg", "jpeg_ls", "rle"])
+def test_padding_after_the_pixels_is_no_damage(tmp_path, syntax):
+    path = dicom_files.write(tmp_path / "a.dcm", noise(np.uint8, 0, 255), transfer_syntax=syntax)
+    expected = dicom.read(path).pixels
+    dataset = pydicom.dcmread(path)
+    if syntax == "explicit":
+        dataset.PixelData = dataset.PixelData + b"\xff" * 64
+    else:
+        frame = next(pydicom.encaps.generate_frames(dataset.PixelData, number_of_frames=1))
+        dataset.PixelData = pydicom.encaps.encapsulate([frame + bytes(64)])
+        dataset["PixelData"].is_undefined_length = True
+    dataset.save_as(path)
+    np.testing.assert_array_equal(dicom.read(path).pixels, expected)
 
 
 def test_a_missing_pydicom_or_decoder_is_told_with_the_command(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cxrjax.imaging import pixels
+from cxrjax.imaging import decoding, pixels
 from cxrjax.imaging.pixels import UnreadablePicture
 
 
@@ -140,6 +140,76 @@ def test_truncated_files_are_refused(encode, missing):
     data = encode(np.random.default_rng(0).integers(0, 255, (200, 200), np.uint8))
     with pytest.raises(UnreadablePicture, match="truncated or corrupt"):
         pixels.read(data[: -(missing if missing >= 1 else int(len(data) * missing))])
+
+
+@pytest.mark.parametrize("damage", ["zeros", "half", "foreign", "removed", "of another picture"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_jpeg_that_libjpeg_only_warns_of_is_refused(damage, progressive):
+    rng = np.random.default_rng(0)
+    one, other = (rng.integers(0, 255, (160, 160), np.uint8) for _ in range(2))
+    data, alien = (saved(Image.fromarray(each), "JPEG", quality=90, progressive=progressive) for each in (one, other))
+    pixels.read(data)
+    middle, end = len(data) // 2, len(data) // 2 + 2048
+    changed = {
+        "zeros": data[:middle] + bytes(2048) + data[end:],
+        "half": data[:middle] + b"\xff\xd9",
+        "foreign": data[:middle] + rng.bytes(2048) + data[end:],
+        "removed": data[:middle] + data[end:],
+        "of another picture": data[:middle] + alien[1000:3048] + data[end:],
+    }
+    with pytest.raises(UnreadablePicture, match="truncated or corrupt"):
+        pixels.read(changed[damage])
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+@pytest.mark.parametrize("options", [{"quality": 30}, {"progressive": True}, {"quality": 95, "subsampling": 0}])
+def test_whole_jpeg_has_pillows_pixels(mode, options):
+    colour = np.dstack([gradient(61, 83), gradient(61, 83)[::-1], gradient(61, 83)[:, ::-1]])
+    data = saved(Image.fromarray(colour).convert(mode), "JPEG", **options)
+    ours = decoding.opened(data, "jpeg")
+    theirs = Image.open(io.BytesIO(data))
+    assert ours.mode == theirs.mode
+    np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
+
+
+def test_odd_jpeg_headers_are_no_damage():
+    """A second JFIF version, progression limits in a sequential scan and bytes between segments change no pixel."""
+    data = jpeg(gradient())
+    expected = pixels.read(data).pixels
+    scan = data.index(b"\xff\xda")
+    limits = scan + 2 + int.from_bytes(data[scan + 2 : scan + 4], "big") - 3
+    version, table = data.index(b"JFIF\0") + 5, data.index(b"\xff\xdb")
+    for odd in (
+        data[:version] + b"\2" + data[version + 1 :],
+        data[:limits] + b"\0\0\0" + data[limits + 3 :],
+        data[:table] + b"\0\0" + data[table:],
+    ):
+        np.testing.assert_array_equal(pixels.read(odd).pixels, expected)
+
+
+def chunk(kind, data, damage=0):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data) ^ damage)
+
+
+@pytest.mark.parametrize("kind", [b"tEXt", b"tIME", b"iCCP", b"gAMA", b"prVt"])
+def test_a_damaged_png_chunk_without_pixels_is_left_out_and_said(kind):
+    data = png(gradient())
+    picture = pixels.read(data[:33] + chunk(kind, b"\0\1nothing\0", damage=1) + data[33:])
+    np.testing.assert_array_equal(picture.pixels, gradient())
+    assert picture.steps == (f"damaged chunks without pixels left out: {kind.decode()}",)
+
+
+@pytest.mark.parametrize("kind", [b"tRNS", b"eXIf"])
+def test_a_damaged_png_chunk_that_changes_the_picture_is_refused(kind):
+    data = png(gradient())
+    with pytest.raises(UnreadablePicture, match="truncated or corrupt"):
+        pixels.read(data[:33] + chunk(kind, b"\0\1", damage=1) + data[33:])
+
+
+def test_broken_exif_data_are_refused_with_a_sentence():
+    data = png(gradient())
+    with pytest.raises(UnreadablePicture, match="which side is up is not known"):
+        pixels.read(data[:33] + chunk(b"eXIf", b"II*\0") + data[33:])
 
 
 @pytest.mark.parametrize("encode", [png, jpeg])
