@@ -6,12 +6,13 @@ The same command again resumes where the last one stopped. Without --workdir the
 where the digest stands for every setting that changes a number.
 """
 
+import uuid
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
-from cxrjax import checkpoint, command, parallel
+from cxrjax import checkpoint, command, lock, parallel
 from cxrjax import config as shared
 from cxrjax.config import ConfigDict
 
@@ -35,11 +36,12 @@ def pretrain(config: ConfigDict, name: str, options: Any) -> None:
     name = f"{name}-grid" if config.grid else name
     workdir = Path(options.workdir or Path("runs") / f"{name}-{shared.digest(config)}")
 
-    if config.grid:
-        grid.run(config, workdir, claim, train.fit)
-    else:
-        claim(workdir, config)
-        train.fit(config, workdir)
+    with lock.hold(workdir):
+        if config.grid:
+            grid.run(config, workdir, claim, train.fit)
+        else:
+            claim(workdir, config)
+            train.fit(config, workdir)
     print(f"done: {workdir}", flush=True)
 
 
@@ -72,7 +74,7 @@ def claim(workdir: Path, config: ConfigDict) -> None:
             )
         return
     workdir.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
+    partial = file.with_name(f".config.json.{uuid.uuid4().hex}")  # hosts may come here at the same time
     partial.write_text(shared.to_json(config))
     partial.rename(file)
 

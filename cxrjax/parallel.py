@@ -120,6 +120,11 @@ def to_global(host_batch: Any, mesh: Mesh) -> Any:
     return jax.tree.map(place, host_batch)
 
 
+def is_first() -> bool:
+    """Whether this process is the first of all: it writes what is written once."""
+    return jax.process_index() == 0
+
+
 def any_process(flag: bool, meet: bool = True) -> bool:
     """Whether `flag` is set on any process, asked only where `meet` (the same on all of them) is true, else False.
 

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from einops import rearrange
 
-from cxrjax import checkpoint, checks, initial, methods, optim, parallel
+from cxrjax import checkpoint, checks, initial, lock, methods, optim, parallel
 from cxrjax import config as shared
 from cxrjax.config import ConfigDict, determining, judged, names
 from cxrjax.evals import run as evals
@@ -162,6 +162,7 @@ def _loop(config: ConfigDict, run, train_state, start, saved, tracker, workdir, 
         # Hosts must agree on what their own clocks and signals say, or they would wait for each other for ever.
         if parallel.any_process(bool(due), meet=tracker.due(done)):
             tracker.check_finite(done, scalars)
+            lock.check(workdir)
             saved.save(done, train_state, {"step": done}, metrics=metrics, force=True)
             saved_at = time.monotonic()
         if terminated.is_set():

@@ -8,7 +8,20 @@ PACKAGE = Path(__file__).parents[1] / "cxrjax"
 
 # From the ground up. A room imports rooms of lower floors, and of its own floor only where no circle follows.
 FLOORS = (
-    {"config", "hardware", "rng", "optim", "parallel", "track", "command", "checkpoint", "integrity", "disk", "leaves"},
+    {
+        "config",
+        "hardware",
+        "rng",
+        "optim",
+        "parallel",
+        "track",
+        "command",
+        "checkpoint",
+        "integrity",
+        "disk",
+        "leaves",
+        "lock",
+    },
     {"imaging", "text", "losses"},
     {"datasets", "models", "monitors"},
     {"phantom", "flops", "aot"},
