@@ -92,7 +92,7 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, kind, error, traceback) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         try:
             self.close()
         except Exception as failure:
@@ -179,7 +179,7 @@ class Checkpoints:
             integrity.write(found)
         return state
 
-    def _reporting(self):
+    def _reporting(self) -> Reporting:
         return Reporting(lambda: f"the checkpoint of step {self._last} could not be written to {self.directory}")
 
 

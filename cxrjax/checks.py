@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 
 from cxrjax import config as shared
-from cxrjax.config import names
+from cxrjax.config import ConfigDict, names
 from cxrjax.evals import run as evals
 from cxrjax.input import converted_sets, overlap, record_index, source
 
 
-def folds(config) -> dict[str, int]:
+def folds(config: ConfigDict) -> dict[str, int]:
     """The cross-validation of the config, {"folds", "fold"}.
 
     Raises ValueError where a judge would look at patients that are trained on: judges of the set that is trained on
@@ -37,7 +37,7 @@ def folds(config) -> dict[str, int]:
     return cut
 
 
-def entries(config) -> dict[str, dict]:
+def entries(config: ConfigDict) -> dict[str, dict]:
     """The entries of config.evals by name; those of what is trained on take its folds unless they have their own."""
     sets, cut = names(config.data.sets), shared.folds(config)
     return {
@@ -46,7 +46,7 @@ def entries(config) -> dict[str, dict]:
     }
 
 
-def judges(config) -> None:
+def judges(config: ConfigDict) -> None:
     """Raises ValueError for what a judge would refuse once the training is done, and for a metric of none of them."""
     places = []
     for name, entry in entries(config).items():
@@ -63,7 +63,7 @@ def judges(config) -> None:
         )
 
 
-def labels(config, pictures: Sequence[source.Source]) -> None:
+def labels(config: ConfigDict, pictures: Sequence[source.Source]) -> None:
     """Raises ValueError for labels that no box of the pictures' sets has."""
     found = (record_index.labels_of_boxes(each.converted_set, each.split) for each in pictures)
     there = {label for records in found for boxes in records for label in boxes}

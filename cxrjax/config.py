@@ -311,12 +311,12 @@ def translated(
                 continue
             value = place.pop(last)
             *path, last = to.split(".")
-            _place(found, path, make=True).setdefault(last, value)
+            _made(found, path).setdefault(last, value)
             changes.append(f"{of_one} → {to}")
     for key, (beside, value) in added.items():
         if _has(found, beside) and not _has(found, key):
             *path, last = key.split(".")
-            _place(found, path, make=True)[last] = value
+            _made(found, path)[last] = value
             changes.append(f"{key} = {value!r}")
     return found, changes
 
@@ -326,14 +326,19 @@ def _has(settings: dict, key: str) -> bool:
     return last in (_place(settings, path) or {})
 
 
-def _place(settings: dict, path: Sequence[str], make: bool = False) -> dict | None:
-    """The part of nested settings at a path; None where it is not there, unless it is to be made."""
+def _place(settings: dict, path: Sequence[str]) -> dict | None:
+    """The part of nested settings at a path; None where there is none."""
     for name in path:
-        if name not in settings and make:
-            settings[name] = {}
         if not isinstance(settings.get(name), dict):
             return None
         settings = settings[name]
+    return settings
+
+
+def _made(settings: dict, path: Sequence[str]) -> dict:
+    """The part of nested settings at a path, put there empty where there is none."""
+    for name in path:
+        settings = settings.setdefault(name, {})
     return settings
 
 

@@ -5,6 +5,7 @@ import logging
 import os
 import re
 from collections.abc import Callable
+from typing import Any
 
 
 class CheckpointNotWritten(OSError):
@@ -20,7 +21,7 @@ class Reporting:
     def __enter__(self) -> "Reporting":
         return self
 
-    def __exit__(self, kind, error, traceback) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         if error is not None and _error_number(error) is not None:
             raise not_written(self.said(), error) from None
 

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from cxrjax import methods, trained
-from cxrjax.config import determining, names
+from cxrjax.config import ConfigDict, determining, names
 from cxrjax.evals import encoders
 from cxrjax.evals.base import Encoder, Result, bounds
 from cxrjax.evals.run import complete, evaluate, number_or_none, summary

@@ -10,7 +10,7 @@ batch (the B × B logits), which losses mark with the name scope `pairwise`; the
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -27,7 +27,7 @@ class Macs(NamedTuple):
     pairwise: int
 
 
-def count(function: Callable, *args) -> Macs:
+def count(function: Callable, *args: Any) -> Macs:
     """Counts every matrix product and convolution of `function(*args)`, which is traced and not run.
 
     args: arrays or ShapeDtypeStructs. Loops of known length count their body that many times, branches their dearest

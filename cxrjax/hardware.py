@@ -75,9 +75,8 @@ class Target(NamedTuple):
 def devices() -> dict[str, Device]:
     """All that are known, by name."""
     found: dict[str, dict[str, Any]] = json.loads(_FILE.read_text())
-    return {
-        name: Device(name, **fields | {"memory_bytes": int(fields["memory_bytes"])}) for name, fields in found.items()
-    }
+    known = {name: Device(name, **fields) for name, fields in found.items()}
+    return {name: device._replace(memory_bytes=int(device.memory_bytes)) for name, device in known.items()}
 
 
 def parse(text: str) -> Target:

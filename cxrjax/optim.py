@@ -67,8 +67,8 @@ def make(
     schedule = _schedule(config, total_steps, batch_size, steps_per_epoch * batch_size)
     decay = _decay_schedule(config, total_steps)
     transformation = _transformation(config, abstract_params, schedule, decay)
-    if config["grad_clip"] is not None or config["clip_per_tensor"] is not None:
-        transformation = optax.chain(_clip(config), transformation)
+    if (clip := _clip(config)) is not None:
+        transformation = optax.chain(clip, transformation)
     if config["frozen"]:
         frozen = _rules("frozen", [(regex, True) for regex in config["frozen"]] + [("", False)], abstract_params)
         labels = jax.tree.map(lambda is_frozen: "frozen" if is_frozen else "trained", frozen)
@@ -153,14 +153,16 @@ def _decay_schedule(config: dict, total_steps: int) -> optax.Schedule:
     return lambda step: cosine_ramp(step, total_steps, start, end)
 
 
-def _clip(config: dict) -> optax.GradientTransformation:
+def _clip(config: dict) -> optax.GradientTransformation | None:
     whole, each = config["grad_clip"], config["clip_per_tensor"]
     if whole is not None and each is not None:
         raise ValueError(
             f"grad_clip = {whole} (one norm of the whole gradient) and clip_per_tensor = {each} (a norm for each "
             "parameter) given: give one of them"
         )
-    return optax.clip_by_global_norm(whole) if each is None else _per_tensor(optax.clip_by_global_norm(each))
+    if whole is not None:
+        return optax.clip_by_global_norm(whole)
+    return None if each is None else _per_tensor(optax.clip_by_global_norm(each))
 
 
 def _transformation(

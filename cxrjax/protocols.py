@@ -122,7 +122,7 @@ def judge_boxes(
 
 
 def _judged(config: ConfigDict, judge: str, entry: dict[str, Any], metric: str) -> None:
-    config.evals = {judge: entry}
+    config.evals = ConfigDict({judge: entry})
     judged = config.evals[judge]
     # References, so that the step is chosen by whatever is judged in the end.
     place = "eval/" + judged.get_ref("set") + "/" + judged.task.get_ref("name")

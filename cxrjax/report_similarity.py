@@ -13,9 +13,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from ml_collections import ConfigDict
 
 from cxrjax import recipes
+from cxrjax.config import ConfigDict
 from cxrjax.datasets import schema
 from cxrjax.input import paired
 from cxrjax.input.converted_sets import open_set

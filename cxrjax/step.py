@@ -1,7 +1,7 @@
 """The training step: one pure function of the train state and a batch, jitted over a mesh. Reads no pictures."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from cxrjax import methods, optim, parallel, rng
 from cxrjax.config import ConfigDict
 from cxrjax.methods import Method
+from cxrjax.methods.base import Params
 
 
 class TrainState(NamedTuple):
@@ -37,7 +38,7 @@ def make_step(method: Method, optimizer: optax.GradientTransformation, root: jax
 
         (loss, aux), gradient = jax.value_and_grad(objective, has_aux=True)(params)
         updates, opt_state = optimizer.update(gradient, opt_state, params)
-        params = optax.apply_updates(params, updates)
+        params = cast(Params, optax.apply_updates(params, updates))
         scalars = {"train/loss": loss}
         scalars |= {f"train/term/{name}": value for name, value in aux.terms.items()}
         scalars |= {f"train/monitor/{name}": value for name, value in aux.monitors.items()}

@@ -1,7 +1,9 @@
-"""The house: which room may import which. A room is a folder of cxrjax, or a file beside them."""
+"""The house: which room may import which, and what every file keeps. A room is a folder of cxrjax, or a file beside
+them."""
 
 import ast
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "cxrjax"
@@ -103,6 +105,44 @@ def test_only_parallel_names_devices_to_methods():
     files = [path for name in ("methods", "losses", "models") for path in (PACKAGE / name).glob("*.py")]
     said = {path.name: [word for word in words if word in path.read_text()] for path in files}
     assert not {name: found for name, found in said.items() if found}
+
+
+def public_functions(tree: ast.Module) -> Iterator[tuple[str, ast.FunctionDef, bool]]:
+    """Name, function and whether it is a method, of those that a module and its classes offer."""
+    for outer in tree.body:
+        if isinstance(outer, ast.FunctionDef) and not outer.name.startswith("_"):
+            yield outer.name, outer, False
+        elif isinstance(outer, ast.ClassDef) and not outer.name.startswith("_"):
+            for inner in outer.body:
+                special = isinstance(inner, ast.FunctionDef) and inner.name.startswith("__")
+                if isinstance(inner, ast.FunctionDef) and (special or not inner.name.startswith("_")):
+                    yield f"{outer.name}.{inner.name}", inner, True
+
+
+def lacking(function: ast.FunctionDef, method: bool) -> list[str]:
+    """What of a function has no type: parameters, but for the `self` of a method, and "return"."""
+    given = function.args
+    positional = [*given.posonlyargs, *given.args][method:]
+    rest = [each for each in (given.vararg, given.kwarg) if each is not None]
+    found = [each.arg for each in [*positional, *given.kwonlyargs, *rest] if each.annotation is None]
+    return found + (["return"] if function.returns is None and function.name != "__init__" else [])
+
+
+def test_every_public_function_says_its_types():
+    """A type checker takes what is not annotated for anything, and finds no slip in it."""
+    found = {
+        f"{path.relative_to(PACKAGE)}:{function.lineno} {name}": lacking(function, method)
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for name, function, method in public_functions(ast.parse(path.read_text()))
+    }
+    assert len(found) > 500
+    assert not {place: missing for place, missing in found.items() if missing}
+
+
+def test_missing_types_are_found():
+    code = "def f(a: int, *b, c=1, **d): ...\ndef _g(x): ...\nclass A:\n def __init__(self, e): ...\n def _h(self): ..."
+    found = {name: lacking(*rest) for name, *rest in public_functions(ast.parse(code))}
+    assert found == {"f": ["c", "b", "d", "return"], "A.__init__": ["e"]}
 
 
 def test_every_folder_of_tests_is_a_package():

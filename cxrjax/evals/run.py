@@ -19,9 +19,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
-from cxrjax.config import folds, judged, names
+from cxrjax.config import ConfigDict, folds, judged, names
 from cxrjax.evals import metrics, pictures
 from cxrjax.evals.base import Encoder, Result, bounds, digest, make_task
 from cxrjax.evals.features import features, source_digest

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from cxrjax.config import names
+from cxrjax.config import ConfigDict, names
 from cxrjax.input import converted_sets, crops
 from cxrjax.input.studies import pick
 from cxrjax.text import reports, tokenizer

@@ -183,7 +183,7 @@ class StudyReader(paired.StudyReader):
     Adds has_lateral bool, and entity bool l, the pieces of listed findings.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: Config):
         super().__init__(config)
         self.entities, self.whole_words = set(config.masking.entities.split()), not config.defects.piece_masking
 

@@ -39,6 +39,9 @@ words attending to what they name, as any patches that differ can stand for the 
 
 import functools
 import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -164,12 +167,12 @@ class StudyReader(paired.StudyReader):
     are made when the first example is seen (see report_encoders/similarity.py).
     """
 
-    def __init__(self, config):
+    def __init__(self, config: Config):
         super().__init__(config)
         self.sets, self.split, self.encoder = names(config.data.sets), config.data.split, config.similarity.encoder
         self.mask_equal_words = config.loss.mask_equal_words
 
-    def __call__(self, study, rng):
+    def __call__(self, study: Mapping[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
         found = super().__call__(study, rng)
         # A study of no set, as tests and `methods.blank_batch` have it, is like no other.
         vector = np.zeros(1, np.float32)
@@ -183,7 +186,7 @@ class StudyReader(paired.StudyReader):
         return found
 
     @functools.cached_property
-    def tables(self):
+    def tables(self) -> dict[str, Path]:
         """Where the vectors of each set lie. One encoder serves all sets: that of the first, where none is given."""
         sets = [converted_sets.open_set(name) for name in self.sets]
         encoder = self.encoder or report_encoder.folder(sets[0])

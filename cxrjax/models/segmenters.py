@@ -109,7 +109,9 @@ class UNet(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, levels: Sequence[jax.Array], patches: jax.Array, size: tuple[int, int], train: bool):
+    def __call__(
+        self, levels: Sequence[jax.Array], patches: jax.Array, size: tuple[int, int], train: bool
+    ) -> jax.Array:
         *skips, x = levels
         if tuple(side // 32 * 32 for side in size) != tuple(size):
             raise ValueError(f"U-Net halves pictures five times: their sides are multiples of 32 px, got {size}")
@@ -134,7 +136,7 @@ class SETRPUP(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, levels: jax.Array, patches: jax.Array, size: tuple[int, int], train: bool):
+    def __call__(self, levels: jax.Array, patches: jax.Array, size: tuple[int, int], train: bool) -> jax.Array:
         doublings = self.patch_px.bit_length() - 1
         if self.patch_px != 2**doublings:
             raise ValueError(f"SETR-PUP doubles the grid until it has pixels; patches of {self.patch_px} px do not fit")
@@ -160,7 +162,9 @@ class UPerNet(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, levels: jax.Array, patches: jax.Array, size: tuple[int, int], train: bool):
+    def __call__(
+        self, levels: jax.Array, patches: jax.Array, size: tuple[int, int], train: bool
+    ) -> tuple[jax.Array, ...]:
         def conv(x, name, side=1):
             return ConvNormReLU(self.features, side, dtype=self.dtype, name=name)(x, train)
 

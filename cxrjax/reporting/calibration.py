@@ -14,7 +14,7 @@ true ECE of 0.1 the interval covers it 92 times in 100; without the correction i
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse
@@ -48,12 +48,12 @@ def are_probabilities(scores: np.ndarray) -> bool:
     return bool(np.isfinite(scores).all() and (scores >= 0).all() and (scores <= 1).all())
 
 
-def ece(targets: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None, bins: int = BINS):
+def ece(targets: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None, bins: int = BINS) -> Any:
     """Expected calibration error of targets n (1, 0, MASKED) and probabilities n; weights n or n r. A float or r."""
     return _weighted(_prepared(targets, scores, bins)[0], len(targets), weights)
 
 
-def brier(targets: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None):
+def brier(targets: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> Any:
     """Mean squared error of targets n (1, 0, MASKED) and probabilities n; weights n or n r. A float or r."""
     return _weighted(_prepared(targets, scores, 1)[1], len(targets), weights)
 

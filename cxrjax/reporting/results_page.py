@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 import pandas
-from ml_collections import ConfigDict
 
+from cxrjax.config import ConfigDict
 from cxrjax.evals.base import Interval
 from cxrjax.evals.predictions import judged_labels
 from cxrjax.reporting import collect, compare, page, sections

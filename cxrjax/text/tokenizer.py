@@ -12,7 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tokenizers
@@ -48,7 +48,7 @@ class Tokenizer:
         self._wordpiece.add_special_tokens(list(SPECIAL))
         self._continues = np.array([piece.startswith("##") for piece in self.vocabulary])
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return Tokenizer, (self.vocabulary, self.lowercase)
 
     @property
