@@ -48,10 +48,12 @@ def embed(
     step: int | str = "latest",
     batch_size: int = 64,
     threads: int = 4,
+    admit: Sequence[str] = (),
 ) -> pandas.DataFrame:
     """Writes the table of `output` (Parquet) and returns the pictures that could not be read: path and reason.
 
     images: files and folders. batch_size: pictures on the device at once, rounded up to a multiple of its devices.
+    admit: modalities and body parts of DICOM headers that are taken as chest radiographs.
     Rows that `output` has already are kept if they come from the same checkpoint.
     Raises ValueError where no picture is found, or `output` comes from another checkpoint or is no such table.
     """
@@ -68,7 +70,7 @@ def embed(
     unreadable, saved_at = [], time.monotonic()
     try:
         with tqdm(total=len(waiting), unit="picture", disable=not sys.stderr.isatty()) as bar:
-            for found in _read_ahead(waiting, batch_size, threads):
+            for found in _read_ahead(waiting, batch_size, threads, admit):
                 unreadable += [(str(path), picture) for path, picture in found if isinstance(picture, str)]
                 good = [(path, picture) for path, picture in found if not isinstance(picture, str)]
                 if good:
@@ -108,21 +110,23 @@ def find(images: Sequence[str | Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def _read_ahead(paths: Sequence[Path], size: int, threads: int) -> Iterator[list[tuple[Path, pixels.Picture | str]]]:
+def _read_ahead(
+    paths: Sequence[Path], size: int, threads: int, admit: Sequence[str]
+) -> Iterator[list[tuple[Path, pixels.Picture | str]]]:
     """Batches of (path, picture or the reason why there is none); the next one is read while the last is used."""
     with ThreadPoolExecutor(threads) as pool:
         ahead = []
         for start in range(0, len(paths), size):
-            ahead.append([(path, pool.submit(_read, path)) for path in paths[start : start + size]])
+            ahead.append([(path, pool.submit(_read, path, admit)) for path in paths[start : start + size]])
             if len(ahead) > 1:
                 yield [(path, future.result()) for path, future in ahead.pop(0)]
         for last in ahead:
             yield [(path, future.result()) for path, future in last]
 
 
-def _read(path: Path) -> pixels.Picture | str:
+def _read(path: Path, admit: Sequence[str]) -> pixels.Picture | str:
     try:
-        return reader.read(path)
+        return reader.read(path, admit=admit)
     except pixels.UnreadablePicture as error:
         return str(error)
 
@@ -183,6 +187,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--step", type=step_name, default="latest", help="latest (default), best, or a number")
     parser.add_argument("--batch-size", type=int, default=64, help="pictures on the device at once (default 64)")
     parser.add_argument("--threads", type=int, default=4, help="that read pictures (default 4)")
+    parser.add_argument(
+        "--admit",
+        metavar="WORDS",
+        help="modalities and body parts of DICOM headers to take as chest radiographs: RF,THX",
+    )
     parser.add_argument("--allow-bad", action="store_true", help="exit with 0 although some pictures cannot be read")
     arguments = parser.parse_args(argv)
     try:
@@ -193,6 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.step,
             arguments.batch_size,
             arguments.threads,
+            arguments.admit.split(",") if arguments.admit else (),
         )
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

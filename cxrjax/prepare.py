@@ -122,6 +122,18 @@ def _conversion_options() -> argparse.ArgumentParser:
     options.add_argument("--format", choices=("jpeg", "png"), default="jpeg", help="of the stored pictures [jpeg]")
     options.add_argument("--bits", type=int, choices=(8, 16), default=8, help="16 with --format png [8]")
     options.add_argument(
+        "--grey-range",
+        choices=("checked", "declared"),
+        default="checked",
+        help="declared: keep windows, and percentiles 0.1 and 99.9, that leave the middle 98 %% of the pixels less "
+        "than a quarter of the grey levels [checked]",
+    )
+    options.add_argument(
+        "--admit",
+        metavar="WORDS",
+        help="comma-separated modalities and body parts of DICOM headers to take as chest radiographs, such as RF,THX",
+    )
+    options.add_argument(
         "--vocab",
         type=Path,
         metavar="FILE",
@@ -182,6 +194,8 @@ def _convert(manifest: Manifest, given: argparse.Namespace) -> int:
         short_side=given.short_side,
         image_format=given.format,
         bits=given.bits,
+        check_grey_range=given.grey_range == "checked",
+        admit=given.admit.split(",") if given.admit else (),
         vocabulary=given.vocab,
         workers=given.workers,
         beam=None if given.beam is None else given.beam.split(","),

@@ -86,7 +86,7 @@ def test_second_call_only_reads_what_is_left(run, pictures, tmp_path, monkeypatc
     output, read, (first, *others) = tmp_path / "features.parquet", [], sorted(pictures)
     assert command(run, [first], output) == 0
     original = embed.reader.read
-    monkeypatch.setattr(embed.reader, "read", lambda path: read.append(str(path)) or original(path))
+    monkeypatch.setattr(embed.reader, "read", lambda path, **options: read.append(str(path)) or original(path))
     assert command(run, [first, tmp_path / "pictures"], output) == 0
     assert sorted(read) == others
     assert sorted(pandas.read_parquet(output).path) == sorted(pictures)

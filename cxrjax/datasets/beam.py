@@ -15,7 +15,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from cxrjax.datasets import beside, encode, record, writer
-from cxrjax.datasets.encode import Form
+from cxrjax.datasets.encode import Form, Reading
 from cxrjax.datasets.manifest import Manifest, Problem, Row
 from cxrjax.imaging.pixels import UnreadablePicture
 
@@ -34,6 +34,7 @@ class BadFiles(ValueError):
 def write(
     manifest: Manifest,
     form: Form,
+    reading: Reading,
     data_dir: Path,
     full_name: str,
     metadata: dict[str, Any],
@@ -54,7 +55,9 @@ def write(
     shutil.rmtree(said, ignore_errors=True)  # by a run that failed
     said.mkdir()
     fields = record.features(manifest, form)
-    convert = partial(_convert, form=form, manifest=manifest._replace(rows=(), problems=()), fields=tuple(fields))
+    convert = partial(
+        _convert, form=form, reading=reading, manifest=manifest._replace(rows=(), problems=()), fields=tuple(fields)
+    )
     rows_of = defaultdict(list)
     for row in manifest.rows:
         rows_of[row.split].append(row)
@@ -113,13 +116,13 @@ def _read_said(folder: Path, notes: Notes, problems: list[Problem]) -> None:
                 problems.append(Problem(file, kind, text))
 
 
-def _convert(row: Row, form: Form, manifest: Manifest, fields: Sequence[str]) -> Iterator:
+def _convert(row: Row, form: Form, reading: Reading, manifest: Manifest, fields: Sequence[str]) -> Iterator:
     """The (key, example) of a row, and as tagged outputs what there is to say of it as (file, kind, text)."""
     from apache_beam.pvalue import TaggedOutput
 
     file = str(row.file)
     try:
-        encoded = encode.encode(row, form, manifest.value_range)
+        encoded = encode.encode(row, form, reading)
     except UnreadablePicture as error:
         yield TaggedOutput("said", (file, "picture", str(error)))
         return

@@ -9,7 +9,7 @@ import csv
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ import cv2
 
 from cxrjax.datasets import beside, encode, record, schema, writer
 from cxrjax.datasets import manifest as manifests
-from cxrjax.datasets.encode import Encoded, Form
+from cxrjax.datasets.encode import Encoded, Form, Reading
 from cxrjax.datasets.manifest import Manifest, Problem, Row
 from cxrjax.datasets.store import Store
 from cxrjax.imaging import pixels
@@ -44,6 +44,8 @@ def convert_manifest(
     short_side: int | str | None = 256,
     image_format: str = "jpeg",
     bits: int = 8,
+    check_grey_range: bool = True,
+    admit: Sequence[str] = (),
     vocabulary: str | Path | None = None,
     workers: int | None = None,
     beam: Sequence[str] | None = None,
@@ -55,8 +57,9 @@ def convert_manifest(
     """Converts the pictures of a manifest and writes `<data_dir>/<name>/<config>/<version>/`.
 
     short_side: px of the short side, aspect kept, or "original". image_format: "jpeg" (quality 95) or "png"; bits: 8,
-    or 16 as png. The three make the config's name, such as "256" or "1024-png16". workers: threads, by default one per
-    core. beam: options of an Apache Beam pipeline, such as "runner=DirectRunner", to convert by that instead.
+    or 16 as png. The three make the config's name, such as "256" or "1024-png16". check_grey_range, admit: as
+    `imaging.reader.read`'s. workers: threads, by default one per core. beam: options of an Apache Beam pipeline, such
+    as "runner=DirectRunner", to convert by that instead.
     vocabulary: a BERT vocab.txt for the set's reports, by default trained on those of the train split.
     Bad files are listed in problems.csv beside the version, and the set is then written only if allow_bad; steps that
     changed pictures (16 bits, colour, enlarged) are listed in notes.csv there.
@@ -67,10 +70,12 @@ def convert_manifest(
     manifests.check(manifest)
     if vocabulary is not None:
         tokenizer.load(vocabulary)  # hours before it is needed
-    keys = [_key(row, (ENCODING, form, manifest.value_range)) for row in manifest.rows]
+    reading = Reading(manifest.value_range, check_grey_range, tuple(admit))
+    keys = [_key(row, (ENCODING, form, reading)) for row in manifest.rows]
     job = _Job(
         manifest,
         form,
+        reading,
         Path(data_dir) if data_dir is not None else schema.data_dir(),
         keys,
         _digest(manifest, keys, vocabulary),
@@ -93,6 +98,7 @@ class _Job(NamedTuple):
 
     manifest: Manifest
     form: Form
+    reading: Reading
     data_dir: Path
     keys: list[str]
     digest: str
@@ -147,7 +153,10 @@ def _convert_here(job: _Job, workers: int) -> Conversion:
         bad = _encode_all(job, store, workers)
         records = dict(store.records())
         rows, examples, problems = _usable(manifest, job.keys, records, bad)
-        counts = manifests.count_table(rows, manifest.label_names, manifest.published)
+        steps_of = {
+            row.image_id: records[key].steps for row, key in zip(manifest.rows, job.keys, strict=True) if key in records
+        }
+        counts = manifests.count_table(rows, manifest.label_names, manifest.published, _counted_steps(steps_of))
         notes = [
             (str(row.file), step)
             for row, key in zip(manifest.rows, job.keys, strict=True)
@@ -183,7 +192,15 @@ def _convert_by_beam(job: _Job, options: Sequence[str]) -> Conversion:
     directory = None
     try:
         directory, notes, problems = beam.write(
-            manifest, job.form, job.data_dir, job.full_name, metadata, job.vocabulary, options, job.allow_bad
+            manifest,
+            job.form,
+            job.reading,
+            job.data_dir,
+            job.full_name,
+            metadata,
+            job.vocabulary,
+            options,
+            job.allow_bad,
         )
     except beam.BadFiles as error:
         notes, problems = error.notes, error.problems
@@ -216,7 +233,7 @@ def _encode_all(job: _Job, store: Store, workers: int) -> dict[str, str]:
 
         try:
             for key, row in todo.items():
-                pending[pool.submit(encode.encode, row, job.form, manifest.value_range)] = key
+                pending[pool.submit(encode.encode, row, job.form, job.reading)] = key
                 if len(pending) >= 4 * workers:
                     collect()
             while pending:
@@ -243,6 +260,15 @@ def _usable(
         rows.append(row)
         examples.setdefault(row.split, []).append((row, key, boxes))
     return rows, examples, problems
+
+
+def _counted_steps(steps_of: Mapping[str, Sequence[str]]) -> dict[str, set[str]]:
+    """The image ids of each kind of step that the table counts."""
+    kinds = {kind: set() for kind in (pixels.GREY_RANGE, pixels.LOW_CONTRAST)}
+    for image_id, steps in steps_of.items():
+        for kind in {step.split(":")[0] for step in steps} & kinds.keys():
+            kinds[kind].add(image_id)
+    return kinds
 
 
 def _generate(

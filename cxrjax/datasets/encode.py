@@ -49,6 +49,14 @@ class Encoded(NamedTuple):
     mask_problems: tuple[str, ...]
 
 
+class Reading(NamedTuple):
+    """How files are read, as `reader.read`'s arguments of these names."""
+
+    value_range: tuple[int, int] | None = None
+    check_grey_range: bool = True
+    admit: tuple[str, ...] = ()
+
+
 def form(short_side: int | str | None, image_format: str = "jpeg", bits: int = 8) -> Form:
     """Checks the wished form; short_side: px, or "original" or None. Raises ValueError."""
     side = None if short_side in (None, ORIGINAL) else int(short_side)
@@ -61,10 +69,12 @@ def form(short_side: int | str | None, image_format: str = "jpeg", bits: int = 8
     return Form(side, image_format, bits)
 
 
-def encode(row: Row, form: Form, value_range: tuple[int, int] | None) -> Encoded:
+def encode(row: Row, form: Form, reading: Reading) -> Encoded:
     """Reads, resizes and encodes one picture and its masks; raises UnreadablePicture if the picture cannot be used."""
-    picture = reader.read(row.file, value_range, bits=form.bits)
+    picture = reader.read(row.file, bits=form.bits, **reading._asdict())
     small, steps = picture.pixels, picture.steps
+    if (spread := pixels.spread(small)) < pixels.LEAST_SPREAD:
+        steps += (f"{pixels.LOW_CONTRAST}: the middle 98 % of the pixels take up {spread:.1%} of the grey levels",)
     if form.short_side is not None:
         small = pixels.resize_short(picture.pixels, form.short_side)
         shortest = min(picture.source_height, picture.source_width)

@@ -4,7 +4,7 @@ A set's module only has to say which file is which picture of which patient; che
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -110,11 +110,15 @@ def listed(names: Sequence[str], most: int = 5) -> str:
 
 
 def count_table(
-    rows: Sequence[Row], label_names: Sequence[str], published: Mapping[str, int] = MappingProxyType({})
+    rows: Sequence[Row],
+    label_names: Sequence[str],
+    published: Mapping[str, int] = MappingProxyType({}),
+    marked: Mapping[str, Collection[str]] = MappingProxyType({}),
 ) -> str:
     """Counts per split as aligned text: pictures, patients, studies, projections, masks, boxes, reports, labels.
 
     published: what the publisher counts, shown beside them; keyed "pictures", "label Mass" ... or "pictures in test".
+    marked: further lines, the image ids that each of them counts.
     """
     splits = [split for split in schema.SPLITS if any(row.split == split for row in rows)]
     parts = [[row for row in rows if row.split == split] for split in splits] + [list(rows)]
@@ -131,6 +135,7 @@ def count_table(
     lines.append(
         ("with a report", [sum(bool(row.findings or row.impression or row.text) for row in part) for part in parts])
     )
+    lines += [(name, [sum(row.image_id in ids for row in part) for part in parts]) for name, ids in marked.items()]
     lines = [line for line in lines if line[1][-1] or line[0] in published]
     for index, name in enumerate(label_names):
         for code, said in ((schema.PRESENT, name), (schema.UNCERTAIN, f"{name}, uncertain")):

@@ -5,7 +5,9 @@ broken, or is no single grey picture of a chest, raises UnreadablePicture.
 """
 
 import io
+import unicodedata
 import zlib
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,8 +21,8 @@ from cxrjax.imaging.pixels import UnreadablePicture
 LARGEST_PIXELS = 2**26  # refused above, before memory is taken
 LARGEST_INFLATED = 2**28  # bytes of a deflated file
 MODALITIES = ("CR", "DX", "DR", "RG", "OT")  # and none at all, as in de-identified files
-CHEST_WORDS = ("CHEST", "THORA", "TORAX", "LUNG", "PULM")
-NO_BODY_PART = ("", "UNKNOWN", "OTHER", "NONE")
+CHEST_WORDS = ("CHEST", "THORA", "TORAX", "LUNG", "PULM", "CXR", "CHST", "POITRINE", "PECHO")
+NO_BODY_PART = ("", "UNKNOWN", "UNDEFINED", "UNSPECIFIED", "OTHER", "NONE", "NA", "N/A")
 
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 
@@ -60,25 +62,33 @@ def is_dicom(data: bytes) -> bool:
     return data[128:132] == b"DICM" or (data[:2] in (b"\x02\0", b"\x08\0") and data[3:4] == b"\0")
 
 
-def read(source: str | Path | bytes, bits: int = 16) -> Radiograph:
+def read(
+    source: str | Path | bytes, bits: int = 16, *, check_grey_range: bool = True, admit: Collection[str] = ()
+) -> Radiograph:
     """Reads a single-frame grey DICOM radiograph as the header says it is to be shown, bones white.
 
-    source: path or the file's bytes. bits: 16 or 8, of the result.
+    source: path or the file's bytes. bits: 16 or 8, of the result. admit: modalities and body parts that are taken for
+        a radiograph of the chest although the header calls them otherwise.
     Without a usable window, pictures of up to 8 bits are scaled by their declared depth (v becomes 257 v) and deeper
     ones by the 0.1 and 99.9 percentiles of their pixels; padding is left out of that and becomes black.
+    check_grey_range: passes over windows and percentiles that leave the middle 98 % of the pixels less than
+        pixels.LEAST_SPREAD of the grey levels (`pixels.fitted_range`); the record says so.
     Raises UnreadablePicture for everything else, with the reason.
     """
     data, _ = pixels.contents(source)
     dataset = _parsed(data)
     warnings: list[str] = []
     get = partial(header.value, dataset, warnings)
-    _refuse_other_kinds(get)
+    _refuse_other_kinds(get, {_plain(word) for word in admit})
     pixel_data, representation = _pixel_data(dataset)
     layout, high_bit = _layout(get)
+    declared = layout.bits_stored
     syntax = _syntax(dataset, warnings)
     cells = codecs.cells(syntax, pixel_data, representation, layout)
-    stored = _stored_values(cells, layout, high_bit, syntax in codecs.WHOLE_CELLS, warnings)
-    meaning = greyscale.meaning(get, stored, layout, warnings)
+    if syntax in codecs.WHOLE_CELLS:
+        cells, layout = _widened(cells, layout, high_bit, _has_overlay_bits(dataset), warnings)
+    stored = _stored_values(cells, layout, syntax in codecs.WHOLE_CELLS, warnings)
+    meaning = greyscale.meaning(get, stored, layout, warnings, check_grey_range)
     facts = header.facts(get)
     if "FOR PROCESSING" in header.text(get("PresentationIntentType")).upper():
         warnings.append("the header says FOR PROCESSING: raw values, not yet prepared for viewing")
@@ -89,7 +99,7 @@ def read(source: str | Path | bytes, bits: int = 16) -> Radiograph:
     record = Record(
         transfer_syntax=codecs.name(syntax),
         photometric=layout.photometric,
-        bits_stored=layout.bits_stored,
+        bits_stored=declared,
         rows=layout.rows,
         columns=layout.columns,
         rescaling=meaning.rescaling,
@@ -153,13 +163,25 @@ def _refuse_inflation(data: bytes) -> None:
         raise UnreadablePicture(f"The deflated DICOM data hold more than {LARGEST_INFLATED} bytes.")
 
 
-def _refuse_other_kinds(get: header.Get) -> None:
+def _plain(text: str) -> str:
+    """Text in capitals without accents and outer blanks."""
+    letters = unicodedata.normalize("NFKD", text.strip().upper())
+    return "".join(letter for letter in letters if not unicodedata.combining(letter))
+
+
+def _refuse_other_kinds(get: header.Get, admitted: Collection[str]) -> None:
     """Raises UnreadablePicture for what is no single grey picture of a chest."""
-    modality, part = (header.text(get(keyword)).upper() for keyword in ("Modality", "BodyPartExamined"))
-    if modality and modality not in MODALITIES:
-        raise UnreadablePicture(f"Modality is {modality}; radiographs have {', '.join(MODALITIES)} or none.")
-    if part not in NO_BODY_PART and not any(word in part for word in CHEST_WORDS):
-        raise UnreadablePicture(f"BodyPartExamined is {part}, not the chest.")
+    modality, part = (_plain(header.text(get(keyword))) for keyword in ("Modality", "BodyPartExamined"))
+    if modality and modality not in (*MODALITIES, *admitted):
+        raise UnreadablePicture(
+            f"Modality is {modality}; radiographs have {', '.join(MODALITIES)} or none. Where {modality} are chest "
+            f"radiographs, take them by --admit {modality}."
+        )
+    if part not in (*NO_BODY_PART, *admitted) and not any(word in part for word in CHEST_WORDS):
+        named = f"'{part}'" if " " in part else part
+        raise UnreadablePicture(
+            f"BodyPartExamined is {part}, not the chest. Where it means the chest, take it by --admit {named}."
+        )
     photometric = header.text(get("PhotometricInterpretation")).upper()
     samples = get("SamplesPerPixel")
     if samples not in (None, 1) or photometric not in ("", "MONOCHROME1", "MONOCHROME2"):
@@ -219,22 +241,54 @@ def _pixel_data(dataset: Any) -> tuple[bytes, str]:
     return data, representation
 
 
-def _stored_values(
-    cells: np.ndarray, layout: codecs.Layout, high_bit: int, whole_cells: bool, warnings: list[str]
-) -> np.ndarray:
+def _has_overlay_bits(dataset: Any) -> bool:
+    """Whether the header says that overlays lie in bits of the pixels, as old files have them."""
+    return any(
+        (group, 0x0010) in dataset and (group, 0x3000) not in dataset and (group, 0x0102) in dataset
+        for group in range(0x6000, 0x6020, 2)
+    )
+
+
+def _widened(
+    cells: np.ndarray, layout: codecs.Layout, high_bit: int, has_overlay_bits: bool, warnings: list[str]
+) -> tuple[np.ndarray, codecs.Layout]:
+    """Cells h w with the stored bits lowest, and the layout with all allocated bits where values need them.
+
+    Without that, values beyond the stored bits would wrap round. Bits far above the stored ones, and those where the
+    header says that overlays lie, are no part of the values.
+    """
+    bits, signed_type = layout.bits_stored, np.dtype(f"i{cells.dtype.itemsize}")
+    if shift := high_bit + 1 - bits:
+        cells = (cells.view(signed_type) >> shift).view(cells.dtype) if layout.signed else cells >> shift
+    if has_overlay_bits or bits == layout.bits_allocated:
+        return cells, layout
+    beyond = (_extended(cells, layout) ^ cells) & cells.dtype.type(2**bits)
+    if not beyond.any():
+        return cells, layout
+    warnings.append(
+        f"values of {np.mean(beyond > 0):.1%} of the pixels need more than the {bits} bits of BitsStored; all "
+        f"{layout.bits_allocated} allocated bits are taken"
+    )
+    return cells, layout._replace(bits_stored=layout.bits_allocated)
+
+
+def _extended(cells: np.ndarray, layout: codecs.Layout) -> np.ndarray:
+    """What cells h w would be if their stored bits were all: negative values extended, the other bits 0."""
+    sign = cells.dtype.type(2 ** (layout.bits_stored - 1) if layout.signed else 0)
+    return ((cells & cells.dtype.type(2**layout.bits_stored - 1)) ^ sign) - sign
+
+
+def _stored_values(cells: np.ndarray, layout: codecs.Layout, whole_cells: bool, warnings: list[str]) -> np.ndarray:
     """The stored values, h w unsigned: the stored bits alone, negative values as two's complement of that many bits.
 
     whole_cells: whether the data hold the unused bits too, where overlays were once kept. Compressed data without them
         that need more bits contradict their header; their decoders extend the sign, or do not.
     """
-    bits, signed_type = layout.bits_stored, np.dtype(f"i{cells.dtype.itemsize}")
-    if whole_cells and (shift := high_bit + 1 - bits):
-        cells = (cells.view(signed_type) >> shift).view(cells.dtype) if layout.signed else cells >> shift
+    bits = layout.bits_stored
     if bits == 8 * cells.dtype.itemsize:
         return cells
     stored = cells & cells.dtype.type(2**bits - 1)
-    sign = cells.dtype.type(2 ** (bits - 1) if layout.signed else 0)
-    other = (stored ^ sign) - sign != cells
+    other = _extended(cells, layout) != cells
     if whole_cells and other.any():
         warnings.append(f"bits above the {bits} stored ones, set in {other.mean():.1%} of the pixels, are ignored")
     elif not whole_cells and (other & (stored != cells)).any():

@@ -14,7 +14,7 @@ from cxrjax.imaging.pixels import UnreadablePicture
 
 FULL = 2**16 - 1
 LEAST_INSIDE = 0.01  # share of the pixels that a usable window leaves between black and white
-LEAST_SPAN = 1 / 32  # share of black to white that they take up then
+LEAST_SPAN = 1 / 32  # share of black to white that they take up then, where the grey range is not checked
 
 
 class Meaning(NamedTuple):
@@ -26,6 +26,7 @@ class Meaning(NamedTuple):
     scaling: str
     inversion: str
     padding: str
+    passed_over: tuple[str, ...]  # windows and percentiles that would have left too few grey levels
     deep: bool  # more than 8 bits
 
     def steps(self) -> list[str]:
@@ -33,7 +34,7 @@ class Meaning(NamedTuple):
         scaled = self.scaling if self.deep else ""
         inverted = f"inverted: {self.inversion}" if self.inversion else ""
         padded = f"padding made black: {self.padding}" if self.padding else ""
-        return [step for step in (self.rescaling, self.window, scaled, inverted, padded) if step]
+        return [step for step in (self.rescaling, *self.passed_over, self.window, scaled, inverted, padded) if step]
 
 
 class _Mapping(NamedTuple):
@@ -45,9 +46,17 @@ class _Mapping(NamedTuple):
     said: str
 
 
-def meaning(get: header.Get, stored: np.ndarray, layout: codecs.Layout, warnings: list[str]) -> Meaning:
+def meaning(
+    get: header.Get,
+    stored: np.ndarray,
+    layout: codecs.Layout,
+    warnings: list[str],
+    check_grey_range: bool = True,
+) -> Meaning:
     """Builds the table for stored values h w, of which negative ones are in two's complement; adds to `warnings`.
 
+    check_grey_range: passes over a window, and over the percentiles of deep pictures, that leave the middle 98 % of the
+        pixels less than pixels.LEAST_SPREAD of the grey levels.
     Raises UnreadablePicture for constant pictures.
     """
     bits = layout.bits_stored
@@ -65,8 +74,9 @@ def meaning(get: header.Get, stored: np.ndarray, layout: codecs.Layout, warnings
     if np.ptp(values[seen]) == 0:
         raise UnreadablePicture(f"The picture is constant after the {rescaling}.")
     shares = np.where(seen, counts, 0) / counts[seen].sum()
-    window = _window(get, values, shares, warnings)
-    mapping = window or _range(values, shares, bits)
+    passed_over: list[str] = []
+    window = _window(get, values, shares, warnings, passed_over if check_grey_range else None)
+    mapping = window or _range(values, shares, bits, passed_over if check_grey_range else None)
     brightness = _brightness(mapping)
     inversion = _inversion(get, layout.photometric)
     table = np.round((1 - brightness if inversion else brightness) * FULL).astype(np.uint16)
@@ -80,6 +90,7 @@ def meaning(get: header.Get, stored: np.ndarray, layout: codecs.Layout, warnings
         scaling="" if window else mapping.said,
         inversion=inversion,
         padding=padding,
+        passed_over=tuple(passed_over),
         deep=bits > 8,
     )
 
@@ -121,17 +132,28 @@ def _rescaled(get: header.Get, stored: np.ndarray, warnings: list[str]) -> tuple
     return stored * slope + intercept, f"rescaled: slope {slope:g}, intercept {intercept:g}"
 
 
-def _window(get: header.Get, values: np.ndarray, shares: np.ndarray, warnings: list[str]) -> _Mapping | None:
-    """The first VOI LUT, or else the first window, if the pixels can be seen through it."""
+def _window(
+    get: header.Get, values: np.ndarray, shares: np.ndarray, warnings: list[str], passed_over: list[str] | None
+) -> _Mapping | None:
+    """The first VOI LUT, or else the first window, if the pixels can be seen through it.
+
+    passed_over: gets those that leave too few grey levels; None: they are taken.
+    """
     for find in (_voi_lut, _first_window):
         choice = find(get, values, warnings)
         if choice is None:
             continue
         shown = _brightness(choice)
         inside = shares[(shown > 0.002) & (shown < 0.998)].sum()
-        if inside >= LEAST_INSIDE and np.ptp(shown[shares > 0]) >= LEAST_SPAN:
+        spread = _spread(shown, shares)
+        if inside < LEAST_INSIDE or np.ptp(shown[shares > 0]) < LEAST_SPAN:
+            warnings.append(f"{choice.said} is ignored: it leaves almost no contrast")
+        elif passed_over is not None and spread < pixels.LEAST_SPREAD:
+            passed_over.append(
+                f"{pixels.GREY_RANGE}: {choice.said} left the middle 98 % of the pixels {spread:.1%} of the grey levels"
+            )
+        else:
             return choice
-        warnings.append(f"{choice.said} is ignored: it leaves almost no contrast")
     return None
 
 
@@ -171,14 +193,23 @@ def _first_window(get: header.Get, values: np.ndarray, warnings: list[str]) -> _
     return _Mapping(shown, 0, 1, said)
 
 
-def _range(values: np.ndarray, shares: np.ndarray, bits: int) -> _Mapping:
-    """Without a window: the declared depth of up to 8 bits, the robust range of more."""
+def _spread(brightness: np.ndarray, shares: np.ndarray) -> float:
+    """The share of black to white that the middle 98 % of the pixels take up."""
+    order = np.argsort(brightness, kind="stable")
+    low, high = np.searchsorted(np.cumsum(shares[order]), pixels.MIDDLE)
+    return float(brightness[order[min(high, len(order) - 1)]] - brightness[order[low]])
+
+
+def _range(values: np.ndarray, shares: np.ndarray, bits: int, passed_over: list[str] | None) -> _Mapping:
+    """Without a window: the declared depth of up to 8 bits, the fitted or (passed_over is None) robust one of more."""
     if bits <= 8:
         low, high = values.min(), values.max()
         return _Mapping(values, low, high, f"declared depth: values {low:g} to {high:g} became black to white")
     order = np.argsort(values, kind="stable")
-    low, high = pixels.robust_range(shares[order], values[order])
-    said = f"more than 8 bits: values {low:g} to {high:g} (percentiles 0.1 and 99.9) became black to white"
+    counted = shares[order], values[order]
+    robust = passed_over is None
+    low, high, kind = pixels.robust_range(*counted) if robust else pixels.fitted_range(*counted, passed_over)
+    said = f"more than 8 bits: values {low:g} to {high:g} ({kind}) became black to white"
     return _Mapping(values, low, high, said)
 
 

@@ -6,7 +6,7 @@ reader.py reads DICOM too, and is what converters and commands call.
 """
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -18,6 +18,9 @@ JPEG_QUALITY = 95
 NEARLY_EQUAL = 8  # grey levels between channels that JPEG colour compression alone explains
 SHORTEST_SIDE = 8
 LARGEST_ASPECT = 8
+LEAST_SPREAD = 1 / 4  # share of the grey levels for the middle 98 % of the pixels; 2,619 public pictures have 0.26 to 1
+MIDDLE = (0.01, 0.99)
+GREY_RANGE, LOW_CONTRAST = "grey range chosen anew", "low contrast"  # kinds of steps
 
 _OTHER_FORMATS = (
     (b"GIF8", "a GIF picture"),
@@ -45,7 +48,13 @@ class Picture(NamedTuple):
     header: dict = {}  # of a DICOM file: view (the projection), sex and age
 
 
-def read(source: str | Path | bytes, value_range: tuple[int, int] | None = None, bits: int = 8) -> Picture:
+def read(
+    source: str | Path | bytes,
+    value_range: tuple[int, int] | None = None,
+    bits: int = 8,
+    *,
+    check_grey_range: bool = True,
+) -> Picture:
     """Reads a PNG or JPEG file, recognised by its content, as one grey picture.
 
     source: path or the file's bytes.
@@ -53,6 +62,8 @@ def read(source: str | Path | bytes, value_range: tuple[int, int] | None = None,
         99.9 percentiles of the picture, so that 12 bits in a 16-bit file are not black and one bright marker does not
         darken the rest.
     bits: 8 or 16, of the result; 8-bit values v become 257 v in 16 bits.
+    check_grey_range: where those percentiles leave the middle 98 % of the pixels less than LEAST_SPREAD of the grey
+        levels, as a bright marker on more than 0.1 % of them does, takes narrower ones (`fitted_range`).
     Colour becomes luma (0.299 R + 0.587 G + 0.114 B); transparency is laid on black; EXIF rotation is applied.
     Returns Picture with pixels h w uint8 or uint16. Raises UnreadablePicture.
     """
@@ -67,7 +78,7 @@ def read(source: str | Path | bytes, value_range: tuple[int, int] | None = None,
     if grey.min() == grey.max():
         raise UnreadablePicture(f"The picture is constant: every pixel is {int(grey.flat[0])}.")
     if grey.dtype != np.uint8:
-        grey = to_bits(grey, value_range, bits, steps)
+        grey = to_bits(grey, value_range, bits, steps, check_grey_range)
     elif bits == 16:
         grey = grey.astype(np.uint16) * 257
     return Picture(grey, file_format, height, width, stored_bits, tuple(steps))
@@ -96,17 +107,21 @@ def refuse_shape(height: int, width: int) -> None:
         raise UnreadablePicture(f"The picture is a strip of {width} x {height} px (width x height), not a radiograph.")
 
 
-def to_bits(grey: np.ndarray, value_range: tuple[int, int] | None, bits: int, steps: list[str]) -> np.ndarray:
+def to_bits(
+    grey: np.ndarray,
+    value_range: tuple[int, int] | None,
+    bits: int,
+    steps: list[str],
+    check_grey_range: bool = True,
+) -> np.ndarray:
     """Scales h w uint16 so that value_range, or its own robust range, fills 8 or 16 bits; adds the step to `steps`.
 
-    Raises UnreadablePicture where that leaves a constant picture.
+    check_grey_range: as `read`'s. Raises UnreadablePicture where that leaves a constant picture.
     """
+    low, high, kind = *(value_range or (0, 0)), "declared"
     if value_range is None:
-        low, high = map(int, robust_range(np.bincount(grey.ravel(), minlength=2**16), np.arange(2**16)))
-        kind = "percentiles 0.1 and 99.9"
-    else:
-        low, high = value_range
-        kind = "declared"
+        counts, values = np.bincount(grey.ravel(), minlength=2**16), np.arange(2**16)
+        low, high, kind = fitted_range(counts, values, steps) if check_grey_range else robust_range(counts, values)
     full = 2**bits - 1
     steps.append(f"more than 8 bits: values {low} to {high} ({kind}) became 0 to {full}")
     # A table of the 65,536 values is ten times faster than floating-point pixels.
@@ -117,16 +132,45 @@ def to_bits(grey: np.ndarray, value_range: tuple[int, int] | None, bits: int, st
     return scaled
 
 
-def robust_range(counts: np.ndarray, values: np.ndarray) -> tuple[float, float]:
-    """The 0.1 and 99.9 percentiles of a picture, or its extremes where those are equal.
+def robust_range(counts: np.ndarray, values: np.ndarray) -> tuple[Any, Any, str]:
+    """The 0.1 and 99.9 percentiles of a picture, or its extremes where those are equal, and which of them.
 
     counts: how often each of `values` occurs, both n; values in rising order.
     """
-    below = np.cumsum(counts) / counts.sum()
-    low, high = (values[np.searchsorted(below, share)] for share in (0.001, 0.999))
+    low, high = _percentiles(counts, values, (0.001, 0.999))
     if low == high:
-        low, high = values[counts > 0][[0, -1]]
-    return low, high
+        return (*values[counts > 0][[0, -1]], "extremes")
+    return low, high, "percentiles 0.1 and 99.9"
+
+
+def fitted_range(counts: np.ndarray, values: np.ndarray, steps: list[str]) -> tuple[Any, Any, str]:
+    """The robust range, or where it leaves the middle 98 % of the pixels less than LEAST_SPREAD, a narrower one.
+
+    The narrower one is the middle 98 % and a tenth of it on each side, within the picture's values; `steps` says so.
+    """
+    low, high, kind = robust_range(counts, values)
+    middle = _percentiles(counts, values, MIDDLE)
+    spread = (middle[1] - middle[0]) / (high - low)
+    if not 0 < spread < LEAST_SPREAD:
+        return low, high, kind
+    margin = (middle[1] - middle[0]) / 10
+    # The nearest values that can be there, so that whole numbers stay whole.
+    low, high = (values[np.abs(values - end).argmin()] for end in (middle[0] - margin, middle[1] + margin))
+    steps.append(f"{GREY_RANGE}: {kind} left the middle 98 % of the pixels {spread:.1%} of the grey levels")
+    return low, high, "percentiles 1 and 99, and a tenth on each side"
+
+
+def spread(grey: np.ndarray) -> float:
+    """The share of the grey levels that the middle 98 % of the pixels take up; grey: h w uint8 or uint16."""
+    levels = grey if grey.dtype == np.uint8 else (grey >> 8).astype(np.uint8)
+    counts = cv2.calcHist([levels], [0], None, [256], [0, 256]).ravel().astype(np.float64)
+    low, high = _percentiles(counts, np.arange(256), MIDDLE)
+    return float(high - low) / 255
+
+
+def _percentiles(counts: np.ndarray, values: np.ndarray, shares: tuple[float, float]) -> list[Any]:
+    below = np.cumsum(counts) / counts.sum()
+    return [values[np.searchsorted(below, share)] for share in shares]
 
 
 def resize_short(pixels: np.ndarray, short_side: int) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Any radiograph file to one grey picture: PNG, JPEG and DICOM by their content, raw files of JSRT by their name."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -11,25 +12,33 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".img")
 JSRT_SIDE, JSRT_LARGEST = 2048, 4095
 
 
-def read(source: str | Path | bytes, value_range: tuple[int, int] | None = None, bits: int = 8) -> Picture:
+def read(
+    source: str | Path | bytes,
+    value_range: tuple[int, int] | None = None,
+    bits: int = 8,
+    *,
+    check_grey_range: bool = True,
+    admit: Collection[str] = (),
+) -> Picture:
     """Reads a radiograph file of any kind, bones white.
 
     source: path, or the file's bytes (not for JSRT's raw files, which nothing but their name tells).
     value_range: for PNG and raw files deeper than 8 bits, the values that become black and white (by default: of a PNG
         its robust range, of a raw file 0 to 4095). DICOM files carry their own.
     bits: 8 or 16, of the result; 8-bit values v become 257 v in 16 bits.
+    check_grey_range: as `pixels.read`'s and `dicom.read`'s; admit: as `dicom.read`'s.
     Returns Picture; of a DICOM file its `header` has view (the projection), sex and age. Raises UnreadablePicture.
     """
     data, name = pixels.contents(source)
     if dicom.is_dicom(data):
-        return _dicom(data, bits)
+        return _dicom(data, bits, check_grey_range, admit)
     if name.lower().endswith(".img"):
         return _jsrt(data, value_range, bits)
-    return pixels.read(data, value_range, bits)
+    return pixels.read(data, value_range, bits, check_grey_range=check_grey_range)
 
 
-def _dicom(data: bytes, bits: int) -> Picture:
-    grey, record = dicom.read(data, bits)
+def _dicom(data: bytes, bits: int, check_grey_range: bool, admit: Collection[str]) -> Picture:
+    grey, record = dicom.read(data, bits, check_grey_range=check_grey_range, admit=admit)
     header = {"view": record.projection, "sex": record.sex, "age": record.age}
     return Picture(grey, "dicom", record.rows, record.columns, record.bits_stored, record.steps, header)
 

@@ -97,6 +97,27 @@ def test_overlay_bits_above_the_stored_ones_are_masked_and_said(tmp_path):
     assert record.warnings == ("bits above the 12 stored ones, set in 25.0% of the pixels, are ignored",)
 
 
+def test_a_declared_overlay_bit_next_to_the_stored_ones_is_no_value(tmp_path):
+    array = noise(np.uint16, 0, 4095)
+    path = dicom_files.write(tmp_path / "a.dcm", array | np.uint16(0x1000), bits_stored=12)
+    dataset = pydicom.dcmread(path)
+    dataset.add_new((0x6000, 0x0010), "US", 40)
+    dataset.add_new((0x6000, 0x0102), "US", 12)
+    dataset.save_as(path)
+    np.testing.assert_array_equal(dicom.read(path).pixels, robust(array.astype(float)))
+
+
+@pytest.mark.parametrize("syntax", ["explicit", "rle"])
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16])
+def test_values_beyond_the_stored_bits_do_not_wrap_round(tmp_path, syntax, dtype):
+    """They did: 1,200 in 10 bits became 176, so that bright bones were dark."""
+    array = noise(dtype, 0 if dtype == np.uint16 else -1200, 1200)
+    picture, record = read(tmp_path, array, bits_stored=10, transfer_syntax=syntax)
+    np.testing.assert_array_equal(picture, robust(array.astype(float)))
+    assert record.bits_stored == 10
+    assert len(record.warnings) == 1 and "need more than the 10 bits of BitsStored" in record.warnings[0]
+
+
 def test_big_endian_words_of_8_bit_pixels_are_swapped(tmp_path):
     array = noise(np.uint8, 0, 255)
     path = dicom_files.write(tmp_path / "a.dcm", array, transfer_syntax="big_endian")

@@ -80,6 +80,28 @@ def test_the_view_code_stands_in_for_a_missing_view_position(tmp_path):
     assert read(tmp_path, noise(np.uint8, 0, 255), ViewCodeSequence=[code]).record.projection == "PA"
 
 
+@pytest.mark.filterwarnings("ignore:Invalid value for VR CS")
+@pytest.mark.parametrize("part", ["TÓRAX", "thorax pa", "CXR", "CHST", "POITRINE", "UNDEFINED", "N/A", None])
+def test_words_for_the_chest_and_for_nothing_are_admitted(tmp_path, part):
+    array = noise(np.uint8, 0, 255)
+    path = dicom_files.write(tmp_path / "a.dcm", array, SpecificCharacterSet="ISO_IR 100", BodyPartExamined=part)
+    np.testing.assert_array_equal(dicom.read(path, bits=8).pixels, array)
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR CS")
+@pytest.mark.parametrize(
+    ("keyword", "word", "wanted"),
+    [("BodyPartExamined", "BRUST", "brust"), ("BodyPartExamined", "HALS RÖ", "Hals Rö"), ("Modality", "RF", "RF")],
+)
+def test_what_the_header_calls_otherwise_can_be_admitted(tmp_path, keyword, word, wanted):
+    array = noise(np.uint8, 0, 255)
+    tags = {"SpecificCharacterSet": "ISO_IR 100", keyword: word}
+    path = dicom_files.write(tmp_path / "a.dcm", array, **tags)
+    with pytest.raises(UnreadablePicture, match=f"{keyword} is .* by --admit '?{word[:3]}"):
+        dicom.read(path)
+    np.testing.assert_array_equal(dicom.read(path, bits=8, admit=("DX", wanted)).pixels, array)
+
+
 @pytest.mark.parametrize(
     ("tags", "sentence"),
     [

@@ -5,7 +5,7 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset
 
-from cxrjax.imaging import dicom
+from cxrjax.imaging import dicom, pixels
 from cxrjax.imaging.pixels import UnreadablePicture
 from tests import dicom_files
 from tests.dicom_files import noise, robust
@@ -114,6 +114,30 @@ def test_absurd_windows_fall_back_to_percentiles_and_warn(tmp_path, centre, widt
     assert record.window == "" and "percentiles" in record.scaling
     assert len(record.warnings) == 1 and why in record.warnings[0]
     assert f"warning: {record.warnings[0]}" in record.steps
+
+
+@pytest.mark.parametrize("name", ["window", "marker"])
+def test_a_grey_range_that_leaves_few_levels_is_passed_over_and_said(tmp_path, name):
+    """12 bits of values in a window of 16, or beside a full-scale marker on 0.5 % of the pixels."""
+    array = noise(np.uint16, 200, 4000, (100, 100))
+    tags = {"bits_stored": 12, "WindowCenter": 32768, "WindowWidth": 65536} if name == "window" else {}
+    if name == "marker":
+        array[0, :50] = 65535
+    path = dicom_files.write(tmp_path / "a.dcm", array, **tags)
+    picture, record = dicom.read(path, bits=8)
+    assert len(np.unique(picture[1:])) > 200
+    assert pixels.spread(picture) > 0.75
+    said = [step for step in record.steps if step.startswith("grey range chosen anew: ")]
+    assert len(said) == 1 and "left the middle 98 % of the pixels" in said[0]
+    declared, record = dicom.read(path, bits=8, check_grey_range=False)
+    assert declared[1:].max() <= 16
+    assert not [step for step in record.steps if step.startswith("grey range")]
+
+
+def test_a_window_that_is_only_dim_is_kept(tmp_path):
+    array = noise(np.uint16, 0, 4095)
+    _, record = read(tmp_path, array, bits_stored=12, WindowCenter=7000, WindowWidth=14000)
+    assert record.window.startswith("window 1 of 1: centre 7000")
 
 
 def test_rescaling_comes_before_the_window(tmp_path):

@@ -102,6 +102,26 @@ def test_sixteen_bits_fill_the_range_without_the_brightest_marker():
     assert fine.steps[0].endswith("became 0 to 65535")
 
 
+@pytest.mark.parametrize("share", [0.002, 0.009])
+def test_a_large_marker_does_not_darken_the_rest(share):
+    deep = np.linspace(100, 4095, 200 * 200).reshape(200, 200).astype(np.uint16)
+    deep[0].flat[:200] = 65535
+    deep.flat[: int(share * deep.size)] = 65535
+    picture = pixels.read(png(deep))
+    rest = picture.pixels[4:]
+    assert rest.min() < 30 and rest.max() > 225 and len(np.unique(rest)) > 200
+    assert picture.steps[0].startswith("grey range chosen anew: percentiles 0.1 and 99.9 left the middle 98 %")
+    assert pixels.read(png(deep), check_grey_range=False).pixels[4:].max() <= 16
+
+
+def test_spread_is_the_share_of_the_levels_between_percentiles_1_and_99():
+    grey = np.zeros((100, 100), np.uint8)
+    grey[:, 50:] = 51
+    grey[0, :50] = 255  # 0.5 % of the pixels
+    assert pixels.spread(grey) == pytest.approx(0.2)
+    assert pixels.spread(grey.astype(np.uint16) * 257) == pytest.approx(0.2)
+
+
 def test_eight_bits_keep_their_grey_levels_in_sixteen():
     picture = pixels.read(png(gradient()), bits=16)
     assert picture.pixels.dtype == np.uint16
