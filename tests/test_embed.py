@@ -97,7 +97,7 @@ def test_rows_survive_an_interruption(run, pictures, tmp_path, monkeypatch):
     last = sorted(pictures)[-1]
     original = embed.reader.read
 
-    def interrupted(path):
+    def interrupted(path, **options):
         if str(path) == last:
             raise KeyboardInterrupt
         return original(path)
