@@ -131,8 +131,10 @@ class Checkpoints:
         return True
 
     def rank(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Notes what a saved step came to, for the ranking: judges look at it after it is safe on disk."""
+        """Notes what a step came to, for the ranking, if it is kept: judges look at it after it is safe on disk."""
         self.wait()
+        if step not in self.steps():
+            return
         metrics = {name: float(value) for name, value in metrics.items()}
         self._scores[step] = _score(metrics, self._ranking)
         if jax.process_index() == 0:

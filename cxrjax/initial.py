@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from cxrjax import checkpoint, recipes, trained
+from cxrjax import checkpoint, hosts, recipes, trained
 from cxrjax.config import ConfigDict, names
 from cxrjax.input import converted_sets, paired
 from cxrjax.interop import huggingface, torch_bert, torch_resnet, torch_swin, torch_vit
@@ -65,6 +65,7 @@ def initialise(config: ConfigDict, train_state: Any, abstract: Any) -> Any:
     by_path = dict(_leaves(_named_encoders(config, abstract)))
     if not by_path:
         return train_state
+    hosts.agree({"the encoders to start from": lambda: hosts.local_digest(by_path)}, "give all hosts the same files")
 
     def replace(keys, leaf, target):
         # From the last name of an encoder on: state/target/encoder/… starts as params/encoder/… does.

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cxrjax import parallel
+from cxrjax import hosts, parallel
 
 FILE = "owner.json"
 BEAT_S = 10
@@ -44,7 +44,7 @@ def hold(workdir: Path) -> Iterator[None]:
     """
     workdir = Path(workdir).absolute()
     owner, refused = None, None
-    if parallel.is_first():
+    if hosts.is_first():
         try:
             workdir.mkdir(parents=True, exist_ok=True)
             owner = _take(workdir)
@@ -53,6 +53,7 @@ def hold(workdir: Path) -> Iterator[None]:
     if parallel.any_process(refused is not None):
         raise refused or InUse(f"{workdir} is in use, or cannot be written to, as the first host says")
     try:
+        hosts.check_shared(lambda: _nonce(workdir), workdir)
         yield
     finally:
         if owner is not None:
@@ -205,6 +206,16 @@ def _read(descriptor: int) -> dict:
         return found if isinstance(found, dict) else {}
     except ValueError:
         return {}
+
+
+def _nonce(workdir: Path) -> str:
+    owner = _held.get(workdir)  # whoever opens and closes a file loses his locks on it
+    if owner is not None:
+        return owner.nonce
+    try:
+        return json.loads((workdir / FILE).read_text()).get("nonce", "")
+    except (OSError, ValueError):
+        return ""
 
 
 def _write(descriptor: int, content: dict) -> None:

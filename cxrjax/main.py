@@ -10,9 +10,10 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import flags
 
-from cxrjax import checkpoint, command, lock, parallel
+from cxrjax import checkpoint, command, hosts, leftovers, lock
 from cxrjax import config as shared
 from cxrjax.config import ConfigDict
 
@@ -23,8 +24,8 @@ def main(config: ConfigDict, name: str, options: Any) -> None:
     if config.job not in jobs:
         raise ValueError(f"config.job is {config.job!r}; it must be one of {', '.join(jobs)}")
     shared.check(config)
-    if options.distributed:
-        parallel.connect()
+    if options.distributed or options.coordinator:
+        print(hosts.connect(options.coordinator, options.processes, options.process, options.bind), flush=True)
     jobs[config.job](config, name, options)
 
 
@@ -32,11 +33,13 @@ def pretrain(config: ConfigDict, name: str, options: Any) -> None:
     """One run, or where config.grid is given one for each of its combinations."""
     from cxrjax import grid, initial, train
 
-    config = initial.of_run(config)
+    config = _with_precision(initial.of_run(config))
     name = f"{name}-grid" if config.grid else name
     workdir = Path(options.workdir or Path("runs") / f"{name}-{shared.digest(config)}")
 
     with lock.hold(workdir):
+        if hosts.is_first():
+            leftovers.tidy(workdir)
         if config.grid:
             grid.run(config, workdir, claim, train.fit)
         else:
@@ -65,6 +68,11 @@ def claim(workdir: Path, config: ConfigDict) -> None:
     was refused before its first step leaves the folder to the next.
     """
     file = workdir / "config.json"
+    if not file.exists() and (there := checkpoint.steps(workdir)):
+        raise ValueError(
+            f"{workdir} has checkpoints of the steps {there} and no config.json that says how they were made: "
+            "put it back to resume them, or choose another --workdir"
+        )
     if file.exists() and ((workdir / "pictures.json").exists() or checkpoint.steps(workdir)):
         changed = shared.differences(shared.read(file), config)
         if changed:
@@ -79,8 +87,26 @@ def claim(workdir: Path, config: ConfigDict) -> None:
     partial.rename(file)
 
 
+def _with_precision(config: ConfigDict) -> ConfigDict:
+    """The config with what JAX was told of its numbers by the environment, where that is not the default."""
+    told = {
+        "enable_x64": (jax.config.jax_enable_x64, False),
+        "prng": (jax.config.jax_default_prng_impl, "threefry2x32"),
+    }
+    found = {key: value for key, (value, default) in told.items() if value != default}
+    if found:
+        config = config.copy_and_resolve_references()
+        with config.unlocked():
+            config.jax = found
+    return config
+
+
 def _define_flags() -> None:
     flags.DEFINE_bool("distributed", False, "join the other hosts of a TPU slice or Slurm job before anything else")
+    flags.DEFINE_string("coordinator", None, "join other hosts by hand: address:port of the first process")
+    flags.DEFINE_integer("processes", None, "how many processes there are, with --coordinator")
+    flags.DEFINE_integer("process", None, "which of them this is, from 0, with --coordinator")
+    flags.DEFINE_string("bind", None, "address:port that the first process listens on (default: all addresses)")
     flags.DEFINE_string("workdir", None, "folder of the run; the same folder resumes (default: under runs/)")
 
 

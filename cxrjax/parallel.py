@@ -18,11 +18,6 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 BATCH_AXES = ("data", "fsdp")
 
 
-def connect() -> None:
-    """Joins this process to the others of its TPU slice or Slurm job, which JAX recognises by the environment."""
-    jax.distributed.initialize()
-
-
 def num_devices(mesh: Mesh | None = None) -> int:
     """Devices of `mesh`, or of all processes together."""
     return jax.device_count() if mesh is None else mesh.size
@@ -118,11 +113,6 @@ def to_global(host_batch: Any, mesh: Mesh) -> Any:
         return jax.make_array_from_process_local_data(sharding if array.ndim else whole, array)
 
     return jax.tree.map(place, host_batch)
-
-
-def is_first() -> bool:
-    """Whether this process is the first of all: it writes what is written once."""
-    return jax.process_index() == 0
 
 
 def any_process(flag: bool, meet: bool = True) -> bool:

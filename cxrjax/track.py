@@ -57,11 +57,16 @@ class Tracker:
         self._began: tuple[int, float] | None = None  # of the first record: what came before was mostly compiling
         self._printed = -math.inf
         self._latest: dict[str, float] = {}  # of what the progress line shows
+        self.judged = False  # whether the file has what judges found at `start`
         self._writes = jax.process_index() == 0
         self._bar = None
         if self._writes:
             self.workdir.mkdir(parents=True, exist_ok=True)
-            self._file = _reopen(self.workdir / "metrics.jsonl", start)
+            self._file, last = _reopen(self.workdir / "metrics.jsonl", start)
+            self.judged = any(name.startswith("eval/") for name in last)
+            if start == 0:  # what was shown by a session that was killed before its first checkpoint
+                for events in (self.workdir / "tensorboard").glob("events.out.tfevents.*"):
+                    events.unlink()
             self._tensorboard = EventFileWriter(str(self.workdir / "tensorboard"))
             if start:
                 # TensorBoard forgets what an earlier session wrote from this step on.
@@ -215,13 +220,15 @@ def _check(step: int, values: dict[str, float]) -> None:
 
 
 def _reopen(path: Path, start: int):
-    """The file for appending, holding whole lines of steps up to `start` only."""
+    """The file for appending, holding whole lines of steps up to `start` only, and the last one of them."""
+    kept = []
     if path.exists():
         kept = [line for line in path.read_text(errors="replace").splitlines(keepends=True) if _step(line) <= start]
         partial = path.with_suffix(".partial")
         partial.write_text("".join(kept))
         partial.replace(path)
-    return path.open("a")
+    last = json.loads(kept[-1]) if kept else {}
+    return path.open("a"), last if last.get("step") == start else {}
 
 
 def _step(line: str) -> float:

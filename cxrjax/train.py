@@ -3,10 +3,8 @@
 import contextlib
 import json
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +12,7 @@ import jax
 import numpy as np
 from einops import rearrange
 
-from cxrjax import checkpoint, checks, initial, lock, methods, optim, parallel
+from cxrjax import checkpoint, checks, hosts, initial, interruption, lock, methods, optim, parallel
 from cxrjax import config as shared
 from cxrjax.config import ConfigDict, determining, judged, names
 from cxrjax.evals import run as evals
@@ -116,12 +114,16 @@ def fit(config: ConfigDict, workdir: Path) -> TrainState:
         _print_setting(config, run, workdir)
     best = config.checkpoint.best_metric or None
     with (
-        _sigterm() as terminated,
+        interruption.caught() as interrupted,
         checkpoint.open(
             workdir / "checkpoints", keep_latest=config.checkpoint.keep_latest, keep_best=1 if best else 0, metric=best
         ) as saved,
     ):
         start = saved.latest_step() or 0
+        hosts.agree(
+            {"settings": shared.digest(config), "the newest checkpoint": start, "pictures": _pictures(run.sources)},
+            "start all hosts with the same command, on the same workdir and the same converted sets",
+        )
         _check_pictures(workdir, run.sources, start)
         if run.method.joint is not None and jax.process_index() == 0:
             paired.keep_vocabulary(config, workdir)
@@ -130,58 +132,77 @@ def fit(config: ConfigDict, workdir: Path) -> TrainState:
             print(f"resuming from step {start} of {run.total_steps}", flush=True)
         else:
             train_state = initial.initialise(config, run.init(), run.abstract)
+        hosts.agree(
+            {"the arrays at the start": lambda: hosts.local_digest(train_state)}, "give all hosts the same files"
+        )
         with Tracker(workdir, run.total_steps, config.batch_size, config.log_every_steps, start) as tracker:
             if start == 0:
                 tracker.picture("views", views_sheet(run.batches[0]["image"]))
-            if start == run.total_steps and not _judged(config, start, workdir):
-                _judge_and_save(config, run, train_state, start, saved, tracker, workdir)
-            return _loop(config, run, train_state, start, saved, tracker, workdir, terminated)
+            # A run may have ended after it saved the step, and before its judges had looked at it.
+            judges = _due(checks.entries(config), run, start) if start else {}
+            undone = hosts.is_first() and not (tracker.judged and _judged(judges, start, workdir))
+            if judges and parallel.any_process(undone):
+                _judge(config, run, train_state, start, saved, tracker, workdir, judges)
+            return _loop(config, run, train_state, start, saved, tracker, workdir, interrupted)
 
 
-def _loop(config: ConfigDict, run, train_state, start, saved, tracker, workdir, terminated) -> TrainState:
+def _loop(config: ConfigDict, run, train_state, start, saved, tracker, workdir, interrupted) -> TrainState:
     batches = pipeline.iterator(run.batches, start, config.input.threads, config.input.workers)
-    saved_at, entries = time.monotonic(), checks.entries(config)
+    saved_at, newest, entries, votes = time.monotonic(), start, checks.entries(config), hosts.Votes()
+    every, best = config.checkpoint.every_steps, config.checkpoint.best_metric
+
+    def save(done, scalars):
+        tracker.check_finite(done, scalars)
+        lock.check(workdir)
+        saved.save(done, train_state, {"step": done}, force=True)
+
     for done in range(start + 1, run.total_steps + 1):
         train_state, scalars = run.step(train_state, parallel.to_global(next(batches), run.mesh))
         if tracker.due(done):
             tracker.log(done, scalars | {f"train/{name}": value for name, value in run.rates(done - 1).items()})
-        metrics, judges = {}, _due(entries, run, done)
+        # Hosts must agree on what their own clocks and signals say, or they would wait for each other for ever.
+        late = (time.monotonic() - saved_at) / 60 >= config.checkpoint.every_minutes
+        stop, late = votes.cast(interrupted.asked, late)
+        judges = _due(entries, run, done)
+        # Judges may take long, and fail: what they look at is saved before, if it is to be saved at all.
+        if stop or late or done == run.total_steps or (every and done % every == 0) or (judges and best):
+            save(done, scalars)
+            saved_at, newest = time.monotonic(), done
+            votes.forget()
+        if stop:
+            _leave(done, saved, interrupted)
         if judges:
             tracker.check_finite(done, scalars)
             try:
-                metrics = _evaluate(config, run, train_state, done, workdir, judges)
+                _judge(config, run, train_state, done, saved, tracker, workdir, judges)
             except evals.EvaluationError:
-                saved.save(done, train_state, {"step": done}, force=True)
+                if newest != done:
+                    save(done, scalars)
                 raise
-            tracker.log(done, metrics)
-
-        every = config.checkpoint.every_steps
-        minutes = (time.monotonic() - saved_at) / 60
-        due = done == run.total_steps or (every and done % every == 0) or config.checkpoint.best_metric in metrics
-        due = due or minutes >= config.checkpoint.every_minutes or terminated.is_set()
-        # Hosts must agree on what their own clocks and signals say, or they would wait for each other for ever.
-        if parallel.any_process(bool(due), meet=tracker.due(done)):
-            tracker.check_finite(done, scalars)
-            lock.check(workdir)
-            saved.save(done, train_state, {"step": done}, metrics=metrics, force=True)
-            saved_at = time.monotonic()
-        if terminated.is_set():
-            saved.wait()
-            print(f"SIGTERM: step {saved.latest_step()} is saved; the same command resumes there", flush=True)
-            raise SystemExit(143)
     return train_state
 
 
-def _judged(config: ConfigDict, step, workdir) -> bool:
-    """Whether all judges have written what they found at a step."""
-    return all((workdir / "evals" / name / str(step) / "results.json").exists() for name in config.evals)
+def _leave(done, saved, interrupted) -> None:
+    """Ends the process when step `done` is on disk, which is looked up there."""
+    saved.wait()
+    there = saved.latest_step()
+    if hosts.is_first():
+        what = f"step {there} is saved" if there == done else f"step {done} could not be saved, the newest is {there}"
+        print(f"{interrupted.name}: {what}; the same command resumes there", flush=True)
+    raise SystemExit(interrupted.code)
 
 
-def _judge_and_save(config: ConfigDict, run, train_state, step, saved, tracker, workdir) -> None:
-    """The judges of a finished run whose last step is saved, but was not judged."""
-    metrics = _evaluate(config, run, train_state, step, workdir, checks.entries(config))
+def _judged(judges, step, workdir) -> bool:
+    """Whether these judges have written what they found at a step."""
+    return all((workdir / "evals" / name / str(step) / "results.json").exists() for name in judges)
+
+
+def _judge(config: ConfigDict, run, train_state, step, saved, tracker, workdir, judges) -> None:
+    """Lets judges look at a step, logs what they find, and ranks the step by it if it is kept."""
+    metrics = _evaluate(config, run, train_state, step, workdir, judges)
+    saved.rank(step, metrics)
     tracker.log(step, metrics)
-    saved.save(step, train_state, {"step": step}, metrics=metrics, force=True)
+    tracker.flush()  # its line tells a resumed run that nothing is left to do for this step
 
 
 def _due(entries, run, done) -> dict[str, dict]:
@@ -225,7 +246,7 @@ def _check_pictures(workdir, sources, start):
     The settings alone do not tell: sets can be converted again, and so share other pictures with what is judged.
     """
     file = workdir / "pictures.json"
-    now = {f"{s.converted_set.name}/{s.split}": {"pictures": len(s), "digest": source_digest(s)} for s in sources}
+    now = _pictures(sources)
     before = json.loads(file.read_text()) if start and file.exists() else now
     changed = [name for name in now.keys() | before.keys() if now.get(name) != before.get(name)]
     if changed:
@@ -239,6 +260,10 @@ def _check_pictures(workdir, sources, start):
         file.write_text(json.dumps(now, indent=2) + "\n")
 
 
+def _pictures(sources) -> dict[str, dict]:
+    return {f"{s.converted_set.name}/{s.split}": {"pictures": len(s), "digest": source_digest(s)} for s in sources}
+
+
 def _print_setting(config: ConfigDict, run, workdir):
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(run.abstract.params))
     sets = ", ".join(f"{s.converted_set.name}/{s.split} ({len(s)})" for s in run.sources)
@@ -249,17 +274,3 @@ def _print_setting(config: ConfigDict, run, workdir):
         + f"{run.total_steps} steps of {config.batch_size}; workdir {workdir}",
         flush=True,
     )
-
-
-@contextlib.contextmanager
-def _sigterm() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets for as long as the context lasts; only the main thread may catch signals."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGTERM, before)

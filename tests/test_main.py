@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from cxrjax import config as shared
@@ -47,6 +48,24 @@ def test_a_workdir_belongs_to_one_setting(tmp_path):
     main.claim(tmp_path, runs.config(log_every_steps=1, mesh__data=4))  # changes no number
     with pytest.raises(ValueError, match=r"optim\.lr: 0\.001 → 0\.002.*choose another --workdir"):
         main.claim(tmp_path, runs.config(optim__lr=0.002))
+
+
+def test_checkpoints_without_their_config_are_not_resumed(tmp_path):
+    runs.write(tmp_path, runs.config(), step=6)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"has checkpoints of the steps \[6\] and no config.json .*put it back"):
+        main.claim(tmp_path, runs.config())
+
+
+def test_the_precision_of_the_environment_is_a_setting(tmp_path):
+    config = runs.config()
+    main.claim(tmp_path, main._with_precision(config))
+    (tmp_path / "pictures.json").write_text("{}")
+    with jax.enable_x64(True):
+        wide = main._with_precision(config)
+    assert shared.digest(wide) != shared.digest(config) == shared.digest(main._with_precision(config))
+    with pytest.raises(ValueError, match=r"jax.enable_x64: \(absent\) → True"):
+        main.claim(tmp_path, wide)
 
 
 def test_digest_follows_the_numbers_only(tmp_path):

@@ -62,6 +62,13 @@ def test_resumed_file_equals_an_uninterrupted_one(tmp_path, killed_at):
     assert lines(tmp_path / "resumed") == lines(tmp_path / "whole")
 
 
+def test_tensorboard_shows_a_step_once_after_a_kill_before_the_first_checkpoint(tmp_path):
+    assert train(tmp_path, 0, 3) == 0
+    train(tmp_path, 0, 12)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [2, 4, 6, 8, 10, 12]
+
+
 def test_log_does_not_wait_for_the_device(tmp_path):
     """The record is read when the next one comes, not before."""
     long = jax.jit(lambda x: jax.lax.fori_loop(0, 40, lambda _, y: y @ x, x)[0, 0])

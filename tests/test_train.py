@@ -272,18 +272,25 @@ def test_a_probe_that_cannot_be_made_is_refused_before_training(tmp_path):
 
 
 def test_a_failed_judge_costs_no_step_and_looks_again(tmp_path, monkeypatch):
-    """The last step is saved all the same, and the same command judges it."""
-    judge = evals.evaluate
+    """The last step is saved before it is judged, and the same command judges it."""
+    judge, save, order = evals.evaluate, checkpoint.Checkpoints.save, []
+    monkeypatch.setattr(
+        checkpoint.Checkpoints,
+        "save",
+        lambda self, step, *rest, **more: order.append(step) or save(self, step, *rest, **more),
+    )
 
     def fail(*_):
+        order.append("judge")
         raise evals.EvaluationError("the disk is full")
 
     monkeypatch.setattr(evals, "evaluate", fail)
     with pytest.raises(evals.EvaluationError):
         train.fit(runs.config(), tmp_path)
-    assert checkpoint.steps(tmp_path) == [6]
+    assert checkpoint.steps(tmp_path) == [6] and order == [6, "judge"]
     monkeypatch.setattr(evals, "evaluate", judge)
     train.fit(runs.config(), tmp_path)
+    assert order == [6, "judge"]
     assert (tmp_path / "evals" / "phantom_probe" / "6" / "results.json").exists()
     assert any("eval/phantom_smoke/all/auroc" in line for line in records(tmp_path))
 

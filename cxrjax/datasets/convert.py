@@ -140,6 +140,7 @@ def _already_there(job: _Job) -> Conversion:
             f"{job.target} holds a set made from other files, another mapping or other options. Choose another "
             "--name or --data-dir, or replace it with --overwrite."
         )
+    writer.tidy(job.data_dir, job.full_name)  # its conversion may have been killed before it did
     without = f", without {there['problems']} bad files" if there.get("problems") else ""
     job.say(f"{job.target} holds exactly this set already{without}; nothing to do.")
     return Conversion(job.target, (), there["counts"])

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cxrjax import parallel
+from cxrjax import hosts, parallel
 from cxrjax.evals import attention
 from cxrjax.evals.base import Encoder, Joint, digest
 from cxrjax.methods.base import Method
@@ -30,12 +30,12 @@ def from_method(
 
     name: in results, such as the run's; config: whatever beside the parameters decides on the features (variant, mean
     and deviation of the input); mesh: by default all devices; parameters that are not on it yet are copied to each.
-    content: digest of parameters and state, needed only where no process can see all of them.
+    content: digest of parameters and state, where it is known.
     attention: whether pictures that a results page may show get a map of attention, which takes another compilation.
     One compilation per method serves every step and set.
     """
     mesh = parallel.make_mesh() if mesh is None else mesh
-    content = content or digest(params, state)
+    content = content or digest(*map(hosts.whole, (params, state)))
     params, state = (jax.tree.map(partial(_on, mesh), tree) for tree in (params, state))
     compiled = _compiled(method.encode)
     identity = digest(content, json.dumps(dict(config or {}), sort_keys=True, default=str), method.image_px)

@@ -13,6 +13,7 @@ from typing import Any, overload
 import grain
 import numpy as np
 
+from cxrjax import interruption
 from cxrjax.input.crops import Undecodable
 from cxrjax.input.source import Source
 
@@ -60,7 +61,7 @@ def iterator(
     ahead = dataset[start_step:].to_iter_dataset(options)
     if workers:
         _let_grain_read_its_flags()
-        ahead = ahead.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+        ahead = ahead.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), interruption.ignore)
     return iter(ahead)
 
 
