@@ -20,15 +20,15 @@ def folds(config: ConfigDict) -> dict[str, int]:
         raise ValueError(f"data.folds = {cut['folds']} cuts one set by patient; data.sets names {len(sets)}: {sets}")
     seen = [part for part in overlap.HELD_OUT if part in split.split(converted_sets.JOINED)]
     for name, entry in entries(config).items():
-        judged_in = {key: entry.get(key, 0) for key in cut}
         if entry.get("set") not in sets:
             continue
+        judged_in = {key: entry[key] for key in cut}
         if judged_in != cut:
             raise ValueError(
                 f"evals.{name} judges with {judged_in} what is trained on with {cut}: give both the same, or patients "
                 "that are trained on would be judged"
             )
-        if seen and not cut["folds"] and config.data.get("exclude_overlap", False):
+        if seen and not cut["folds"] and config.data.exclude_overlap:
             raise ValueError(
                 f"data.split = {split!r} trains on {' and '.join(seen)} of {entry['set']!r}, which evals.{name} judges "
                 "on: train on data.split=train, judge on another set, or say that it may be with "

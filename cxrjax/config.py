@@ -103,6 +103,7 @@ ADDED: dict[str, tuple[str, Any]] = {
     "optim.clip_per_tensor": ("optim.grad_clip", None),
     "input.workers": ("input.threads", 0),
     "model.pool": ("model.patch_px", "cls"),
+    "head.taps": ("head.features", ""),
     "encoder": ("policy", "learned"),
     "loss.chunks": ("loss.share", 1),
     "loss.shifted_attention": ("loss.cta_weight", False),

@@ -38,6 +38,7 @@ def test_keys_that_came_later_have_the_value_that_held_before():
     assert found["data"]["folds"] == 5 and found["data"]["fold"] == 0 and found["data"]["exclude_overlap"] is False
     assert "data.fold = 0" in changes and not any(change.startswith("data.folds") for change in changes)
     assert shared.translated({"model": {"patch_px": 8}})[0]["model"]["pool"] == "cls"
+    assert shared.translated({"head": {"features": 16}})[0]["head"] == {"features": 16, "taps": ""}
     assert shared.translated({"model": {"image_px": 8}, "job": "evaluate"}) == (
         {"model": {"image_px": 8}, "job": "evaluate"},
         [],

@@ -81,7 +81,7 @@ def evaluate(
         if jax.process_index() == 0:
             _write(Path(workdir) / "evals" / entry["name"] / str(encoder.step), encoder, entry, seed, result)
     except Exception as error:
-        name = entry.get("name") or f"{entry.get('judge', 'probe')} on {entry.get('set', '?')}"
+        name = entry.get("name") or f"{entry.get('judge', COMMON['judge'])} on {entry.get('set', '?')}"
         place = f"evaluation {name!r} of {encoder.name!r} at step {encoder.step}"
         raise EvaluationError(f"{place} failed: {error}") from error
     return result

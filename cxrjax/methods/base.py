@@ -211,7 +211,7 @@ def frozen_at_first(config: Config, share: float) -> Callable[[Params, jax.Array
 
 
 def _total_steps(config: Config, what: str = "") -> int:
-    total = config.duration.get("total_steps")
+    total = config.duration.total_steps
     if total is None:
         raise ValueError(
             f"the method {config.method!r} changes {what}over the whole run, but its duration is "

@@ -14,6 +14,8 @@ from cxrjax.models.vit import ViT
 _MODULE_OWN = {"parent", "name"}
 _FIELDS = {module: {f.name for f in dataclasses.fields(module)} - _MODULE_OWN for module in (ViT, ResNet)}
 
+_NEEDED = {ViT: {"image_px", "patch_px", "pool", "dtype"}, ResNet: {"image_px", "dtype"}}
+
 
 class Backbone(NamedTuple):
     """An encoder as pure functions.
@@ -40,11 +42,11 @@ class Backbone(NamedTuple):
 def make(model: Mapping[str, Any]) -> Backbone:
     """The encoder of config.model.
 
-    model: `variant` decides between vit.VARIANTS and resnet.VARIANTS; image_px; pool, of a ViT: "cls" (default),
-    "mean" over the patch tokens, or "without_cls", their mean in blocks that [CLS] is left out of; and any field of ViT
-    or ResNet by its name, dtype as a word. Fields that only the other of the two has are left aside, so that one config
-    serves both: a ResNet has no patch_px. The last map of a ResNet is its "patches", and their mean its "pooled".
-    Raises ValueError for an unknown variant, pool, key or word of a key, and lists what exists.
+    model: `variant`, which decides between vit.VARIANTS and resnet.VARIANTS; image_px; dtype, as a word; of a ViT
+    patch_px and pool: "cls", "mean" over the patch tokens, or "without_cls", their mean in blocks that [CLS] is left
+    out of. Any other field of ViT or ResNet may be given by its name. Fields that only the other of the two has are
+    left aside, so that one config serves both. The last map of a ResNet is its "patches", and their mean its "pooled".
+    Raises ValueError for an unknown variant, pool, key or word of a key, listing what exists, and for a missing key.
     """
     options = dict(model)
     unknown = sorted(set(options) - _FIELDS[ViT] - _FIELDS[ResNet] - {"pool"})
@@ -58,13 +60,18 @@ def make(model: Mapping[str, Any]) -> Backbone:
             f"there is no encoder {options.get('variant')!r}; ViTs: {', '.join(vit.VARIANTS)}; "
             f"ResNets: {', '.join(resnet.VARIANTS)}"
         )
+    if missing := sorted(_NEEDED[family] - set(options)):
+        raise ValueError(
+            f"the encoder {options['variant']!r} also needs {', '.join(f'model.{key}' for key in missing)}; got the "
+            f"keys {sorted(options)}. Start from a config with an encoder of the same family"
+        )
     fields = {name: value for name, value in options.items() if name in _FIELDS[family]}
-    fields["dtype"] = jnp.dtype(options.get("dtype", "float32"))
+    fields["dtype"] = jnp.dtype(options["dtype"])
     if family is ViT:
         module = ViT(**fields)
         module.check()
-        return _vit(module, options.get("pool", "cls"))
-    return _resnet(ResNet(**fields), options.get("image_px", 224))
+        return _vit(module, options["pool"])
+    return _resnet(ResNet(**fields), options["image_px"])
 
 
 def make_vit(model: Mapping[str, Any]) -> tuple[Backbone, ViT]:

@@ -41,7 +41,7 @@ def make(model: Mapping[str, Any], *, layer: int = 3, enlarge_px: int = 0, atten
     """
     encoder = backbone.make(model)
     if isinstance(encoder.module, ViT):
-        apply = _vit(encoder.module, model.get("pool", "cls"), attention)
+        apply = _vit(encoder.module, model["pool"], attention)
         return Regions(encoder.init, apply, encoder.width, encoder.width)
     if layer not in (1, 2, 3, 4):
         raise ValueError(f"a ResNet has the layers 1 to 4, got layer={layer!r}")

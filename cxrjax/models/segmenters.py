@@ -46,7 +46,7 @@ def make(head: Mapping[str, Any], encoder: Backbone) -> Segmenter:
     kind = head["kind"] or kinds[0]
     if kind not in kinds:
         raise ValueError(f"head.kind = {kind!r} on {encoder.module.variant!r}: choose one of {', '.join(kinds)}, or ''")
-    features, dtype, taps = head["features"] or FEATURES[kind], encoder.module.dtype, names(head.get("taps", ""))
+    features, dtype, taps = head["features"] or FEATURES[kind], encoder.module.dtype, names(head["taps"])
     if taps and (kind != "unetr" or not all(tap.isdecimal() for tap in taps)):
         raise ValueError(
             f"head.taps = {head['taps']!r} with {kind}: taps are numbers of blocks, from 1, and UNETR's alone"

@@ -10,7 +10,7 @@ from cxrjax.models import backbone, resnet, vit
 from cxrjax.models.resnet import ResNet
 from cxrjax.models.vit import ViT
 
-VIT = {"variant": "test", "image_px": 32, "patch_px": 8, "channels": 1, "positions": "sincos", "dtype": "float32"}
+VIT = {"variant": "test", "image_px": 32, "patch_px": 8, "channels": 1, "pool": "cls", "dtype": "float32"}
 RESNET = {"variant": "resnet_test", "image_px": 32, "channels": 1, "dtype": "float32"}
 IMAGES = np.random.default_rng(0).standard_normal((4, 32, 32, 1), np.float32)
 
@@ -135,12 +135,14 @@ def test_one_config_serves_both_families():
     [
         ({"variant": "resnet19"}, "no encoder 'resnet19'; ViTs: test, .*B, L.*; ResNets: resnet_test, resnet18"),
         ({"patch": 8}, r"unknown keys \['patch'\] .*'patch_px'"),
+        ({"variant": "resnet_test", "dtype": None}, "the encoder 'resnet_test' also needs model.dtype; got"),
+        ({"pool": None, "patch_px": None}, "the encoder 'test' also needs model.patch_px, model.pool; got"),
         ({"pool": "max"}, "pool must be 'cls', 'mean' or 'without_cls', got 'max'"),
     ],
 )
 def test_mistakes_are_explained(change, sentence):
     with pytest.raises(ValueError, match=sentence):
-        backbone.make({**VIT, **change})
+        backbone.make({key: value for key, value in {**VIT, **change}.items() if value is not None})
 
 
 def test_no_variant_is_both():

@@ -14,8 +14,8 @@ from cxrjax.models.heads import MLP
 from cxrjax.models.heads import run as run_head
 from cxrjax.models.heads import start as start_head
 
-VIT = {"variant": "test", "image_px": 16, "patch_px": 4}
-RESNET = {"variant": "resnet_test", "image_px": 32}
+VIT = {"variant": "test", "image_px": 16, "patch_px": 4, "pool": "cls", "dtype": "float32"}
+RESNET = {"variant": "resnet_test", "image_px": 32, "dtype": "float32"}
 TEXT = {"variant": "test", "vocab_size": 40, "length": 9, "frozen_layers": 0, "dtype": "float32", "pool": "mean"}
 
 

@@ -134,15 +134,15 @@ def test_upernet_is_pytorchs():
 @pytest.mark.parametrize(("variant", "expected"), [("resnet34", 3_151_697), ("resnet50", 9_013_073)])
 def test_parameters_of_unet_are_those_of_segmentation_models_pytorch(variant, expected):
     """24 436 369 and 32 521 105 in all, less torchvision's trunks of 21 284 672 and 23 508 032."""
-    encoder = backbone.make({"variant": variant, "image_px": 64, "channels": 3})
-    head = segmenters.make({"kind": "unet", "features": 0}, encoder)
+    encoder = backbone.make({**RESNET, "variant": variant, "image_px": 64, "channels": 3})
+    head = segmenters.make({"kind": "unet", "features": 0, "taps": ""}, encoder)
     params, _ = jax.eval_shape(head.init, jax.random.key(0))
     assert count(params) == expected
 
 
 def test_widths_of_setr_pup_at_vit_b_are_mgcas():
-    encoder = backbone.make({"variant": "B", "image_px": 224, "patch_px": 16})
-    head = segmenters.make({"kind": "setr_pup", "features": 0}, encoder)
+    encoder = backbone.make({**VIT, "variant": "B", "image_px": 224, "patch_px": 16})
+    head = segmenters.make({"kind": "setr_pup", "features": 0, "taps": ""}, encoder)
     params, _ = jax.eval_shape(head.init, jax.random.key(0))
     assert [params[f"conv{i}"]["conv"]["kernel"].shape[2:] for i in (1, 2, 3, 4)] == [
         (768, 512), (512, 256), (256, 128), (128, 64)
@@ -153,7 +153,7 @@ def test_widths_of_setr_pup_at_vit_b_are_mgcas():
 @pytest.mark.parametrize(("model", "kind"), [(FINE, ""), (FINE, "setr_pup"), (FINE, "upernet"), (RESNET, "")])
 def test_every_head_makes_a_mask_of_the_pictures_size(model, kind):
     encoder = backbone.make(model)
-    head = segmenters.make({"kind": kind, "features": 4}, encoder)
+    head = segmenters.make({"kind": kind, "features": 4, "taps": ""}, encoder)
 
     def masks(key, train):
         params, stats = encoder.init(key)
@@ -191,7 +191,7 @@ def test_heads_that_do_not_fit_are_explained():
             segmenters.make({"kind": kind, "features": 0, "taps": taps}, backbone.make(FINE))
     for model, kind in ((VIT, "unet"), (RESNET, "unetr"), (VIT, "u-net")):
         with pytest.raises(ValueError, match=f"head.kind = '{kind}' on .*: choose one of"):
-            segmenters.make({"kind": kind, "features": 0}, backbone.make(model))
-    head = segmenters.make({"kind": "", "features": 4}, backbone.make({**RESNET, "image_px": 48}))
+            segmenters.make({"kind": kind, "features": 0, "taps": ""}, backbone.make(model))
+    head = segmenters.make({"kind": "", "features": 4, "taps": ""}, backbone.make({**RESNET, "image_px": 48}))
     with pytest.raises(ValueError, match="multiples of 32 px, got"):
         jax.eval_shape(head.init, jax.random.key(0))
