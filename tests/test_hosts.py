@@ -65,7 +65,7 @@ def start(workdir, port, number, *flags):
     command = [sys.executable, "-m", "cxrjax.main", "--config=configs/spcl.py:smoke", f"--workdir={workdir}"]
     command += [f"--coordinator=127.0.0.1:{port}", f"--bind=127.0.0.1:{port}", "--processes=2", f"--process={number}"]
     command += ["--config.duration.total_steps=24", "--config.log_every_steps=12", "--config.checkpoint.every_steps=5"]
-    command += [f"--config.evals.{name}.every_steps=0" for name in ("phantom_knn", "phantom_probe")]
+    command += [f"--config.evals.{name}.every_steps=1000" for name in ("phantom_knn", "phantom_probe")]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen([*command, *flags], env=os.environ | options, **pipes)
 

@@ -4,7 +4,10 @@ Every judge of frozen features starts from the same table, so that a second task
 picture. A second checkpoint encodes them again, but decodes none (see `pictures`).
 """
 
+import logging
 import os
+import zipfile
+import zlib
 from collections import deque
 from pathlib import Path
 
@@ -34,10 +37,9 @@ def features(
     """
     identity = digest(encoder.digest, encoder.image_px, pictures.PREPROCESSING, source_digest(source))
     path = None if cache_dir is None else Path(cache_dir) / f"{identity}.npz"
-    if path is not None and _everywhere(path.is_file()):
-        os.utime(path)
-        with np.load(path) as stored:
-            return FeatureTable(*(stored[name] for name in FeatureTable._fields))
+    kept = None if path is None else _stored(path, len(source))
+    if path is not None and _everywhere(kept is not None):
+        return kept
     table = source.table
     result = FeatureTable(
         _encode(encoder, source, batch_size, pictures_bytes),
@@ -53,6 +55,20 @@ def features(
         os.replace(unfinished, path)
         _make_room(path.parent, cache_bytes, path)
     return result
+
+
+def _stored(path: Path, count: int) -> FeatureTable | None:
+    """The table of a file; None where there is none, or the disk has changed it: then it is made again."""
+    if not path.is_file():
+        return None
+    try:
+        os.utime(path)
+        with np.load(path) as stored:
+            found = FeatureTable(*(stored[name] for name in FeatureTable._fields))
+    except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        logging.warning("%s is damaged (%s) and made again", path, error)
+        return None
+    return found if {len(column) for column in found} == {count} else None
 
 
 def source_digest(source: Source) -> str:

@@ -1,20 +1,22 @@
 """Pictures and masks of a set as the judges see them, fitted to a size once and then read without decoding.
 
 <set's folder>/fitted/<split>-<px>-<what>-<stamp>.pixels    n px px uint8, in the order of the records
-                      <the same>.there                      n bytes, 1 where a record's pixels are written
+                      <the same>.sums                       n uint32, CRC-32 of a record's pixels, 0 where not written
 
 All judges of all checkpoints read the same file of a split, whatever part of it they look at. A record's pixels are
 filled in when they are first asked for. Several processes may do so at once, since they write the same. The stamp
-stands for the set's files: what was kept of a set that has been converted again is removed. Where a file would be
+stands for the set's files: what was kept of a set that has been converted again is removed. Pixels that a disk has
+changed are made again. Where a file would be
 larger than allowed, or the folder cannot be written, pictures are decoded each time.
 """
 
 import logging
 import os
+import zlib
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -47,7 +49,7 @@ def batches(
         return
     for start in range(0, len(source), batch_size):
         rows = np.minimum(np.arange(start, start + batch_size), len(source) - 1)
-        yield kept[source.positions[rows]][..., None]
+        yield kept.read(source, source.positions[rows], px, what)[..., None]
 
 
 def fitted(example: Mapping[str, Any], rng: np.random.Generator, px: int, what: str) -> dict[str, np.ndarray]:
@@ -60,8 +62,40 @@ def fitted(example: Mapping[str, Any], rng: np.random.Generator, px: int, what: 
     return {"pixels": (inside if known else np.full_like(inside, UNKNOWN))[..., None]}
 
 
-def _kept(source: Source, px: int, what: str, limit_bytes: float) -> np.ndarray | None:
-    """The file's pixels n px px, in which the records of the source are; None where nothing can be kept."""
+class _Kept(NamedTuple):
+    """The files of a split: pixels n px px; sums n, see `_sum`, with 0 where a record's pixels are not written."""
+
+    folder: Path
+    stem: str
+    pixels: np.ndarray
+    sums: np.ndarray
+
+    def read(self, source: Source, positions: np.ndarray, px: int, what: str) -> np.ndarray:
+        """The pixels of some records, b px px; what a disk has changed is made again. Raises OSError."""
+        found = self.pixels[positions]
+        wrong = [row for row, position in enumerate(positions) if _sum(found[row]) != self.sums[position]]
+        if wrong:
+            logging.warning("%d kept pictures of %s are damaged and made again", len(wrong), self.folder.parent)
+            self.fill(source, np.unique(positions[wrong]), px, what)
+            found = self.pixels[positions]
+        return found
+
+    def fill(self, source: Source, missing: np.ndarray, px: int, what: str) -> None:
+        """Decodes some records and writes their pixels. Raises OSError where the disk refuses them."""
+        rest = Source(source.converted_set, source.split, missing)
+        size, done = min(64, len(missing)), 0
+        for batch, valid in pipeline.evaluation_batches(rest, partial(fitted, px=px, what=what), size):
+            rows = missing[done : done + size]
+            pixels = batch["pixels"][valid, ..., 0]
+            # Not through the map: where a disk is full, writing to one ends the process.
+            _write(self.folder / f"{self.stem}.pixels", rows, pixels)
+            # Only now: a reader of the same file takes what is marked.
+            _write(self.folder / f"{self.stem}.sums", rows, np.array([_sum(one) for one in pixels], np.uint32))
+            done += size
+
+
+def _kept(source: Source, px: int, what: str, limit_bytes: float) -> _Kept | None:
+    """The files in which all records of the source are; None where nothing can be kept."""
     name = f"{source.split}-{px}-{what}"
     count = len(index(source.converted_set, source.split))
     if count * px * px > limit_bytes:
@@ -71,29 +105,22 @@ def _kept(source: Source, px: int, what: str, limit_bytes: float) -> np.ndarray 
     try:
         folder.mkdir(exist_ok=True)
         for old in folder.glob(f"{name}-*"):
-            if not old.name.startswith(stem):
+            if not old.name.startswith(stem) or old.suffix not in (".pixels", ".sums"):
                 old.unlink(missing_ok=True)
-        pixels = _open(folder / f"{stem}.pixels", (count, px, px))
-        there = _open(folder / f"{stem}.there", (count,))
+        files = (folder / f"{stem}.pixels", np.uint8, (count, px, px)), (folder / f"{stem}.sums", np.uint32, (count,))
+        kept = _Kept(folder, stem, *(_open(*file) for file in files))
+        missing = np.unique(source.positions[kept.sums[source.positions] == 0])
+        if len(missing):
+            kept.fill(source, missing, px, what)
     except OSError as error:
         logging.warning("pictures of %s are decoded every time: %s", source.converted_set.name, error)
         return None
-    missing = np.unique(source.positions[there[source.positions] == 0])
-    if len(missing):
-        rest = Source(source.converted_set, source.split, missing)
-        size, done = min(64, len(missing)), 0
-        for batch, valid in pipeline.evaluation_batches(rest, partial(fitted, px=px, what=what), size):
-            rows = missing[done : done + size]
-            try:
-                # Not through the map: where a disk is full, writing to one ends the process.
-                _write(folder / f"{stem}.pixels", rows, batch["pixels"][valid, ..., 0])
-                # Only now: a reader of the same file takes what is marked.
-                _write(folder / f"{stem}.there", rows, np.ones(len(rows), np.uint8))
-            except OSError as error:
-                logging.warning("pictures of %s are decoded every time: %s", source.converted_set.name, error)
-                return None
-            done += size
-    return pixels
+    return kept
+
+
+def _sum(pixels: np.ndarray) -> int:
+    """CRC-32 of a record's pixels, never 0."""
+    return zlib.crc32(np.ascontiguousarray(pixels)) or 1
 
 
 def _write(path: Path, rows: np.ndarray, values: np.ndarray) -> None:
@@ -103,9 +130,9 @@ def _write(path: Path, rows: np.ndarray, values: np.ndarray) -> None:
         os.fdatasync(file.fileno())
 
 
-def _open(path: Path, shape: tuple[int, ...]) -> np.memmap:
-    size = int(np.prod(shape))
+def _open(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     with path.open("ab") as file:
         if os.fstat(file.fileno()).st_size != size:
             file.truncate(size)  # zeros, and on most file systems no space until they are written
-    return np.memmap(path, np.uint8, "r+", shape=shape)
+    return np.memmap(path, dtype, "r+", shape=shape)

@@ -229,10 +229,13 @@ def fingerprints(converted_set: ConvertedSet, split: str) -> list[str]:
     if "fingerprint" in table and all(table["fingerprint"]):
         return table["fingerprint"].tolist()
     path = converted_set.directory / f"fingerprints-{split}.parquet"
-    if path.exists():
-        kept = pd.read_parquet(path)
-        if kept["image_id"].tolist() == table["image_id"].tolist():
-            return kept["fingerprint"].tolist()
+    kept = record_index.read_cache(path)
+    if (
+        kept is not None
+        and {"image_id", "fingerprint"} <= {*kept}
+        and kept["image_id"].tolist() == table["image_id"].tolist()
+    ):
+        return kept["fingerprint"].tolist()
     stored = Source(converted_set, split, range(len(table)))
     with (
         writer.progress_bar(len(stored), f"{converted_set.name}: fingerprints of {split}", "picture", True) as bar,
@@ -242,12 +245,8 @@ def fingerprints(converted_set: ConvertedSet, split: str) -> list[str]:
         for look in pool.map(lambda number: _fingerprint(stored, number), range(len(stored))):
             found.append(look)
             bar.update()
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        pd.DataFrame({"image_id": table["image_id"], "fingerprint": found}).to_parquet(unfinished, index=False)
-        os.replace(unfinished, path)
-    except OSError:
-        unfinished.unlink(missing_ok=True)
+    kept = pd.DataFrame({"image_id": table["image_id"], "fingerprint": found})
+    record_index.write_cache(path, kept)
     return found
 
 

@@ -1,6 +1,7 @@
 """What is known of a split's records without reading their pictures: one row per record, kept beside the set."""
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -63,15 +64,11 @@ def _kept(
         return pd.DataFrame(columns=list(fields))
     path = converted_set.directory / f"{name}-{split}.parquet"
     made_of = stamp(converted_set, split)
-    if path.exists():
-        try:
-            stored = pq.read_table(path)
-        except (pa.ArrowInvalid, OSError):
-            stored = None
-        if stored is not None and (stored.schema.metadata or {}).get(b"cxrjax_stamp") == made_of:
-            return stored.to_pandas()
+    kept = read_cache(path, made_of)
+    if kept is not None and len(kept) == converted_set.split_sizes[split]:
+        return kept
     table = scan(converted_set, split)
-    _write(path, table, made_of)
+    write_cache(path, table, made_of)
     return table
 
 
@@ -86,13 +83,27 @@ def _scan_boxes(converted_set: ConvertedSet, split: str) -> pd.DataFrame:
     return pd.DataFrame({"labels": [box_fields.labels(example) for example in _whole(converted_set, split)]})
 
 
-def _write(path: Path, table: pd.DataFrame, stamp: bytes) -> None:
+def read_cache(path: Path, made_of: bytes | None = None) -> pd.DataFrame | None:
+    """What `write_cache` wrote, for the same stamp if one is given; None where the disk has nothing, or changed it."""
+    if not path.exists():
+        return None
+    try:
+        stored = pq.read_table(path, page_checksum_verification=True)
+        stamped = (stored.schema.metadata or {}).get(b"cxrjax_stamp")
+        return stored.to_pandas() if made_of in (None, stamped) else None
+    except (pa.ArrowException, OSError, ValueError) as error:
+        logging.warning("%s is damaged (%s) and made again", path, str(error).splitlines()[0])
+        return None
+
+
+def write_cache(path: Path, table: pd.DataFrame, stamp: bytes = b"") -> None:
+    """Keeps a table with checksums, if the folder can be written."""
     arrow = pa.Table.from_pandas(table, preserve_index=False)
     arrow = arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), b"cxrjax_stamp": stamp})
     # Several hosts may write at once: each writes its own file, and renaming is atomic.
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        pq.write_table(arrow, temporary)
+        pq.write_table(arrow, temporary, write_page_checksum=True)
         os.replace(temporary, path)
     except OSError:
         temporary.unlink(missing_ok=True)

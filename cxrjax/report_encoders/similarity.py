@@ -12,6 +12,7 @@ common ones and order counts for nothing, but it is there at once and needs no w
 import functools
 import hashlib
 import json
+import logging
 import os
 import re
 import zlib
@@ -22,6 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from cxrjax.datasets import writer
 from cxrjax.input import paired
@@ -75,11 +77,11 @@ def made(converted_set: ConvertedSet, reader: paired.StudyReader, encoder: str |
     # A folder of their own: what lies right beside the records tells whether a set was converted anew.
     folder = converted_set.directory / FOLDER
     path = folder / f"{_digest(converted_set, split, reader, str(encoder))}.npy"
-    if not path.exists():
+    if not _is_whole(path):
         try:
             folder.mkdir(exist_ok=True)
             with writer.alone(folder / ".lock"):
-                if not path.exists():
+                if not _is_whole(path):
                     _make(studies(select(converted_set, split)), reader, encoder, path)
         except OSError as error:
             raise ValueError(
@@ -87,6 +89,19 @@ def made(converted_set: ConvertedSet, reader: paired.StudyReader, encoder: str |
                 "no vectors; make it writable, or copy the set to where it is"
             ) from None
     return path
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether the vectors are there and can be read; what a disk has damaged is made again."""
+    if not path.exists():
+        return False
+    try:
+        rows = pd.read_parquet(path.with_suffix(".parquet"))["row"]
+        whole = len(np.load(path, mmap_mode="r")) == rows.max() + 1
+    except (pa.ArrowException, OSError, ValueError, KeyError, EOFError) as error:
+        whole = False
+        logging.warning("%s is damaged (%s)", path, str(error).splitlines()[0])
+    return whole
 
 
 @functools.lru_cache(maxsize=16)

@@ -8,7 +8,7 @@ import pytest
 
 from cxrjax.evals import encoders, pictures
 from cxrjax.evals.features import features
-from cxrjax.input import converted_sets, crops, source
+from cxrjax.input import converted_sets, crops, record_index, source
 from tests import radiographs
 
 
@@ -124,3 +124,54 @@ def test_masks_are_kept_too_and_unknown_ones_are_told(phantom_dir, decoded):
 
     example = {**chosen[0], "has_mask": np.bool_(False)}
     assert set(np.unique(pictures.fitted(example, None, 24, "mask")["pixels"])) == {pictures.UNKNOWN}
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_kept_pictures_that_the_disk_changed_are_made_again(converted, decoded, caplog):
+    """A flipped bit, and a file that was cut: neither is seen by a judge."""
+    train = source.select(converted, "train")
+    expected = whole(train)
+    (pixels,) = (converted.directory / "fitted").glob("*.pixels")
+    flip(pixels)
+    np.testing.assert_array_equal(whole(train), expected)
+    assert len(decoded) == 6 and "1 kept pictures of" in caplog.text
+    pixels.write_bytes(pixels.read_bytes()[:300])
+    np.testing.assert_array_equal(whole(train), expected)
+    before = len(decoded)
+    np.testing.assert_array_equal(whole(train), expected)
+    assert len(decoded) == before
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
+def test_damaged_features_are_made_again(converted, tmp_path, caplog, damage):
+    train, encoder = source.select(converted, "train"), encoders.pixels(16)
+    expected = features(encoder, train, 2, tmp_path)
+    (kept,) = tmp_path.glob("*.npz")
+    if damage == "flipped":
+        flip(kept)
+    else:
+        kept.write_bytes(kept.read_bytes()[: 500 if damage == "cut" else 0])
+    found = features(encoder, train, 2, tmp_path)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert "is damaged" in caplog.text and "made again" in caplog.text
+    caplog.clear()
+    features(encoder, train, 2, tmp_path)
+    assert not caplog.text
+
+
+def test_a_damaged_index_is_made_again(converted, caplog):
+    expected = record_index.index(converted, "train")
+    kept = converted.directory / "index-train.parquet"
+    for end in (20, None):
+        content = bytearray(kept.read_bytes())
+        content[20] ^= 255  # in the first column's values
+        kept.write_bytes(content[:end])
+        assert record_index.index(converted, "train").equals(expected)
+        assert "index-train.parquet is damaged" in caplog.text
+        caplog.clear()

@@ -169,6 +169,9 @@ def test_sets_without_fingerprints_get_them_once(data_dir, training, monkeypatch
         assert overlap.exclusions([training], ["challenge"], data_dir).patient_ids[0] == {f"p{n}" for n in range(6)}
         monkeypatch.setattr(overlap, "fingerprint", None)
         assert overlap.fingerprints(there, "train") == stored
+        kept.write_bytes(kept.read_bytes()[:50])
+        with pytest.raises(TypeError):  # damaged: they are made again
+            overlap.fingerprints(there, "train")
         pd.DataFrame({"image_id": ["h0"], "fingerprint": ["00"]}).to_parquet(kept)
         with pytest.raises(TypeError):  # of another set: they are made again
             overlap.fingerprints(there, "train")

@@ -107,6 +107,17 @@ def test_made_once(phantom, reader, encoder):
     assert not list(path.parent.glob("*.unfinished"))
 
 
+def test_damaged_vectors_are_made_again(phantom, reader, encoder, caplog):
+    folder, calls = encoder
+    path = similarity.made(phantom, reader, folder)
+    before, made = path.read_bytes(), len(calls)
+    for file in (path, path.with_suffix(".parquet")):
+        file.write_bytes(file.read_bytes()[:100])
+        assert similarity.made(phantom, reader, folder) == path and path.read_bytes() == before
+        made += 1
+        assert len(calls) == made and "is damaged" in caplog.text
+
+
 def test_a_folder_that_cannot_be_written(phantom, reader, encoder, tmp_path):
     set_folder = tmp_path / "set"
     set_folder.mkdir()
