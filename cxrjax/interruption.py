@@ -56,7 +56,7 @@ def caught() -> Iterator[Interruption]:
             signal.signal(number, handler)
 
 
-def ignore(*_) -> None:
+def ignore(*_: object) -> None:
     """For worker processes: a terminal sends Ctrl-C to all processes, and the first one decides what it means."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 

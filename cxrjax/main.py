@@ -90,8 +90,8 @@ def claim(workdir: Path, config: ConfigDict) -> None:
 def _with_precision(config: ConfigDict) -> ConfigDict:
     """The config with what JAX was told of its numbers by the environment, where that is not the default."""
     told = {
-        "enable_x64": (jax.config.jax_enable_x64, False),
-        "prng": (jax.config.jax_default_prng_impl, "threefry2x32"),
+        "enable_x64": (jax.config.values["jax_enable_x64"], False),
+        "prng": (jax.config.values["jax_default_prng_impl"], "threefry2x32"),
     }
     found = {key: value for key, (value, default) in told.items() if value != default}
     if found:
