@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cxrjax import parallel
+from cxrjax import aot, parallel
 from cxrjax.models.batchnorm import BatchNorm
 
 
@@ -96,6 +96,62 @@ def test_large_means_and_bfloat16_keep_their_digits():
     y, updates = half.apply(variables_of(2, False), x, train=True, mutable=["batch_stats"])
     assert y.dtype == jnp.bfloat16 and updates["batch_stats"]["mean"].dtype == jnp.float32
     np.testing.assert_allclose(updates["batch_stats"]["mean"], 0.1 * np.asarray(x, np.float64).mean(0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(256, 3), (8, 7, 5, 3)])
+def test_value_and_gradient_keep_their_digits_where_the_mean_is_large(shape):
+    """Mean 100 and deviation 0.1, from running statistics that know nothing of it."""
+    torch = pytest.importorskip("torch")
+    x = np.float32(100 + 0.1 * np.random.default_rng(0).standard_normal(shape))
+    variables, weight = variables_of(3, True), data(*shape, seed=9)
+
+    def loss(x):
+        y, _ = BatchNorm().apply(variables, x, train=True, mutable=["batch_stats"])
+        return jnp.sum(jnp.sin(y) * weight), y
+
+    of_x, y = jax.jit(jax.grad(loss, has_aux=True))(x)
+    scale, bias = (torch.tensor(np.float64(variables["params"][name])) for name in ("scale", "bias"))
+    wide = torch.tensor(x, dtype=torch.float64, requires_grad=True)
+    axes = tuple(range(x.ndim - 1))
+    expected = (wide - wide.mean(axes)) / (wide.var(axes, correction=0) + 1e-5).sqrt() * scale + bias
+    (torch.sin(expected) * torch.tensor(weight)).sum().backward()
+    np.testing.assert_allclose(y, expected.detach(), atol=1e-3)
+    np.testing.assert_allclose(of_x, wide.grad, atol=1e-3 * np.abs(wide.grad).max())
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_each_direction_exchanges_one_array(masked):
+    """Sums of x and x² forward; of the gradient and its product with x̂ backward, which are those of bias and scale."""
+    mesh = parallel.make_mesh({"data": 8})
+    x, mask = parallel.to_global((data(16, 3, 5), np.ones((16, 3), bool)), mesh)
+    variables, norm = variables_of(5, True), BatchNorm()
+
+    def loss(params, x, weight):
+        given = {"params": params, "batch_stats": variables["batch_stats"]}
+        y, updates = norm.apply(given, x, True, mask if masked else None, mutable=["batch_stats"])
+        return y, updates
+
+    def both(params, x, weight):
+        y, pull, updates = jax.vjp(lambda *given: loss(*given, weight), params, x, has_aux=True)
+        return y, pull(weight), updates
+
+    compiled = jax.jit(both).lower(variables["params"], x, x).compile()
+    sums = 2 * 5 * 8 + 8 + 2 * 5 * 4  # two of five features and how many counted in float64; two in float32
+    assert aot.collectives(compiled.as_text()) == {"all-reduce": aot.Collective(2, sums)}
+
+
+def test_half_precision_is_what_the_backward_pass_keeps():
+    """Nothing as large as x is kept but x itself, in its own two bytes."""
+    x = jnp.asarray(data(64, 4, 5), jnp.bfloat16)
+    norm = BatchNorm(dtype=jnp.bfloat16)
+
+    def run(params, x):
+        given = {"params": params, "batch_stats": variables_of(5, True)["batch_stats"]}
+        return norm.apply(given, x, True, mutable=["batch_stats"])
+
+    _, pull, _ = jax.vjp(run, variables_of(5, True)["params"], x, has_aux=True)
+    large = [leaf.dtype for leaf in jax.tree.leaves(pull) if leaf.size >= x.size]
+    assert large == [jnp.bfloat16]
 
 
 def test_initialising_leaves_the_running_statistics_alone():
