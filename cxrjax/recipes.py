@@ -50,7 +50,13 @@ def vit(variant: str = "mini", image_px: int = 64, patch_px: int = 8) -> dict[st
 
 
 def resnet(variant: str = "resnet50", image_px: int = 224) -> dict[str, Any]:
-    return {"variant": variant, "image_px": image_px, "channels": 1, "dtype": "float32"}
+    return {
+        "variant": variant,
+        "image_px": image_px,
+        "channels": 1,
+        "dtype": "float32",  # of the computation; bfloat16 on accelerators
+        "remat": "dots",  # or none (fastest where memory allows), full (smallest)
+    }
 
 
 def standardise(mean: float = device.MEAN, std: float = device.STD) -> dict[str, Any]:

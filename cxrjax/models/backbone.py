@@ -71,7 +71,9 @@ def make(model: Mapping[str, Any]) -> Backbone:
         module = ViT(**fields)
         module.check()
         return _vit(module, options["pool"])
-    return _resnet(ResNet(**fields), options["image_px"])
+    module = ResNet(**fields)
+    module.check()
+    return _resnet(module, options["image_px"])
 
 
 def make_vit(model: Mapping[str, Any]) -> tuple[Backbone, ViT]:

@@ -14,8 +14,10 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
-from cxrjax.models.batchnorm import BatchNorm
+from cxrjax.models.batchnorm import STATISTICS, BatchNorm
+from cxrjax.models.vit import REMATS
 
 
 class Size(NamedTuple):
@@ -42,6 +44,10 @@ VARIANTS = {
 
 BOTTLENECK_EXPANSION = 4
 
+# Statistics are kept in any case: they are small, and are exchanged between devices.
+REMAT = {"dots": ("convolution", STATISTICS), "full": (STATISTICS,)}
+"""What a block keeps for the backward pass, by the names of `checkpoint_name`."""
+
 
 def kaiming_normal(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
     """Kernel h w in out with deviation √(2 / (h·w·out)): PyTorch's kaiming_normal_(mode="fan_out") for ReLU.
@@ -65,13 +71,14 @@ class Convolution(nn.Module):
         shape = (self.side, self.side, x.shape[-1], self.features)
         kernel = self.param("kernel", kaiming_normal, shape).astype(self.dtype)
         padding = [(self.side // 2, self.side // 2)] * 2
-        return jax.lax.conv_general_dilated(
+        y = jax.lax.conv_general_dilated(
             x.astype(self.dtype),
             kernel,
             (self.stride, self.stride),
             padding,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
+        return checkpoint_name(y, "convolution")
 
 
 class Downsample(nn.Module):
@@ -124,11 +131,16 @@ class Layer(nn.Module):
     bottleneck: bool
     zero_init_residual: bool = False
     dtype: jnp.dtype = jnp.float32
+    remat: str = "none"
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        kind = Block
+        if self.remat != "none":
+            policy = jax.checkpoint_policies.save_only_these_names(*REMAT[self.remat])
+            kind = nn.remat(Block, policy=policy, static_argnums=(2,))
         for i in range(self.blocks):
-            block = Block(
+            block = kind(
                 self.features,
                 self.stride if i == 0 else 1,
                 self.bottleneck,
@@ -145,17 +157,24 @@ class ResNet(nn.Module):
 
     variant: key of VARIANTS. channels: of the pictures. zero_init_residual: every block starts as the identity (Goyal
     et al. 2017), as torchvision's option of that name. dtype: of the computation; parameters and the statistics of
-    BatchNorm are float32. The running statistics are the collection "batch_stats".
+    BatchNorm are float32. remat: what a block recomputes in the backward pass: "none" nothing, "dots" all but its
+    convolutions, "full" everything. The running statistics are the collection "batch_stats".
     """
 
     variant: str = "resnet18"
     channels: int = 1
     zero_init_residual: bool = False
     dtype: jnp.dtype = jnp.float32
+    remat: str = "dots"
 
     @property
     def size(self) -> Size:
         return VARIANTS[self.variant]
+
+    def check(self) -> None:
+        """Raises ValueError for a field that names nothing."""
+        if self.remat not in REMATS:
+            raise ValueError(f"remat must be one of {', '.join(REMATS)}, got {self.remat!r}")
 
     @nn.compact
     def __call__(
@@ -188,6 +207,7 @@ class ResNet(nn.Module):
                 size.bottleneck,
                 self.zero_init_residual,
                 self.dtype,
+                self.remat,
                 name=f"layer{i + 1}",
             )
             x = gate(i + 1, layer(x, train))

@@ -1,6 +1,8 @@
 """Our ResNet against one in plain torch, the published counts, and the gate that MLVICX hangs into it."""
 
+import functools
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -184,6 +186,30 @@ def test_bfloat16_stays_close_and_pools_in_float32():
     assert half["pooled"].dtype == jnp.float32 and {tap.dtype for tap in half["taps"]} == {jnp.dtype("bfloat16")}
     np.testing.assert_allclose(half["pooled"], full["pooled"], atol=0.05 * np.abs(full["pooled"]).max())
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0.05, atol=0.02), stats, expected)
+
+
+def test_a_block_recomputes_what_it_is_told_and_never_the_statistics(fresh):
+    """Counted in the traced gradient; the numbers are the same but for rounding."""
+    images, found = pictures(4, (32, 32), 1), {}
+    params = jax.tree.map(lambda leaf: leaf + 0.1, fresh["params"])
+    for remat in ("none", "dots", "full"):
+
+        def loss(params, model):
+            given = {"params": params, "batch_stats": fresh["batch_stats"]}
+            out, updates = model.apply(given, images, True, mutable=["batch_stats"])
+            return jnp.square(out["pooled"]).mean(), updates
+
+        gradient = functools.partial(jax.grad(loss, has_aux=True), model=ResNet("resnet_test", remat=remat))
+        traced = str(jax.make_jaxpr(gradient)(params))
+        convolutions, statistics = traced.count("conv_general_dilated["), len(re.findall("f64.* = reduce_sum", traced))
+        found[remat] = (convolutions, statistics, traced.count("rsqrt"), jax.jit(gradient)(params))
+    norms = 12
+    # Of every convolution its value and two gradients, but none of the pictures; the stem is in no block.
+    assert found["none"][:3] == (3 * norms - 1, norms, 2 * norms)
+    assert found["dots"][:3] == (3 * norms - 1, norms, 3 * norms - 1)
+    assert found["full"][:3] == (3 * norms - 1 + norms - 1, norms, 3 * norms - 1)
+    for remat in ("dots", "full"):
+        jax.tree.map(assert_close, found[remat][3], found["none"][3])
 
 
 def test_wrong_channels_are_explained():
