@@ -2,9 +2,9 @@
 
     python -m cxrjax.report_similarity SET [--encoder FOLDER | words]
 
-For each of some thresholds it prints the share of random pairs of reports that are more similar, and how often these
-pairs have the same labels. Below the grid stands how often any pair has the same labels. It suggests the threshold that
-2 % of the pairs exceed. The similarity is that of `cxrjax/report_encoders/similarity.py`.
+Prints a line for each of several thresholds: the share of random pairs of reports that are at least so similar, and how
+often the reports of such a pair have the same labels. The line below them is for all pairs. At the end it suggests the
+threshold that 2 % of the pairs exceed. Similarity is that of `cxrjax/report_encoders/similarity.py`.
 """
 
 import argparse
@@ -33,13 +33,18 @@ def calibration(
 ) -> tuple[pd.DataFrame, float, float]:
     """What each of THRESHOLDS would do, judged on random pairs of different studies.
 
-    labels: int8 c of each study by its key in found.rows. Returns a table (threshold; above, the share of pairs;
-    precision, the share of those with the same findings present, NaN where there are none), that share among all pairs,
-    and the similarity which SHARE of the pairs exceed. Raises ValueError for fewer than two studies.
+    labels: key of a study in found.rows → its labels, int8 c.
+    Returns a table, the share of all pairs with the same labels present, and the similarity that SHARE of the pairs
+    exceed. The table has the columns threshold, above (the share of pairs that are at least so similar) and precision
+    (the share of these with the same labels present, NaN where there are none). Raises ValueError for fewer than two
+    studies.
     """
     keys = [key for key in found.rows if key in labels]
     if len(keys) < 2:
-        raise ValueError(f"pairs need two studies with reports and labels; there are {len(keys)}")
+        raise ValueError(
+            f"pairs need at least two studies with reports and labels, and there are {len(keys)}: choose another set "
+            "or split"
+        )
     rng = np.random.default_rng(seed)
     first = rng.integers(len(keys), size=pairs)
     second = (first + rng.integers(1, len(keys), size=pairs)) % len(keys)
@@ -62,9 +67,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m cxrjax.report_similarity", description="How alike the reports of a converted set are."
     )
     parser.add_argument("set", help="a converted set with reports")
-    parser.add_argument("--encoder", default="", help="folder of a BERT, or words; by default the set's own encoder")
+    parser.add_argument("--encoder", default="", help="folder of a BERT, or 'words'; by default the set's own encoder")
     parser.add_argument("--split", default="train")
-    parser.add_argument("--sections", default="impression,findings", help="of the report, in the order they are read")
+    parser.add_argument(
+        "--sections", default="impression,findings", help="sections of a report, in the order in which they are read"
+    )
     parser.add_argument("--cleaning", default="none", choices=paired.CLEANING)
     given = parser.parse_args(arguments)
     text = {**recipes.text(), "sections": given.sections, "cleaning": given.cleaning}
@@ -85,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def report(found: similarity.Table, labels: dict[tuple[str, str], np.ndarray]) -> str:
-    """What the command prints of `calibration`."""
+    """`calibration` as the text that the command prints."""
     grid, base, suggested = calibration(found, labels)
     lines = [f"{len(found.rows)} reports, {len(found.vectors)} different texts", "", "threshold    above  same labels"]
     for threshold, above, precision in grid.itertuples(index=False):

@@ -1,14 +1,14 @@
-"""Judges the boxes that an encoder's head finds: mean average precision, by pycocotools' own matching and accumulation.
+"""Detection judge: mean average precision of the boxes that an encoder's head finds, as pycocotools computes it.
 
-"map" is the mean over the classes and over the IoUs 0.40, 0.45, … 0.75 (MGCA's eight), "map50" that at an IoU of 0.5
-alone. Every picture counts: one with boxes in which nothing is found lowers the recall, and a box in one that has none
-is a false alarm. "map_mgca_compat" is what MGCA's released code computes: of the same boxes those from a score of 0.5
-on, over the pictures alone that have a box and in which some such box was found, so that misses and false alarms
-elsewhere are free.
+"map" is the mean over the classes and over the IoUs 0.40, 0.45, … 0.75 (the eight of MGCA). "map50" is the mean over
+the classes at an IoU of 0.5. All pictures count: a true box that is not found lowers the recall, and a box found in a
+picture without true boxes is a false alarm. "map_mgca_compat" is what MGCA's released code computes. It takes only the
+boxes with a score of at least 0.5, and only the pictures that have a true box and in which such a box was found. Misses
+and false alarms in the other pictures cost nothing there.
 
-Boxes are matched picture by picture, which is done once; a resample of the patients accumulates the matches of its
-pictures, each as often as it was drawn. What was found on the validation pictures is kept for the trainer to choose a
-step by (`checkpoint.best_metric`), and decides nothing here.
+Boxes are matched once, picture by picture. For a resample of the patients, the matches of its pictures are accumulated,
+each as often as its patient was drawn. The metrics of the validation pictures are kept as well: the trainer can choose
+its best step by them (`checkpoint.best_metric`). They have no influence on those of the test pictures.
 """
 
 import contextlib
@@ -36,9 +36,10 @@ COMPAT = "map_mgca_compat"
 
 
 class Matches(NamedTuple):
-    """n pictures with their boxes matched at every one of THRESHOLDS.
+    """n pictures whose boxes are matched at each of THRESHOLDS.
 
-    evaluator: a COCOeval; pictures: k lists of n, per class what it says of a picture, None where there is no box.
+    evaluator: a COCOeval. pictures: for each of k classes a list of n, COCOeval's record of each picture, or None for a
+    picture without boxes.
     """
 
     evaluator: Any
@@ -55,12 +56,12 @@ def detect(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Result:
-    """Judges the boxes of an encoder's head on sources["test"], and on "val" for the choice of a step.
+    """Judges the boxes of an encoder's head on sources["test"], and on sources["val"] for the choice of a step.
 
-    confidence: least score of a box that counts, beside what the run's config.answer lets through; MGCA's is 0.5.
-    The predictions keep no others.
-    Classes that no test box has are left out and named. Raises ValueError for an encoder without boxes, a patient in
-    both splits, a set or split without boxes, or boxes that are not numbers.
+    confidence: the least score of a box that counts, and that the predictions keep; MGCA's is 0.5. The run's
+    config.answer has dropped boxes before that.
+    Classes without a box in the test pictures are left out and named in the notes. Raises ValueError for an encoder
+    without boxes, a patient in both splits, a set or split without boxes, and boxes that are NaN or infinite.
     """
     labels = _answers(encoder).names
     schema.assert_patients_disjoint({split: each.table["patient_id"].tolist() for split, each in sources.items()})
@@ -74,13 +75,16 @@ def detect(
         validation = {name: float(value) for name, value in zip(named, values, strict=True) if "/" not in name}
         validation = {name: value for name, value in validation.items() if np.isfinite(value)}
     else:
-        notes.append("val: no picture has a box of these labels, so no step can be chosen by it")
+        notes.append("val: no picture has a box of these labels, so no step can be chosen by this judge")
     details = {"judge": "detect", "ious": THRESHOLDS, "confidence": confidence, "validation": validation}
     return Result(found, tables["test"], notes, {**details, "labels": list(labels), "n_positive": counts})
 
 
 def of_boxes(encoder: Encoder) -> tuple[str, ...]:
-    """The labels of the true boxes that the encoder is to find, () all; raises ValueError for one that finds none."""
+    """The labels of the boxes that the encoder is to find; () stands for all boxes.
+
+    Raises ValueError for an encoder that finds no boxes.
+    """
     names = _answers(encoder).names
     return () if names == (boxes.ANY,) else names
 
@@ -97,10 +101,11 @@ def _answers(encoder: Encoder) -> Answers:
 def predict(
     encoder: Encoder, source: Source, batch_size: int, limit_bytes: float, confidence: float = 0.0
 ) -> pandas.DataFrame:
-    """A row per picture, in the order of the source: image_id, patient_id, what is there and what was found.
+    """A row per picture, in the order of the source, with the true boxes and those that the encoder finds.
 
-    true_boxes and boxes are lists of [y0, x0, y1, x1], relative; true_labels and labels name them; scores are of boxes,
-    by which they fall, and at least `confidence`.
+    Its columns are image_id, patient_id, true_boxes, true_labels, boxes, scores, labels. true_boxes, boxes: lists of
+    [y0, x0, y1, x1] relative to the picture. true_labels, labels: the name of each box. scores: of `boxes`, falling,
+    and at least `confidence`. Raises ValueError for boxes that are NaN or infinite.
     """
     names = _answers(encoder).names
     own, size = share(source, batch_size, encoder.mesh)
@@ -135,10 +140,10 @@ def predict(
 def summarise(
     predictions: pandas.DataFrame, labels: Sequence[str], resamples: int, seed: int
 ) -> tuple[dict[str, Interval], dict[str, int], list[str]]:
-    """Metrics with intervals over resampled patients, pictures with a box per metric, and notes.
+    """(metrics with intervals over resampled patients, number of pictures with a box for each of them, notes).
 
-    A resample in which a class has no box is left out of that class's intervals and the mean's. Raises ValueError where
-    no picture has a box.
+    A resample in which a class has no box is left out of the intervals of the class and of the mean. Raises ValueError
+    where no picture has a box.
     """
     truth = predictions["true_labels"].tolist()
     with_box = {name: sum(name in row for row in truth) for name in labels}
@@ -156,23 +161,27 @@ def summarise(
             n = judged.get(name, len(predictions))
             found[name] = metrics.interval(values[column], samples[:, column], n)
         elif name == COMPAT:
-            notes.append(f"{COMPAT} has no value: of no picture with a box was one found with a score of 0.5")
+            notes.append(f"{COMPAT} has no value: no picture with a true box has a found one with a score of 0.5")
     left = len(predictions) - judged[COMPAT]
-    notes.append(f"{COMPAT} leaves {left} of {len(predictions)} pictures out: no box there, or none found from 0.5 on")
+    notes.append(
+        f"{COMPAT} leaves out {left} of {len(predictions)} pictures, which have no true box, or no found one with a "
+        f"score of at least {COMPAT_CONFIDENCE}"
+    )
     missing = {name: int(np.isnan(samples[:, column]).sum()) for column, name in enumerate(named) if name in found}
     counted = ", ".join(f"{name} {count}" for name, count in missing.items() if count)
     if counted:
         notes.append(
-            f"resamples (of {resamples}) in which a class had no box, left out of its intervals (none is given where "
-            f"they are more than {1 - metrics.FINITE:.0%}): {counted}"
+            f"some of the {resamples} resamples have no box of a class and are left out of its intervals; no interval "
+            f"is given where they are more than {1 - metrics.FINITE:.0%}; their number: {counted}"
         )
     return found, {name: with_box.get(name.partition("/")[2], some) for name in found}, notes
 
 
 def measures(predictions: pandas.DataFrame) -> tuple[list[str], Callable[[np.ndarray], np.ndarray]]:
-    """The m names of the metrics, and their values m r as a function of weights n r, whole numbers: see `bootstrap`.
+    """The names of the m metrics, and the function weights n r -> values m r (see `metrics.bootstrap`).
 
-    The classes are those that some picture has a box of; only one needs no name. A metric without a value is NaN.
+    weights: whole numbers. The classes are those with a true box in some picture; if there is only one, its metrics are
+    not given a second time under its name. A metric without a value is NaN.
     """
     present = sorted({name for row in predictions["true_labels"] for name in row})
     strict = match(predictions, present)
@@ -216,7 +225,7 @@ def match(predictions: pandas.DataFrame, labels: Sequence[str], confidence: floa
         made.createIndex()
         return made
 
-    with contextlib.redirect_stdout(io.StringIO()):  # every step of it reports its time
+    with contextlib.redirect_stdout(io.StringIO()):  # each of its steps prints how long it took
         evaluator = cocoeval.COCOeval(dataset("true_", False), dataset("", True), "bbox")
         evaluator.params.iouThrs = np.array(THRESHOLDS)
         evaluator.params.areaRng, evaluator.params.areaRngLbl = [[0, 1e5**2]], ["all"]
@@ -245,7 +254,7 @@ def precisions(matches: Matches, rows: np.ndarray) -> np.ndarray:
 
 
 def _mean_of_known(values: np.ndarray) -> float:
-    """Over the classes that the answered pictures have, as in MGCA; NaN of none."""
+    """The mean over the classes that have a value, as in MGCA; NaN where none has one."""
     known = np.isfinite(values)
     return values[known].mean() if known.any() else np.nan
 
@@ -256,7 +265,7 @@ def with_boxes(predictions: pandas.DataFrame) -> np.ndarray:
 
 
 def _answered(predictions: pandas.DataFrame) -> np.ndarray:
-    """n bool: pictures that have a box and in which one was found from COMPAT_CONFIDENCE on."""
+    """n bool: pictures that have a true box and in which a box with at least COMPAT_CONFIDENCE was found."""
     sure = [any(score >= COMPAT_CONFIDENCE for score in row) for row in predictions["scores"]]
     return np.array(sure, bool) & with_boxes(predictions)
 

@@ -1,9 +1,9 @@
 """AUROC, average precision and accuracy with patient-level bootstrap intervals.
 
 Resampling patients with replacement is the same as giving every picture an integer weight: how often its patient was
-drawn. So each label's scores are sorted once, and the weighted metric of all resamples follows from sums over that one
-order (`rank`), instead of sorting 1000 times. Intervals are 95 % percentile intervals: from the 2.5th to the 97.5th
-percentile of the metric over the resamples.
+drawn. The scores of a label are therefore sorted once and not for each of 1000 resamples (`rank`). The weighted metric
+of every resample follows from sums over that one order. Intervals are 95 % percentile intervals: from the 2.5th to the
+97.5th percentile of the metric over the resamples.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,9 +24,9 @@ _CHUNK_VALUES = 4_000_000  # weights held at once (32 MB) unless one resample al
 class Ranking(NamedTuple):
     """One label's scores, sorted once: 0/1 matrices that turn weights per picture (n r) into sums per row (k r).
 
-    A row is a distinct score that some positive has; rows fall in score.
-    positive: the positives at that score; tied: the negatives at that score; passed: every picture below the previous
-    row's score and not below this row's; judged (1 n): every picture.
+    Each row stands for one score that some positive has. The highest score comes first.
+    positive: the positives with that score. tied: the negatives with that score. passed: all pictures with that score
+    or a higher one, but below the score of the row before. judged (1 n): all pictures that are not masked.
     """
 
     positive: scipy.sparse.csr_matrix
@@ -36,19 +36,24 @@ class Ranking(NamedTuple):
 
 
 def rank(targets: ArrayLike, scores: ArrayLike) -> Ranking:
-    """Sorts scores (n) of targets (n; 1, 0 or MASKED) for `ranked_areas`."""
+    """Sorts the scores (n) of a label for `ranked_areas`. targets: n; 1, 0 or MASKED.
+
+    Raises ValueError for vectors of different lengths, for other targets, and for scores that are NaN or infinite.
+    """
     targets, scores = np.asarray(targets), np.asarray(scores, np.float64)
     if targets.shape != scores.shape or targets.ndim != 1:
         raise ValueError(f"targets {targets.shape} and scores {scores.shape} must be two vectors of one length")
     if not np.isin(targets, (0, 1, MASKED)).all():
-        raise ValueError(f"targets are 1, 0 or {MASKED} (masked), got {np.unique(targets).tolist()}; see base.targets")
+        raise ValueError(
+            f"targets must be 1, 0 or {MASKED} (masked), got {np.unique(targets).tolist()}; make them by base.targets"
+        )
     judged = np.flatnonzero(targets != MASKED)
     if not np.isfinite(scores[judged]).all():
         raise ValueError(
             f"{(~np.isfinite(scores[judged])).sum()} of {len(judged)} scores are NaN or infinite; check the features"
         )
     positive = targets[judged] == 1
-    levels = np.unique(-scores[judged][positive])  # k, ascending in the negated score
+    levels = np.unique(-scores[judged][positive])  # k negated scores, ascending
     row = np.searchsorted(levels, -scores[judged])  # pictures below every positive get row k
     tied = ~positive & (row < len(levels))
     tied[tied] = levels[row[tied]] == -scores[judged][tied]
@@ -64,9 +69,9 @@ def rank(targets: ArrayLike, scores: ArrayLike) -> Ranking:
 def ranked_areas(ranking: Ranking, weights: np.ndarray) -> np.ndarray:
     """Weighted AUROC and average precision of one label.
 
-    weights: n r >= 0. Returns 2 r, NaN where the positives or the negatives have no weight:
-    the probability that a positive scores above a negative, ties counting half; and the sum over thresholds of
-    (recall step) x precision, as in scikit-learn.
+    weights: n r >= 0. Returns 2 r. The first row is the probability that a positive scores above a negative, where a
+    tie counts half. The second is the sum over thresholds of (recall step) x precision, as in scikit-learn. Both are
+    NaN where the positives or the negatives have no weight.
     """
     positive = ranking.positive @ weights  # k r
     passed = np.cumsum(ranking.passed @ weights, axis=0)  # k r
@@ -90,13 +95,13 @@ def auprc(targets: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = Non
 
 
 def accuracy(targets: ArrayLike, predicted: ArrayLike, weights: ArrayLike | None = None) -> Any:
-    """Share of targets n (classes; MASKED is left out) that `predicted` n hits; weights n or n r."""
+    """Share of pictures whose predicted class (n) is the true one (targets n, MASKED left out); weights n or n r."""
     hits = _hits(targets, predicted)
     return _for_weights(lambda given: _accuracies(hits, given)[0], np.size(targets), weights)
 
 
 def balanced_accuracy(targets: ArrayLike, predicted: ArrayLike, weights: ArrayLike | None = None) -> Any:
-    """Mean over the classes of the share of their pictures (targets n, MASKED left out) that `predicted` n hits."""
+    """Mean over the true classes of the `accuracy` on the pictures of that class; the same arguments."""
     hits = _hits(targets, predicted)
     return _for_weights(lambda given: _accuracies(hits, given)[1], np.size(targets), weights)
 
@@ -104,7 +109,7 @@ def balanced_accuracy(targets: ArrayLike, predicted: ArrayLike, weights: ArrayLi
 def patient_weights(patient_ids: Ids, resamples: int, seed: int) -> Iterator[np.ndarray]:
     """Yields weights n r in chunks of resamples: how often each picture's patient was drawn.
 
-    The draws depend on the seed, the set of patients and the number of the resample only, not on the chunks.
+    The draws depend only on the seed, the patients and the number of the resample. They do not depend on the chunks.
     """
     patients, owner = np.unique(np.asarray(patient_ids, dtype=str), return_inverse=True)
     generator = np.random.default_rng(seed)
@@ -119,7 +124,7 @@ def patient_weights(patient_ids: Ids, resamples: int, seed: int) -> Iterator[np.
 def bootstrap(statistic: Callable, patient_ids: Ids, resamples: int, seed: int) -> np.ndarray:
     """Computes a statistic for every patient-level resample.
 
-    statistic: weights n r -> m r, for any r. Returns resamples m; a row may hold NaN where a statistic has no value.
+    statistic: weights n r -> m r, for any r. Returns one row per resample, m columns, NaN where there is no value.
     """
     if resamples < 1:
         raise ValueError(f"bootstrap needs at least 1 resample (1000 is usual), got {resamples}")
@@ -133,8 +138,8 @@ FINITE = 0.95
 def interval(value: float, samples: np.ndarray, n: int) -> Interval:
     """The 95 % percentile interval of `samples` (resamples) around a value found on n pictures.
 
-    NaN where more than one in twenty resamples have no value, such as those without a positive of a rare label: what
-    the others have is no sample of what might have been found.
+    A resample has no value (NaN) where it holds, for instance, no positive of a rare label. Where more than one in
+    twenty have none, the rest are a biased sample, and both ends of the interval are NaN.
     """
     drawn, samples = len(samples), samples[np.isfinite(samples)]
     if len(samples) < FINITE * drawn or not drawn:
@@ -146,8 +151,9 @@ def interval(value: float, samples: np.ndarray, n: int) -> Interval:
 class Measures(NamedTuple):
     """The metrics of one table of predictions as a function of weights, for `bootstrap`.
 
-    parts: m names such as "auroc/Mass"; statistic: weights n r -> m r; means: metrics whose mean over the labels is
-    taken; labels: how many the task has, positives and judged: of each that has both values; notes: those left out.
+    parts: names of the m metrics, such as "auroc/Mass". statistic: weights n r -> m r. means: metrics whose mean over
+    the labels is taken as well. labels: how many labels the task has. positives, judged: pictures of each label that
+    has both values, present and absent. notes: which labels were skipped, and why.
     """
 
     parts: list[str]
@@ -160,7 +166,7 @@ class Measures(NamedTuple):
 
 
 def measures(kind: str, names: Sequence[str], targets: np.ndarray, scores: np.ndarray) -> Measures:
-    """Sorts the scores n c once for all weights; arguments as in `summarise`, which says what is measured.
+    """Sorts the scores n c once for all weights. `summarise` explains the arguments and the metrics.
 
     Raises ValueError if no label has both values.
     """
@@ -194,13 +200,14 @@ def measures(kind: str, names: Sequence[str], targets: np.ndarray, scores: np.nd
 
 
 def named(measured: Measures, samples: np.ndarray) -> dict[str, np.ndarray]:
-    """Names the columns of samples (r m) of `measured.statistic`, transposed, and adds the means over the labels.
+    """Metric -> its r values, from samples r m: the values of `measured.statistic`, transposed.
 
-    A task's only label needs no name of its own.
+    The means over the labels are added. Where the task has one label, the mean is the metric of that label, which is
+    not given a second time under the label's name.
     """
     columns = dict(zip(measured.parts, samples.T, strict=True))
     means = {}
-    # A mean over fewer labels than in the other resamples would be another quantity: it stays NaN and is left out.
+    # Where a label has no value, the mean over the others would be another quantity, so it is NaN.
     for metric in measured.means:
         members = [name for name in columns if name.startswith(f"{metric}/")]
         means[metric] = np.mean([columns[name] for name in members], axis=0)
@@ -218,12 +225,14 @@ def summarise(
 ) -> tuple[dict[str, Interval], dict[str, int], list[str]]:
     """All metrics of a task with intervals.
 
-    kind: of the task; names: c; targets: n c (1, 0, MASKED); scores: n c, larger means more likely present: a label is
-    predicted from 0.5 on, in a multiclass task the class with the largest score is.
+    kind: of the task. names: c. targets: n c (1, 0, MASKED). scores: n c; a larger one means more likely present. A
+    label is predicted to be present from a score of 0.5 on. In a multiclass task the class with the largest score is
+    predicted.
     Returns (metrics, positives per metric, notes). "auroc", "auprc", "accuracy" and "balanced_accuracy" are means over
-    the labels (a multiclass task has one accuracy anyway); "auroc/<label>" is one label's, in a multiclass task that
-    class against the rest. A label with one value only is skipped and named; a resample with one value only is left
-    out of that label's intervals and the mean's, and counted; see `interval`.
+    the labels; a multiclass task has one accuracy of each kind. "auroc/<label>" is that of one label, in a multiclass
+    task of that class against the rest. A label that is present in all pictures or in none is skipped and named in the
+    notes. A resample in which that is so is left out of the intervals of the label and of the mean. The notes count
+    these resamples; see `interval`.
     """
     measured = measures(kind, names, targets, scores)
     values = named(measured, measured.statistic(np.ones((len(targets), 1))).T)
@@ -240,7 +249,10 @@ def summarise(
 
 
 def known_means(values: np.ndarray) -> Callable:
-    """(weights n r -> m r): the weighted mean of each row of values m n over what is no NaN; NaN where nothing is."""
+    """The function weights n r -> m r: weighted means of the rows of values m n.
+
+    A NaN among the values is left out. The mean is NaN where nothing with a weight is left.
+    """
     known = np.isfinite(values)
     filled, known = np.where(known, values, 0), known.astype(np.float64)
     return lambda weights: _divide(filled @ weights, known @ weights)
@@ -275,13 +287,13 @@ def _degenerate_notes(samples: Mapping[str, np.ndarray], resamples: int) -> list
     if not listed:
         return []
     return [
-        f"resamples (of {resamples}) in which a label had one value only, left out of its intervals (none is given "
-        f"where they are more than {1 - FINITE:.0%}): {listed}"
+        f"some of the {resamples} resamples have positives only or negatives only of a label and are left out of its "
+        f"intervals; no interval is given where they are more than {1 - FINITE:.0%}; their number: {listed}"
     ]
 
 
 def _hits(targets: ArrayLike, predicted: ArrayLike) -> scipy.sparse.csr_matrix:
-    """Rows 2c n: for each class that occurs, its pictures and those of them that were predicted."""
+    """0/1 rows 2c n: the pictures of each of the c classes that occur, then those of them that were predicted right."""
     targets, predicted = np.asarray(targets), np.asarray(predicted)
     classes = np.unique(targets[targets != MASKED])[:, None]
     there, hit = targets == classes, (targets == classes) & (predicted == classes)

@@ -1,16 +1,19 @@
 """Retrieval judge: finds the report of a picture among those of a split, and the picture of a report.
 
-Recall@k is the share of queries with a right answer among the k nearest. A query is a study, by its first frontal
-picture (PA before AP) or its report. Reports of equal words, letter case aside, are one answer: whoever wrote them, all
-of them are right for a picture of any, and all pictures of their studies are right for the text. They keep their places
-among the candidates, one per study. Where candidates are equally near, the expected value over their orders counts, so
-that placing all alike gains nothing. Chance is a random order: of the pictures, or of the distinct reports, whose
-copies lie together wherever a text is placed.
+Recall@k is the share of queries with a right answer among the k nearest candidates. Every study is a query and a
+candidate: by its first frontal picture (PA before AP), and by its report. Reports with the same words, letter case
+aside, are one answer: each of them is right for a picture of any of their studies, and each of these pictures is right
+for the text. Each still takes a place of its own among the candidates. Where candidates are equally near, the expected
+value over their orders counts, so an encoder that gives everything the same vector gains nothing. Chance is a random
+order of the pictures, or of the distinct reports. Copies of a report are equally near to any picture, so they stay
+together in that order.
 
-Precision@k (GLoRIA, Huang et al., ICCV 2021) asks for the class only: the share of the k nearest that are of the
-query's class, among studies drawn so that exactly one of some labels is present (`draw`), as in CheXpert 5×200.
+Precision@k (GLoRIA, Huang et al., ICCV 2021) looks at the class only: it is the share of the k nearest that are of the
+query's class. Its studies are drawn so that exactly one of the given labels is present in each (`draw`), as in CheXpert
+5×200.
 
-Intervals resample the patients of the queries; the candidates stay, so they hold for a collection of this size.
+Intervals resample the patients of the queries. The candidates stay the same, so the intervals hold for a collection of
+this size.
 """
 
 import hashlib
@@ -36,9 +39,10 @@ _CHUNK_VALUES = 2**24  # similarities held at once (64 MB)
 
 
 class Gallery(NamedTuple):
-    """s studies with reports. pictures: the first frontal of each. words: the m distinct reports, report: s of them.
+    """s studies with reports.
 
-    classes: s, the number of the one label of each that is present, or None; notes: what was left out.
+    pictures: the first frontal of each. words: the m distinct reports. report: s, the number in `words` of each study's
+    report. classes: s, the number of the one class that is present in each, or None. notes: what was left out.
     """
 
     pictures: Source
@@ -59,10 +63,10 @@ def gallery(
 ) -> Gallery:
     """The studies of a source that have a frontal picture and a report.
 
-    read: report -> its words, "" for none that counts. classes: labels of which exactly one is present in each study,
-    `per_class` studies each (see `draw`). limit: without classes the most studies, the same random ones every time
-    (0: all).
-    Raises ValueError if none is left, or a class has too few.
+    read: report -> what the method reads of it, "" for nothing. classes: labels of which exactly one is present in each
+    study; `per_class` studies are drawn for each of them (see `draw`). limit: the most studies where there are no
+    classes, the same random ones every time; 0 takes all.
+    Raises ValueError if no study is left, or a class has too few.
     """
     whole = studies(source, require_frontal=True, require_report=True)
     notes = [f"{count} studies {lacking} were left out" for lacking, count in whole.left_out.items() if count]
@@ -82,7 +86,9 @@ def gallery(
     if not said.all():
         notes.append(f"{(~said).sum()} studies were left out, because the method reads nothing of their reports")
     if not said.any():
-        raise ValueError(f"no study of {whole!r} has a report that the method reads anything of")
+        raise ValueError(
+            f"the method reads nothing of any report of {whole!r}; see which sections it reads (config.text.sections)"
+        )
     chosen, kinds = chosen[said], None if kinds is None else kinds[said]
     distinct, report, words = {}, [], []
     for text in (text for text, kept in zip(texts, said, strict=True) if kept):
@@ -103,10 +109,10 @@ def draw(
     per_class: int = 200,
     seed: int = 0,
 ) -> list[np.ndarray]:
-    """Draws for each class studies in which it is the only one of the classes that is present, none being uncertain.
+    """Draws studies for each class: it is present in them, the other classes are not, and no class is uncertain.
 
-    labels: s c int8; label_names: c; ids: s. What else a study shows does not matter (`chexpert.five_by_200` is
-    stricter). The draw depends on seed and ids only. Returns the numbers of `per_class` studies per class.
+    labels: s c int8; label_names: c; ids: s. Labels that are no class do not matter (`chexpert.five_by_200` is
+    stricter). The draw depends on seed and ids only. Returns the numbers of `per_class` studies for each class.
     Raises ValueError for an unknown class, or one with too few studies.
     """
     _check_classes(classes, label_names)
@@ -121,7 +127,7 @@ def draw(
         drawn.append(np.array(order[:per_class], int))
     if few:
         raise ValueError(
-            f"{per_class} studies per class were asked for in which it alone of {', '.join(classes)} is present, but "
+            f"per_class asks for {per_class} studies per class in which it alone of {', '.join(classes)} is present; "
             f"there are too few of: {', '.join(few)}; lower per_class, or draw from a larger split"
         )
     return drawn
@@ -138,18 +144,20 @@ def retrieve(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Result:
-    """Judges s studies both ways.
+    """Judges s studies in both directions.
 
-    pictures: features s d, unit vectors of the shared space. texts: m d, of the distinct reports; report: s, which of
-    them is each study's. at: the k. classes: s, for precision@k as well; class_names: theirs.
-    Metrics are "<direction>_recall@k" and "<direction>_precision@k", the latter also per class. What chance gives is in
-    details["chance"] and in a note.
-    Raises ValueError for features that are not numbers, or a k that is no positive number.
+    pictures: features s d, unit vectors of the shared space. texts: m d, the unit vectors of the distinct reports.
+    report: s, the row of `texts` of each study's report. at: the k. classes: s, the class of each study, for
+    precision@k as well; class_names: the names of the classes.
+    Metrics are "<direction>_recall@k" and "<direction>_precision@k", the latter also per class. Their values by chance
+    are in details["chance"] and in a note.
+    Raises ValueError for features that are NaN or infinite, and for a k below 1.
     """
     at = checked(at)
     count, notes = len(report), []
     if at[-1] >= count:
-        notes.append(f"k {[k for k in at if k >= count]} are no task among {count} candidates and were left out")
+        large = ", ".join(str(k) for k in at if k >= count)
+        notes.append(f"k = {large} left out: among {count} candidates the k nearest are all of them")
         at = tuple(k for k in at if k < count)
         if not at:
             raise ValueError(f"every k is at least the number of candidates, {count}; give more studies or a smaller k")
@@ -183,7 +191,9 @@ def retrieve(
     ]
     twins = int((right > 1).sum())
     if twins:
-        notes.append(f"{twins:,} of {count:,} reports have the words of another; all such answers count as right")
+        notes.append(
+            f"{twins:,} of {count:,} reports have the same words as another one; each of these counts as right"
+        )
     table = pandas.DataFrame(
         {"image_id": pictures.image_ids.astype(str), "patient_id": pictures.patient_ids.astype(str)}
     )
@@ -196,7 +206,7 @@ def retrieve(
 
 
 def checked(at: Sequence[int]) -> tuple[int, ...]:
-    """The k, once each, from the smallest on; raises ValueError for none, or one below 1."""
+    """The k in ascending order, each once. Raises ValueError where there is none, or one is below 1."""
     found = tuple(sorted({int(k) for k in at}))
     if not found or found[0] < 1:
         raise ValueError(f"recall@k needs k >= 1, got {list(found)}")
@@ -206,13 +216,15 @@ def checked(at: Sequence[int]) -> tuple[int, ...]:
 def _ranks(
     queries: np.ndarray, candidates: np.ndarray, report: np.ndarray, at: Sequence[int], classes: np.ndarray | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yields for parts of the queries: hits b k and precisions b k (expected over ties), and the rank b of the first
-    right answer; queries and candidates are s d, study by study."""
+    """Yields hits b k, precisions b k and the rank b of the first right answer, for one part of the queries at a time.
+
+    All three are expected values over the orders of ties. queries, candidates: s d, one row per study.
+    """
     rows = max(1, _CHUNK_VALUES // len(candidates))
     k = np.array(at)
     for start in range(0, len(queries), rows):
         part = slice(start, start + rows)
-        # Equal places must be equally near to the last bit, which a product in parts of other shapes does not give.
+        # Equal vectors must be equally near to the last bit. Matrix products of different shapes do not give that.
         near = np.round(queries[part].astype(np.float64) @ candidates.T.astype(np.float64), 6)
         right = report[part, None] == report[None]
         best = np.where(right, near, -np.inf).max(axis=1, keepdims=True)
@@ -227,8 +239,11 @@ def _ranks(
 
 
 def _found_by_chance(copies: np.ndarray, k: int, orders: int = 1000) -> float:
-    """Share of studies whose report has a place among the first k when the distinct reports, with as many places as
-    `copies` m says, are put in a random order; a mean over orders, drawn the same every time."""
+    """Share of studies whose report is among the first k candidates when the distinct reports are in a random order.
+
+    copies: m, how many candidates have each report; they stay together. The mean over random orders, which are the same
+    at every call.
+    """
     generator, found = np.random.default_rng(0), 0
     for _ in range(orders):
         order = generator.permutation(copies)
@@ -237,7 +252,7 @@ def _found_by_chance(copies: np.ndarray, k: int, orders: int = 1000) -> float:
 
 
 def _any_right(good: np.ndarray, wrong: np.ndarray, places: np.ndarray | int) -> np.ndarray:
-    """Chance that at least one of `good` is among `places` drawn from good + wrong without replacement."""
+    """Chance that at least one of `good` candidates is among `places` drawn without replacement from good + wrong."""
     places = np.minimum(np.maximum(places, 0), good + wrong)
     return np.where(places > wrong, 1.0, 1 - np.exp(_log_choose(wrong, places) - _log_choose(good + wrong, places)))
 
@@ -248,7 +263,7 @@ def _log_choose(n: np.ndarray, k: np.ndarray) -> np.ndarray:
 
 
 def _precision(near: np.ndarray, alike: np.ndarray, at: Sequence[int]) -> np.ndarray:
-    """Share b k of the `at` nearest that are alike (b s), those at the last place sharing it where they are tied."""
+    """Share b k of the k nearest that are alike. alike: b s. Candidates that tie for the last places share them."""
     found = []
     ordered = -np.sort(-near, axis=1)
     for k in at:
@@ -261,7 +276,7 @@ def _precision(near: np.ndarray, alike: np.ndarray, at: Sequence[int]) -> np.nda
 
 def _check_classes(classes: Sequence[str], label_names: Sequence[str]) -> None:
     if len(classes) < 2 or not set(classes) <= set(label_names):
-        raise ValueError(f"classes are two or more labels of {list(label_names)}; got {list(classes)}")
+        raise ValueError(f"classes must be two or more labels of {list(label_names)}; got {list(classes)}")
 
 
 def _judge(encoder: Encoder, entry: Entry, opened: Opened) -> Result:
@@ -299,13 +314,13 @@ JUDGE = Judge(
     check=_check,
     splits=(),
     keys={
-        "split": "test",  # whose studies are to find each other
+        "split": "test",  # whose studies are judged
         "at": AT,  # the k of recall@k
-        "classes": (),  # labels of which just one is present in each study, for precision@k as well; () takes all
+        "classes": (),  # labels of which exactly one is present in each study, for precision@k; () takes all studies
         "per_class": 200,  # studies of each of the classes
     },
     task_name="reports",
-    instead_of_task="its key 'classes' names labels to judge precision by",
+    instead_of_task="its key 'classes' names the labels for precision@k",
     limits_pictures=False,
     asks=("split", "at", "classes", "per_class"),
 )

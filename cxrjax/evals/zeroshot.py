@@ -1,14 +1,16 @@
-"""Zero-shot judge: a picture's score for a finding is how much nearer it is to sentences that say it than to denials.
+"""Zero-shot judge: scores a finding by how much nearer a picture is to sentences that state it than to denials of it.
 
-    score = σ((s₊ − s₋ − θ) / τ)        s±: cosine of the picture to each side's mean sentence of unit length
+    score = σ((s₊ − s₋ − θ) / τ)        s₊, s₋: cosine of the picture to the vector of the sentences for and against
 
-A side's prompts are an ensemble: the mean of their unit vectors, made unit again (CLIP, Radford et al., ICML 2021).
-With θ = 0 the score is the softmax over (positive, negative) of CheXzero (Tiu et al., Nature Biomedical Engineering
-2022); it ranks pictures as the difference of the two does, so AUROC and AUPRC know no choice between them, nor τ or θ.
+The vector of a side is the mean of the unit vectors of its sentences, scaled to unit length (the prompt ensemble of
+CLIP, Radford et al., ICML 2021). With θ = 0 the score is CheXzero's softmax over the positive and the negative side
+(Tiu et al., Nature Biomedical Engineering 2022). It orders the pictures as the difference s₊ − s₋ does. AUROC and AUPRC
+therefore depend on neither τ nor θ.
 
-Cosines to different sentences have different levels, so that a score of ½ means nothing by itself. θ is therefore
-chosen per label on the validation pictures, where it gives the highest balanced accuracy; accuracies are at θ. A task
-of several classes takes the softmax over the positive sides, as GLoRIA does (Huang et al., ICCV 2021), uncalibrated.
+Cosines to different sentences have different levels, so s₊ > s₋ alone does not mean that a finding is likely. θ is
+therefore chosen per label, as the threshold with the highest balanced accuracy on the validation pictures. Accuracies
+are measured at θ. A task of several classes takes the softmax over the positive sides, without θ, as GLoRIA does (Huang
+et al., ICCV 2021).
 """
 
 import itertools
@@ -136,12 +138,12 @@ def expand(prompt: str) -> list[str]:
 def sides(
     task: Task, names: Sequence[str], prompts: Mapping[str, Mapping[str, Any]]
 ) -> list[tuple[list[str], list[str]]]:
-    """The sentences for and against each of the answer key's names.
+    """The sentences for and against each name of the answer key.
 
-    prompts: label -> {"positive": prompts, "negative": prompts}, before those of PROMPTS; a prompt may hold
-    alternatives (see `expand`), and a single one may be a string. A binary task is for what its positive labels say,
-    and against what its negative ones say, or where there are none what denies the positive ones. A multiclass task
-    needs no negative side.
+    prompts: label -> {"positive": prompts, "negative": prompts}; they replace those of PROMPTS. A prompt may hold
+    alternatives (see `expand`), and a single one may be a string. In a binary task the positive prompts of its positive
+    labels speak for it. Against it speak the positive prompts of its negative labels, or where it has none, the
+    negative prompts of its positive labels. A multiclass task has no negative sides.
     Raises ValueError for a label without prompts, and for prompts of another form.
     """
     known = {**PROMPTS, **prompts}
@@ -183,10 +185,11 @@ def zeroshot(
 ) -> Result:
     """Judges test pictures by prompts, with thresholds chosen on val.
 
-    val, test: features are unit vectors of the shared space; label_names: c, of their labels. embed: sentences -> their
-    unit vectors. prompts: see `sides`. temperature: τ, which only spreads the scores.
-    Raises ValueError for a patient in both splits, an unknown label, a label without prompts, or features that are not
-    numbers.
+    val, test: their features are unit vectors of the shared space. label_names: the c columns of their labels. embed:
+    sentences -> their unit vectors. prompts: see `sides`. temperature: τ, which changes how far the scores spread, not
+    their order.
+    Raises ValueError for a patient in both splits, an unknown label, a label without prompts, and features that are NaN
+    or infinite.
     """
     _check_temperature(temperature)
     schema.assert_patients_disjoint({"val": val.patient_ids.tolist(), "test": test.patient_ids.tolist()})
@@ -221,15 +224,16 @@ def zeroshot(
 
 
 def ensemble(vectors: np.ndarray) -> np.ndarray:
-    """The mean of unit vectors n d, made unit again: d float64."""
+    """The mean of unit vectors n d, scaled to unit length: d float64."""
     mean = vectors.astype(np.float64).mean(axis=0)
     return mean / max(np.linalg.norm(mean), 1e-12)
 
 
 def thresholds(key: Targets, margin: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """Per label the level of margin n c, halfway between two pictures, with the highest balanced accuracy on `key`.
+    """The threshold of each label with the highest balanced accuracy on `key`, c float64, and notes.
 
-    Of equals the lowest. A label with one value only keeps 0 and is named in the notes.
+    margin: n c. Thresholds lie halfway between two pictures, or at the lowest one. Of equally good ones the lowest is
+    taken. A label that is present in all pictures or in none keeps the threshold 0 and is named in the notes.
     """
     levels, without = np.zeros(margin.shape[1]), []
     for column, name in enumerate(key.names):
@@ -246,8 +250,8 @@ def thresholds(key: Targets, margin: np.ndarray) -> tuple[np.ndarray, list[str]]
     if not without:
         return levels, []
     return levels, [
-        f"{', '.join(without)}: the validation pictures have one value only, so the threshold stays at 0 and "
-        "accuracies mean little"
+        f"{', '.join(without)}: the validation pictures have positives only or negatives only, so the threshold stays "
+        "at 0 and accuracies mean little"
     ]
 
 
@@ -275,7 +279,7 @@ JUDGE = Judge(
     check=_check,
     splits=("val", "test"),
     keys={
-        "prompts": {},  # label -> {"positive": prompts, "negative": prompts}, before those of PROMPTS
-        "temperature": 0.07,  # of the scores: it spreads them, and changes neither their order nor the threshold
+        "prompts": {},  # label -> {"positive": prompts, "negative": prompts}; they replace those of PROMPTS
+        "temperature": 0.07,  # τ: how far the scores spread; it changes neither their order nor the threshold
     },
 )

@@ -16,20 +16,22 @@ m       loss.centre_momentum      momentum of the centre c                      
 λ₀      momentum                  momentum of the teacher at step 0               0.99; 0.996
 MLP     projector                 layers, hidden, output width; GELU, no norm     3, 512, 128; 3, 2048, 256
 
-The paper states this, but eq. 3 is a sum (algorithm 1 a mean); two global views at 224 px and local ones at 96 px,
-changed as BYOL's; learned positions, resized bicubically for local crops; AdamW of 5e-4 · B/256, 10 epochs of warm-up,
-decay 0.04 to 0.4 along a cosine. Instead of c, `loss.assignment = "sinkhorn"` balances the prototypes over the batch as
-SwAV and DINOv2 do: the default, except with chestxray14.
+The paper states the above, except that its eq. 3 is a sum; its algorithm 1 takes the mean. It also states: two global
+views at 224 px and local ones at 96 px, augmented as in BYOL; learned positions, resized bicubically for local crops;
+AdamW with a rate of 5e-4 · B/256, 10 epochs of warm-up, weight decay from 0.04 to 0.4 along a cosine. Without c,
+`loss.assignment = "sinkhorn"` balances the prototypes over the batch, as SwAV and DINOv2 do. This is the default,
+except with chestxray14.
 
-From the authors' code: areas of the crops, 8 local ones, stochastic depth of 0.1 for the student, gradients clipped to
-3 in every tensor, prototypes that stay as they start for the first epoch (`freeze_share` of the run), columns of length
-1 (its norm_last_layer; off in its best ViT-S). It raises τ_t once an epoch; we do at every step. Its optimizer skips
-frozen prototypes; here they get a gradient of 0, so that decay shortens columns, whose length is nothing, and Adam's
-first steps afterwards are larger, at most 6.6 times. Its decay covers [CLS] and positions, as in the config's recipe.
+From the authors' code: the areas of the crops, 8 local crops, stochastic depth of 0.1 for the student, gradients
+clipped to 3 in every tensor, prototypes that stay as they start for the first epoch (`freeze_share` of the run), and
+columns of length 1 (its norm_last_layer; off for its best ViT-S). It raises τ_t once an epoch; here τ_t rises at every
+step. Its optimizer skips frozen prototypes; here their gradient is 0. Weight decay still shortens their columns, which
+changes no output, since columns are scaled to length 1. Adam's first steps afterwards are up to 6.6 times larger. Its
+decay covers [CLS] and positions, and so does that of the config's recipe.
 
-Crops of one size go through a network together, which matters for a ResNet's BatchNorm alone; the teacher normalises by
-its batch too, and keeps the running statistics. Our choice: grey jitter without hue and saturation, patch embedding
-without bias at the start. Evaluated, as in the paper, is the teacher.
+Crops of one size go through a network together, which matters only for the BatchNorm of a ResNet. The teacher
+normalises by its batch too, and keeps the running statistics. Our choice: jitter of grey values without hue and
+saturation, patch embedding without bias at the start. The teacher is evaluated, as in the paper.
 """
 
 import jax
@@ -89,7 +91,7 @@ def make(config: Config) -> Method:
             "teacher_temperature": temperature(step),
             "momentum": momentum(step),
         }
-        # What the student could still learn of these targets; near 0 together with an entropy of 0 or log K: collapsed.
+        # How far the student is from the targets. Near 0 while an entropy is near 0 or log K: training has collapsed.
         watched["divergence"] = value - watched["target_entropy"]
         return value, Aux({**state, "batch_stats": {"encoder": stats}}, {"distillation": value}, watched)
 

@@ -74,7 +74,7 @@ def test_masked_pictures_do_not_count():
 
 
 def test_metrics_refuse_codes_and_broken_scores():
-    with pytest.raises(ValueError, match="targets are 1, 0 or -1"):
+    with pytest.raises(ValueError, match="targets must be 1, 0 or -1"):
         metrics.auroc(np.array([1, 0, -2]), np.zeros(3))
     with pytest.raises(ValueError, match="1 of 3 scores are NaN"):
         metrics.auroc(np.array([1, 0, 0]), np.array([0.1, np.nan, 0.3]))
@@ -171,7 +171,7 @@ def test_resamples_with_one_value_are_left_out_and_counted():
     assert found["auroc"].value == 0.75 and np.isnan(found["auroc"].low) and np.isnan(found["auroc"].high)
     (note,) = notes
     count = int(note.rsplit(" ", 1)[1])
-    assert "of 300" in note and 60 < count < 140
+    assert "of the 300 resamples" in note and 60 < count < 140
 
 
 def test_the_mean_has_its_own_interval_on_common_resamples():

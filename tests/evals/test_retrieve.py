@@ -100,7 +100,7 @@ def test_reports_of_equal_words_by_hand():
     )
     # For a and b two of four candidates are right, for c and d one: 1 − (1/2 · 1/3), and 2/4.
     assert result.details["chance"]["text_to_image_recall@2"] == pytest.approx((2 * (1 - 1 / 6) + 2 * 0.5) / 4)
-    assert any("2 of 4 reports have the words of another" in note for note in result.notes)
+    assert any("2 of 4 reports have the same words as another one" in note for note in result.notes)
 
 
 def test_ties_count_by_their_expected_place():
@@ -177,7 +177,7 @@ def test_k_beyond_the_candidates_and_broken_features():
     vectors = noise(4)
     result = retrieve.retrieve(table(vectors), vectors, np.arange(4), resamples=5)
     assert list(result.metrics) == ["image_to_text_recall@1", "text_to_image_recall@1"]
-    assert any("k [5, 10] are no task among 4 candidates" in note for note in result.notes)
+    assert any("k = 5, 10 left out: among 4 candidates" in note for note in result.notes)
     with pytest.raises(ValueError, match="k >= 1"):
         retrieve.retrieve(table(vectors), vectors, np.arange(4), at=(0, 1))
     with pytest.raises(ValueError, match="every k is at least the number of candidates, 4"):
@@ -208,7 +208,7 @@ def test_gallery_of_the_phantom(phantom_dir):
     labels = np.stack(chosen.pictures.table["labels"].tolist())
     columns = [list(split.converted_set.label_names).index(name) for name in ("Effusion", "Nodule")]
     assert labels[:, columns].tolist() == [[1, 0]] * 2 + [[0, 1]] * 2 and chosen.classes.tolist() == [0, 0, 1, 1]
-    with pytest.raises(ValueError, match="no study of .* has a report that the method reads"):
+    with pytest.raises(ValueError, match="the method reads nothing of any report of Studies"):
         retrieve.gallery(split, lambda report: "")
 
 

@@ -99,7 +99,7 @@ def test_threshold_by_hand():
     assert zeroshot.thresholds(Targets(("Mass",), values, np.ones(7, bool), []), margin)[0].tolist() == [2.5]
     values[:] = 0
     levels, (note,) = zeroshot.thresholds(Targets(("Mass",), values, np.ones(7, bool), []), margin)
-    assert levels.tolist() == [0] and "'Mass'" in note and "one value only" in note
+    assert levels.tolist() == [0] and "'Mass'" in note and "negatives only, so the threshold stays at 0" in note
 
 
 def test_the_test_split_has_no_say_in_the_threshold():

@@ -145,7 +145,7 @@ def test_calibration():
     assert line["above"] == pytest.approx(alike.mean(), abs=0.01)
     assert line["precision"] == pytest.approx(same[alike].mean(), abs=0.01)
     assert suggested == pytest.approx(1)
-    with pytest.raises(ValueError, match="two studies with reports and labels; there are 1"):
+    with pytest.raises(ValueError, match="at least two studies with reports and labels, and there are 1"):
         report_similarity.calibration(found, {keys[0]: labels[keys[0]]})
 
 
