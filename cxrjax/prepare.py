@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cxrjax.datasets import catalogue, schema
+from cxrjax.datasets.files import say
 from cxrjax.datasets.manifest import Manifest
 
 OWN = {
@@ -34,12 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         if given.list:
-            print(listing(given.data_dir or schema.data_dir()))
+            say(listing(given.data_dir or schema.data_dir()))
             return 0
         if given.audit:
             from cxrjax.input import overlap
 
-            print(overlap.audit(given.audit[0], given.audit[1], given.data_dir))
+            say(overlap.audit(given.audit[0], given.audit[1], given.data_dir))
             return 0
         if given.set is None:
             parser.print_help()
@@ -202,7 +203,7 @@ def _convert(manifest: Manifest, given: argparse.Namespace) -> int:
         allow_bad=given.allow_bad,
         overwrite=given.overwrite,
     )
-    print(made.counts)
+    say(made.counts)
     if made.directory is None:
         print(
             "error: the set was not written because of the files above. Correct them and run the same command again "
@@ -210,7 +211,7 @@ def _convert(manifest: Manifest, given: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 1
-    print(f"Converted set: {made.directory}")
+    say(f"Converted set: {made.directory}")
     return 0
 
 
@@ -220,7 +221,7 @@ def _phantom(given: argparse.Namespace) -> int:
     options = {"studies": given.studies, "short_side": given.short_side}
     data_dir = given.data_dir or schema.data_dir()
     made = phantom_set.build(data_dir, **{key: value for key, value in options.items() if value is not None})
-    print(f"Converted set: {made}")
+    say(f"Converted set: {made}")
     return 0
 
 

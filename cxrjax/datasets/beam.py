@@ -16,6 +16,7 @@ import tensorflow_datasets as tfds
 
 from cxrjax.datasets import beside, encode, record, writer
 from cxrjax.datasets.encode import Form, Reading
+from cxrjax.datasets.files import shown
 from cxrjax.datasets.manifest import Manifest, Problem, Row
 from cxrjax.imaging.pixels import UnreadablePicture
 
@@ -41,9 +42,11 @@ def write(
     vocabulary: str | Path | None,
     pipeline_options: Sequence[str],
     allow_bad: bool,
+    count: Callable[[Sequence[Row], Notes], str],
 ) -> tuple[Path, Notes, list[Problem]]:
     """Writes the set of a manifest through Beam; returns its folder, (file, step) notes and the bad files.
 
+    count: the table of counts of the rows that could be used and the notes, which goes into the metadata.
     pipeline_options: Beam's, such as "runner=DirectRunner". Raises BadFiles if there are some and they are not allowed,
     ValueError where Beam is not installed, OutputError for the data folder.
     """
@@ -68,8 +71,8 @@ def write(
         _read_said(said, notes, problems)
         if problems and not allow_bad:
             raise BadFiles(notes, problems)
-        bad = {problem.file for problem in problems if problem.kind == "picture"}
-        rows = [row for row in manifest.rows if str(row.file) not in bad]
+        rows = usable(manifest.rows, problems)
+        writer.add_metadata(directory, {"counts": count(rows, notes), "problems": len(problems)})
         beside.write(directory, name=manifest.name, rows=rows, vocabulary=vocabulary)
 
     directory = writer.write(
@@ -85,6 +88,13 @@ def write(
         ),
     )
     return directory, notes, problems
+
+
+def usable(rows: Sequence[Row], problems: Sequence[Problem]) -> list[Row]:
+    """The rows without pictures and masks that the problems name."""
+    bad, unmasked = ({item.file for item in problems if item.kind == kind} for kind in ("picture", "mask"))
+    kept = ((shown(row.file), row) for row in rows)
+    return [row._replace(masks=()) if file in unmasked else row for file, row in kept if file not in bad]
 
 
 def _transform(rows: Sequence[Row], convert: Callable[[Row], Iterator], said: Path) -> Any:
@@ -120,7 +130,7 @@ def _convert(row: Row, form: Form, reading: Reading, manifest: Manifest, fields:
     """The (key, example) of a row, and as tagged outputs what there is to say of it as (file, kind, text)."""
     from apache_beam.pvalue import TaggedOutput
 
-    file = str(row.file)
+    file = shown(row.file)
     try:
         encoded = encode.encode(row, form, reading)
     except UnreadablePicture as error:

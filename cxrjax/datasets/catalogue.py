@@ -6,6 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
+from cxrjax.datasets import table
 from cxrjax.datasets.manifest import Manifest
 
 
@@ -138,4 +139,6 @@ def manifest(name: str, raw: Path, **options: str) -> Manifest:
         if choice not in known.get(option, ()):
             choices = "; ".join(f"{key}: {', '.join(values)}" for key, values in known.items()) or "none"
             raise ValueError(f"{option}={choice!r} is no choice of set {name!r}; its options are: {choices}.")
-    return importlib.import_module(f"cxrjax.datasets.{name}").manifest(Path(raw), **options)
+    with table.remarks() as said:
+        made = importlib.import_module(f"cxrjax.datasets.{name}").manifest(Path(raw), **options)
+    return made._replace(remarks=(*said, *made.remarks))

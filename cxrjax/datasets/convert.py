@@ -9,7 +9,7 @@ import csv
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import cv2
 
-from cxrjax.datasets import beside, encode, record, schema, writer
+from cxrjax.datasets import beside, encode, files, record, schema, writer
 from cxrjax.datasets import manifest as manifests
 from cxrjax.datasets.encode import Encoded, Form, Reading
 from cxrjax.datasets.manifest import Manifest, Problem, Row
@@ -52,7 +52,7 @@ def convert_manifest(
     allow_bad: bool = False,
     overwrite: bool = False,
     progress: bool = True,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = files.say,
 ) -> Conversion:
     """Converts the pictures of a manifest and writes `<data_dir>/<name>/<config>/<version>/`.
 
@@ -154,16 +154,14 @@ def _convert_here(job: _Job, workers: int) -> Conversion:
         bad = _encode_all(job, store, workers)
         records = dict(store.records())
         rows, examples, problems = _usable(manifest, job.keys, records, bad)
-        steps_of = {
-            row.image_id: records[key].steps for row, key in zip(manifest.rows, job.keys, strict=True) if key in records
-        }
-        counts = manifests.count_table(rows, manifest.label_names, manifest.published, _counted_steps(steps_of))
-        notes = [
-            (str(row.file), step)
+        steps = [
+            (row, step)
             for row, key in zip(manifest.rows, job.keys, strict=True)
             if key in records
             for step in records[key].steps
         ]
+        counts = _counts(manifest, rows, [(row.image_id, step) for row, step in steps])
+        notes = [(files.shown(row.file), step) for row, step in steps]
         _write_lists(job.folder, notes, problems, job.say)
         if not rows or (problems and not job.allow_bad):
             return Conversion(None, tuple(problems), counts)
@@ -184,30 +182,26 @@ def _convert_here(job: _Job, workers: int) -> Conversion:
 
 
 def _convert_by_beam(job: _Job, options: Sequence[str]) -> Conversion:
-    """Beam's workers find out what is bad, so the counts are those of the tables, with files that turn out bad."""
+    """As `_convert_here`; what only DICOM headers say of projection, sex and age is not in the counts."""
     from cxrjax.datasets import beam
 
     manifest = job.manifest
-    counts = manifests.count_table(manifest.rows, manifest.label_names, manifest.published)
-    metadata = job.metadata | {"counts": counts}
+
+    def count(rows: Sequence[Row], notes: beam.Notes) -> str:
+        image_ids = {files.shown(row.file): row.image_id for row in rows}
+        return _counts(manifest, rows, [(image_ids[file], step) for file, step in notes if file in image_ids])
+
     directory = None
     try:
         directory, notes, problems = beam.write(
-            manifest,
-            job.form,
-            job.reading,
-            job.data_dir,
-            job.full_name,
-            metadata,
-            job.vocabulary,
-            options,
-            job.allow_bad,
+            *(manifest, job.form, job.reading, job.data_dir, job.full_name),
+            *(job.metadata, job.vocabulary, options, job.allow_bad, count),
         )
     except beam.BadFiles as error:
         notes, problems = error.notes, error.problems
     _write_lists(job.folder, notes, problems, job.say)
     writer.tidy(job.data_dir, job.full_name)
-    return Conversion(directory, tuple(problems), counts)
+    return Conversion(directory, tuple(problems), count(beam.usable(manifest.rows, problems), notes))
 
 
 def _encode_all(job: _Job, store: Store, workers: int) -> dict[str, str]:
@@ -254,7 +248,7 @@ def _usable(
     problems = list(manifest.problems)
     for row, key in zip(manifest.rows, keys, strict=True):
         if key in bad:
-            problems.append(Problem(str(row.file), "picture", bad[key]))
+            problems.append(Problem(files.shown(row.file), "picture", bad[key]))
             continue
         row, boxes, wrong = record.place(row, records[key])
         problems += wrong
@@ -263,13 +257,12 @@ def _usable(
     return rows, examples, problems
 
 
-def _counted_steps(steps_of: Mapping[str, Sequence[str]]) -> dict[str, set[str]]:
-    """The image ids of each kind of step that the table counts."""
-    kinds = {kind: set() for kind in (pixels.GREY_RANGE, pixels.LOW_CONTRAST)}
-    for image_id, steps in steps_of.items():
-        for kind in {step.split(":")[0] for step in steps} & kinds.keys():
-            kinds[kind].add(image_id)
-    return kinds
+def _counts(manifest: Manifest, rows: Sequence[Row], steps: Sequence[tuple[str, str]]) -> str:
+    """The table of counts of rows. steps: (image id, what was done); the kinds that need a look are counted."""
+    kinds: dict[str, set[str]] = {kind: set() for kind in (pixels.GREY_RANGE, pixels.LOW_CONTRAST)}
+    for image_id, step in steps:
+        kinds.get(step.split(":")[0], set()).add(image_id)
+    return manifests.count_table(rows, manifest.label_names, manifest.published, kinds)
 
 
 def _generate(
@@ -293,7 +286,7 @@ def _write_lists(
             if not lines:
                 path.unlink(missing_ok=True)
                 continue
-            with open(path, "w", newline="", encoding="utf-8") as file:
+            with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
                 csv.writer(file).writerows([head, *lines])
     except OSError as error:
         raise writer.output_error(folder, error) from None

@@ -8,6 +8,7 @@ import numpy as np
 
 from cxrjax.datasets.manifest import Row
 from cxrjax.imaging import masks, pixels, reader
+from cxrjax.imaging import orientation as orientations
 from cxrjax.imaging.fingerprint import fingerprint
 
 SMALLEST_SHORT_SIDE = 16
@@ -34,7 +35,7 @@ class Encoded(NamedTuple):
 
     masks: PNG of the row's masks, then of each of its extra masks; None where there is none, and mask_problems says
     why if a file was named. header: what a DICOM file says for the
-    record's fields view (the projection), sex and age.
+    record's fields view (the projection), sex and age; of other files the EXIF orientation by which they were turned.
     """
 
     image: bytes
@@ -83,7 +84,7 @@ def encode(row: Row, form: Form, reading: Reading) -> Encoded:
     encoded_masks, problems = [], []
     for sources in (row.masks, *row.extra_masks):
         try:
-            encoded_masks.append(_mask(sources, picture.pixels.shape, small.shape) if sources else None)
+            encoded_masks.append(_mask(sources, picture, small.shape) if sources else None)
         except pixels.UnreadablePicture as error:
             encoded_masks.append(None)
             names = ", ".join(source.name for source in sources if isinstance(source, Path))
@@ -103,11 +104,17 @@ def encode(row: Row, form: Form, reading: Reading) -> Encoded:
     )
 
 
-def _mask(sources: Sequence[masks.MaskSource], shape: tuple[int, int], stored_shape: tuple[int, int]) -> bytes:
+def _mask(sources: Sequence[masks.MaskSource], picture: pixels.Picture, stored_shape: tuple[int, int]) -> bytes:
     """The union of the sources at the picture's size, binary again after resizing, as PNG."""
+    shape = picture.pixels.shape
+    orientation = picture.header.get("orientation", orientations.AS_STORED)
+    drawn_shape = shape[::-1] if orientation > 4 else shape  # of the picture as stored
     united = np.zeros(shape, np.uint8)
     for source in sources:
-        part = pixels.read_mask(source) if isinstance(source, Path) else masks.draw(source, *shape)
+        if isinstance(source, Path):
+            part = pixels.read_mask(source, orientation, shape)
+        else:
+            part = orientations.turn(masks.draw(source, *drawn_shape), orientation)
         if abs(part.shape[0] / part.shape[1] / (shape[0] / shape[1]) - 1) > 0.02:
             name = source.name if isinstance(source, Path) else "of the table"
             raise pixels.UnreadablePicture(

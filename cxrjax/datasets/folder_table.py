@@ -9,7 +9,7 @@ import pandas
 from cxrjax.datasets import schema
 from cxrjax.datasets.manifest import listed
 from cxrjax.datasets.mapping import Mapping, MappingError
-from cxrjax.datasets.table import column, pattern, read_table
+from cxrjax.datasets.table import UNKNOWN, column, pattern, read_table
 
 _SPLITS = {
     **dict.fromkeys(("train", "training", "trn", "tr"), "train"),
@@ -17,7 +17,7 @@ _SPLITS = {
     **dict.fromkeys(("test", "testing", "tst", "te"), "test"),
 }
 _PROJECTIONS = {
-    **dict.fromkeys(("", "UNKNOWN", "NA", "N/A", "NAN", "NONE"), "UNKNOWN"),
+    **dict.fromkeys(("", "UNKNOWN"), "UNKNOWN"),
     **dict.fromkeys(("PA", "POSTEROANTERIOR", "POSTERO-ANTERIOR", "PA ERECT"), "PA"),
     **dict.fromkeys(("AP", "ANTEROPOSTERIOR", "ANTERO-POSTERIOR", "AP SUPINE", "AP ERECT", "AP PORTABLE"), "AP"),
     **dict.fromkeys(("L", "LL", "LAT", "LATERAL", "LEFT LATERAL", "RIGHT LATERAL"), "LATERAL"),
@@ -26,7 +26,7 @@ _LABELS = {
     **dict.fromkeys(("1", "1.0", "true", "yes", "present"), schema.PRESENT),
     **dict.fromkeys(("0", "0.0", "false", "no", "absent"), schema.ABSENT),
     **dict.fromkeys(("-1", "-1.0", "uncertain"), schema.UNCERTAIN),
-    **dict.fromkeys(("-2", "-2.0", "nan"), schema.NOT_MENTIONED),
+    **dict.fromkeys(("-2", "-2.0"), schema.NOT_MENTIONED),
 }
 
 
@@ -66,7 +66,7 @@ def read(path: Path, mapping: Mapping, remarks: list[str]) -> Columns:
     Raises TableError for a table that cannot be read or lacks a column, MappingError for cells that the mapping does
     not explain, and for a file with several different rows.
     """
-    frame = _without_repeats(read_table(path), mapping, path, remarks)
+    frame = _without_repeats(read_table(path, mapping.encoding), mapping, path, remarks)
 
     def cells(name: str | None) -> list[str]:
         return column(frame, name, path) if name else [""] * len(frame)
@@ -148,7 +148,8 @@ def _listed_labels(frame: pandas.DataFrame, mapping: Mapping, path: Path) -> tup
         return [None] * len(frame), set()
     rows: list[set[str] | None] = []
     for cell in column(frame, mapping.labels, path):
-        parts = [part.strip() for part in cell.split(mapping.separator) if part.strip()]
+        parts = [part.strip() for part in cell.split(mapping.separator)]
+        parts = [part for part in parts if part and part.lower() not in UNKNOWN]
         renamed = {mapping.label_values.get(part, part) for part in parts}
         rows.append({name for name in renamed if name is not None} if parts else None)
     return rows, set().union(*(row for row in rows if row))

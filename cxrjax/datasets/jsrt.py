@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from cxrjax.datasets import release as releases
 from cxrjax.datasets import schema
+from cxrjax.datasets.files import decoded
 from cxrjax.datasets.manifest import Box, Manifest, Problem, Row, listed
 from cxrjax.datasets.release import Release, completeness, missing_picture
 
@@ -94,7 +95,7 @@ def _clinical(release: Release) -> dict[str, Clinical]:
     told: dict[str, Clinical] = {}
     for table in ("CLNDAT_EN.txt", "CNNDAT_EN.txt"):
         path = release.find(table)
-        text = path.read_text(encoding="utf-8", errors="replace") if path else ""
+        text = decoded(path.read_bytes())[0] if path else ""
         for stem, record in re.findall(r"(JPC[LN]N\d{3})\.IMG\s+(.*?)(?=JPC[LN]N\d{3}|\Z)", text, re.DOTALL):
             words = [*record.split(), "", "", "", ""]
             has_nodule = stem.startswith("JPCLN")

@@ -20,11 +20,15 @@ class Mapping(NamedTuple):
 
     name: str  # of the converted set: lower-case letters, digits, underscores
     description: str = ""  # of the source, with its licence; goes into the metadata of the set
-    table: str | None = None  # CSV, TSV (also .gz) or Parquet, one row per picture; none: pictures without labels
+    table: str | None = None  # CSV, TSV (also .gz), JSON, .xlsx or Parquet, a row per picture; none: no labels
+    encoding: str | None = None  # of the table and the text files; default: UTF-8, UTF-16, else Windows-1252
     file: str = "file"
     image_id: str | None = None  # default: the file's path below the raw folder
-    patient: str | None = None  # default: every picture its own patient
-    study: str | None = None  # default: every picture its own study
+    patient: str | None = None  # default: as DICOM headers say, else every picture its own patient
+    study: str | None = None  # default: as DICOM headers say, else every picture its own study
+    dicom_patient: str = "PatientID"  # the element of DICOM headers that is the patient, where no table says
+    dicom_study: str = "StudyInstanceUID"  # the element that is the study
+    hash_ids: str | None = None  # a secret: patient and study ids become their keyed hashes
     view: str | None = None  # the projection, PA, AP or lateral; default: UNKNOWN
     view_values: dict[str, str] = {}  # e.g. {"Frontal erect": "PA"}, beyond the usual spellings
     split: str | None = None  # default: made by patient
@@ -46,6 +50,12 @@ class Mapping(NamedTuple):
     text_file: str | None = None  # a text file per picture, for the full report
     boxes: tuple[str, ...] = ()  # tables with columns file, label, x, y, width, height in pixels of the raw picture
     value_range: tuple[int, int] | None = None  # for pictures deeper than 8 bits: the values that become 0 and 255
+
+
+_WITHOUT_TABLE = (
+    *("name", "description", "file", "boxes", "value_range", "separator", "encoding"),
+    *("dicom_patient", "dicom_study", "hash_ids"),
+)
 
 
 class MappingError(ValueError):
@@ -144,7 +154,7 @@ def _typed(keys: dict[str, Any]) -> Mapping:
     if keys.get("separator") == "":
         raise MappingError("The separator between labels is empty; give for example '|' or ';'.")
     if "table" not in keys:
-        needs = [key for key in keys if key not in ("name", "description", "file", "boxes", "value_range", "separator")]
+        needs = [key for key in keys if key not in _WITHOUT_TABLE]
         if needs:
             raise MappingError(f"The mapping names {', '.join(needs)}, but no table: give --table FILE or key 'table'.")
     return Mapping(**keys)

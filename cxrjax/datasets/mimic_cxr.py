@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
 from cxrjax.datasets import release
+from cxrjax.datasets.files import decoded
 from cxrjax.datasets.manifest import Manifest, Problem, Row, listed
 from cxrjax.datasets.schema import NOT_MENTIONED
 from cxrjax.datasets.table import column
@@ -150,7 +151,7 @@ def _sections(
             problems.append(Problem(f"s{study}.txt", "report", "There is no such file among the reports."))
             continue
         try:
-            text = read(place).decode("utf-8", errors="replace").strip()
+            text = decoded(read(place))[0].strip()
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
             problems.append(Problem(place, "report", f"It cannot be read: {error}."))
             continue

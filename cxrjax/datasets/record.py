@@ -8,8 +8,10 @@ import tensorflow_datasets as tfds
 
 from cxrjax.datasets import schema
 from cxrjax.datasets.encode import Encoded, Form
+from cxrjax.datasets.files import shown
 from cxrjax.datasets.manifest import Manifest, Problem, Row
 from cxrjax.imaging import pixels
+from cxrjax.imaging.orientation import AS_STORED, turn_box
 
 
 def features(manifest: Manifest, form: Form) -> tfds.features.FeaturesDict:
@@ -26,19 +28,27 @@ def features(manifest: Manifest, form: Form) -> tfds.features.FeaturesDict:
 
 
 def place(row: Row, encoded: Encoded) -> tuple[Row, list[dict[str, Any]], list[Problem]]:
-    """The row with what only its file says, its relative boxes, and what is wrong with its masks and boxes."""
-    problems = [Problem(str(row.file), "mask", reason) for reason in encoded.mask_problems]
-    boxes = []
+    """The row with what only its file says and without what is wrong with its masks and boxes, which comes last.
+
+    Between them: the boxes, relative to the picture. Boxes are of the picture as stored, and turned with it.
+    """
+    file = shown(row.file)
+    problems = [Problem(file, "mask", reason) for reason in encoded.mask_problems]
+    size = (encoded.source_height, encoded.source_width)
+    orientation = encoded.header.get("orientation", AS_STORED)
+    boxes, kept = [], []
     for box in row.boxes:
-        left, right = (min(max(x / encoded.source_width, 0.0), 1.0) for x in (box.x, box.x + box.width))
-        top, bottom = (min(max(y / encoded.source_height, 0.0), 1.0) for y in (box.y, box.y + box.height))
+        x, y, width, height = turn_box(box.x, box.y, box.width, box.height, size, orientation)
+        left, right = (min(max(end / size[1], 0.0), 1.0) for end in (x, x + width))
+        top, bottom = (min(max(end / size[0], 0.0), 1.0) for end in (y, y + height))
         if left < right and top < bottom:
             area = tfds.features.BBox(top, left, bottom, right)
             boxes.append({"bbox": area, "label": box.label, "reader": box.reader})
+            kept.append(box)
         else:
-            size = f"{encoded.source_width} x {encoded.source_height}"
-            problems.append(Problem(str(row.file), "box", f"{tuple(box)} has no area inside its {size} px picture."))
-    return _with_header(row, encoded), boxes, problems
+            reason = f"{tuple(box)} has no area inside its {size[1]} x {size[0]} px picture."
+            problems.append(Problem(file, "box", reason))
+    return _with_header(row._replace(boxes=tuple(kept)), encoded), boxes, problems
 
 
 def example(

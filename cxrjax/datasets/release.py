@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 import pandas
 
 from cxrjax.datasets import catalogue, files
+from cxrjax.datasets.files import decoded
 from cxrjax.datasets.manifest import Box, Problem, listed
 from cxrjax.datasets.schema import ABSENT, NOT_MENTIONED, PRESENT, UNCERTAIN
 from cxrjax.datasets.table import read_table
@@ -40,7 +41,7 @@ class Release:
         if not self.raw.is_dir():
             what = "is a file, not a folder: unpack it, and" if self.raw.exists() else "does not exist;"
             raise LayoutError(f"The raw folder {raw} {what} give the folder of the download. {self.where()}")
-        self.paths = files.below(self.raw)
+        self.paths = files.scanned(self.raw)
         if not self.paths:
             raise LayoutError(f"The raw folder {raw} is empty. {self.where()}")
 
@@ -65,7 +66,7 @@ class Release:
         path = self._first(names)
         if path is None:
             raise LayoutError(self._missing(names, (".txt",), "lists"))
-        text = path.read_text(encoding="utf-8-sig", errors="replace")
+        text = decoded(path.read_bytes())[0]
         return [line.strip() for line in text.splitlines() if line.strip()], path
 
     def find(self, *names: str) -> Path | None:

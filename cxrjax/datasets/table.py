@@ -1,43 +1,72 @@
-"""Users' tables: CSV, TSV or Parquet as texts, with columns found by name whatever their case and blanks."""
+"""Users' tables: CSV, TSV, JSON, Excel or Parquet as texts, with columns found by name whatever their case and blanks.
 
-import codecs
+Cells that say that nothing is known (UNKNOWN) are blank in every table. Letters that Unicode can spell in two ways are
+composed (NFC), so that names which look the same are the same.
+"""
+
+import contextlib
 import csv
 import gzip
 import io
+import json
+import re
 import string
+import unicodedata
+from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 
+import numpy as np
 import pandas
 
-TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".parquet")
+from cxrjax.datasets.files import decoded
+
+TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".parquet", ".json", ".jsonl", ".xlsx")
+UNKNOWN = ("nan", "na", "n/a", "#n/a", "<na>", "none", "null", "nil", "nat", "-", "--")  # whatever their case
+LIST_SEPARATOR = "|"  # between the items of a cell that is a list
+
+_remarks: ContextVar[list[str] | None] = ContextVar("remarks", default=None)
 
 
 class TableError(ValueError):
     """A table that cannot be read, or lacks a column."""
 
 
-def read_table(path: Path) -> pandas.DataFrame:
-    """Reads a table with every cell as stripped text; blank and missing cells are "".
+@contextlib.contextmanager
+def remarks() -> Iterator[list[str]]:
+    """Collects, as sentences, what the tables that are read inside the block hold and a user should know."""
+    found: list[str] = []
+    token = _remarks.set(found)
+    try:
+        yield found
+    finally:
+        _remarks.reset(token)
 
-    CSV: UTF-8, UTF-16 with its mark, else Windows-1252; comma, semicolon, tab or bar between columns, whichever
-    the header has most of. Raises TableError.
+
+def read_table(path: Path, encoding: str | None = None) -> pandas.DataFrame:
+    """Reads a table with every cell as stripped text; blank, missing and unknown cells are "".
+
+    CSV: comma, semicolon, tab or bar between columns, whichever the header has most of, or what a first line "sep=;"
+    says; quotes inside quoted cells doubled or behind a backslash. encoding: of CSV and JSON, by default as `decoded`
+    finds out. JSON: a list of objects, or one object a line (.jsonl). Items of cells that are lists are joined by "|".
+    Raises TableError.
     """
     if not path.is_file():
         near = [other.name for other in sorted(path.parent.glob("*")) if other.name.lower().endswith(TABLE_SUFFIXES)]
         there = f"tables in {path.parent}: {', '.join(near)}" if near else f"there is no table in {path.parent}"
         raise TableError(f"The table {path} does not exist; {there}.")
     try:
-        if path.suffix.lower() == ".parquet":
-            frame = pandas.read_parquet(path)
-            frame = frame.apply(lambda column: column.map(_text))
-        else:
-            frame = _read_csv(path)
-    except (OSError, EOFError, ValueError, csv.Error) as error:
+        frame = _read(path, encoding)
+    except ImportError:
+        raise TableError(
+            f"The table {path} is an Excel workbook: pip install openpyxl, or save it as CSV (UTF-8)."
+        ) from None
+    except (OSError, EOFError, ValueError, LookupError, csv.Error) as error:
         raise TableError(f"The table {path} cannot be read: {str(error).rstrip('.')}.") from None
-    frame.columns = [str(name).strip() for name in frame.columns]
+    frame.columns = [unicodedata.normalize("NFC", str(name)).strip() for name in frame.columns]
     if frame.empty:
         raise TableError(f"The table {path} has no rows.")
-    return pandas.DataFrame(frame.fillna("").apply(lambda column: column.str.strip()))
+    return _cleaned(frame, path)
 
 
 def column(frame: pandas.DataFrame, name: str, path: Path) -> list[str]:
@@ -46,26 +75,43 @@ def column(frame: pandas.DataFrame, name: str, path: Path) -> list[str]:
 
 
 def pattern(frame: pandas.DataFrame, spec: str, path: Path) -> tuple[list[str], bool]:
-    """Cells of a column, or of a pattern over columns such as "images/{Image Index}.png".
+    """Cells of a column, or of a pattern over columns such as "images/{Image Index}.png" or "{ID:05d}.png".
 
     Returns (texts, whether it is a pattern). A pattern gives "" where one of its columns is blank.
     """
     if "{" not in spec:
         return column(frame, spec, path), False
     try:
-        pieces = [(text, field) for text, field, _, _ in string.Formatter().parse(spec)]
+        pieces = list(string.Formatter().parse(spec))
     except ValueError as error:
         raise TableError(f"The pattern {spec!r} is not valid: {error}.") from None
-    cells = {field: column(frame, field, path) for _, field in pieces if field is not None}
+    cells = {field: column(frame, field, path) for _, field, _, _ in pieces if field is not None}
     texts = []
     for row in range(len(frame)):
-        values = [(text, None if field is None else cells[field][row]) for text, field in pieces]
-        blank = any(value == "" for _, value in values)
-        texts.append("" if blank else "".join(text + (value or "") for text, value in values))
+        values = ["x" if field is None else cells[field][row] for _, field, _, _ in pieces]
+        filled = "".join(
+            text + ("" if field is None or not cell else _formatted(cell, form or "", field, spec, path))
+            for cell, (text, field, form, _) in zip(values, pieces, strict=True)
+        )
+        texts.append(filled if all(values) else "")
     return texts, True
 
 
+def _formatted(cell: str, form: str, field: str, spec: str, path: Path) -> str:
+    """The cell in the format that the pattern gives after a colon; numbers where the format is one of numbers."""
+    if not form:
+        return cell
+    for kind in (int, float, str):
+        with contextlib.suppress(ValueError):
+            return format(kind(cell), form)
+    raise TableError(
+        f"The cell {cell!r} of column {field!r} of {path.name} cannot be written in the format {form!r} of the pattern "
+        f"{spec!r}."
+    )
+
+
 def _position(frame: pandas.DataFrame, name: str, path: Path) -> int:
+    name = unicodedata.normalize("NFC", name)
     if name in frame.columns:
         found = [index for index, other in enumerate(frame.columns) if other == name]
     else:
@@ -77,37 +123,116 @@ def _position(frame: pandas.DataFrame, name: str, path: Path) -> int:
     return found[0]
 
 
-def _read_csv(path: Path) -> pandas.DataFrame:
+def _read(path: Path, encoding: str | None) -> pandas.DataFrame:
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        frame = pandas.read_parquet(path)
+    elif suffix in (".xlsx", ".xls"):
+        frame = pandas.read_excel(path, dtype=object)
+    elif suffix in (".json", ".jsonl"):
+        frame = _read_json(path, encoding)
+    else:
+        return _read_csv(path, encoding)
+    return frame.apply(lambda column: column.map(_text))
+
+
+def _read_json(path: Path, encoding: str | None) -> pandas.DataFrame:
+    text = _decoded(path.read_bytes(), path, encoding)
+    lines = path.suffix.lower() == ".jsonl"
+    records = [json.loads(line) for line in text.splitlines() if line.strip()] if lines else json.loads(text)
+    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+        raise TableError("it is no list of objects, one a picture")
+    names = dict.fromkeys(name for record in records for name in record)
+    return pandas.DataFrame(
+        [[record.get(name) for name in names] for record in records], columns=list(names), dtype=object
+    )
+
+
+def _read_csv(path: Path, encoding: str | None) -> pandas.DataFrame:
     data = path.read_bytes()
     if path.suffix.lower() == ".gz":
         data = gzip.decompress(data)
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        text = data.decode("utf-16")
-    else:
-        try:
-            text = data.decode("utf-8-sig")
-        except UnicodeDecodeError:
-            text = data.decode("cp1252", errors="replace")
-    header = text.split("\n", 1)[0]
+    text = _decoded(data, path, encoding)
+    header, _, rest = text.partition("\n")
+    declared = re.fullmatch(r'"?sep=(.)"?\s*', header, re.IGNORECASE)  # Excel's own line, above the header
+    if declared:
+        text, header = rest, rest.split("\n", 1)[0]
     if not header.strip():
         raise TableError("its first line, which should name the columns, is empty.")
-    lines = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t|", key=header.count))
-    names = next(lines)
-    rows = []
-    for cells in lines:
-        if any(cells[len(names) :]):
-            raise TableError(
-                f"line {lines.line_num} has {len(cells)} cells, but the header {len(names)}; put quotes around cells "
-                "that hold the separator."
-            )
-        if cells:
-            rows.append((cells + [""] * len(names))[: len(names)])
+    delimiter = declared[1] if declared else max(",;\t|", key=header.count)
+    try:
+        names, rows = _rows(text, delimiter)
+    except csv.Error:
+        if '\\"' not in text:
+            raise
+        names, rows = _rows(text, delimiter, escapechar="\\")
     return pandas.DataFrame(rows, columns=names, dtype=str)
 
 
+def _rows(text: str, delimiter: str, **options: str) -> tuple[list[str], list[list[str]]]:
+    """The header and the rows, filled up to its length. Raises csv.Error where quotes do not match."""
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, **options)
+    names: list[str] = []
+    rows = []
+    read = 0
+    try:
+        for cells in lines:
+            read = lines.line_num
+            if not names:
+                names = cells
+            elif any(cells[len(names) :]):
+                raise TableError(
+                    f"line {lines.line_num} has {len(cells)} cells, but the header {len(names)}; put quotes around "
+                    "cells that hold the separator."
+                )
+            elif cells:
+                rows.append((cells + [""] * len(names))[: len(names)])
+    except csv.Error:
+        raise csv.Error(
+            f"a quote that opens in line {read + 1} or soon after is never closed, or closes in the middle of a cell. "
+            "Close it; double the quotes that belong to a text"
+        ) from None
+    return names, rows
+
+
+def _decoded(data: bytes, path: Path, encoding: str | None) -> str:
+    text, found = decoded(data, encoding)
+    if encoding is None and found == "cp1252":
+        _remark(f"{path.name} is not UTF-8 and was read as Windows-1252; another encoding can be named.")
+    return text
+
+
+def _cleaned(frame: pandas.DataFrame, path: Path) -> pandas.DataFrame:
+    """The frame with stripped, composed cells, "" where nothing is known; a remark counts the words for that."""
+    columns, said = [], []
+    for index, name in enumerate(frame.columns):
+        cells = frame.iloc[:, index].fillna("").tolist()
+        meaning = {cell: unicodedata.normalize("NFC", cell.strip()) for cell in set(cells)}
+        unknown = [cell for cell in meaning if meaning[cell].lower() in UNKNOWN]
+        said += [f"{meaning[cell]!r} in {name} ({cells.count(cell)})" for cell in sorted(unknown)]
+        meaning |= dict.fromkeys(unknown, "")
+        columns.append([meaning[cell] for cell in cells])
+    if said:
+        more = f" and {len(said) - 20} more" if len(said) > 20 else ""
+        _remark(f"Cells of {path.name} that say that nothing is known, read as blank: {', '.join(said[:20])}{more}.")
+    return pandas.DataFrame(dict(enumerate(columns)), dtype=str).set_axis(frame.columns, axis=1)
+
+
+def _remark(sentence: str) -> None:
+    found = _remarks.get()
+    if found is not None and sentence not in found:
+        found.append(sentence)
+
+
 def _text(value: object) -> str:
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return LIST_SEPARATOR.join(filter(None, map(_text, value)))
+    if isinstance(value, dict):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, bytes):
+        return decoded(value)[0]
     if value is None or value is pandas.NA or value != value:
         return ""
-    if isinstance(value, float) and value.is_integer():
+    if isinstance(value, (float, np.floating)) and float(value).is_integer():
         return str(int(value))
     return str(value)

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from cxrjax.datasets import release, schema
+from cxrjax.datasets.files import decoded
 
 LABELS = ("Normal", "Tuberculosis")
 SOURCE = (
@@ -42,5 +43,5 @@ def lines(path: Path | None) -> list[str]:
     """The lines of a reading, stripped, without blank ones; none where there is no reading."""
     if path is None:
         return []
-    text = path.read_text(encoding="utf-8-sig", errors="replace")
+    text = decoded(path.read_bytes())[0]
     return [line.strip() for line in text.splitlines() if line.strip()]

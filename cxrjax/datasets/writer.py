@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import io
+import json
 import os
 import shutil
 import sys
@@ -107,6 +108,12 @@ def write(
     except OSError as error:
         raise output_error(data_dir, error) from None
     return target
+
+
+def add_metadata(directory: Path, found: Mapping[str, Any]) -> None:
+    """Adds to the metadata of a set what was found out while it was written."""
+    path = directory / "metadata.json"
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | dict(found)), encoding="utf-8")
 
 
 def _builder(

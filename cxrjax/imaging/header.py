@@ -90,7 +90,7 @@ def facts(get: Get) -> Facts:
         projection=projection(text(get("ViewPosition")), meaning),
         laterality=laterality if laterality in ("L", "R", "B") else "",
         sex=sex if sex in ("F", "M") else "",
-        age=years(text(get("PatientAge"))),
+        age=_age(get),
         pixel_spacing=tuple(spacing) if len(spacing) == 2 and min(spacing) > 0 else (),
         manufacturer=text(get("Manufacturer")),
     )
@@ -115,6 +115,21 @@ def years(age: str) -> int:
         return -1
     found = int(match[1]) // _IN_A_YEAR[match[2] or "Y"]
     return found if found <= OLDEST else -1
+
+
+def _age(get: Get) -> int:
+    """Whole years by PatientAge, or else between PatientBirthDate and the day of the picture; -1 where unknown."""
+    found = years(text(get("PatientAge")))
+    if found >= 0:
+        return found
+    days = ("AcquisitionDate", "ContentDate", "StudyDate")
+    taken = next((day for day in (text(get(keyword)).replace(".", "") for keyword in days) if day), "")
+    born = text(get("PatientBirthDate")).replace(".", "")
+    if not (re.fullmatch(r"\d{8}", taken) and re.fullmatch(r"\d{8}", born)):
+        return -1
+    # Dates as numbers: the last four digits say whether the birthday of that year had come.
+    age = (int(taken) - int(born)) // 10000
+    return age if 0 <= age <= OLDEST else -1
 
 
 def _is_several(found: Any) -> bool:

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from cxrjax.imaging import orientation as orientations
 from cxrjax.imaging.decoding import PNG_MARK, UnreadablePicture, opened
 
 JPEG_QUALITY = 95
@@ -45,7 +46,7 @@ class Picture(NamedTuple):
     source_width: int
     bits: int  # per channel, as stored
     steps: tuple[str, ...]  # every step beyond decoding 8-bit grey: "what" or "what: detail"
-    header: dict = {}  # of a DICOM file: view (the projection), sex and age
+    header: dict = {}  # of a DICOM file: view (the projection), sex and age; of others: orientation, where it is not 1
 
 
 def read(
@@ -71,7 +72,7 @@ def read(
     file_format = _format(data)
     steps: list[str] = []
     image = opened(data, file_format, steps)
-    array, stored_bits = _array(image, data, file_format, steps)
+    array, stored_bits, turned = _array(image, data, file_format, steps)
     height, width = array.shape[:2]
     refuse_shape(height, width)
     grey = _grey(array, steps)
@@ -81,7 +82,8 @@ def read(
         grey = to_bits(grey, value_range, bits, steps, check_grey_range)
     elif bits == 16:
         grey = grey.astype(np.uint16) * 257
-    return Picture(grey, file_format, height, width, stored_bits, tuple(steps))
+    header = {} if turned == orientations.AS_STORED else {"orientation": turned}
+    return Picture(grey, file_format, height, width, stored_bits, tuple(steps), header)
 
 
 def contents(source: str | Path | bytes) -> tuple[bytes, str]:
@@ -188,22 +190,34 @@ def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR if enlarges else cv2.INTER_AREA)
 
 
-def read_mask(source: str | Path | bytes) -> np.ndarray:
+def read_mask(
+    source: str | Path | bytes, orientation: int = orientations.AS_STORED, shape: tuple[int, int] = (1, 1)
+) -> np.ndarray:
     """Reads a mask picture (PNG, JPEG or GIF) as h w uint8, 0 outside and 255 inside.
 
     Inside is every value above half of the largest one (0/255 and JPEG-blurred masks), or every value but 0 where the
     largest is below 16 (0/1 and numbered regions). A mask of zeros only is valid: nothing is marked.
+    orientation, shape: EXIF orientation of its picture, and the picture's height and width after turning. A mask
+        without an orientation of its own is turned along, unless only the turned picture has its proportions.
     Raises UnreadablePicture.
     """
     data, _ = contents(source)
     file_format = "gif" if data.startswith(b"GIF8") else _format(data)
     try:
         image = opened(data, file_format)
+        array, _, own = _array(image, data, file_format, [])
     except UnreadablePicture as error:
         raise UnreadablePicture(f"The mask cannot be read: {error}") from None
-    values = _grey(_array(image, data, file_format, [])[0], []).astype(np.float32)
+    values = _grey(array, []).astype(np.float32)
+    if own == orientations.AS_STORED and not (shape[0] != shape[1] and _alike(values.shape, shape) and orientation > 4):
+        values = orientations.turn(values, orientation)
     largest = values.max()
     return np.where(values > (largest / 2 if largest >= 16 else 0), 255, 0).astype(np.uint8)
+
+
+def _alike(shape: tuple[int, ...], other: tuple[int, int]) -> bool:
+    """Whether two shapes have the same proportions, within 2 %."""
+    return abs(shape[0] / shape[1] / (other[0] / other[1]) - 1) <= 0.02
 
 
 def encode(pixels: np.ndarray, image_format: str) -> bytes:
@@ -238,31 +252,36 @@ def _format(data: bytes) -> str:
     raise UnreadablePicture(f"The file is neither PNG, JPEG nor DICOM (it begins with bytes {data[:4].hex(' ')}).")
 
 
-def _array(image: Image.Image, data: bytes, file_format: str, steps: list[str]) -> tuple[np.ndarray, int]:
-    """h w or h w 3 array, uint8 or deeper, and the stored bits per channel."""
+def _array(image: Image.Image, data: bytes, file_format: str, steps: list[str]) -> tuple[np.ndarray, int, int]:
+    """h w or h w 3 array, uint8 or deeper, turned as its EXIF data say; stored bits per channel; the orientation."""
     bits = data[24] if file_format == "png" else 8
+    try:
+        orientation = int(image.getexif().get(orientations.TAG, orientations.AS_STORED))
+    except Exception as error:  # whatever Pillow raises on damaged EXIF data
+        raise UnreadablePicture(f"The EXIF data are broken, so which side is up is not known ({error}).") from None
+    if orientation not in range(2, 9):  # 0 is written where nothing is known
+        orientation = orientations.AS_STORED
+    array = orientations.turn(_channels(image, data, bits, steps), orientation)
+    if orientation != orientations.AS_STORED:
+        steps.append("turned: as its EXIF orientation says")
+    return array, bits, orientation
+
+
+def _channels(image: Image.Image, data: bytes, bits: int, steps: list[str]) -> np.ndarray:
+    """h w or h w 3 array as stored."""
     if bits == 16 and image.mode not in ("I;16", "I;16B", "I"):
         array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
         if array is None or array.dtype != np.uint16:
             raise UnreadablePicture(f"This kind of 16-bit PNG (Pillow mode {image.mode}) cannot be decoded.")
         if array.ndim == 3 and array.shape[2] == 4:
-            array = _on_black(array[..., 2::-1], array[..., 3], steps)
-        elif array.ndim == 3:
-            array = array[..., ::-1]
-        return array, bits
-    try:
-        turned = image.getexif().get(0x0112, 1) != 1
-        image = ImageOps.exif_transpose(image) if turned else image
-    except Exception as error:  # whatever Pillow raises on damaged EXIF data
-        raise UnreadablePicture(f"The EXIF data are broken, so which side is up is not known ({error}).") from None
-    if turned:
-        steps.append("turned: as its EXIF orientation says")
+            return _on_black(array[..., 2::-1], array[..., 3], steps)
+        return array[..., ::-1] if array.ndim == 3 else array
     if image.mode in ("I;16", "I;16B", "I"):
-        return np.asarray(image).astype(np.uint16), bits
+        return np.asarray(image).astype(np.uint16)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         layers = np.asarray(image.convert("RGBA"))
-        return _on_black(layers[..., :3], layers[..., 3], steps), bits
-    return np.asarray(image.convert("L" if image.mode in ("L", "1") else "RGB")), bits
+        return _on_black(layers[..., :3], layers[..., 3], steps)
+    return np.asarray(image.convert("L" if image.mode in ("L", "1") else "RGB"))
 
 
 def _on_black(colour: np.ndarray, alpha: np.ndarray, steps: list[str]) -> np.ndarray:

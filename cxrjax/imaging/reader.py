@@ -9,7 +9,25 @@ from cxrjax.imaging import dicom, pixels
 from cxrjax.imaging.pixels import Picture, UnreadablePicture
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".img")
+BARE_SUFFIXES = ("", ".ima", ".dic", ".dc3")  # of DICOM files that only their first bytes tell; numbers are others
 JSRT_SIDE, JSRT_LARGEST = 2048, 4095
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file is a picture by its suffix, or DICOM by its first bytes where its suffix says nothing.
+
+    Archives of pictures export DICOM without a suffix or with the end of a UID; DICOMDIR, their index, is no picture.
+    """
+    suffix = path.suffix.lower()
+    if suffix in SUFFIXES:
+        return True
+    if not (suffix in BARE_SUFFIXES or suffix[1:].isdigit()) or path.name.upper() == "DICOMDIR":
+        return False
+    try:
+        with open(path, "rb") as file:
+            return dicom.is_dicom(file.read(132))
+    except OSError:
+        return False
 
 
 def read(

@@ -1,5 +1,7 @@
 """Conversion by Apache Beam's DirectRunner gives the set that conversion without it gives."""
 
+import json
+
 import cv2
 import numpy as np
 import pytest
@@ -61,3 +63,7 @@ def test_bad_files_keep_the_set_unwritten_unless_allowed(manifest, tmp_path):
     assert "truncated or corrupt" in (tmp_path / "data/few/32-png/problems.csv").read_text()
     made = official.convert(manifest, tmp_path, beam=["runner=DirectRunner"], allow_bad=True)
     assert set(made.records) == {row.image_id for row in manifest.rows} - {"picture-5"}
+    row = next(line.split() for line in made.conversion.counts.splitlines() if line.startswith("pictures"))
+    assert row == ["pictures", "7", "4", "11"]
+    metadata = json.loads((made.conversion.directory / "metadata.json").read_text())
+    assert metadata["counts"] == made.conversion.counts and metadata["problems"] == 1

@@ -11,9 +11,11 @@ import numpy as np
 import pandas
 import pytest
 import tensorflow_datasets as tfds
+from PIL import Image
 
 from cxrjax.datasets import convert, encode, folder, manifest, schema, table, writer
 from cxrjax.datasets.mapping import MappingError, load
+from cxrjax.imaging import pixels
 from cxrjax.input import converted_sets, source
 
 HEAD = ["File", "Dx", "View", "Patient ID", "Study", "Set", "Mask", "Note", "icu"]
@@ -163,7 +165,7 @@ def test_a_folder_without_a_table(run):
     assert all(record["patient_id"].decode() == name for name, (_, record) in records.items())
     assert records["p/a.png"][1]["labels"].shape == (0,)
     assert records["p/a.png"][0] == schema.assign_split("plain", "p/a.png")
-    assert "every picture is its own patient" in said and "list.csv" in said
+    assert "Every picture is its own patient" in said and "list.csv" in said
 
 
 def test_a_split_by_patient_is_made_when_none_is_given(run, raw):
@@ -553,3 +555,117 @@ def test_real_sets_convert_with_their_mappings(name, tmp_path):
             found = np.array([rows.min(), columns.min()]) / size, np.array([rows.max() + 1, columns.max() + 1]) / size
             np.testing.assert_allclose(found[0], [top.min(), left.min()], atol=0.05)
             np.testing.assert_allclose(found[1], [bottom.max(), right.max()], atol=0.05)
+
+
+def test_a_shared_name_is_told_apart_by_its_folder(tmp_path):
+    """The folder in the table was ignored where the raw folder had one more around it."""
+    for part, seed in (("train", 0), ("test", 1)):
+        (tmp_path / "images" / part).mkdir(parents=True)
+        cv2.imwrite(str(tmp_path / "images" / part / "1.png"), picture(seed))
+    rows = [["release/train/1.png", "a"], ["test/1.png", "b"], ["val/1.png", "c"], ["1.png", "d"]]
+    write_table(tmp_path / "t.csv", rows, ["file", "patient"])
+    found = folder.manifest(tmp_path, load({"name": "x", "table": "t.csv", "patient": "patient"}))
+    assert {row.image_id: row.patient_id for row in found.rows} == {"images/train/1.png": "a", "images/test/1.png": "b"}
+    reasons = {problem.file: problem.reason for problem in found.problems}
+    assert reasons["val/1.png"].endswith("there is no such file.")
+    assert "2 files have that name: images/test/1.png, images/train/1.png" in reasons["1.png"]
+
+
+def test_names_that_look_the_same_are_one_file(tmp_path):
+    composed, apart = "M\u00fcller.png", "Mu\u0308ller.png"
+    cv2.imwrite(str(tmp_path / apart), picture(0))
+    (tmp_path / composed.replace(".png", ".txt")).write_bytes("Kein Ergu\u00df.".encode("cp1252"))
+    write_table(tmp_path / "t.csv", [[composed, "1", apart.replace(".png", ".txt")]], ["file", "patient", "txt"])
+    made = folder.manifest(tmp_path, load({"name": "x", "table": "t.csv", "patient": "patient", "text_file": "txt"}))
+    assert not made.problems
+    assert [(row.image_id, row.text) for row in made.rows] == [(composed, "Kein Ergu\u00df.")]
+    assert made.rows[0].file.name == apart
+
+
+def test_a_name_that_is_no_utf_8_is_converted_and_shown_with_escapes(tmp_path):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    for name, seed in ((b"a.png", 0), (b"radio\xe9.png", 1)):
+        with open(os.path.join(os.fsencode(raw), name), "wb") as file:
+            file.write(cv2.imencode(".png", picture(seed))[1].tobytes())
+    with open(os.path.join(os.fsencode(raw), b"bad\xe9.png"), "wb") as file:
+        file.write(b"no picture")
+    made = folder.convert(
+        raw,
+        {"name": "x"},
+        data_dir=tmp_path / "data",
+        short_side=80,
+        allow_bad=True,
+        progress=False,
+        say=lambda line: None,
+    )
+    assert set(read(made.directory)) == {"a.png", r"radio\xe9.png"}
+    assert [problem.file for problem in made.problems] == [str(raw / r"bad\xe9.png")]
+    assert r"radio\xe9.png" in (tmp_path / "data/x/80/notes.csv").read_text("utf-8")
+
+
+def test_what_a_terminal_cannot_show_does_not_end_a_conversion(raw, tmp_path):
+    spoil(raw, lambda rows: rows[0].__setitem__(1, "Ergu\u00df"))
+    command = [
+        sys.executable,
+        "-m",
+        "cxrjax.prepare",
+        "folder",
+        "--raw",
+        str(raw),
+        "--name",
+        "x",
+        "--table",
+        "list.csv",
+    ]
+    command += ["--map", "patient=Patient ID", "labels=Dx", "--data-dir", str(tmp_path / "data"), "--short-side", "32"]
+    made = subprocess.run(command, env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    assert r"label Ergu\xdf" in made.stdout
+
+
+def test_counts_leave_out_boxes_that_were_dropped(run, raw):
+    rows = [["p/a.png", "Mass", 8, 6, 40, 30], ["p/a.png", "Effusion", 600, 30, 40, 60]]
+    write_table(raw / "boxes.csv", rows, ["file", "label", "x", "y", "width", "height"])
+    made, _ = run(allow_bad=True)
+    lines = {line[:22].strip(): line[22:].split() for line in made.counts.splitlines()}
+    assert lines["boxes"] == ["1", "0", "0", "1"]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_masks_and_boxes_are_turned_with_their_picture(tmp_path, orientation):
+    """The brightest corner of the picture, its mask and its box stay together."""
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    grey = np.full((40, 64), 60, np.uint8)
+    grey[4:14, 8:28] = 250
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(grey).save(raw / "a.jpg", exif=exif, quality=95)
+    cv2.imwrite(str(raw / "m.png"), (grey > 200).astype(np.uint8) * 255)
+    write_table(raw / "t.csv", [["a.jpg", "1", "m.png"]], ["file", "patient", "mask"])
+    write_table(raw / "b.csv", [["a.jpg", "Mass", 8, 4, 20, 10]], ["file", "label", "x", "y", "width", "height"])
+    keys = {"name": "x", "table": "t.csv", "patient": "patient", "mask": "mask", "boxes": ["b.csv"]}
+    options = {"data_dir": tmp_path / "data", "short_side": "original", "image_format": "png", "progress": False}
+    made = folder.convert(raw, keys, say=lambda line: None, **options)
+    record = read(made.directory)["a.jpg"][1]
+    bright = record["image"][..., 0] > 150
+    assert bright.shape == ((64, 40) if orientation > 4 else (40, 64))
+    assert (bright == (record["mask"][..., 0] > 0)).mean() > 0.98
+    y, x = np.nonzero(record["mask"][..., 0])
+    expected = [y.min() / bright.shape[0], x.min() / bright.shape[1]]
+    expected += [(y.max() + 1) / bright.shape[0], (x.max() + 1) / bright.shape[1]]
+    np.testing.assert_allclose(record["boxes"]["bbox"][0], expected, atol=1e-6)
+
+
+def test_a_mask_that_was_drawn_on_the_turned_picture_is_not_turned_again(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    mask = np.zeros((64, 40), np.uint8)
+    mask[:10] = 255
+    path = tmp_path / "m.png"
+    cv2.imwrite(str(path), mask)
+    np.testing.assert_array_equal(pixels.read_mask(path, 6, (64, 40)), mask)
+    np.testing.assert_array_equal(pixels.read_mask(path, 6, (40, 64)), np.rot90(mask, -1))
+    Image.fromarray(mask).save(path, exif=exif)
+    np.testing.assert_array_equal(pixels.read_mask(path, 6, (40, 64)), np.rot90(mask, -1))
