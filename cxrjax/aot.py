@@ -8,8 +8,8 @@ Source: jax.experimental.topologies; MaxText's train_compile.py does the same fo
 """
 
 import contextlib
-import importlib
 import importlib.metadata
+import importlib.util
 import os
 import re
 import shutil
@@ -26,7 +26,7 @@ from cxrjax.datasets import schema
 from cxrjax.hardware import CUDNN, Target, gpu_target_config
 
 # Without a device nothing can be timed, and Triton's matrix products need timings to choose their tiles.
-_XLA_FLAGS = ("--xla_gpu_enable_triton_gemm=false", "--xla_gpu_autotune_level=0")
+_WITHOUT_A_GPU = {"xla_gpu_enable_triton_gemm": False, "xla_gpu_autotune_level": 0}
 
 
 class NoCompiler(ValueError):
@@ -80,8 +80,9 @@ def fetch(platform: str) -> Path:
 def devices(target: Target) -> list[Any]:
     """Devices of a target to lay arrays out on and to compile for; nothing can run on them.
 
-    On a machine that has such an accelerator its own compiler serves, else the one that `fetch` brought.
-    Raises NoCompiler where there is neither.
+    Where jax is installed with that platform its own compiler serves, else the one that `fetch` brought: then this
+    process computes on the CPU, and has to call this before jax looks for its platforms, which the first array makes it
+    do. Raises NoCompiler where there is no compiler, or where it is too late for one that was fetched.
     """
     from jax.experimental import topologies
 
@@ -100,28 +101,28 @@ def devices(target: Target) -> list[Any]:
         if platform == "tpu":
             return list(topologies.get_topology_desc(platform="tpu", topology_name=target.topology).devices)
         named = {"target_config": gpu_target_config(target.device), "topology": target.topology}
-        try:
-            return list(topologies.get_topology_desc(platform="cuda", **named).devices)
-        except NotImplementedError:  # jax had looked for plugins before this one could be seen
-            importlib.import_module("jax_plugins.xla_cuda13").initialize()
-            return list(topologies.get_topology_desc(platform="cuda", **named).devices)
-    except (RuntimeError, NotImplementedError, ImportError) as error:
+        return list(topologies.get_topology_desc(platform="cuda", **named).devices)
+    except NotImplementedError as error:
+        raise NoCompiler(f"jax had started before the compiler for {platform} could be shown to it") from error
+    except (RuntimeError, ImportError) as error:
         raise NoCompiler(f"the compiler for {target} does not start: {str(error).splitlines()[0]}") from error
 
 
 def _installed(platform: str) -> bool:
-    """Whether this process runs on such an accelerator."""
-    return jax.default_backend() == {"cuda": "gpu", "tpu": "tpu"}[platform]
+    """Whether jax was installed with this platform."""
+    plugins = {"cuda": ("jax_cuda12_plugin", "jax_cuda13_plugin"), "tpu": ("libtpu",)}[platform]
+    fetched = str(folder(platform))
+    found = (importlib.util.find_spec(name) for name in plugins)
+    return any(spec is not None and not str(spec.origin).startswith(fetched) for spec in found)
 
 
 def _see(place: Path) -> None:
-    """Makes a fetched compiler visible to this process, which goes on to compute on the CPU."""
+    """Shows a fetched compiler to this process, which goes on to compute on the CPU."""
     if str(place) in sys.path:
         return
-    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+    jax.config.update("jax_platforms", "cpu")
     sys.path.insert(0, str(place))
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(place), os.environ.get("PYTHONPATH"))))
 
 
 @contextlib.contextmanager
@@ -131,7 +132,7 @@ def answering_for(target: Target) -> Iterator[None]:
     While tracing a fused attention call jax asks the installed cuDNN for its version and the first GPU for its compute
     capability (jax._src.cudnn.fused_attention_stablehlo); it has no public way to be told.
     """
-    if target.device.platform != "cuda" or _installed("cuda"):
+    if target.device.platform != "cuda":
         yield
         return
     from jax._src.cudnn import fused_attention_stablehlo as fused
@@ -150,6 +151,11 @@ def answering_for(target: Target) -> Iterator[None]:
     finally:
         for name, asked in before.items():
             setattr(fused, name, asked)
+
+
+def compiled(lowered: jax.stages.Lowered, target: Target) -> jax.stages.Compiled:
+    """What was lowered for devices of the target, compiled."""
+    return lowered.compile(_WITHOUT_A_GPU if target.device.platform == "cuda" else None)
 
 
 # "%x = (f32[8,128]{1,0}, f32[4]{0}) all-reduce-start(…", and what a computation calls.

@@ -32,14 +32,16 @@ def oldest_gpu() -> tuple[int, int] | None:
     return min(((int(major), int(minor)) for major, minor in parts), default=None)
 
 
-def make_mesh(axes: Mapping[str, int] | None = None) -> Mesh:
+def make_mesh(axes: Mapping[str, int] | None = None, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh from {axis name: size} in that order; one size may be -1 and takes what is left.
 
+    devices: by default those of all processes; or some to compile for (`aot.devices`).
     Sizes that multiply to less than the devices at hand leave the rest idle, on a single host only.
     Raises ValueError where the sizes do not fit the devices.
     """
     axes = dict(axes or {"data": -1})
-    devices, total = jax.devices(), jax.device_count()
+    devices = jax.devices() if devices is None else devices
+    total = len(devices)
     said = f"mesh {axes} on {total} {devices[0].platform} device(s)"
     open_axes = [name for name, size in axes.items() if size == -1]
     if len(open_axes) > 1 or any(size < 1 and size != -1 for size in axes.values()):

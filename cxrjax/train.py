@@ -45,7 +45,7 @@ def build(config: ConfigDict) -> Run:
     mesh = parallel.make_mesh(config.mesh)
     parallel.check_batch(config.batch_size, mesh)
     # Made here to say what it learns from, and below once more, when the sources have told how many steps there are.
-    sources, remarks = _sources(config, methods.make(config))
+    sources, remarks = training_sources(config, methods.make(config))
     examples = sum(len(s) for s in sources)
     if config.batch_size > examples:
         remarks += (f"a batch of {config.batch_size} is more than all {examples} there are: some are in it twice",)
@@ -65,7 +65,7 @@ def build(config: ConfigDict) -> Run:
     )
 
 
-def _sources(config: ConfigDict, method: Method) -> tuple[Sequence[Any], tuple[str, ...]]:
+def training_sources(config: ConfigDict, method: Method) -> tuple[Sequence[Any], tuple[str, ...]]:
     """What the run trains on, without the patients of other sets that it is judged on, and sentences about these."""
     folds: dict[str, Any] = checks.folds(config)
     unit, required = config.data.unit, config.data.require

@@ -35,8 +35,20 @@ FLOORS = (
     {"methods"},
     {"evals", "step"},
     {"reporting"},
-    {"trained", "tasks", "recipes", "protocols", "initial", "checks", "model_card"},
-    {"main", "train", "evaluate", "grid", "embed", "export", "figures", "benchmark", "prepare", "report_similarity"},
+    {"trained", "tasks", "recipes", "protocols", "initial", "checks", "model_card", "stand_ins"},
+    {
+        "main",
+        "train",
+        "evaluate",
+        "grid",
+        "embed",
+        "export",
+        "figures",
+        "benchmark",
+        "plan",
+        "prepare",
+        "report_similarity",
+    },
 )
 # These know nothing of ours: they can be read, tested and taken elsewhere by themselves.
 ALONE = ("imaging", "text", "losses")

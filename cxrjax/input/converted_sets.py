@@ -65,6 +65,11 @@ def open_set(name: str | os.PathLike, data_dir: str | os.PathLike | None = None)
     )
 
 
+def is_converted(name: str, data_dir: str | os.PathLike | None = None) -> bool:
+    """Whether `open_set` would find the set as it is; builds none."""
+    return _find(name, Path(data_dir) if data_dir is not None else schema.data_dir()) is not None
+
+
 def converted(data_dir: str | os.PathLike | None = None) -> list[str]:
     """Names of the sets that are converted in data_dir, as `open_set` takes them."""
     data_dir = Path(data_dir) if data_dir is not None else schema.data_dir()

@@ -1,0 +1,136 @@
+"""A plan is the compiled step's own figures; its advice is tried; steps compile for a GPU that is not there."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import pytest
+
+from cxrjax import aot, benchmark, hardware, methods, plan, stand_ins
+from tests import runs
+
+# ResNets have no attention; the others' pictures, or reports, go through a Transformer.
+WITHOUT_ATTENTION = {"mlvicx"}
+COMPILED = ("spcl:bfloat16", "spcl:float32", "mae:bfloat16", "sista:bfloat16")
+SLOW = tuple(f"{name}:bfloat16" for name in methods.available() if f"{name}:bfloat16" not in COMPILED)
+
+
+@pytest.fixture
+def on_cpu(monkeypatch):
+    """Targets whose devices are the CPU's, with as much memory as a test says."""
+
+    def target(count=1, memory_bytes=2**34):
+        device = hardware.devices()["h100"]._replace(memory_bytes=memory_bytes)
+        return hardware.Target(device, count)
+
+    monkeypatch.setattr(aot, "devices", lambda target: jax.devices()[: target.count])
+    monkeypatch.setattr(aot, "compiled", lambda lowered, target: lowered.compile())
+    return target
+
+
+def test_memory_is_what_xla_holds_at_most(on_cpu, phantom_dir, monkeypatch):
+    monkeypatch.setenv("CXRJAX_DATA", str(phantom_dir))
+    config = runs.config(batch_size=16)
+    found = plan.plan(config, on_cpu(8), pictures=1600)
+    params, _ = jax.eval_shape(methods.make(config).init, jax.random.key(0), methods.blank_batch(methods.make(config)))
+    assert found.parameters == sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert found.total_steps == 6 and found.pictures == 1600
+    assert found.memory.arguments > 3 * 4 * found.parameters  # parameters and two moments
+    assert found.checkpoint_bytes == pytest.approx(found.memory.arguments, rel=0.05)
+    (gradients,) = [each for kind, each in found.collectives.items() if kind == "all-reduce"]
+    assert gradients.bytes == pytest.approx(4 * found.parameters, rel=0.1)
+
+
+def a_plan(target, memory, batch_size=64):
+    cost = benchmark.Cost(1e9, 3e9, 4e9, 0.0)
+    exchanges = {"all-reduce": aot.Collective(2, 900_000_000), "all-gather": aot.Collective(1, 450_000_000)}
+    return plan.Plan(target, 10**6, cost, batch_size, plan.Memory(*memory), exchanges, 6400, 100, 2**30)
+
+
+def test_times_are_those_of_the_peak_and_the_links():
+    found = a_plan(hardware.parse("h100:8"), (2**30, 2**31, 3 * 2**30))
+    assert found.step_seconds() == pytest.approx(2 * 4e9 * 64 / (8 * 989.4e12))
+    assert found.step_seconds(0.25) == pytest.approx(4 * found.step_seconds())
+    assert found.exchange_seconds == pytest.approx((2 * 0.9 + 0.45) / 450)
+    text = "\n".join(plan.lines(found))
+    assert "3.00 GiB of 79.11 GiB" in text and ": fits" in text and "100 steps of 64" in text
+    assert plan.row("spcl", found).count("|") == plan.HEADING.splitlines()[0].count("|")
+
+
+def test_changes_are_tried_from_the_smallest():
+    target = hardware.parse("h100")
+    config = runs.config(batch_size=64, model__remat="dots")
+    need = int(8 * target.device.memory_bytes)
+    tried = list(plan.candidates(config, a_plan(target, (2**30, need, need + 2**30))))
+    assert tried[0] == {"model.remat": "full"}
+    assert all(change["model.remat"] == "full" for change in tried)
+    sizes = [change["batch_size"] for change in tried if "batch_size" in change]
+    assert sizes == [32, 16, 8]
+    too_much = int(target.device.memory_bytes)
+    assert list(plan.candidates(config, a_plan(target, (too_much, 1, too_much))))[1:] == []
+
+
+def test_advice_followed_fits(on_cpu, phantom_dir, monkeypatch, capsys):
+    """The memory of the pretended device lies between what half of the batch needs and what the whole does."""
+    monkeypatch.setenv("CXRJAX_DATA", str(phantom_dir))
+    config = runs.config(batch_size=64, model__remat="full")
+    whole, half = (plan.plan(_with(config, batch_size=size), on_cpu()).memory.peak for size in (64, 32))
+    target = on_cpu(memory_bytes=int((whole + half) / 2 / plan.USABLE))
+    found = plan.plan(config, target)
+    assert not found.fits
+    plan.advise(config, found, None)
+    advice = capsys.readouterr().out.splitlines()[-1]
+    assert advice.startswith("fits with --config.")
+    key, value = advice.removeprefix("fits with --config.").split("=")
+    assert plan.plan(_with(config, **{key: int(value)}), target).fits
+    with pytest.raises(ValueError, match="nothing that was tried fits"):
+        plan.advise(config, plan.plan(config, on_cpu(memory_bytes=1000)), None)
+
+
+def _with(config, **changes):
+    config = config.copy_and_resolve_references()
+    config.update(changes)
+    return config
+
+
+def test_sets_that_are_not_here_are_stood_in_for_and_counted_as_published(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXRJAX_DATA", str(tmp_path))
+    config = runs.config("supervised", "", data__sets="chestxray14,chexpert")
+    with stand_ins.of(config) as standing_in:
+        assert plan.count_pictures(standing_in) == 112_120 + 223_648
+        params, _ = jax.eval_shape(methods.make(standing_in).init, jax.random.key(0), None)
+    assert len(jax.tree.leaves(params)) > 4
+    assert list(tmp_path.iterdir()) == []
+    config.data.sets = "mine"
+    with stand_ins.of(config) as standing_in, pytest.raises(ValueError, match="'mine' is not converted .* --pictures"):
+        plan.count_pictures(standing_in)
+
+
+def test_a_config_of_another_job_is_refused(on_cpu):
+    options = SimpleNamespace(on="h100", fetch=False, pictures=None)
+    with pytest.raises(ValueError, match="only pre-training configs"):
+        plan.main(runs.config("eval_probe", ""), "eval_probe", options)
+
+
+def compile_all(names):
+    """The lines of tests.compile_for_gpu, by name; skips where the compiler was not fetched."""
+    if not (place := aot.folder("cuda")).is_dir():
+        pytest.skip(f"no compiler for cuda in {place}: python -m cxrjax.plan … --fetch brings it")
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    command = [sys.executable, "-m", "tests.compile_for_gpu", *names]
+    done = subprocess.run(command, env=environment, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert len(found) == len(names), done.stderr[-2000:]
+    return {each["name"]: each for each in found}
+
+
+@pytest.mark.parametrize("names", [COMPILED, pytest.param(SLOW, marks=pytest.mark.slow)], ids=["some", "all"])
+def test_steps_compile_for_a_gpu_with_fused_attention_in_half_precision_alone(names):
+    for name, found in compile_all(names).items():
+        assert not found["error"], found
+        fused = name.endswith("bfloat16") and name.split(":")[0] not in WITHOUT_ATTENTION
+        assert (found["forward"] > 0, found["backward"] > 0) == (fused, fused), found
