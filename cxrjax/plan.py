@@ -115,7 +115,7 @@ def plan(config: ConfigDict, target: hardware.Target, pictures: int | None = Non
         benchmark.cost(config, state.params, state.state, batch),
         config.batch_size,
         memory_of(compiled),
-        aot.collectives(compiled.as_text()),
+        aot.collectives(compiled.as_text() or ""),
         pictures,
         total_steps,
         sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)),
