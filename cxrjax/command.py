@@ -2,11 +2,13 @@
 
 import contextlib
 import difflib
+import os
 import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
@@ -27,6 +29,11 @@ def run(main: Callable, doc: str | None, define: Callable[[], None] | None = Non
     flags.DEFINE_bool("debug", False, "show the traceback of an error")
     if define:
         define()
+    with contextlib.redirect_stdout(_Outlived(sys.stdout)), contextlib.redirect_stderr(_Outlived(sys.stderr)):
+        _run(main)
+
+
+def _run(main: Callable) -> None:
     debug = any(arg in ("--debug", "-debug", "--debug=true") for arg in sys.argv[1:])
     with _mistakes_as_sentences(debug, (ValueError, AttributeError, KeyError, TypeError, OSError, flags.Error)):
         _check_config_argument(sys.argv[1:])
@@ -38,10 +45,41 @@ def run(main: Callable, doc: str | None, define: Callable[[], None] | None = Non
         main(flags.FLAGS.config, name, flags.FLAGS)
 
 
+class _Outlived:
+    """An output whose reader may go (`| head`): the command prints no more, and goes on."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with self._silent_when_closed():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._silent_when_closed():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _silent_when_closed(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 @contextlib.contextmanager
 def _mistakes_as_sentences(debug: bool, kinds: tuple) -> Iterator[None]:
     try:
         yield
+    except KeyboardInterrupt:
+        print("Ctrl-C: stopped", file=sys.stderr)
+        raise SystemExit(130) from None
     except kinds as error:
         if debug:
             traceback.print_exc()

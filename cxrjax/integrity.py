@@ -10,6 +10,7 @@ import logging
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from etils import epath
 
@@ -93,7 +94,7 @@ def remark(step: epath.Path) -> None:
     )
 
 
-def replace(file: epath.Path, content: dict) -> None:
+def replace(file: Any, content: dict) -> None:
     """Writes JSON so that a reader finds the old file or the new one, never a part."""
     partial = file.parent / f"{file.name}.partial"
     partial.write_text(json.dumps(content, indent=1))

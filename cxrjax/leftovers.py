@@ -19,7 +19,7 @@ def tidy(workdir: Path) -> list[Path]:
     found = [path for path in Path(workdir).glob(".*") if _is_dead(path)]
     found += [path for path in (Path(workdir) / "evals").rglob(".*") if _is_dead(path)]
     found += [path for path in (Path(workdir) / "checkpoints").glob("*.incomplete") if path.is_dir()]
-    found += (Path(workdir) / "checkpoints").glob("*/*.json.partial")
+    found += [*Path(workdir).glob("*.partial"), *(Path(workdir) / "checkpoints").glob("*/*.json.partial")]
     for path in found:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from einops import rearrange
 
-from cxrjax import checkpoint, checks, hosts, initial, interruption, lock, methods, optim, parallel
+from cxrjax import checkpoint, checks, hosts, initial, integrity, interruption, lock, methods, optim, parallel
 from cxrjax import config as shared
 from cxrjax.config import ConfigDict, determining, judged, names
 from cxrjax.evals import run as evals
@@ -247,7 +247,13 @@ def _check_pictures(workdir, sources, start):
     """
     file = workdir / "pictures.json"
     now = _pictures(sources)
-    before = json.loads(file.read_text()) if start and file.exists() else now
+    try:
+        before = json.loads(file.read_text()) if start and file.exists() else now
+    except ValueError:
+        raise ValueError(
+            f"{file} is damaged, so it is not known whether the run began with the pictures of now; copy it "
+            "from a backup, or delete it to resume with these"
+        ) from None
     changed = [name for name in now.keys() | before.keys() if now.get(name) != before.get(name)]
     if changed:
         counts = ", ".join(f"{name} with {part['pictures']:,} pictures" for name, part in sorted(before.items()))
@@ -257,7 +263,7 @@ def _check_pictures(workdir, sources, start):
             "put the sets back to resume it"
         )
     if not start and jax.process_index() == 0:
-        file.write_text(json.dumps(now, indent=2) + "\n")
+        integrity.replace(file, now)
 
 
 def _pictures(sources) -> dict[str, dict]:

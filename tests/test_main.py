@@ -41,6 +41,31 @@ def test_mistakes_are_sentences(arguments, sentence, tmp_path, monkeypatch):
     assert code == 2 and last.startswith("error: ") and sentence in last, last
 
 
+SAY_MUCH = """
+import sys
+from pathlib import Path
+from cxrjax import command
+def main(config, name, flags):
+    for number in range(20000):
+        print(number, flush=True)
+    Path(sys.argv[2].partition("=")[2]).write_text("done")
+    raise KeyboardInterrupt
+command.run(main, "", lambda: command.flags.DEFINE_string("done", "", ""))
+"""
+
+
+def test_a_reader_that_goes_does_not_end_a_command(tmp_path):
+    """`| head`. And Ctrl-C outside of training ends with the code that shells expect, without a traceback."""
+    done = tmp_path / "done"
+    arguments = ["--config=configs/eval_probe.py", f"--done={done}"]
+    process = subprocess.Popen([sys.executable, "-c", SAY_MUCH, *arguments], stdout=-1, stderr=-1, text=True)
+    assert process.stdout.readline() == "0\n"
+    process.stdout.close()
+    said = process.stderr.read()
+    assert process.wait() == 130 and said.splitlines()[-1] == "Ctrl-C: stopped" and "Traceback" not in said
+    assert done.read_text() == "done"
+
+
 def test_a_workdir_belongs_to_one_setting(tmp_path):
     main.claim(tmp_path, runs.config(optim__lr=0.003))  # refused later, before its first step
     main.claim(tmp_path, runs.config())

@@ -381,3 +381,6 @@ def test_a_resumed_run_keeps_its_pictures(tmp_path, copied, capsys):
     ):
         train._check_pictures(tmp_path, changed, 2)
     train._check_pictures(tmp_path, changed, 0)
+    (tmp_path / "pictures.json").write_text('{"phantom')
+    with pytest.raises(ValueError, match="pictures.json is damaged.*copy it from a backup, or delete it"):
+        train._check_pictures(tmp_path, changed, 2)

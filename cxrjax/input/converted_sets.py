@@ -3,6 +3,7 @@
 Nothing here imports a builder or TensorFlow. A phantom is the one set that is built when it is asked for and absent.
 """
 
+import itertools
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -129,4 +130,30 @@ def open_records(converted_set: ConvertedSet, split: str) -> tuple[Sequence[byte
     stored = builder.as_data_source(split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
     features = builder.info.features
     assert isinstance(features, tfds.features.FeaturesDict)  # as every builder of ours declares
-    return stored.data_source, records.readers(features)
+    files = [(str(part.filename), part.take) for part in builder.info.splits[split].file_instructions]
+    return _Stored(stored.data_source, files, f"split {split!r} of set {converted_set.name!r}"), records.readers(
+        features
+    )
+
+
+class _Stored(Sequence):
+    """Encoded records by number; one that cannot be read is named."""
+
+    def __init__(self, stored: Sequence[bytes], files: Sequence[tuple[str, int]], place: str):
+        """files: (path, number of records) in the order of the records."""
+        self.stored, self.files, self.place = stored, files, place
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def __getitem__(self, number: int) -> Any:
+        try:
+            return self.stored[number]
+        except (RuntimeError, ValueError, OSError) as error:
+            ends = itertools.accumulate(count for _, count in self.files)
+            file = next((file for (file, _), end in zip(self.files, ends, strict=True) if number < end), "its file")
+            why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ValueError(
+                f"record {number} of {self.place} cannot be read: {file} is damaged ({why[:200]}). Copy the file "
+                "again from where it came, or convert the set again with python -m cxrjax.prepare and --overwrite."
+            ) from error

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -100,7 +101,12 @@ def weights(folder: Path) -> dict[str, np.ndarray]:
 def _parts(folder: Path, file: str) -> list[str]:
     """The files that the weights are in: those of the index, else the file itself; none if neither is there."""
     if (index := folder / f"{file}.index.json").is_file():
-        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        named = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        if outside := [name for name in named if Path(name).name != name]:
+            raise ValueError(
+                f"{index} names {outside[:3]}, which are not files of its folder; download the model again."
+            )
+        return named
     return [file] if (folder / file).is_file() else []
 
 
@@ -125,9 +131,13 @@ def _pickle(file: Path) -> dict[str, np.ndarray]:
         # weights_only: a file that wants to run code is refused.
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises what the file's contents happen to break
+        # Not in torch's words: they advise to let the file run what it wants.
+        code = re.search(r"GLOBAL ([\w.]+)", str(error))
+        why = (
+            f"it wants to run {code[1]}, and is not let" if code else "it holds more than arrays, or is cut or damaged"
+        )
         raise ValueError(
-            f"{file} cannot be read as plain weights ({str(error).splitlines()[0] if str(error) else error!r}); "
-            f"download it again, or take the model's {WEIGHTS}."
+            f"{file} cannot be read as plain weights ({why}); download it again, or take the model's {WEIGHTS}."
         ) from None
     arrays = {name: tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
     return {name: tensor.float().numpy() for name, tensor in arrays.items() if tensor.is_floating_point()}

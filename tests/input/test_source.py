@@ -10,6 +10,7 @@ import pytest
 
 from cxrjax.datasets import schema
 from cxrjax.input import converted_sets, record_index, source
+from tests import radiographs
 
 
 @pytest.fixture
@@ -234,3 +235,18 @@ def test_same_selection_in_every_process_and_without_tensorflow(written, rich):
     )
     assert ran.stdout.strip() == f"{expected} False"
     assert "TensorFlow" not in ran.stderr
+
+
+def test_a_damaged_record_is_named_with_its_file(tmp_path):
+    rows = [(f"{n}", f"patient {n}", "train", radiographs.radiograph(n)) for n in range(6)]
+    converted = radiographs.write(tmp_path, "clinic", rows)
+    train = source.select(converted, "train")
+    (file,) = converted.directory.glob("*train*array_record*")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    train = source.Source(converted, "train", [3])
+    with pytest.raises(
+        ValueError, match=rf"record 3 of split 'train' of set 'clinic.*cannot be read: .*{file.name} is dam"
+    ):
+        train[0]

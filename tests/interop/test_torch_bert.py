@@ -124,7 +124,7 @@ def test_a_pickle_that_would_run_code_is_refused(folder, tmp_path):
 
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
     (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps({"embeddings.word_embeddings.weight": Harm()}))
-    with pytest.raises(ValueError, match="cannot be read as plain weights"):
+    with pytest.raises(ValueError, match="cannot be read as plain weights .it holds more than arrays"):
         torch_bert.read(tmp_path)
     assert not (tmp_path / "harmed").exists()
 
