@@ -2,7 +2,7 @@
 
     python -m cxrjax.prepare --list
     python -m cxrjax.prepare phantom
-    python -m cxrjax.prepare chestxray14 --raw DIR
+    python -m cxrjax.prepare chestxray14 --raw DIR [--dry-run]
     python -m cxrjax.prepare rsna_pneumonia --raw DIR --short-side 1024 --format png --split mgca_detection
     python -m cxrjax.prepare folder --raw DIR --name clinic --table list.csv \\
         --map file='png/{ID}.png' patient=Patient labels=Diagnosis view=View --separator ';'
@@ -147,6 +147,14 @@ def _conversion_options() -> argparse.ArgumentParser:
     options.add_argument(
         "--allow-bad", action="store_true", help="write the set without the files that are missing or bad"
     )
+    options.add_argument(
+        "--dry-run",
+        nargs="?",
+        const="200",
+        type=_sample,
+        metavar="N",
+        help="write nothing; read N pictures, or all, and say what would be refused, counts, size and time [200]",
+    )
     options.add_argument("--overwrite", action="store_true", help="replace a set of this name made from something else")
     return options
 
@@ -155,6 +163,12 @@ def _side(text: str) -> int | str:
     if text == "original" or text.isdigit():
         return text if text == "original" else int(text)
     raise argparse.ArgumentTypeError(f"{text!r} is neither a number of pixels nor 'original'")
+
+
+def _sample(text: str) -> int | str:
+    if text == "all" or (text.isdigit() and int(text) > 0):
+        return text if text == "all" else int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is neither a number of pictures nor 'all'")
 
 
 def _folder_help() -> str:
@@ -187,18 +201,25 @@ def _official(given: argparse.Namespace) -> int:
 
 
 def _convert(manifest: Manifest, given: argparse.Namespace) -> int:
+    from cxrjax.datasets import dry_run
     from cxrjax.datasets.convert import convert_manifest
 
+    options = {
+        "data_dir": given.data_dir,
+        "short_side": given.short_side,
+        "image_format": given.format,
+        "bits": given.bits,
+        "check_grey_range": given.grey_range == "checked",
+        "admit": given.admit.split(",") if given.admit else (),
+        "workers": given.workers,
+    }
+    if given.dry_run is not None:
+        sample = None if given.dry_run == "all" else given.dry_run
+        return 1 if dry_run.look(manifest, sample=sample, **options) else 0
     made = convert_manifest(
         manifest,
-        data_dir=given.data_dir,
-        short_side=given.short_side,
-        image_format=given.format,
-        bits=given.bits,
-        check_grey_range=given.grey_range == "checked",
-        admit=given.admit.split(",") if given.admit else (),
+        **options,
         vocabulary=given.vocab,
-        workers=given.workers,
         beam=None if given.beam is None else given.beam.split(","),
         allow_bad=given.allow_bad,
         overwrite=given.overwrite,

@@ -8,6 +8,7 @@ import pytest
 
 from cxrjax import prepare
 from cxrjax.datasets import mapping
+from cxrjax.input import converted_sets, source
 
 
 @pytest.fixture
@@ -54,6 +55,35 @@ def test_bad_files_end_with_1_unless_allowed(raw, tmp_path, capsys):
     assert "empty (0 bytes)" in said.out and "problems.csv" in said.out
     assert "--allow-bad" in said.err
     assert folder(raw, *arguments, "--allow-bad") == 0
+
+
+def test_a_dry_run_says_what_would_be_and_writes_nothing(raw, tmp_path, capsys):
+    arguments = ["--name", "clinic", "--table", "list.csv", *ARGUMENTS, "--dry-run"]
+    assert folder(raw, *arguments) == 0
+    said = capsys.readouterr().out
+    assert "Read: 3 of 3 pictures" in said and "label Effusion" in said and "Nothing was written" in said
+    assert not (tmp_path / "data").exists()
+    (raw / "1.png").write_bytes(b"")
+    (raw / "2.png").unlink()
+    assert folder(raw, *arguments, "all") == 1
+    said = capsys.readouterr().out
+    assert "Problems: 2 (1 x missing, 1 x picture)" in said and "empty (0 bytes)" in said
+    assert next(line.split() for line in said.splitlines() if line.startswith("pictures")) == ["pictures", "1", "1"]
+    assert folder(raw, *arguments, "1") == 1
+    assert "Read: 1 of 2 pictures" in capsys.readouterr().out
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_dry_run_estimates_the_size_of_the_set(raw, tmp_path, capsys):
+    for i in range(3, 40):
+        cv2.imwrite(str(raw / f"{i}.png"), np.random.default_rng(i).integers(0, 255, (40, 40), np.uint8))
+    (raw / "list.csv").unlink()
+    assert folder(raw, "--name", "clinic", "--format", "png", "--dry-run", "10") == 0
+    estimate = float(capsys.readouterr().out.split("Estimated size: ")[1].split()[0]) * 1e9
+    assert folder(raw, "--name", "clinic", "--format", "png") == 0
+    made = converted_sets.open_set("clinic", tmp_path / "data")
+    written = sum(len(example["image"]) for split in made.split_sizes for example in source.select(made, split))
+    assert abs(estimate / written - 1) < 0.05
 
 
 def test_mistakes_end_with_2_and_a_sentence(raw, tmp_path, capsys):

@@ -47,7 +47,7 @@ SETS = {
         "PhysioNet credentials and CITI training",
         "physionet.org/content/mimic-cxr-jpg (files, and the metadata, split and label tables); the reports "
         "(mimic-cxr-reports.zip, as it is) and the DICOM original are in physionet.org/content/mimic-cxr",
-        {"labels": ("chexpert", "negbio")},
+        {"labels": ("chexpert", "negbio", "radiologist")},
     ),
     "rsna_pneumonia": Entry(
         "RSNA Pneumonia Detection Challenge, lung opacity boxes, 3 classes",

@@ -71,7 +71,7 @@ def convert_manifest(
     if vocabulary is not None:
         tokenizer.load(vocabulary)  # hours before it is needed
     reading = Reading(manifest.value_range, check_grey_range, tuple(admit))
-    keys = [_key(row, (ENCODING, form, reading)) for row in manifest.rows]
+    keys = _keys(manifest, (ENCODING, form, reading), progress)
     job = _Job(
         manifest,
         form,
@@ -299,6 +299,17 @@ def _write_lists(
         say(f"Problems: {len(problems)} ({by_kind}), all listed in {folder / 'problems.csv'}. The first ones:")
         for problem in problems[:10]:
             say(f"  {problem.kind}: {problem.file}: {problem.reason}")
+
+
+def _keys(manifest: Manifest, options: tuple, progress: bool) -> list[str]:
+    keys = []
+    with writer.progress_bar(
+        len(manifest.rows), f"{manifest.name}: looking at files", "file", progress, files.BAR_AFTER
+    ) as bar:
+        for row in manifest.rows:
+            keys.append(_key(row, options))
+            bar.update()
+    return keys
 
 
 def _key(row: Row, options: tuple) -> str:

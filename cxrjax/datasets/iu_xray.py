@@ -3,15 +3,18 @@
 Source: openi.nlm.nih.gov; Demner-Fushman et al., JAMIA 2016. Kaggle: raddar/chest-xrays-indiana-university. R2Gen:
 Chen et al., EMNLP 2020.
 Layouts, by what is there:
-official  NLMCXR_png/CXR1_1_IM-0001-3001.png, ecgen-radiology/1.xml; indiana_projections.csv, if it is laid beside
-          them, says which picture is frontal and which lateral
+official  NLMCXR_png/CXR1_1_IM-0001-3001.png or the DICOM originals (NLMCXR_dcm/1/1_IM-0001-3001.dcm),
+          ecgen-radiology/1.xml; indiana_projections.csv, if it is laid beside them, says which picture is frontal and
+          which lateral; for pictures that it lacks, nlmcxr_dicom_metadata.csv of torchxrayvision does by the View
+          Position of the DICOM headers, and so do DICOM originals
 Kaggle    images/images_normalized/1_IM-0001-4001.dcm.png, indiana_reports.csv, indiana_projections.csv; pictures get
           their official names if ecgen-radiology is there too, and else keep Kaggle's
 R2Gen     images/CXR2384_IM-0942/0.png, annotation.json with its own split; its reports are the findings
 A report is a study and a patient. Reports are as published, XXXX where words were taken out.
-Ours: a frontal picture is PA (the collection does not say more); the split, by patient, where it is not R2Gen's; the
-labels: the first words of the MeSH terms that indexers gave to the report ("Opacity" of "Opacity/lung/left"; what
-follows a structure, as in "Aorta/tortuous", is lost), "normal" being No Finding; what they did not name is absent.
+Ours: a frontal picture is PA unless a DICOM header says AP (the collection does not say more); the split, by patient,
+where it is not R2Gen's; the labels: the first words of the MeSH terms that indexers gave to the report ("Opacity" of
+"Opacity/lung/left"; what follows a structure, as in "Aorta/tortuous", is lost), "normal" being No Finding; what they
+did not name is absent.
 """
 
 import json
@@ -23,6 +26,7 @@ from typing import NamedTuple
 from cxrjax.datasets import release, schema
 from cxrjax.datasets.manifest import Manifest, Problem, Row, listed
 from cxrjax.datasets.table import column
+from cxrjax.imaging import header
 from cxrjax.text import reports
 
 PUBLISHED = {
@@ -31,6 +35,7 @@ PUBLISHED = {
     "R2Gen": {"studies": 2955, "studies in train": 2069, "studies in val": 296, "studies in test": 590},
 }
 _PROJECTIONS = {"frontal": "PA", "lateral": "LATERAL"}
+_HEADERS = "nlmcxr_dicom_metadata*.csv"
 _SPLITS = {"train": "train", "val": "val", "test": "test", "": "test"}  # one copy of R2Gen's list has a blank key
 
 
@@ -50,12 +55,15 @@ def manifest(raw: Path) -> Manifest:
     """Reads the download; raises LayoutError for another folder, TableError for a table that cannot be read."""
     download = release.Release("iu_xray", raw)
     problems: list[Problem] = []
-    files = {name.lower(): file for name, file in download.files(".png").items()}
+    files = {name.lower(): file for name, file in download.files(".png", ".dcm").items()}
+    originals = {_key(name): file for name, file in files.items() if name.endswith(".dcm")}
     indexed = list(_open_i(download, problems))
     named = [(name, report.uid) for report in indexed for name in report.image_ids]
     projections = _projections(download)
+    by_header = _projections_by_header(download)
     other_layouts = projections or download.find("annotation.json")
-    if any(f"{name}.png".lower() in files for name, _ in named) or (indexed and not other_layouts):
+    there = any(f"{name}.png".lower() in files or _key(name) in originals for name, _ in named)
+    if there or (indexed and not other_layouts):
         layout = "official"
         pictures = [_picture(f"{name}.png", name, study) for name, study in named]
         wordings = {report.uid: _Wording(_sections(report._asdict()), report.mesh_major) for report in indexed}
@@ -71,7 +79,7 @@ def manifest(raw: Path) -> Manifest:
     label_names = sorted(set().union(*(found for found in terms.values() if found)))
     rows = []
     for picture in pictures:
-        file = files.get(picture.file.lower())
+        file = files.get(picture.file.lower()) or originals.get(_key(picture.file))
         if file is None:
             problems.append(release.missing_picture(picture.file))
             continue
@@ -86,7 +94,7 @@ def manifest(raw: Path) -> Manifest:
                 picture.study,
                 picture.study,
                 picture.split,
-                projections.get(_key(picture.file), "UNKNOWN"),
+                projections.get(_key(picture.file)) or by_header.get(_key(picture.file), "UNKNOWN"),
                 tuple(schema.NOT_MENTIONED if found is None else int(name in found) for name in label_names),
                 findings=said.get("findings", ""),
                 impression=said.get("impression", ""),
@@ -100,7 +108,7 @@ def manifest(raw: Path) -> Manifest:
         "IU X-ray (Indiana University hospitals, openi.nlm.nih.gov; Demner-Fushman et al., JAMIA 2016), "
         f"as in the {layout} layout. Frontal and lateral radiographs with reports; labels from their MeSH index terms.",
         tuple(problems),
-        tuple(_remarks(layout, pictures, rows, wordings, files)),
+        tuple(_remarks(layout, pictures, rows, wordings, files, download.find(_HEADERS))),
         has_report=True,
         published=PUBLISHED[layout],
     )
@@ -112,6 +120,7 @@ def _remarks(
     rows: list[Row],
     wordings: Mapping[str, _Wording],
     files: Mapping[str, Path],
+    headers: Path | None,
 ) -> Iterator[str]:
     yield f"The folder was read in the {layout} layout."
     yield from release.completeness(len(rows), len(pictures))
@@ -125,9 +134,11 @@ def _remarks(
     unknown = sum(row.view == "UNKNOWN" for row in rows)
     if unknown:
         yield (
-            f"{unknown} pictures have no known projection. Kaggle's indiana_projections.csv, laid into the folder, "
-            "gives it for pictures with official names or Kaggle's."
+            f"{unknown} pictures have no known projection in a table. Kaggle's indiana_projections.csv, laid into the "
+            "folder, gives it for pictures with official names or Kaggle's; DICOM originals may say it themselves."
         )
+    if headers is not None:
+        yield f"Where Kaggle's table says nothing, projections are those of {headers.name}, which err at times."
     if any(row.view == "PA" for row in rows):
         yield "Frontal pictures are called PA: the collection does not say whether they are PA or AP."
 
@@ -147,9 +158,17 @@ def _projections(download: release.Release) -> dict[tuple[str, str], str]:
     if found is None:
         return {}
     cells = [column(found[0], name, found[1]) for name in ("filename", "projection")]
-    return {
-        _key(name): _PROJECTIONS.get(projection.lower(), "UNKNOWN") for name, projection in zip(*cells, strict=True)
-    }
+    projections = {_key(name): _PROJECTIONS.get(said.lower(), "") for name, said in zip(*cells, strict=True)}
+    return {key: projection for key, projection in projections.items() if projection}
+
+
+def _projections_by_header(download: release.Release) -> dict[tuple[str, str], str]:
+    """View positions of the DICOM headers by key, from the table of them; empty where there is no such table."""
+    found = download.optional_table(_HEADERS)
+    if found is None:
+        return {}
+    cells = [column(found[0], name, found[1]) for name in ("imageid", "View Position")]
+    return {_key(name): header.projection(position, "") for name, position in zip(*cells, strict=True)}
 
 
 def _key(name: str) -> tuple[str, str]:

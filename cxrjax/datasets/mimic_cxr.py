@@ -5,21 +5,27 @@ and the DICOM originals, physionet.org/content/mimic-cxr; Johnson et al., Scient
 Layout: files/p10/p10000032/s50414267/<dicom_id>.jpg, or .dcm where no JPEG is there; mimic-cxr-2.0.0-metadata,
 -split and -chexpert or -negbio as .csv.gz or .csv; mimic-cxr-reports.zip as it is, or files/p10/.../s50414267.txt.
 The split is the official one, by patient. Labels and reports are of studies: all pictures of a study share them.
-Ours: LL (left lateral) is LATERAL; a blank ViewPosition or a rare one (AP AXIAL, SWIMMERS ...) is UNKNOWN.
+labels "radiologist": mimic-cxr-2.1.0-test-set-labeled.csv, the 687 reports that a radiologist labelled, whose Airspace
+Opacity is Lung Opacity; other studies of the test part then mention nothing, those of train and val have CheXpert's.
+Ours: LL (left lateral) is LATERAL; a blank ViewPosition is what ViewCodeSequence_CodeMeaning says; a rare one (AP
+AXIAL, SWIMMERS ...) is UNKNOWN.
 """
 
 import re
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path, PurePosixPath
+
+import pandas
 
 from cxrjax.datasets import release
 from cxrjax.datasets.files import decoded
 from cxrjax.datasets.manifest import Manifest, Problem, Row, listed
 from cxrjax.datasets.schema import NOT_MENTIONED
 from cxrjax.datasets.table import column
+from cxrjax.imaging import header
 from cxrjax.text import reports
 
 LABELS = (
@@ -43,11 +49,12 @@ PUBLISHED = {
 }
 _SPLITS = {"train": "train", "validate": "val", "test": "test"}
 _PROJECTIONS = {"PA": "PA", "AP": "AP", "LATERAL": "LATERAL", "LL": "LATERAL"}
+_VIEW_CODE = "ViewCodeSequence_CodeMeaning"
 _UNLABELLED = (NOT_MENTIONED,) * len(LABELS)
 
 
 def manifest(raw: Path, labels: str = "chexpert") -> Manifest:
-    """Reads the download; labels: "chexpert" or "negbio", the tool that read the reports.
+    """Reads the download; labels: "chexpert" or "negbio", the tool that read the reports, or "radiologist".
 
     Raises LayoutError for another folder, TableError for a table that cannot be read.
     """
@@ -57,27 +64,35 @@ def manifest(raw: Path, labels: str = "chexpert") -> Manifest:
     split_frame, split_path = download.table("mimic-cxr-*-split.csv")
     splits = dict(zip(*(column(split_frame, name, split_path) for name in ("dicom_id", "split")), strict=True))
     problems: list[Problem] = []
-    labels_of = _labels_of_studies(download, labels, problems)
-    # Never both: the JPEG are equalised, so they look different from the DICOM originals.
-    suffixes = (".jpg",) if any(name.endswith(".jpg") for name in download.paths) else (".jpg", ".dcm")
-    files = {PurePosixPath(name).stem: file for name, file in download.files(*suffixes).items()}
+    labels_of = _labels_of_studies(download, f"*-{'negbio' if labels == 'negbio' else 'chexpert'}.csv", problems)
+    read_by_radiologist: dict[str, tuple[int, ...]] = {}
+    if labels == "radiologist":
+        read_by_radiologist = _labels_of_studies(download, "*-test-set-labeled.csv", problems)
+    files, suffix = _pictures(download, set(cells[0]))
+    codes = _view_codes(frame, path)
     rows = []
-    for dicom, patient, study, position in zip(*cells, strict=True):
+    for (dicom, patient, study, position), code in zip(zip(*cells, strict=True), codes, strict=True):
         split = splits.pop(dicom, "")
         if split not in _SPLITS:
             problems.append(Problem(dicom, "row", f"{split_path.name} gives it no split of {', '.join(_SPLITS)}."))
         elif dicom not in files:
-            problems.append(release.missing_picture(f"files/p{patient[:2]}/p{patient}/s{study}/{dicom}{suffixes[-1]}"))
+            problems.append(release.missing_picture(f"files/p{patient[:2]}/p{patient}/s{study}/{dicom}{suffix}"))
         else:
-            projection = _PROJECTIONS.get(position, "UNKNOWN")
+            projection = _projection(position, code)
             labelled = labels_of.get(study, _UNLABELLED)
+            if labels == "radiologist" and (split == "test" or study in read_by_radiologist):
+                labelled = read_by_radiologist.get(study, _UNLABELLED)
             rows.append(Row(files[dicom], dicom, patient, study, _SPLITS[split], projection, labelled))
     problems += [Problem(dicom, "row", f"{split_path.name} names it, but not {path.name}.") for dicom in splits]
     remarks = [*release.completeness(sum(dicom in files for dicom in cells[0]), len(frame))]
     unlisted = sorted(files.keys() - set(cells[0]))
     if unlisted:
         remarks.append(f"{len(unlisted)} pictures are not in {path.name} and were left out: {listed(unlisted)}.")
-    unknown = Counter(position or "none given" for position in cells[3] if position not in _PROJECTIONS)
+    unknown = Counter(
+        position or "none given"
+        for position, code in zip(cells[3], codes, strict=True)
+        if _projection(position, code) == "UNKNOWN"
+    )
     if unknown:
         said = listed([f"{position} ({count})" for position, count in unknown.most_common()], 20)
         remarks.append(f"{unknown.total()} pictures of the table have no known projection: {said}.")
@@ -85,6 +100,12 @@ def manifest(raw: Path, labels: str = "chexpert") -> Manifest:
     unlabelled = sum(study not in labels_of for study in studies)
     if unlabelled:
         remarks.append(f"{unlabelled} studies have no labels of {labels}: they mention nothing.")
+    if read_by_radiologist:
+        in_test = len({row.study_id for row in rows if row.split == "test"} & read_by_radiologist.keys())
+        remarks.append(
+            f"A radiologist labelled the reports of {len(read_by_radiologist)} studies, {in_test} of them here in the "
+            "test part, whose other studies mention nothing."
+        )
     texts = _reports(download, studies, problems)
     if texts is None:
         remarks.append(
@@ -106,9 +127,35 @@ def manifest(raw: Path, labels: str = "chexpert") -> Manifest:
     )
 
 
-def _labels_of_studies(download: release.Release, labeller: str, problems: list[Problem]) -> dict[str, tuple[int, ...]]:
-    """The labels of every study that the labeller read."""
-    frame, path = download.table(f"mimic-cxr-*-{labeller}.csv")
+def _pictures(download: release.Release, named: Collection[str]) -> tuple[dict[str, Path], str]:
+    """The picture of each dicom_id, and the suffix that all of them have: of JPEG or DICOM whichever names more.
+
+    Never both: the JPEG are equalised, so they look different from the DICOM originals.
+    """
+    kinds = {}
+    for suffix in (".jpg", ".dcm"):
+        found = download.optional_files(suffix)
+        kinds[suffix] = {PurePosixPath(name).stem: file for name, file in found.items()}
+    suffix = max(kinds, key=lambda each: (len(kinds[each].keys() & named), len(kinds[each])))
+    if not kinds[suffix]:
+        download.files(*kinds)  # raises the sentence for a download without pictures
+    return kinds[suffix], suffix
+
+
+def _view_codes(frame: pandas.DataFrame, path: Path) -> list[str]:
+    """The meanings of the view codes, which copies of the metadata may lack."""
+    there = any(name.lower() == _VIEW_CODE.lower() for name in frame.columns)
+    return column(frame, _VIEW_CODE, path) if there else [""] * len(frame)
+
+
+def _projection(position: str, code: str) -> str:
+    return _PROJECTIONS.get(position, "UNKNOWN") if position else header.projection("", code)
+
+
+def _labels_of_studies(download: release.Release, name: str, problems: list[Problem]) -> dict[str, tuple[int, ...]]:
+    """The labels of every study in the table of that name."""
+    frame, path = download.table(f"mimic-cxr-{name}")
+    frame = frame.rename(columns={"Airspace Opacity": "Lung Opacity"})
     studies = column(frame, "study_id", path)
     table = [column(frame, name, path) for name in LABELS]
     labels_of = {}

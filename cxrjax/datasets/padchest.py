@@ -35,6 +35,7 @@ def manifest(raw: Path) -> Manifest:
     download = release.Release("padchest", raw)
     frame, path = download.table("PADCHEST_chest_x_ray_images_labels_160K*.csv")
     files = download.files(".png")
+    by_place = {"/".join(path.split("/")[-2:]): download.raw / path for path in download.paths}
     table = list(zip(*(column(frame, name, path) for name in _COLUMNS), strict=True))
     kept = [cells for cells in table if cells[0].upper() not in _LEFT_OUT]
     label_names, labels_of = _labels_of_cells({cells[-1] for cells in kept})
@@ -51,7 +52,7 @@ def manifest(raw: Path) -> Manifest:
         else:
             rows.append(
                 Row(
-                    files[name],
+                    by_place.get(f"{folder}/{name}", files[name]),  # a name may be there twice
                     name,
                     patient,
                     study or name,

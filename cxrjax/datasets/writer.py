@@ -55,10 +55,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def progress_bar(total: int, said: str, unit: str, progress: bool) -> tqdm:
-    """A bar with ETA on a terminal, a line every ten seconds elsewhere."""
-    shown = sys.stderr.isatty()
-    return tqdm(total=total, desc=said, unit=unit, disable=not (progress and total), mininterval=0.2 if shown else 10)
+def progress_bar(total: int, said: str, unit: str, progress: bool, delay: float = 0) -> tqdm:
+    """A bar with ETA on a terminal, a line every ten seconds elsewhere; delay: seconds without it."""
+    interval = 0.2 if sys.stderr.isatty() else 10
+    hidden = not (progress and total)
+    return tqdm(total=total, desc=said, unit=unit, disable=hidden, mininterval=interval, delay=delay)
 
 
 def output_error(data_dir: Path, error: OSError) -> OutputError:

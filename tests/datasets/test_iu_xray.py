@@ -13,7 +13,7 @@ from cxrjax.datasets.release import LayoutError
 from cxrjax.datasets.table import TableError
 from cxrjax.input import converted_sets, source
 from cxrjax.input.studies import studies
-from tests import official
+from tests import dicom_files, official
 
 PICTURES = [
     # official name, Kaggle's name, report, projection
@@ -141,7 +141,8 @@ def test_without_projections_no_view_is_guessed(open_i):
     made = iu_xray.manifest(open_i)
     assert {row.view for row in made.rows} == {"UNKNOWN"}
     assert any(
-        "5 pictures have no known projection. Kaggle's indiana_projections.csv" in remark for remark in made.remarks
+        "5 pictures have no known projection in a table. Kaggle's indiana_projections.csv" in remark
+        for remark in made.remarks
     )
 
 
@@ -248,7 +249,7 @@ def test_other_folders_and_broken_annotations_are_refused(r2gen, tmp_path):
         iu_xray.manifest(r2gen / "images" / "CXR2384_IM-0942" / "0.png")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "train.csv").write_text("Path,Sex\n")
-    with pytest.raises(LayoutError, match="has no .png file; it holds 1 x .csv"):
+    with pytest.raises(LayoutError, match="has no .png or .dcm file; it holds 1 x .csv"):
         iu_xray.manifest(tmp_path / "other")
 
 
@@ -269,3 +270,29 @@ def test_real_names_and_mesh_terms():
     assert {"No Finding", "Cardiomegaly", "Pleural Effusion", "Opacity"} <= names and "No Indexing" not in names
     assert sum(found == {"No Finding"} for found in terms if found) > 900
     assert not any("/" in name or name != name.strip() for name in names)
+
+
+def test_views_come_from_the_table_of_dicom_headers_where_kaggle_says_nothing(open_i):
+    """torchxrayvision's nlmcxr_dicom_metadata.csv has the View Position of every header, blank for many."""
+    rows = [(PICTURES[0][0], "PA"), (PICTURES[1][0], "LL"), (PICTURES[2][0], "AP"), (PICTURES[3][0], "")]
+    path = open_i / "nlmcxr_dicom_metadata.csv.gz"
+    pandas.DataFrame(rows, columns=["imageid", "View Position"]).to_csv(path, index=False)
+    made = iu_xray.manifest(open_i)
+    views = {row.image_id: row.view for row in made.rows}
+    assert [views[row[0]] for row in PICTURES] == ["PA", "LATERAL", "AP", "UNKNOWN", "UNKNOWN"]
+    assert any("projections are those of nlmcxr_dicom_metadata.csv.gz" in remark for remark in made.remarks)
+    write_projections(open_i)
+    views = {row.image_id: row.view for row in iu_xray.manifest(open_i).rows}
+    assert [views[row[0]] for row in PICTURES] == ["PA", "LATERAL", "PA", "PA", "LATERAL"]
+
+
+def test_dicom_originals_are_read_and_say_their_views(tmp_path):
+    raw = tmp_path / "originals"
+    write_xml(raw / "ecgen-radiology")
+    for number, ((_, name, report, _), pixels) in enumerate(zip(PICTURES, official.pictures(5), strict=True)):
+        path = raw / "NLMCXR_dcm" / report / name.removesuffix(".png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        dicom_files.write(path, pixels, ViewPosition=("PA", "LL", "AP", "PA", "")[number])
+    made = official.convert(iu_xray.manifest(raw), tmp_path)
+    views = {image_id: example["view"] for image_id, (_, example) in made.records.items()}
+    assert [views[row[0]] for row in PICTURES] == ["PA", "LATERAL", "AP", "PA", "UNKNOWN"]

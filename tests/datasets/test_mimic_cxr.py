@@ -247,3 +247,41 @@ def test_another_folder_is_refused_with_what_is_there(raw, tmp_path):
         picture.unlink()
     with pytest.raises(LayoutError, match="has no .jpg or .dcm file; it holds"):
         mimic_cxr.manifest(raw)
+
+
+def test_a_blank_view_position_is_what_the_view_code_says(raw):
+    codes = ["lateral", "postero-anterior", "", "", "antero-posterior", "postero-anterior"]
+    rows = [
+        [d, p, s, "CHEST", v, 64, 64, 21800506, 213014.531, "CHEST", code, "Erect"]
+        for (d, p, s, v, _), code in zip(PICTURES, codes, strict=True)
+    ]
+    table(raw / "mimic-cxr-2.0.0-metadata.csv.gz", METADATA, rows)
+    made = mimic_cxr.manifest(raw)
+    assert [row.view for row in made.rows] == ["PA", "LATERAL", "AP", "LATERAL", "AP", "UNKNOWN"]
+    assert any("1 pictures of the table have no known projection: SWIMMERS (1)" in remark for remark in made.remarks)
+
+
+def test_a_radiologists_labels_are_those_of_the_test_part(raw):
+    """mimic-cxr-2.1.0-test-set-labeled.csv calls Lung Opacity Airspace Opacity, and has no subject_id."""
+    columns = ["Airspace Opacity" if name == "Lung Opacity" else name for name in FINDINGS]
+    cells = [
+        ["50000099", *("1" if name == "Airspace Opacity" else "-1" if name == "Edema" else "" for name in columns)]
+    ]
+    table(raw / "mimic-cxr-2.1.0-test-set-labeled.csv", ["study_id", *columns], cells)
+    made = mimic_cxr.manifest(raw, "radiologist")
+    by_id = {row.image_id: list(row.labels) for row in made.rows}
+    assert by_id[PICTURES[4][0]] == labels(Lung_Opacity=1, Edema=-1)
+    assert by_id[PICTURES[0][0]] == labels(Atelectasis=1, Edema=0, Pneumonia=-1)
+    assert any("labelled the reports of 1 studies, 1 of them here in the test part" in each for each in made.remarks)
+    (raw / "mimic-cxr-2.1.0-test-set-labeled.csv").unlink()
+    with pytest.raises(LayoutError, match="test-set-labeled.csv"):
+        mimic_cxr.manifest(raw, "radiologist")
+
+
+def test_a_stray_jpeg_does_not_hide_the_dicom_originals(raw):
+    for path in raw.rglob("*.jpg"):
+        dicom_files.write(path.with_suffix(".dcm"), cv2.imread(str(path), cv2.IMREAD_GRAYSCALE))
+        path.unlink()
+    cv2.imwrite(str(raw / "preview.jpg"), official.pictures(1)[0])
+    made = mimic_cxr.manifest(raw)
+    assert not made.problems and {row.file.suffix for row in made.rows} == {".dcm"} and len(made.rows) == 6

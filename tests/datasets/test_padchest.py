@@ -175,3 +175,10 @@ def test_other_folders_are_refused(raw, tmp_path):
         archive.write(raw / "0" / "a_1.png", "a_1.png")
     with pytest.raises(LayoutError, match="has no .png file; .*unpack 0.zip first"):
         padchest.manifest(packed)
+
+
+def test_the_folder_of_the_table_tells_two_files_of_one_name_apart(raw):
+    (raw / "54" / "a_1.png").write_bytes((raw / "0" / "a_1.png").read_bytes())
+    write_table(raw, [("a_1.png", "54", *ROWS[0][2:]), *ROWS[1:]])
+    files = {row.image_id: row.file for row in padchest.manifest(raw).rows}
+    assert files["a_1.png"] == raw / "54" / "a_1.png" and files["a_2.png"] == raw / "0" / "a_2.png"
