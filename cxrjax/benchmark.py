@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from cxrjax import command, flops, initial, methods, parallel, train
 from cxrjax.config import ConfigDict
-from cxrjax.input import throughput
+from cxrjax.input import pipeline, throughput
 from cxrjax.methods.mae import kept_patches
 from cxrjax.methods.spcl import partition_sizes
 
@@ -63,7 +63,8 @@ def benchmark(config: ConfigDict, steps: int = 10, input_seconds: float = 10.0) 
     rows = [Row("parameters", sum(leaf.size for leaf in jax.tree.leaves(run.abstract.params)), "")]
     rows += _costs(config, counted)
     rows += _speed(config, run, batch, steps, counted)
-    rows += _input(config, run, input_seconds)
+    speed = next(row.value for row in rows if row.name == "speed")
+    rows += _input(config, run, input_seconds, speed)
     return rows
 
 
@@ -188,12 +189,18 @@ def _memory(mesh, step) -> Row:
     return Row("memory", size, "B", "arguments, results and temporaries of a step: compiled.memory_analysis()")
 
 
-def _input(config: ConfigDict, run, seconds: float) -> list[Row]:
-    found = throughput.measure(
-        run.sources[0], run.method.views, config.batch_size, seconds, max(config.input.threads, 1)
-    )
+def _input(config: ConfigDict, run, seconds: float, eaten: float) -> list[Row]:
+    threads = max(pipeline.threads(config.input.threads), 1)
+    found = throughput.measure(run.sources[0], run.method.views, config.batch_size, seconds, threads)
     note = f"{found['share']:.0%} of {found['raw_images_per_s']:.0f}/s, the same work in a bare loop of as many threads"
-    return [Row("input", found["grain_images_per_s"], "pictures/s", f"{config.input.threads} threads, {note}")]
+    given = found["grain_images_per_s"]
+    verdict = (
+        "the step never waits" if given >= eaten else f"the step waits for input {1 - given / eaten:.0%} of the time"
+    )
+    return [
+        Row("input", given, "pictures/s", f"{threads} threads, {note}"),
+        Row("input for speed", given / eaten, "", f"what the input gives of what the step eats: {verdict}"),
+    ]
 
 
 def _with(config: ConfigDict, settings: dict) -> ConfigDict:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 else:
     ConfigDict = ml_collections.ConfigDict
 
-FREE = ("checkpoint", "evals", "grid", "input", "log_every_steps", "mesh", "sharding")
+FREE = ("checkpoint", "compile_cache", "evals", "grid", "input", "log_every_steps", "mesh", "sharding")
 """Keys that may change between a run and its resumption: the numbers of the training do not depend on them."""
 
 RANGES = {
@@ -102,6 +102,7 @@ ADDED: dict[str, tuple[str, Any]] = {
     "optim.lr_in_momentum": ("optim.momentum", True),
     "optim.clip_per_tensor": ("optim.grad_clip", None),
     "input.workers": ("input.threads", 0),
+    "compile_cache": ("seed", True),
     "model.pool": ("model.patch_px", "cls"),
     "head.taps": ("head.features", ""),
     "encoder": ("policy", "learned"),
@@ -175,7 +176,8 @@ def pretrain() -> ConfigDict:
                 "wd_mults": (),
                 "frozen": (),
             },
-            "input": {"threads": 2, "workers": 0},
+            "input": {"threads": integer(), "workers": 0},  # threads: by default one for each core, 16 at most
+            "compile_cache": True,  # keep compiled programs in the data folder, so that a resumed run finds them
             "mesh": {"data": -1},
             "sharding": (),  # (regex over parameter paths, partition) pairs; () replicates the parameters
             "checkpoint": {
@@ -200,6 +202,7 @@ def evaluation(references: str) -> ConfigDict:
             "step": "latest",  # or best, or a number
             "seed": 0,
             "references": references,
+            "compile_cache": True,
             "evals": {},
         }
     )

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from cxrjax import checkpoint, command, hosts, leftovers, lock
+from cxrjax import checkpoint, command, compile_cache, hosts, leftovers, lock
 from cxrjax import config as shared
 from cxrjax.config import ConfigDict
 
@@ -37,6 +37,7 @@ def pretrain(config: ConfigDict, name: str, options: Any) -> None:
     name = f"{name}-grid" if config.grid else name
     workdir = Path(options.workdir or Path("runs") / f"{name}-{shared.digest(config)}")
 
+    print(compile_cache.use(config.compile_cache), flush=True)
     with lock.hold(workdir):
         if hosts.is_first():
             leftovers.tidy(workdir)
@@ -51,6 +52,7 @@ def pretrain(config: ConfigDict, name: str, options: Any) -> None:
 def evaluate(config: ConfigDict, name: str, options: Any) -> None:
     from cxrjax import evaluate
 
+    print(compile_cache.use(config.compile_cache), flush=True)
     evaluate.run(config, Path(options.workdir) if options.workdir else None)
 
 

@@ -147,7 +147,7 @@ def fit(config: ConfigDict, workdir: Path) -> TrainState:
 
 
 def _loop(config: ConfigDict, run, train_state, start, saved, tracker, workdir, interrupted) -> TrainState:
-    batches = pipeline.iterator(run.batches, start, config.input.threads, config.input.workers)
+    batches = pipeline.iterator(run.batches, start, pipeline.threads(config.input.threads), config.input.workers)
     saved_at, newest, entries, votes = time.monotonic(), start, checks.entries(config), hosts.Votes()
     every, best = config.checkpoint.every_steps, config.checkpoint.best_metric
 

@@ -69,7 +69,7 @@ def test_every_line_of_the_benchmark(phantom_dir, monkeypatch):
     assert rows["achieved"].value == pytest.approx(2 * rows["train"].value * rows["speed"].value)
     assert rows["achieved"].value < rows["peak"].value
     assert rows["memory"].value > 3 * 4 * rows["parameters"].value
-    assert rows["input"].value > 0
+    assert rows["input for speed"].value == pytest.approx(rows["input"].value / rows["speed"].value)
 
 
 def test_other_jobs_are_refused():

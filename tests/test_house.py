@@ -29,7 +29,7 @@ FLOORS = (
     },
     {"imaging", "text", "losses"},
     {"datasets", "models", "monitors"},
-    {"phantom", "flops", "aot"},
+    {"phantom", "flops", "aot", "compile_cache"},
     {"input", "interop"},
     {"report_encoders"},
     {"methods"},

@@ -14,6 +14,7 @@ import grain
 import numpy as np
 
 from cxrjax import interruption
+from cxrjax.datasets.writer import cores
 from cxrjax.input.crops import Undecodable
 from cxrjax.input.source import Source
 
@@ -46,6 +47,14 @@ def dataset(
     addresses = orders[0] if len(orders) == 1 else grain.MapDataset.mix(orders, shares)
     rows = batch_size // process_count
     return _HostBatches(addresses, partial(_read, tuple(sources), views), seed, batch_size, process_index * rows, rows)
+
+
+def threads(wanted: int | None) -> int:
+    """How many threads make batches: as many as are wanted, by default one for each core of this process, 16 at most.
+
+    Our choice: above 16 the threads of one process wait for each other in Python; then `workers` help.
+    """
+    return min(cores(), 16) if wanted is None else wanted
 
 
 def iterator(

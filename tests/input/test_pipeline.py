@@ -197,3 +197,10 @@ def test_evaluation_reads_every_record_once_in_order_with_labels(both):
     assert (last["record"][~valid] == last["record"][1]).all()
     again = [digest(batch) for batch, _ in pipeline.evaluation_batches(read, two_views, 5, num_threads=1)]
     assert again == [digest(batch) for batch, _ in batches]
+
+
+def test_threads_are_the_cores_unless_said(monkeypatch):
+    monkeypatch.setattr(pipeline, "cores", lambda: 6)
+    assert (pipeline.threads(None), pipeline.threads(0), pipeline.threads(3)) == (6, 0, 3)
+    monkeypatch.setattr(pipeline, "cores", lambda: 96)
+    assert pipeline.threads(None) == 16
