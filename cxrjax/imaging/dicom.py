@@ -262,11 +262,13 @@ def _widened(
         cells = (cells.view(signed_type) >> shift).view(cells.dtype) if layout.signed else cells >> shift
     if has_overlay_bits or bits == layout.bits_allocated:
         return cells, layout
-    beyond = (_extended(cells, layout) ^ cells) & cells.dtype.type(2**bits)
+    beyond = (_extended(cells, layout) ^ cells) & cells.dtype.type(2**bits) > 0
+    if layout.signed:
+        beyond &= cells >> bits > 0  # some machines leave zeros above the stored bits of negative values
     if not beyond.any():
         return cells, layout
     warnings.append(
-        f"values of {np.mean(beyond > 0):.1%} of the pixels need more than the {bits} bits of BitsStored; all "
+        f"values of {beyond.mean():.1%} of the pixels need more than the {bits} bits of BitsStored; all "
         f"{layout.bits_allocated} allocated bits are taken"
     )
     return cells, layout._replace(bits_stored=layout.bits_allocated)
@@ -288,9 +290,9 @@ def _stored_values(cells: np.ndarray, layout: codecs.Layout, whole_cells: bool, 
     if bits == 8 * cells.dtype.itemsize:
         return cells
     stored = cells & cells.dtype.type(2**bits - 1)
-    other = _extended(cells, layout) != cells
+    other = (_extended(cells, layout) != cells) & (stored != cells)
     if whole_cells and other.any():
         warnings.append(f"bits above the {bits} stored ones, set in {other.mean():.1%} of the pixels, are ignored")
-    elif not whole_cells and (other & (stored != cells)).any():
+    elif other.any():
         raise UnreadablePicture(f"Pixels need more than the {bits} bits that BitsStored declares.")
     return stored

@@ -107,6 +107,18 @@ def test_a_declared_overlay_bit_next_to_the_stored_ones_is_no_value(tmp_path):
     np.testing.assert_array_equal(dicom.read(path).pixels, robust(array.astype(float)))
 
 
+def test_negative_values_need_not_be_extended_beyond_the_stored_bits(tmp_path):
+    """12 bits of a signed picture with zeros above them, as some machines write, are whole."""
+    array = noise(np.int16, -2048, 2047)
+    path = dicom_files.write(tmp_path / "a.dcm", array, bits_stored=12)
+    dataset = pydicom.dcmread(path)
+    dataset.PixelData = (array.view(np.uint16) & 0x0FFF).tobytes()
+    dataset.save_as(path)
+    picture, record = dicom.read(path)
+    np.testing.assert_array_equal(picture, robust(array.astype(float)))
+    assert record.warnings == ()
+
+
 @pytest.mark.parametrize("syntax", ["explicit", "rle"])
 @pytest.mark.parametrize("dtype", [np.uint16, np.int16])
 def test_values_beyond_the_stored_bits_do_not_wrap_round(tmp_path, syntax, dtype):
