@@ -120,7 +120,7 @@ def _kept(source: Source, px: int, what: str, limit_bytes: float) -> _Kept | Non
 
 def _sum(pixels: np.ndarray) -> int:
     """CRC-32 of a record's pixels, never 0."""
-    return zlib.crc32(np.ascontiguousarray(pixels)) or 1
+    return zlib.crc32(np.ascontiguousarray(pixels).data) or 1
 
 
 def _write(path: Path, rows: np.ndarray, values: np.ndarray) -> None:

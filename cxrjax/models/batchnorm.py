@@ -5,7 +5,6 @@ product with the normalised x backward. The gradient is written out, so that the
 half precision where that is so, and nothing in float32 but the statistics.
 """
 
-import functools
 from typing import Any
 
 import flax.linen as nn
@@ -57,7 +56,7 @@ class BatchNorm(nn.Module):
                 f"BatchNorm of an array of shape {x.shape} in training: one value per feature has no deviation; "
                 "give a larger batch, or evaluate with train=False"
             )
-        y, mean, var, count = _normalise(self.epsilon, self.dtype, x, scale, bias, mask)
+        y, mean, var, count = _normalised(self.epsilon, self.dtype, x, scale, bias, mask)
         if not self.is_initializing():
             unbiased = var * (count / jnp.maximum(count - 1, 1))
             momentum = jnp.where(count > 0, self.momentum, 0.0)
@@ -66,7 +65,6 @@ class BatchNorm(nn.Module):
         return y
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _normalise(
     epsilon: float, dtype: Any, x: jax.Array, scale: jax.Array | None, bias: jax.Array | None, mask: jax.Array | None
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
@@ -94,7 +92,9 @@ def _backward(epsilon, dtype, kept, gradients):
     return of_x.astype(x.dtype), scale if scale is None else of_scale, bias if bias is None else of_bias, None
 
 
-_normalise.defvjp(_forward, _backward)
+# As a decorator, partial(custom_vjp, …) would hide from type checkers what is returned.
+_normalised = jax.custom_vjp(_normalise, nondiff_argnums=(0, 1))
+_normalised.defvjp(_forward, _backward)
 
 
 def _statistics(x: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
