@@ -30,7 +30,9 @@ def of(raw: Path, pictures: Sequence[str], mapping: mappings.Mapping) -> dict[st
     def read(path: str) -> tuple[str, str]:
         found = identity.read(raw / path, mapping.dicom_patient, mapping.dicom_study)
         secret = mapping.hash_ids
-        return (hashed(found.patient, secret), hashed(found.study, secret)) if secret else tuple(found)
+        if secret:
+            return hashed(found.patient, secret), hashed(found.study, secret)
+        return found.patient, found.study
 
     with ThreadPoolExecutor() as pool:
         found = tqdm(pool.map(read, wanted), "reading DICOM headers", len(wanted), unit="file", delay=BAR_AFTER)

@@ -133,7 +133,7 @@ def _read(path: Path, encoding: str | None) -> pandas.DataFrame:
         frame = _read_json(path, encoding)
     else:
         return _read_csv(path, encoding)
-    return frame.apply(lambda column: column.map(_text))
+    return frame.map(_text)
 
 
 def _read_json(path: Path, encoding: str | None) -> pandas.DataFrame:
@@ -169,9 +169,9 @@ def _read_csv(path: Path, encoding: str | None) -> pandas.DataFrame:
     return pandas.DataFrame(rows, columns=names, dtype=str)
 
 
-def _rows(text: str, delimiter: str, **options: str) -> tuple[list[str], list[list[str]]]:
+def _rows(text: str, delimiter: str, escapechar: str | None = None) -> tuple[list[str], list[list[str]]]:
     """The header and the rows, filled up to its length. Raises csv.Error where quotes do not match."""
-    lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, **options)
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, escapechar=escapechar)
     names: list[str] = []
     rows = []
     read = 0

@@ -38,7 +38,8 @@ def features(
     identity = digest(encoder.digest, encoder.image_px, pictures.PREPROCESSING, source_digest(source))
     path = None if cache_dir is None else Path(cache_dir) / f"{identity}.npz"
     kept = None if path is None else _stored(path, len(source))
-    if path is not None and _everywhere(kept is not None):
+    complete = path is not None and _everywhere(kept is not None)
+    if kept is not None and complete:
         return kept
     table = source.table
     result = FeatureTable(
