@@ -1,4 +1,4 @@
-"""What the disk refuses, as one sentence."""
+"""What the disk refuses, as one sentence, and what is no disk."""
 
 import errno
 import logging
@@ -55,3 +55,12 @@ def quieten_orbax() -> None:
 class _OrbaxTracebacks(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         return not (record.exc_info and f"{os.sep}orbax{os.sep}" in record.pathname)
+
+
+def check_local(folder: str | os.PathLike) -> None:
+    """Raises ValueError for the address of a bucket, such as gs://…, which would become a local folder of that name."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", str(folder)):
+        raise ValueError(
+            f"{folder} is an address, and a work folder is on a disk: mount the bucket (gcsfuse does for gs://) and "
+            "give the folder that it is mounted at"
+        )

@@ -132,8 +132,10 @@ def _wait_for_death(workdir: Path, descriptor: int, locks: bool) -> None:
     owner, me = _read(descriptor), _self()
     if not owner or not owner.get("pid"):
         return
+    here = owner.get("boot") == me["boot"] and bool(me["boot"])
+    if here and locks and owner["pid"] != os.getpid():
+        return  # who has locked a file of this machine, in whatever container, has it as long as he lives
     if all(owner.get(key) == me[key] for key in ("host", "boot", "namespace")):
-        # Who locks a file, and had it, would have it still.
         if owner["pid"] != os.getpid() and (locks or not _alive(owner)):
             return
         raise InUse(_sentence(workdir, owner))

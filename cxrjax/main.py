@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from cxrjax import checkpoint, command, compile_cache, hosts, leftovers, lock
+from cxrjax import checkpoint, command, compile_cache, disk, hosts, leftovers, lock
 from cxrjax import config as shared
 from cxrjax.config import ConfigDict
 
@@ -35,7 +35,7 @@ def pretrain(config: ConfigDict, name: str, options: Any) -> None:
 
     config = _with_precision(initial.of_run(config))
     name = f"{name}-grid" if config.grid else name
-    workdir = Path(options.workdir or Path("runs") / f"{name}-{shared.digest(config)}")
+    workdir = _workdir(config, name, options)
 
     print(compile_cache.use(config.compile_cache), flush=True)
     with lock.hold(workdir):
@@ -53,14 +53,19 @@ def evaluate(config: ConfigDict, name: str, options: Any) -> None:
     from cxrjax import evaluate
 
     print(compile_cache.use(config.compile_cache), flush=True)
-    evaluate.run(config, Path(options.workdir) if options.workdir else None)
+    evaluate.run(config, _workdir(config, name, options) if options.workdir else None)
 
 
 def report(config: ConfigDict, name: str, options: Any) -> None:
     from cxrjax.reporting import results_page
 
-    page = results_page.write(config, Path(options.workdir or Path("runs") / f"{name}-{shared.digest(config)}"))
+    page = results_page.write(config, _workdir(config, name, options))
     print(f"done: {page}, with report.md and report.json beside it", flush=True)
+
+
+def _workdir(config: ConfigDict, name: str, options: Any) -> Path:
+    disk.check_local(options.workdir or "")
+    return Path(options.workdir or Path("runs") / f"{name}-{shared.digest(config)}")
 
 
 def claim(workdir: Path, config: ConfigDict) -> None:

@@ -1,5 +1,6 @@
 """The README.md of an exported encoder: what it is, how to feed it, and what was measured, from the run's own files."""
 
+import html
 import importlib
 import json
 from pathlib import Path
@@ -122,7 +123,9 @@ def text(model: Trained, config: dict[str, Any], parity: Any) -> str:
         px=config["image_size"],
         step=model.step,
         method=doc.strip().splitlines()[0],
-        data=f"{', '.join(sets)} ({settings.data.split} split, {projections}, {100 * settings.data.fraction:g} %)",
+        data=_plain(
+            f"{', '.join(sets)} ({settings.data.split} split, {projections}, {100 * settings.data.fraction:g} %)"
+        ),
         mean=settings.standardise.mean,
         std=settings.standardise.std,
         parity=_parity(parity),
@@ -168,7 +171,12 @@ def _resnet(settings: ConfigDict, config: dict[str, Any]) -> dict[str, str]:
 
 
 def _title(settings: ConfigDict, encoder: str) -> str:
-    return f"{settings.method}, {encoder}, {', '.join(shared.names(settings.data.sets))}"
+    return _plain(f"{settings.method}, {encoder}, {', '.join(shared.names(settings.data.sets))}")
+
+
+def _plain(text: Any) -> str:
+    """A name as it stands in a cell of a table, and no HTML."""
+    return html.escape(str(text), quote=False).replace("|", "\\|").replace("\n", " ")
 
 
 def _parity(parity: Any) -> str:
@@ -193,7 +201,9 @@ def _measured(workdir: Path, step: int) -> str:
         for name, value in results["metrics"].items():
             known = None not in (value["low"], value["high"])
             interval = f"{value['low']:.4f} to {value['high']:.4f}" if known else "not defined"
-            rows.append(f"| {file.parts[-3]} | {name} | {value['value']:.4f} | {interval} | {value['n']} |")
+            rows.append(
+                f"| {_plain(file.parts[-3])} | {_plain(name)} | {value['value']:.4f} | {interval} | {value['n']} |"
+            )
     if not rows:
         return f"Nothing: the run has no evaluation of step {step}."
     header = ["| evaluation | metric | value | 95 % interval | n |", "|---|---|---|---|---|"]

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from cxrjax import checkpoint, methods
+from cxrjax import checkpoint, disk, methods
 from cxrjax import config as shared
 from cxrjax.config import ConfigDict
 from cxrjax.methods import Method
@@ -52,6 +52,7 @@ def load(directory: str | Path, step: int | str = "latest", dtype: str | None = 
 
 def settings(directory: str | Path, step: int | str = "latest") -> tuple[Path, Path, ConfigDict]:
     """The folder of one step, its workdir, and the config of its run; arguments and errors as of `load`."""
+    disk.check_local(directory)
     found = Path(checkpoint.find(directory, step))
     workdir = next((above for above in list(found.parents)[:2] if (above / "config.json").is_file()), None)
     if workdir is None:

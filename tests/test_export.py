@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from cxrjax import export, methods, trained
+from cxrjax import export, methods, model_card, trained
 from cxrjax.interop import torch_resnet
 from cxrjax.text import tokenizer
 from tests import runs
@@ -222,3 +222,8 @@ def test_bfloat16_runs_are_exported_in_float32(tmp_path):
     runs.write(tmp_path / "run", runs.config(model__dtype="bfloat16"))
     assert export.export(tmp_path / "run", tmp_path / "model").difference < 2e-5
     assert '"dtype": "bfloat16"' in (tmp_path / "model" / "README.md").read_text()
+
+
+def test_names_on_the_card_are_no_html():
+    settings = runs.config(data__sets="<script>x|y")
+    assert model_card._title(settings, "ViT-S") == r"spcl, ViT-S, &lt;script&gt;x\|y"

@@ -17,6 +17,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 import pandas
 
@@ -47,6 +48,7 @@ PUBLISHED = {
     "studies in val": 1808,
     "studies in test": 3269,
 }
+_REPORT_BYTES = 2**22
 _SPLITS = {"train": "train", "validate": "val", "test": "test"}
 _PROJECTIONS = {"PA": "PA", "AP": "AP", "LATERAL": "LATERAL", "LL": "LATERAL"}
 _VIEW_CODE = "ViewCodeSequence_CodeMeaning"
@@ -178,13 +180,22 @@ def _reports(
         members = [name for name in download.paths if re.search(r"(^|/)s\d+\.txt$", name)]
         if not members:
             return None
-        return _sections(members, lambda name: (download.raw / name).read_bytes(), studies, problems)
+        return _sections(members, lambda name: _bounded((download.raw / name).open("rb")), studies, problems)
     try:
         archive = zipfile.ZipFile(path)
     except zipfile.BadZipFile:
         raise release.LayoutError(f"{path} is no whole zip archive: fetch it again, or take it away.") from None
     with archive:
-        return _sections(archive.namelist(), archive.read, studies, problems)
+        return _sections(archive.namelist(), lambda name: _bounded(archive.open(name)), studies, problems)
+
+
+def _bounded(file: IO[bytes]) -> bytes:
+    """A report's bytes. Raises OSError where there are more than a report can have, packed small or not."""
+    with file:
+        data = file.read(_REPORT_BYTES + 1)
+    if len(data) > _REPORT_BYTES:
+        raise OSError(f"it has more than {_REPORT_BYTES // 2**20} MiB, which no report has")
+    return data
 
 
 def _sections(

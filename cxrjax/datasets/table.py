@@ -21,6 +21,7 @@ import pandas
 
 from cxrjax.datasets.files import decoded
 
+_UNPACKED_BYTES, _UNPACKED_RATIO = 2**26, 100
 TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".parquet", ".json", ".jsonl", ".xlsx")
 UNKNOWN = ("nan", "na", "n/a", "#n/a", "<na>", "none", "null", "nil", "nat", "-", "--")  # whatever their case
 LIST_SEPARATOR = "|"  # between the items of a cell that is a list
@@ -148,11 +149,21 @@ def _read_json(path: Path, encoding: str | None) -> pandas.DataFrame:
     )
 
 
+def _unpacked(path: Path) -> bytes:
+    """What a gzip file holds. Raises TableError where that is far more than tables shrink to."""
+    limit = max(_UNPACKED_BYTES, _UNPACKED_RATIO * path.stat().st_size)
+    with gzip.open(path) as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise TableError(
+            f"it holds more than {limit / 2**20:,.0f} MiB, {_UNPACKED_RATIO} times its own size, which no table "
+            "of pictures does; if it is right all the same, unpack it and give the unpacked file."
+        )
+    return data
+
+
 def _read_csv(path: Path, encoding: str | None) -> pandas.DataFrame:
-    data = path.read_bytes()
-    if path.suffix.lower() == ".gz":
-        data = gzip.decompress(data)
-    text = _decoded(data, path, encoding)
+    text = _decoded(_unpacked(path) if path.suffix.lower() == ".gz" else path.read_bytes(), path, encoding)
     header, _, rest = text.partition("\n")
     declared = re.fullmatch(r'"?sep=(.)"?\s*', header, re.IGNORECASE)  # Excel's own line, above the header
     if declared:

@@ -146,18 +146,22 @@ def to_html(title: str, about: str, parts: Sequence[Part]) -> str:
 
 
 def to_markdown(title: str, about: str, parts: Sequence[Part]) -> str:
-    """The same as text, without drawings and pictures."""
-    lines = [f"# {title}", "", about, ""]
+    """The same as text, without drawings and pictures. Names are no HTML, which readers of Markdown would run."""
+    lines = [f"# {_plain(title)}", "", _plain(about), ""]
     for part in parts:
         match part:
             case Heading():
-                lines += [f"{'#' * part.level} {part.text}", ""]
+                lines += [f"{'#' * part.level} {_plain(part.text)}", ""]
             case Text():
-                lines += [part.text, ""]
+                lines += [_plain(part.text), ""]
             case Notes():
                 lines += [*(f"* {_cell(sentence)}" for sentence in part.sentences), ""]
             case Table():
-                lines += [f"**{part.title}**", "", *([part.explanation, ""] if part.explanation else [])]
+                lines += [
+                    f"**{_plain(part.title)}**",
+                    "",
+                    *([_plain(part.explanation), ""] if part.explanation else []),
+                ]
                 lines += [_row(part.columns), _row("---" for _ in part.columns)]
                 lines += [*(_row(shown(cell).text for cell in row) for row in part.rows), ""]
     return "\n".join(lines)
@@ -227,7 +231,11 @@ def _row(cells: Iterable[str]) -> str:
 
 
 def _cell(text: str) -> str:
-    return str(text).replace("|", "\\|").replace("\n", " ")
+    return _plain(text).replace("|", "\\|").replace("\n", " ")
+
+
+def _plain(text: str) -> str:
+    return html.escape(str(text), quote=False)
 
 
 def _text(text: str) -> str:

@@ -196,6 +196,10 @@ def test_missing_and_corrupt_reports_are_problems_of_their_study(raw):
     assert "CRC" in made.problems[0].reason
     texts = {row.study_id: row.text for row in made.rows}
     assert len(made.rows) == 6 and texts["50414267"] and texts["51967283"] == texts["50000099"] == ""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for study in ("50414267", "53189527", "51967283"):
+            archive.writestr(member(study), REPORTS[study] + (" " * 2**23 if study == "51967283" else ""))
+    assert "more than 4 MiB, which no report has" in mimic_cxr.manifest(raw).problems[0].reason
     path.write_bytes(damaged[:300])
     with pytest.raises(LayoutError, match="mimic-cxr-reports.zip is no whole zip archive: fetch it again"):
         mimic_cxr.manifest(raw)

@@ -146,6 +146,14 @@ def test_gzipped_tables_are_read(tmp_path):
     assert read(tmp_path / "t.csv.gz", gzip.compress(b"file\n0.png\n"))[0] == {"file": ["0.png"]}
 
 
+def test_a_table_packed_far_too_small_does_not_fill_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(table, "_UNPACKED_BYTES", 2**20)
+    bomb = gzip.compress(b"file\n" + b"0.png\n" * 2**19)
+    monkeypatch.setattr(gzip, "decompress", None)  # which has no bound
+    with pytest.raises(table.TableError, match="holds more than 1 MiB, 100 times its own size, .*unpack it"):
+        read(tmp_path / "t.csv.gz", bomb)
+
+
 def test_official_tables_report_their_unknown_cells(tmp_path):
     """PadChest's own table has rows whose Labels are nan; they stopped the conversion."""
     columns = (

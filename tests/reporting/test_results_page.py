@@ -141,7 +141,7 @@ def test_tables_show_sort_and_escape_their_cells():
     for low, high, clear in ((-0.1, 0.2, False), (0.0, 0.2, False), (0.01, 0.2, True), (-0.2, 0.0, False)):
         assert page.shown(page.Gain(Interval(0.1, low, high, 3))).clear is clear
     lines = page.to_markdown("t", "a", [table]).splitlines()
-    assert r"| a\|b | <i> |" in lines and r"| <b>x\|y</b> | 0.500 (0.400 to 0.600) |" in lines
+    assert r"| a\|b | &lt;i&gt; |" in lines and r"| &lt;b&gt;x\|y&lt;/b&gt; | 0.500 (0.400 to 0.600) |" in lines
     assert page.shown(float("nan")) == ("", None, False) and page.shown(12345)[0] == "12,345"
 
 
