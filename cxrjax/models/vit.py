@@ -262,6 +262,9 @@ class ViT(nn.Module):
         table = self.param("pos_embed", nn.initializers.normal(0.02), (side * side, width))
         return posemb.resize(table, (side, side), grid, self.resize_offset).astype(self.dtype)
 
+    def _as_used(self, path: tuple, leaf: jax.Array) -> jax.Array:
+        return leaf.astype(self.dtype) if path[-1].key == "kernel" else leaf
+
     def _run(self, block, blocks, x, keep, cls_only, intermediates):
         def layer(x, inputs):
             params, keep = inputs
@@ -272,6 +275,8 @@ class ViT(nn.Module):
             raise ValueError("cls_only leaves out the patches of the last block: it cannot return intermediates")
         scanned, last = (blocks, keep), (None, None)
         if cls_only:
+            # Cut apart in the dtype that they are used in: the two parts are a second copy of the blocks.
+            scanned = (jax.tree.map_with_path(self._as_used, blocks), keep)
             last = jax.tree.map(lambda a: a[-1], scanned)
             scanned = jax.tree.map(lambda a: a[:-1], scanned)
         depth = jax.tree.leaves(scanned)[0].shape[0]

@@ -180,6 +180,17 @@ def test_cls_shortcut_is_exact_in_value_and_gradient(params, images):
     assert "patches" not in apply(params, images, cls_only=True)
 
 
+def test_the_cls_shortcut_copies_the_blocks_in_the_dtype_of_the_computation_only(params, images):
+    vit = VIT.clone(dtype=jnp.bfloat16)
+
+    def loss(params):
+        return vit.apply(params, images, cls_only=True)["cls"].sum()
+
+    traced = str(jax.make_jaxpr(jax.grad(loss))(params))
+    assert "bf16[1,64,192]" in traced  # qkv of all blocks but the last, and of the last
+    assert "f32[1,64,192]" not in traced
+
+
 @pytest.mark.parametrize("options", [{"remat": "none"}, {"remat": "full"}, {"unroll": True, "remat": "none"}])
 def test_scan_remat_and_loop_agree(params, images, options):
     def gradient(vit):
