@@ -6,6 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests import mutants
+
 PACKAGE = Path(__file__).parents[1] / "cxrjax"
 
 # From the ground up. A room imports rooms of lower floors, and of its own floor only where no circle follows.
@@ -164,3 +166,11 @@ def test_every_folder_of_tests_is_a_package():
     """Else two test files of one name cannot be collected together."""
     folders = {path.parent for path in Path(__file__).parent.rglob("test_*.py")}
     assert [str(folder) for folder in sorted(folders) if not (folder / "__init__.py").exists()] == []
+
+
+def test_every_slip_can_be_made():
+    """Else a change of the code would take a slip out of the mutants unseen."""
+    slips = mutants.read(mutants.LIST.read_text())
+    counts = {slip.name: (PACKAGE / slip.file).read_text().count(slip.old) for slip in slips}
+    assert len(counts) == len(slips), "two slips have one name"
+    assert not {name: count for name, count in counts.items() if count != 1}
