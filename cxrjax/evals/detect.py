@@ -161,11 +161,11 @@ def summarise(
             n = judged.get(name, len(predictions))
             found[name] = metrics.interval(values[column], samples[:, column], n)
         elif name == COMPAT:
-            notes.append(f"{COMPAT} has no value: no picture with a true box has a found one with a score of 0.5")
+            notes.append(f"{COMPAT} has no value: no picture is left, see the note on what it leaves out")
     left = len(predictions) - judged[COMPAT]
     notes.append(
-        f"{COMPAT} leaves out {left} of {len(predictions)} pictures, which have no true box, or no found one with a "
-        f"score of at least {COMPAT_CONFIDENCE}"
+        f"{COMPAT} leaves out {left} of {len(predictions)} pictures: they have no true box, or no box with a score of "
+        f"at least {COMPAT_CONFIDENCE} was found in them"
     )
     missing = {name: int(np.isnan(samples[:, column]).sum()) for column, name in enumerate(named) if name in found}
     counted = ", ".join(f"{name} {count}" for name, count in missing.items() if count)

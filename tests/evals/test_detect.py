@@ -223,7 +223,7 @@ def test_pictures_that_readers_have_not_searched_are_left_out(oracle, phantom_di
     changes = {"data__sets": "phantom", "data__projections": "", "data__require": "boxes or No Finding"}
     config = runs.config("detect", "", labels="Mass,Nodule", **changes)
     config = initial.of_run(config)
-    (chosen,), _ = train._sources(config, methods.make(config))
+    (chosen,), _ = train.training_sources(config, methods.make(config))
     assert set(chosen.table["image_id"]) == expected("train")[0]
     assert run.complete(config.evals.detect)["require"] == "boxes or No Finding", "judged as it is trained"
     with pytest.raises(run.EvaluationError, match="'pixels-32' finds no boxes"):
