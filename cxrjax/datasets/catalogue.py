@@ -49,6 +49,22 @@ SETS = {
         "(mimic-cxr-reports.zip, as it is) and the DICOM original are in physionet.org/content/mimic-cxr",
         {"labels": ("chexpert", "negbio", "radiologist")},
     ),
+    "rexgradient": Entry(
+        "ReXGradient-160K, frontal and lateral with reports, of 79 sites",
+        "273,004 PNG, 160,000 studies",
+        "ReXGradient licence: non-commercial research",
+        "Hugging Face account and agreement",
+        "huggingface.co/datasets/rajpurkarlab/ReXGradient-160K (metadata/, and deid_png.part00 ... put together by cat "
+        "and unpacked by tar)",
+    ),
+    "chexpert_plus": Entry(
+        "CheXpert Plus, the radiographs of CheXpert with reports by section",
+        "223,462 DICOM or PNG, 3.5 TB or 290 GB",
+        "Stanford research use agreement, non-commercial",
+        "registration",
+        "stanfordaimi.azurewebsites.net (CheXpert Plus: df_chexpert_plus_240401.csv, DICOM or PNG, chexbert_labels)",
+        {"labels": ("impression", "findings", "report")},
+    ),
     "rsna_pneumonia": Entry(
         "RSNA Pneumonia Detection Challenge, lung opacity boxes, 3 classes",
         "26,684 DICOM, 4 GB",

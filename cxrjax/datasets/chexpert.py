@@ -66,7 +66,7 @@ def manifest(raw: Path) -> Manifest:
                     patient,
                     f"{patient}/{study}",
                     "val" if val else official,
-                    _projection(frontal_lateral, ap_pa),
+                    projection(frontal_lateral, ap_pa),
                     labels,
                     sex=release.sex(sex),
                     age=release.years(age) or -1,
@@ -123,7 +123,8 @@ def _tail(path: str) -> str:
     return "/".join(PurePosixPath(path).parts[-3:])
 
 
-def _projection(frontal_lateral: str, ap_pa: str) -> str:
+def projection(frontal_lateral: str, ap_pa: str) -> str:
+    """The projection by the columns Frontal/Lateral and AP/PA."""
     if frontal_lateral.lower() == "lateral":
         return "LATERAL"
     return ap_pa if ap_pa in ("PA", "AP") else "UNKNOWN"  # a few frontals say LL or RL

@@ -50,6 +50,23 @@ DOWNLOADS = {
         f"files/p10/p10000032/s50414267/{DICOM}.jpg": "",
         "files/p10/p10000032/s50414267.txt": " FINAL REPORT\n FINDINGS: \n \n Clear.\n\n IMPRESSION: \n \n Normal.\n",
     },
+    "rexgradient": {
+        **{
+            f"metadata/{part}_metadata_view_position.json": f'{{"G{part}": {{"PatientID": "P{part}", '
+            f'"StudyInstanceUid": "1.{part}", "PatientSex": "F", "PatientAge": "057Y", "Findings": "Clear.", "Impression": "Normal.",\n'
+            f'"ImagePath": ["../deid_png/P/{part}.png"], "ImageViewPosition": ["PA"]}}}}'
+            for part in ("train", "valid", "test")
+        },
+        **{f"deid_png/P/{part}.png": "" for part in ("train", "valid", "test")},
+    },
+    "chexpert_plus": {
+        "df_chexpert_plus_240401.csv": "path_to_image,frontal_lateral,ap_pa,age,sex,split,section_findings,"
+        "section_impression,report\ntrain/patient00001/study1/view1_frontal.jpg,Frontal,AP,68.0,Female,train,Clear.,"
+        "Normal.,Clear. Normal.\n",
+        "chexbert_labels/impression_fixed.json": '{"path_to_image": "train/patient00001/study1/view1_frontal.jpg", '
+        '"Edema": 1.0, "Fracture": null}\n',
+        "PNG/train/patient00001/study1/view1_frontal.png": "",
+    },
     "rsna_pneumonia": {
         "stage_2_train_labels.csv": f"patientId,x,y,width,height,Target\n{UUID},264.0,152.0,213.0,379.0,1\n",
         "stage_2_detailed_class_info.csv": f"patientId,class\n{UUID},Lung Opacity\n",
