@@ -88,6 +88,27 @@ SETS = {
         "PhysioNet credentials or Kaggle account",
         "physionet.org/content/vindr-cxr or kaggle.com/c/vinbigdata-chest-xray-abnormalities-detection",
     ),
+    "vindr_pcxr": Entry(
+        "VinDr-PCXR, children, 15 diagnoses, boxes of 36 findings",
+        "9,125 DICOM, 34 GB",
+        "PhysioNet Credentialed Health Data License",
+        "PhysioNet credentials",
+        "physionet.org/content/vindr-pcxr",
+    ),
+    "brax": Entry(
+        "BRAX, Brazilian radiographs, 14 observations with uncertain ones",
+        "40,967 DICOM and PNG, 190 GB",
+        "PhysioNet Credentialed Health Data License",
+        "PhysioNet credentials",
+        "physionet.org/content/brax (master_spreadsheet_update.csv, and Anonymized_DICOMs or images)",
+    ),
+    "tbx11k": Entry(
+        "TBX11K, healthy, sick or tuberculosis, boxes of active and latent tuberculosis",
+        "8,400 PNG with labels, 3 GB",
+        "CC BY-NC-SA 4.0; cite Liu et al. 2020",
+        "open",
+        "mmcheng.net/tb (TBX11K.zip: imgs, annotations/json)",
+    ),
     "covidx": Entry(
         "COVIDx CXR-3, normal / pneumonia / COVID-19",
         "30,386 PNG and JPEG, 30 GB",

@@ -55,7 +55,7 @@ def manifest(raw: Path) -> Manifest:
     problems: list[Problem] = []
     remarks, published = [OWN_PATIENT], {"pictures": 15000}
     if path.name.startswith("image_labels"):
-        label_names, rows = _physionet(release, frame, path, problems)
+        label_names, rows = physionet(release, frame, path, problems)
         published = {"pictures": 18000, "pictures in test": 3000}
     else:
         label_names, rows = KAGGLE_LABELS, _kaggle(release, frame, path, problems)
@@ -90,11 +90,14 @@ def _kaggle(release: Release, frame: pandas.DataFrame, path: Path, problems: lis
     return _rows(release, "train", said, boxes, KAGGLE_LABELS, splits, problems)
 
 
-def _physionet(
-    release: Release, frame: pandas.DataFrame, path: Path, problems: list[Problem]
+def physionet(
+    release: Release, frame: pandas.DataFrame, path: Path, problems: list[Problem], projection: str = "PA"
 ) -> tuple[tuple[str, ...], list[Row]]:
+    """Label names and rows of a release in the layout of PhysioNet; frame, path: its image_labels_train.csv."""
     tables = {"train": (frame, path), "test": release.table("image_labels_test.csv")}
-    label_names = tuple(name for name in frame.columns if name.lower() not in ("image_id", "rad_id"))
+    label_names = tuple(
+        RENAMED.get(name, name) for name in frame.columns if name.lower() not in ("", "image_id", "rad_id")
+    )
     rows: list[Row] = []
     for part, (frame, path) in tables.items():
         frame = frame.rename(columns=RENAMED)
@@ -106,8 +109,9 @@ def _physionet(
         boxes = _boxes(*release.table(f"annotations_{part}.csv"), problems)
         splits = dict.fromkeys(said, "test")
         if part == "train":
-            splits = {image_id: "val" if is_validation(NAME, image_id) else "train" for image_id in said}
-        rows += _rows(release, part, said, boxes, label_names, splits, problems)
+            splits = {image_id: "val" if is_validation(release.name, image_id) else "train" for image_id in said}
+        found = _rows(release, part, said, boxes, label_names, splits, problems)
+        rows += [row._replace(view=projection) for row in found]
     return label_names, rows
 
 

@@ -51,13 +51,18 @@ DOWNLOADS = {
         "files/p10/p10000032/s50414267.txt": " FINAL REPORT\n FINDINGS: \n \n Clear.\n\n IMPRESSION: \n \n Normal.\n",
     },
     "rexgradient": {
-        **{
-            f"metadata/{part}_metadata_view_position.json": f'{{"G{part}": {{"PatientID": "P{part}", '
-            f'"StudyInstanceUid": "1.{part}", "PatientSex": "F", "PatientAge": "057Y", "Findings": "Clear.", "Impression": "Normal.",\n'
-            f'"ImagePath": ["../deid_png/P/{part}.png"], "ImageViewPosition": ["PA"]}}}}'
-            for part in ("train", "valid", "test")
-        },
-        **{f"deid_png/P/{part}.png": "" for part in ("train", "valid", "test")},
+        f"{name}{part}{end}": text.replace("PART", part)
+        for part in ("train", "valid", "test")
+        for name, end, text in (
+            (
+                "metadata/",
+                "_metadata_view_position.json",
+                '{"GPART": {"PatientID": "PPART", "StudyInstanceUid": "1.PART", "PatientSex": "F",'
+                '\n"PatientAge": "057Y", "Findings": "Clear.", "Impression": "Normal.", "ImagePath": ["../deid_png/P/PART.png"],\n'
+                '"ImageViewPosition": ["PA"]}}',
+            ),
+            ("deid_png/P/", ".png", ""),
+        )
     },
     "chexpert_plus": {
         "df_chexpert_plus_240401.csv": "path_to_image,frontal_lateral,ap_pa,age,sex,split,section_findings,"
@@ -82,6 +87,30 @@ DOWNLOADS = {
         f"{HEX},Cardiomegaly,3,R9,691,1375,1653,1831\n{HEX},No finding,14,R11,,,,\n"
         f"{HEX},Cardiomegaly,3,R8,690,1370,1650,1830\n",
         f"train/{HEX}.dicom": "",
+    },
+    "vindr_pcxr": {
+        "image_labels_train.csv": f"image_id,rad_ID,No finding,Pneumonia\n{HEX},R1,0,1\n",
+        "image_labels_test.csv": f"image_id,rad_ID,No finding,Pneumonia\n{HEX[::-1]},R2,1,0\n",
+        "annotations_train.csv": f"image_id,rad_ID,class_name,x_min,y_min,x_max,y_max\n{HEX},R1,Opacity,1,2,30,40\n",
+        "annotations_test.csv": f"image_id,rad_ID,class_name,x_min,y_min,x_max,y_max\n{HEX[::-1]},R2,No finding,,,,\n",
+        f"train/{HEX}.dicom": "",
+        f"test/{HEX[::-1]}.dicom": "",
+    },
+    "brax": {
+        "master_spreadsheet_update.csv": "DicomPath,PngPath,PatientID,PatientSex,PatientAge,AccessionNumber,"
+        f"ViewPosition,{OBSERVATIONS}\nAnonymized_DICOMs/id_1/Study_1/Series_1/image-1.dcm,"
+        "images/id_1/Study_1/Series_1/image-1.png,1,F,057Y,2,PA" + ",1,0,-1" + "," * 11 + "\n",
+        "images/id_1/Study_1/Series_1/image-1.png": "",
+    },
+    "tbx11k": {
+        **{
+            f"annotations/json/TBX11K_{part}.json": f'{{"images": [{{"id": 1, "file_name": "tb/{part}.png"}}],\n'
+            '"annotations": [{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4]}],\n'
+            '"categories": [{"id": 1, "name": "ActiveTuberculosis"}]}'
+            for part in ("train", "val")
+        },
+        "imgs/tb/train.png": "",
+        "imgs/tb/val.png": "",
     },
     "covidx": {
         "train.txt": f"419639-003251 A-1.png COVID-19 ricord\n{UUID} {UUID}.png normal rsna\n",
