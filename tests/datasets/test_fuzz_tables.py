@@ -58,8 +58,8 @@ DOWNLOADS = {
                 "metadata/",
                 "_metadata_view_position.json",
                 '{"GPART": {"PatientID": "PPART", "StudyInstanceUid": "1.PART", "PatientSex": "F",'
-                '\n"PatientAge": "057Y", "Findings": "Clear.", "Impression": "Normal.", "ImagePath": ["../deid_png/P/PART.png"],\n'
-                '"ImageViewPosition": ["PA"]}}',
+                '\n"PatientAge": "057Y", "Findings": "Clear.", "Impression": "Normal.",'
+                '\n"ImagePath": ["../deid_png/P/PART.png"], "ImageViewPosition": ["PA"]}}',
             ),
             ("deid_png/P/", ".png", ""),
         )
