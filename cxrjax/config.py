@@ -34,6 +34,7 @@ FREE = ("checkpoint", "compile_cache", "evals", "grid", "input", "log_every_step
 RANGES = {
     "seed": "whole [0, 4294967295]",
     "batch_size": "whole [1, inf)",
+    "accumulate": "whole [1, inf)",
     "duration.total_steps": "whole [1, inf)",
     "duration.total_epochs": "(0, inf)",
     "duration.total_examples": "whole [1, inf)",
@@ -85,6 +86,8 @@ RENAMED = {
 
 ADDED: dict[str, tuple[str, Any]] = {
     "grid": ("data.sets", ""),
+    "accumulate": ("batch_size", 1),
+    "accumulate_batch_norm": ("batch_size", "whole"),
     "data.unit": ("data.sets", "picture"),
     "data.require": ("data.sets", ""),
     "data.fraction_seed": ("data.sets", 0),
@@ -133,6 +136,8 @@ def pretrain() -> ConfigDict:
             "method": "",
             "seed": 0,
             "batch_size": 256,
+            "accumulate": 1,  # slices that the batch is taken in, to need less memory: cxrjax/accumulate.py
+            "accumulate_batch_norm": "whole",  # or slice: a BatchNorm in the encoder then normalises by a slice
             # Exactly one of the three.
             "duration": {"total_steps": integer(), "total_epochs": number(), "total_examples": integer()},
             "data": {
@@ -376,6 +381,10 @@ def determining(config: ConfigDict) -> dict:
     out of training.
     """
     found = {key: value for key, value in config.to_dict().items() if key not in FREE}
+    # Slices change nothing, except where they decide what a BatchNorm sees.
+    if found.get("accumulate_batch_norm", "whole") == "whole" or found.get("accumulate") == 1:
+        for key in ("accumulate", "accumulate_batch_norm"):
+            found.pop(key, None)
     if "data" in found:
         found["data"] = found["data"] | {"judged_on": ", ".join(judged(config))}
     return json.loads(json.dumps(found))

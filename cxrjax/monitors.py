@@ -77,12 +77,12 @@ def own_report_first(u: jax.Array, w: jax.Array, number: jax.Array, counted: jax
     return mean_where(number[jnp.argmax(pairwise(u, w), axis=1)] == number, counted)
 
 
-def token_accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def token_accuracy(guesses: jax.Array, labels: jax.Array) -> jax.Array:
     """Share of the hidden tokens that are guessed; 0 where none is hidden.
 
-    logits: b l v. labels: int b l, the hidden token's id, or 0 for a token that is not hidden.
+    guesses: int b l. labels: int b l, the hidden token's id, or 0 for a token that is not hidden.
     """
-    return mean_where(logits.argmax(-1) == labels, labels > 0)
+    return mean_where(guesses == labels, labels > 0)
 
 
 def first_choices(codes: jax.Array) -> jax.Array:

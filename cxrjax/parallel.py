@@ -75,13 +75,13 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def check_batch(batch_size: int, mesh: Mesh, process_count: int | None = None) -> None:
     """Raises ValueError, naming batch sizes that fit, unless the global `batch_size` divides over mesh and hosts."""
     process_count = jax.process_count() if process_count is None else process_count
-    parts = math.lcm(_batch_parts(mesh), process_count)
+    parts = math.lcm(batch_parts(mesh), process_count)
     if batch_size > 0 and batch_size % parts == 0:
         return
     below, above = batch_size // parts * parts, (batch_size // parts + 1) * parts
     nearest = f"{below} or {above}" if below > 0 else f"{max(above, parts)}"
     raise ValueError(
-        f"a global batch of {batch_size} does not divide over {_batch_parts(mesh)} device(s) and {process_count} "
+        f"a global batch of {batch_size} does not divide over {batch_parts(mesh)} device(s) and {process_count} "
         f"process(es): it must be a multiple of {parts}; use {nearest}"
     )
 
@@ -127,7 +127,8 @@ def any_process(flag: bool, meet: bool = True) -> bool:
     return meet and bool(multihost_utils.process_allgather(np.asarray(flag)).any())
 
 
-def _batch_parts(mesh: Mesh) -> int:
+def batch_parts(mesh: Mesh) -> int:
+    """Into how many parts of equal size `batch_sharding` cuts a batch."""
     return math.prod(size for name, size in mesh.shape.items() if name in BATCH_AXES)
 
 

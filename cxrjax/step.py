@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from cxrjax import methods, optim, parallel, rng
+from cxrjax import accumulate, methods, optim, parallel, rng
 from cxrjax.config import ConfigDict
 from cxrjax.methods import Method
 from cxrjax.methods.base import Params
@@ -23,20 +23,18 @@ class TrainState(NamedTuple):
     opt_state: Any
 
 
-def make_step(method: Method, optimizer: optax.GradientTransformation, root: jax.Array) -> Callable:
+def make_step(method: Method, optimizer: optax.GradientTransformation, root: jax.Array, slices: int = 1) -> Callable:
     """The pure training step (TrainState, batch) -> (TrainState, scalars), to be jitted by the caller.
 
     root: the run's key. Randomness is folded from (root, "loss", step), so a resumed step draws what it would have.
+    slices: of the batch, over which the gradient is accumulated, see `accumulate`.
     """
+    value_and_gradient = accumulate.value_and_grad(method, slices)
 
     def step(train_state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         index, params, state, opt_state = train_state
         key = rng.fold(root, "loss", index)
-
-        def objective(params):
-            return method.loss(params, state, batch, key, index)
-
-        (loss, aux), gradient = jax.value_and_grad(objective, has_aux=True)(params)
+        (loss, aux), gradient = value_and_gradient(params, state, batch, key, index)
         updates, opt_state = optimizer.update(gradient, opt_state, params)
         params = cast(Params, optax.apply_updates(params, updates))
         scalars = {"train/loss": loss}
@@ -60,7 +58,7 @@ class Program(NamedTuple):
 def program(config: ConfigDict, method: Method, mesh: Mesh, total_steps: int, examples: int) -> Program:
     """The step of a run and its initialisation for the devices of a mesh, which may be none of this machine.
 
-    examples: in one epoch.
+    examples: in one epoch. Raises ValueError for slices of the batch that it cannot be taken in.
     """
     root = jax.random.key(config.seed)
     example = methods.blank_batch(method)
@@ -72,9 +70,10 @@ def program(config: ConfigDict, method: Method, mesh: Mesh, total_steps: int, ex
         return TrainState(jnp.zeros((), jnp.int32), params, state, optimizer.init(params))
 
     abstract = parallel.abstract(jax.eval_shape(init), mesh, config.sharding)
+    accumulate.check(config, method, abstract.state, mesh)
     layout = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     step = jax.jit(
-        make_step(method, optimizer, root),
+        make_step(method, optimizer, root, config.accumulate),
         in_shardings=(layout, parallel.batch_sharding(mesh)),
         out_shardings=(layout, parallel.replicated(mesh)),
         donate_argnums=0,

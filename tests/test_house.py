@@ -35,7 +35,7 @@ FLOORS = (
     {"input", "interop"},
     {"report_encoders"},
     {"methods"},
-    {"evals", "step"},
+    {"accumulate", "evals", "step"},
     {"reporting"},
     {"trained", "tasks", "recipes", "protocols", "initial", "checks", "model_card", "stand_ins"},
     {

@@ -75,11 +75,6 @@ def test_own_report_first_counts_equal_reports():
 
 
 def test_token_accuracy_is_of_hidden_tokens():
-    logits = jax.nn.one_hot(jnp.asarray([[1, 2, 0], [3, 3, 1]]), 4)
-    assert float(monitors.token_accuracy(logits, jnp.asarray([[1, 3, 0], [0, 0, 1]]))) == pytest.approx(2 / 3)
-    assert float(monitors.token_accuracy(logits, jnp.zeros((2, 3), int))) == 0
-
-
-def test_first_choices():
-    codes = jnp.asarray([[0.6, 0.3, 0.1], [0.5, 0.2, 0.3], [0.1, 0.1, 0.8]])
-    assert int(monitors.first_choices(codes)) == 2
+    guesses = jnp.asarray([[1, 2, 0], [3, 3, 1]])
+    assert float(monitors.token_accuracy(guesses, jnp.asarray([[1, 3, 0], [0, 0, 1]]))) == pytest.approx(2 / 3)
+    assert float(monitors.token_accuracy(guesses, jnp.zeros((2, 3), int))) == 0

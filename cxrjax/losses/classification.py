@@ -21,6 +21,11 @@ def binary(
     return _mean(loss, known)
 
 
+def known_answers(labels: jax.Array) -> jax.Array:
+    """How many labels b c are known: what `binary` divides by."""
+    return jnp.sum(labels >= 0)
+
+
 def multiclass(
     logits: jax.Array, labels: jax.Array, *, class_weights: jax.Array | None = None, smoothing: float = 0.0
 ) -> jax.Array:
@@ -36,6 +41,12 @@ def multiclass(
     loss = -jnp.sum(weights * target * jax.nn.log_softmax(logits.astype(jnp.float32)), axis=-1)
     known = present.sum(axis=-1) == 1
     return _mean(loss, known, present @ weights)
+
+
+def known_classes(labels: jax.Array, class_weights: jax.Array) -> jax.Array:
+    """The sum of the weights (c) of the pictures' classes, of labels b c: what `multiclass` divides by."""
+    present = labels == 1
+    return jnp.sum((present.sum(axis=-1) == 1) * (present @ class_weights))
 
 
 def _mean(loss: jax.Array, known: jax.Array, weight: jax.Array | float = 1.0) -> jax.Array:

@@ -16,17 +16,32 @@ def l1(prediction: jax.Array, target: jax.Array, mask: jax.Array, groups: int = 
     over devices does; b must be a multiple.
     Source: GMML (Atito et al., arXiv 2205.14986), released code, which has one group per GPU.
     """
+    return quotient(*l1_errors(prediction, target, mask), groups)
+
+
+def l1_errors(prediction: jax.Array, target: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Σ m·|x̂ − x| and Σ m of every picture, b each: what `l1` is the quotient of."""
     error = jnp.abs(prediction.astype(jnp.float32) - target.astype(jnp.float32))
     hidden = jnp.broadcast_to(mask, error.shape).astype(jnp.float32)
-    return _quotient(_rows(error * hidden), _rows(hidden), groups)
+    return _rows(error * hidden), _rows(hidden)
 
 
 def patch_mse(prediction: jax.Array, pixels: jax.Array, mask: jax.Array, normalise: bool = True) -> jax.Array:
     """Mean over the masked patches of the mean squared error within a patch; 0 where nothing is masked.
 
+    Arguments as of `patch_errors`. Source: MAE (He et al., CVPR 2022), section 3 and released code.
+    """
+    return quotient(*patch_errors(prediction, pixels, mask, normalise))
+
+
+def patch_errors(
+    prediction: jax.Array, pixels: jax.Array, mask: jax.Array, normalise: bool = True
+) -> tuple[jax.Array, jax.Array]:
+    """The sum over the masked patches of every picture, and how many they are: what `patch_mse` is the quotient of.
+
     prediction, pixels: b n (P·P·c), the values of each patch. mask: b n, bool or numbers.
     normalise: the target is each patch less its mean, over √(variance + 1e-6), the variance with n − 1.
-    Source: MAE (He et al., CVPR 2022), section 3 and released code.
+    Returns b and b.
     """
     target = pixels.astype(jnp.float32)
     if normalise:
@@ -34,14 +49,22 @@ def patch_mse(prediction: jax.Array, pixels: jax.Array, mask: jax.Array, normali
         target = centred * jax.lax.rsqrt(target.var(axis=-1, keepdims=True, ddof=1) + 1e-6)
     hidden = mask.astype(jnp.float32)
     error = jnp.mean((prediction.astype(jnp.float32) - target) ** 2, axis=-1)
-    return _quotient(_rows(error * hidden), _rows(hidden), 1)
+    return _rows(error * hidden), _rows(hidden)
 
 
 def masked_tokens(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Mean cross-entropy over the labelled tokens of all texts, in nats; 0 where nothing is labelled.
 
+    Arguments as of `token_errors`. Source: BERT (Devlin et al., NAACL 2019), section 3.1.
+    """
+    return quotient(*token_errors(logits, labels))
+
+
+def token_errors(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The sum over the labelled tokens of every text, and how many they are: what `masked_tokens` is the quotient of.
+
     logits: b l v. labels: int b l, the hidden token's id, or 0 ([PAD]) for a token that is not predicted.
-    Source: BERT (Devlin et al., NAACL 2019), section 3.1.
+    Returns b and b.
     """
     logits = logits.astype(jnp.float32)
     labelled = (labels != 0).astype(jnp.float32)
@@ -49,15 +72,18 @@ def masked_tokens(logits: jax.Array, labels: jax.Array) -> jax.Array:
     # Both less the largest logit: far from 0 their difference would lose digits.
     peak = jax.lax.stop_gradient(logits.max(axis=-1))
     error = jnp.log(jnp.exp(logits - peak[..., None]).sum(axis=-1)) - (own - peak)
-    return _quotient(_rows(error * labelled), _rows(labelled), 1)
+    return _rows(error * labelled), _rows(labelled)
 
 
 def _rows(x: jax.Array) -> jax.Array:
     return x.sum(axis=tuple(range(1, x.ndim)))
 
 
-def _quotient(numerator: jax.Array, denominator: jax.Array, groups: int) -> jax.Array:
-    """b, b → Σ / Σ within each of the groups, and their mean."""
+def quotient(numerator: jax.Array, denominator: jax.Array, groups: int = 1) -> jax.Array:
+    """b, b → Σ / Σ within each of the groups, and their mean; 0 where the denominator is.
+
+    Raises ValueError where the groups do not divide b.
+    """
     if len(numerator) % groups:
         raise ValueError(f"a batch of {len(numerator)} cannot be cut into {groups} groups of equal size")
     total, hidden = (x.reshape(groups, -1).sum(axis=1) for x in (numerator, denominator))

@@ -18,6 +18,13 @@ def word_alignment(
     and a word, of −log softmax_j(u_i · v_j / τ)_i; 0 where there is no such study. Float32.
     Source: F-L (Qiao, Gong et al., IEEE TMI 2026), released code, where every position is valid.
     """
+    return mean_where(*word_errors(u, v, valid, temperature=temperature, studies=studies))
+
+
+def word_errors(
+    u: jax.Array, v: jax.Array, valid: jax.Array, *, temperature: float, studies: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """What `word_alignment` is the mean of: a number for every study, b, and which of them count, b bool."""
     u, v = normalise(u), normalise(v)
     logits = products(u, v) / temperature
     positive = jnp.sum(u * v, axis=-1) / temperature
@@ -27,8 +34,7 @@ def word_alignment(
     both = sum(jax.nn.logsumexp(logits, axis=axis) - positive for axis in (1, 2)) / 2  # b l
     words = valid.sum(axis=-1)
     rows = jnp.sum(jnp.where(valid, both, 0.0), axis=-1) / jnp.maximum(words, 1)
-    counted = (words > 0) if studies is None else studies & (words > 0)
-    return mean_where(rows, counted)
+    return rows, (words > 0) if studies is None else studies & (words > 0)
 
 
 def counted_info_nce(

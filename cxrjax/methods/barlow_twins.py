@@ -20,11 +20,11 @@ Hue, saturation and the turn to grey do nothing to a radiograph. ViTs, and what 
 
 import jax.numpy as jnp
 
-from cxrjax import monitors, rng
+from cxrjax import monitors
 from cxrjax.losses import redundancy
 from cxrjax.methods import settings
-from cxrjax.methods.base import Aux, Config, Method, keep_state, total
-from cxrjax.methods.trunk import encode_by, pictures, projected
+from cxrjax.methods.base import Aux, Config, Method, Parts, joined, keep_state, total
+from cxrjax.methods.trunk import encode_by, pictures, projected, two_views
 from cxrjax.models import backbone, heads
 
 
@@ -38,11 +38,9 @@ def make(config: Config) -> Method:
     projector = heads.MLP(tuple(config.projector.sizes), bias=False, last_bias=False, dtype=dtype)
     network = projected(encoder, projector)
 
-    def loss(params, state, batch, key, step):
-        images, stats = pairs.prepare(key, batch["image"]), state["batch_stats"]  # b v h w 1
-        # One view after the other: each is normalised by its own statistics, and the running ones move twice.
-        z_a, stats = network.apply(params, stats, images[:, 0], rng.fold(key, "drop_path", 0))
-        z_b, stats = network.apply(params, stats, images[:, 1], rng.fold(key, "drop_path", 1))
+    def loss_of(params, state, features, prepared, step):
+        z_a, stats = network.project(params, state["batch_stats"], features["y"])
+        z_b, stats = network.project(params, stats, features["y_prime"])
         terms = redundancy.barlow(z_a, z_b, **config.loss)
         return total(terms), Aux({"batch_stats": stats}, terms, monitors.embedding(z_a, z_b))
 
@@ -50,5 +48,5 @@ def make(config: Config) -> Method:
         params, stats = network.init(key)
         return params, {"batch_stats": stats}
 
-    encode = encode_by(encoder, config.standardise)
-    return Method(pairs.views, init, loss, keep_state, encode, config.model.image_px)
+    encode, parts = encode_by(encoder, config.standardise), Parts(*two_views(encoder, pairs), loss_of)
+    return Method(pairs.views, init, joined(parts), keep_state, encode, config.model.image_px, parts=parts)

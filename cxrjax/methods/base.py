@@ -127,12 +127,36 @@ class Answers(NamedTuple):
     kind: str
 
 
+class Parts(NamedTuple):
+    """A loss in three parts, the middle one of which can be run on slices of the batch (`cxrjax.accumulate`).
+
+    prepare: (batch, key) -> arrays b … that the other two read. Whatever is drawn is drawn here, for the whole batch,
+      so that every example gets the same in a slice.
+    embed: (params, state, prepared) -> (features, running statistics). The features are a tree of arrays b …, those
+      of an example a function of that example alone; only a BatchNorm in the encoder may look at the others. The
+      statistics are those for state["batch_stats"]["encoder"], {} where there are none.
+    loss_of: (params, state, features, prepared, step) -> (scalar, Aux), on the whole batch. The state has the
+      statistics that embed returned. Heads belong here, so that their BatchNorm sees the whole batch.
+    weight: prepared -> how much a slice counts, of a loss that is a mean over examples or their parts; by default every
+      example counts the same. Read only where `Method.couples_batch` is False.
+    keeps_statistics: embed normalises by the running statistics and leaves them, as a frozen encoder does.
+    """
+
+    prepare: Callable[[Batch, jax.Array], dict[str, Any]]
+    embed: Callable[[Params, State, dict[str, Any]], tuple[dict[str, Any], State]]
+    loss_of: Callable[[Params, State, dict[str, Any], dict[str, Any], jax.Array | int], tuple[jax.Array, "Aux"]]
+    weight: Callable[[dict[str, Any]], jax.Array | float] = lambda prepared: 1.0
+    keeps_statistics: bool = False
+
+
 class Method(NamedTuple):
     """A record of pure functions; losses are written on global arrays and name no device.
 
     views, init, loss, after, encode: see the classes of these names above.
     image_px: side of the pictures that encode was trained on.
-    couples_batch: whether the loss mixes examples, so that accumulating gradients over slices would change it.
+    couples_batch: whether the loss mixes examples, so that it is no mean of the losses of slices of the batch. What a
+      BatchNorm in the encoder mixes does not count here.
+    parts: what `loss` is made of (see `joined`), or why its gradient cannot be accumulated over slices.
     encoder: see `EncoderParams`.
     joint: of a method that learns from reports as well. answers: of a method whose encode gives logits.
     target: of one whose encode gives mask logits, what they are a mask of (see `input.masks`).
@@ -146,6 +170,7 @@ class Method(NamedTuple):
     encode: Encode
     image_px: int
     couples_batch: bool = True
+    parts: Parts | str = "its loss is in one piece"
     encoder: EncoderParams = encoder_params
     joint: Joint | None = None
     answers: Answers | None = None
@@ -163,6 +188,24 @@ class Aux(NamedTuple):
     state: State
     terms: dict[str, jax.Array]
     monitors: dict[str, jax.Array]
+
+
+def joined(parts: Parts) -> Loss:
+    """The loss of the whole batch at once."""
+
+    def loss(params, state, batch, key, step):
+        prepared = parts.prepare(batch, key)
+        features, stats = parts.embed(params, state, prepared)
+        return parts.loss_of(params, with_statistics(state, stats), features, prepared, step)
+
+    return loss
+
+
+def with_statistics(state: State, stats: State) -> State:
+    """The state with these running statistics of the encoder, where it keeps any."""
+    if "encoder" not in state.get("batch_stats", {}):
+        return state
+    return {**state, "batch_stats": {**state["batch_stats"], "encoder": stats}}
 
 
 def total(terms: Mapping[str, jax.Array]) -> jax.Array:

@@ -29,8 +29,8 @@ import jax.numpy as jnp
 from cxrjax import monitors, optim, rng
 from cxrjax.losses import distill
 from cxrjax.methods import settings
-from cxrjax.methods.base import Aux, Config, Method, ramp, target_of, total
-from cxrjax.methods.trunk import encode_by, pictures, projected
+from cxrjax.methods.base import Aux, Config, Method, Parts, joined, ramp, target_of, total
+from cxrjax.methods.trunk import encode_by, in_turn, pictures, projected, two_networks
 from cxrjax.models import backbone, heads
 
 
@@ -51,22 +51,20 @@ def make(config: Config) -> Method:
             f"projector.out = {config.projector.out}"
         )
 
-    def loss(params, state, batch, key, step):
-        images = pairs.prepare(key, batch["image"])  # b v h w 1
-
-        def forward(stats, view):
-            """One view through both networks; statistics in and moved on, z, q and target z', b d."""
-            v, images = view
-            z, stats = network.apply(params, stats, images, rng.fold(key, "online", v))
+    def loss_of(params, state, features, prepared, step):
+        def forward(stats, of_view):
+            """What both encoders made of one view; statistics in and moved on, z, q and target z', b d."""
+            z, stats = network.project(params, stats, of_view["online"])
             q, moved = heads.run(predictor, params["predictor"], stats["predictor"], z, train=True)
-            target, _ = network.apply(state["target"], stats, images, rng.fold(key, "target", v))
+            target, _ = network.project(state["target"], stats, of_view["target"])
             return {**stats, "predictor": moved}, (z, q, target)
 
-        # A loop over the views, so that the networks are compiled once.
-        in_turn = jnp.arange(2), jnp.moveaxis(images, 1, 0)
-        stats, (z, q, target) = jax.lax.scan(forward, state["batch_stats"], in_turn)  # v b d
-        terms = {"regression": distill.byol(q[0], target[1]), "regression_swapped": distill.byol(q[1], target[0])}
-        watched = monitors.embedding(*z) | {"momentum": momentum(step)}
+        stats, (z, q, target) = in_turn(forward, state["batch_stats"], features)  # b v d
+        terms = {
+            "regression": distill.byol(q[:, 0], target[:, 1]),
+            "regression_swapped": distill.byol(q[:, 1], target[:, 0]),
+        }
+        watched = monitors.embedding(z[:, 0], z[:, 1]) | {"momentum": momentum(step)}
         return total(terms), Aux({**state, "batch_stats": stats}, terms, watched)
 
     def init(key, batch):
@@ -84,4 +82,5 @@ def make(config: Config) -> Method:
         return {**state, "target": optim.ema(state["target"], target_of(params, state), momentum(step))}
 
     encode = encode_by(encoder, config.standardise)
-    return Method(pairs.views, init, loss, after, encode, config.model.image_px)
+    parts = Parts(*two_networks(encoder, pairs, "online", "target"), loss_of)
+    return Method(pairs.views, init, joined(parts), after, encode, config.model.image_px, parts=parts)

@@ -20,11 +20,11 @@ batch, also those whose text is word for word the same: `report_twins` says how 
 import jax.numpy as jnp
 
 from cxrjax import monitors, rng
-from cxrjax.input import augment, device, paired
+from cxrjax.input import augment, paired
 from cxrjax.losses import contrastive
 from cxrjax.losses.pairs import normalise
 from cxrjax.methods import settings
-from cxrjax.methods.base import Aux, Config, Method, keep_state
+from cxrjax.methods.base import Aux, Config, Method, Parts, joined, keep_state
 from cxrjax.methods.towers import Towers
 from cxrjax.models import backbone, bert, heads, text_tower
 
@@ -42,21 +42,26 @@ def make(config: Config) -> Method:
     sizes = (config.head.out,) if config.head.layers == 1 else (config.head.hidden, config.head.out)
     head = heads.MLP(sizes, norm="none", dtype=jnp.dtype(config.model.dtype))
 
-    def loss(params, state, batch, key, step):
-        images = augment.augment(rng.fold(key, "augment"), batch["image"], changes)
-        images = device.standardise(images[:, 0], **config.standardise)  # b h w 1
-        out, stats = towers.see(params, state, images, key)
-        u = project(params["image_head"], out["pooled"])  # b d
-        w = project(params["text_head"], towers.read(params, state, batch["ids"], batch["text_mask"])["pooled"])
+    def prepare(batch, key):
+        return towers.prepare(batch, key, augment.augment(rng.fold(key, "augment"), batch["image"], changes))
+
+    def embed(params, state, prepared):
+        out, stats = towers.see(params, state, prepared)
+        text = towers.read(params, state, prepared["ids"], prepared["text_mask"])
+        return {"picture": out["pooled"], "text": text["pooled"]}, stats
+
+    def loss_of(params, state, features, prepared, step):
+        u = project(params["image_head"], features["picture"])  # b d
+        w = project(params["text_head"], features["text"])
         if config.loss.form == "sigmoid":
             value = contrastive.sigmoid(u, w, scale=jnp.exp(params["log_scale"]), bias=params["bias"])
         else:
             options = {name: config.loss[name] for name in ("share", "groups", "chunks")}
             value = contrastive.info_nce(u, w, temperature=temperature(params), **options)
-        watched = monitors.embedding(u, w) | {"report_twins": monitors.twins(batch["report"])}
+        watched = monitors.embedding(u, w) | {"report_twins": monitors.twins(prepared["report"])}
         if "log_scale" in params:
             watched["scale"] = jnp.exp(params["log_scale"])
-        return value, Aux({**state, "batch_stats": {"encoder": stats}}, {"contrast": value}, watched)
+        return value, Aux(state, {"contrast": value}, watched)
 
     def temperature(params):
         if not config.loss.learned:
@@ -85,5 +90,6 @@ def make(config: Config) -> Method:
         words, word_mask = bert.words(out["tokens"], word_index, ids.shape[1])
         return project(params["text_head"], out["pooled"]), project(params["text_head"], words), word_mask
 
-    joint = towers.joint(image_vectors, text_vectors)
-    return Method(reader, init, loss, keep_state, towers.encode, config.model.image_px, joint=joint)
+    joint, parts = towers.joint(image_vectors, text_vectors), Parts(prepare, embed, loss_of)
+    functions = reader, init, joined(parts), keep_state, towers.encode
+    return Method(*functions, config.model.image_px, parts=parts, joint=joint)

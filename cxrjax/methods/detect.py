@@ -46,8 +46,8 @@ def make(config: Config) -> Method:
 
     def loss(params, state, batch, key, step):
         images = single.prepare(key, batch["image"])[:, 0]  # b h w 1
-        drop, stats = rng.fold(key, "drop_path"), state["batch_stats"]
-        y, moved = encoder.apply(params, state, images, train=True, key=drop, levels=head.levels)
+        paths, stats = encoder.backbone.paths(rng.fold(key, "drop_path"), len(images)), state["batch_stats"]
+        y, moved = encoder.apply(params, state, images, train=True, paths=paths, levels=head.levels)
         maps, moved_head = head.apply(params["head"], stats["head"], y, True)
         if head.kind == "yolov3":
             terms = losses.yolo(maps, batch["boxes"], batch["classes"], detection.priors(), **config.loss)

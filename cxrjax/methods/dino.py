@@ -42,7 +42,7 @@ from cxrjax import monitors, optim, rng
 from cxrjax.input import augment, crops, device
 from cxrjax.losses import distill
 from cxrjax.methods import settings
-from cxrjax.methods.base import Aux, Config, Method, frozen_at_first, progress, ramp, target_of
+from cxrjax.methods.base import Aux, Config, Method, Parts, frozen_at_first, joined, progress, ramp, target_of
 from cxrjax.models import backbone, heads, linen
 from cxrjax.models.prototypes import Prototypes
 
@@ -74,18 +74,28 @@ def make(config: Config) -> Method:
     for name, change in changes.items():
         augment.check(change, len(specs[name]))
 
-    def loss(params, state, batch, key, step):
-        images = {
-            name: device.standardise(augment.augment(rng.fold(key, name), batch[name], change), **config.standardise)
-            for name, change in changes.items()
-        }  # each b v h w 1
-        target, stats = state["target"], state["batch_stats"]["encoder"]
+    def prepare(batch, key):
+        drop, crops_of = rng.fold(key, "drop_path"), {}
+        for name, change in changes.items():
+            images = augment.augment(rng.fold(key, name), batch[name], change)
+            paths = student.paths(rng.fold(drop, name), *images.shape[:2])
+            crops_of[name] = {"images": device.standardise(images, **config.standardise), "paths": paths}  # b v h w 1
+        return crops_of
+
+    def embed(params, state, prepared):
+        stats = state["batch_stats"]["encoder"]
+        of_student, _ = pooled(student, params, stats, prepared)  # b v d
+        whole = {"image": {**prepared["image"], "paths": None}}
+        of_teacher, stats = pooled(teacher, state["target"], stats, whole)  # b 2 d
+        return {"student": of_student, "teacher": of_teacher}, stats
+
+    def loss_of(params, state, features, prepared, step):
         held = {**params, "prototypes": hold(params["prototypes"], step)}
-        logits, _, _ = forward(student, held, stats, images, rng.fold(key, "drop_path"))  # b v k
-        of_teacher, pooled, stats = forward(teacher, target, stats, {"image": images["image"]}, key)  # b 2 k, b 2 d
+        logits = head_of(held, features["student"])  # b v k
+        of_teacher = head_of(state["target"], features["teacher"])  # b 2 k
         targets, state = assign(of_teacher, state, temperature(step))
         value = distill.dino(logits, targets, config.loss.temperature)
-        watched = monitors.embedding(*rearrange(pooled, "b v d -> v b d")) | {
+        watched = monitors.embedding(*rearrange(features["teacher"], "b v d -> v b d")) | {
             "target_entropy": distill.entropy(targets).mean(),
             "mean_target_entropy": distill.entropy(targets.mean(axis=(0, 1))),
             "teacher_temperature": temperature(step),
@@ -93,18 +103,21 @@ def make(config: Config) -> Method:
         }
         # How far the student is from the targets. Near 0 while an entropy is near 0 or log K: training has collapsed.
         watched["divergence"] = value - watched["target_entropy"]
-        return value, Aux({**state, "batch_stats": {"encoder": stats}}, {"distillation": value}, watched)
+        return value, Aux(state, {"distillation": value}, watched)
 
-    def forward(network, params, stats, images, key):
-        """Logits b v k and vectors y b v d of the crops, those of one size after those of another; statistics."""
-        pooled = []
-        for name, of_one_size in images.items():
-            flat = rearrange(of_one_size, "b v h w c -> (b v) h w c")
-            y, stats = network.apply(params["encoder"], stats, flat, train=True, key=rng.fold(key, name))
-            pooled.append(rearrange(y["pooled"], "(b v) d -> b v d", b=len(of_one_size)))
-        pooled = jnp.concatenate(pooled, axis=1)
-        z, _ = heads.run(projector, params["projector"], {}, pooled, train=True)
-        return linen.apply(prototypes, params["prototypes"], z), pooled, stats
+    def pooled(network, params, stats, crops_of):
+        """Vectors y b v d of the crops, those of one size after those of another; and statistics."""
+        found = []
+        for of_one_size in crops_of.values():
+            images = rearrange(of_one_size["images"], "b v h w c -> (b v) h w c")
+            y, stats = network.apply(params["encoder"], stats, images, train=True, paths=of_one_size["paths"])
+            found.append(rearrange(y["pooled"], "(b v) d -> b v d", b=len(of_one_size["images"])))
+        return jnp.concatenate(found, axis=1), stats
+
+    def head_of(params, y):
+        """Logits b v k of vectors y b v d."""
+        z, _ = heads.run(projector, params["projector"], {}, y, train=True)
+        return linen.apply(prototypes, params["prototypes"], z)
 
     def temperature(step):
         start, end, share = (
@@ -141,4 +154,6 @@ def make(config: Config) -> Method:
     def encoder(params, state):
         return state["target"]["encoder"]
 
-    return Method(make_views, init, loss, after, encode, config.model.image_px, encoder=encoder)
+    parts = Parts(prepare, embed, loss_of)
+    functions = make_views, init, joined(parts), after, encode
+    return Method(*functions, config.model.image_px, parts=parts, encoder=encoder)

@@ -37,10 +37,10 @@ from cxrjax import monitors, rng
 from cxrjax.input import device, paired
 from cxrjax.input.studies import pick
 from cxrjax.losses import distill, masked, prototypes
-from cxrjax.losses.pairs import normalise
-from cxrjax.losses.views import counted_info_nce, word_alignment
+from cxrjax.losses.pairs import mean_where, normalise
+from cxrjax.losses.views import counted_info_nce, word_errors
 from cxrjax.methods import settings
-from cxrjax.methods.base import Aux, Config, Method, frozen_at_first, keep_state, total
+from cxrjax.methods.base import Aux, Config, Method, Parts, frozen_at_first, joined, keep_state, total
 from cxrjax.methods.towers import Towers
 from cxrjax.models import bert
 from cxrjax.models.frontal_lateral import Networks
@@ -70,25 +70,37 @@ def make(config: Config) -> Method:
     rates = {name: config.masking[name] for name in RATES}
     hold = frozen_at_first(config, config.prototypes.freeze_share)
 
-    def loss(params, state, batch, key, step):
+    def prepare(batch, key):
         frontal, lateral = (device.standardise(batch["image"][:, v], **scale) for v, scale in enumerate(scales))
-        x_f, g_f, x_l, stats = net.embed_pictures(params, state, frontal, lateral, rng.fold(key, "look"))
-        has_lateral = batch["has_lateral"] | wrong.missing_laterals_stay  # b: what counts as a lateral picture
-        x_l = jnp.where(batch["has_lateral"][:, None, None], x_l, FILL if wrong.missing_laterals_stay else 0.0)
-        g_l = x_l.mean(axis=1)
         hidden, labels = hide(rng.fold(key, "mask"), batch, rates, reader.tokenizer, not wrong.piece_masking)
-        t, g_t, t_hidden = net.embed_both_reports(params, state, batch["ids"], hidden, batch["text_mask"])
+        paths = net.paths(rng.fold(key, "look"), len(frontal))
+        return {**batch, "pictures": (frontal, lateral), "hidden": hidden, "labels": labels, "paths": paths}
 
-        counted = batch["text_mask"] | wrong.padding_counts
+    def embed(params, state, prepared):
+        """Vectors of every study; of the local losses, which are within one, what they are the means of."""
+        there, ids, hidden, text_mask = (prepared[name] for name in ("has_lateral", "ids", "hidden", "text_mask"))
+        x_f, g_f, x_l, stats = net.embed_pictures(params, state, *prepared["pictures"], prepared["paths"])
+        has_lateral = there | wrong.missing_laterals_stay  # b: what counts as a lateral picture
+        x_l = jnp.where(there[:, None, None], x_l, FILL if wrong.missing_laterals_stay else 0.0)
+        g_l = x_l.mean(axis=1)
+        t, g_t, t_hidden = net.embed_both_reports(params, state, ids, hidden, text_mask)
+
+        counted = text_mask | wrong.padding_counts
         s = net.key_patches(params, x_f, x_l, has_lateral, t, counted)
         logits = net.guess_words(params, t_hidden, s, counted.sum(axis=1))  # b l v
-        mlm = masked.masked_tokens(logits, labels)
+        mlm = masked.token_errors(logits, prepared["labels"])
 
-        asked = (batch["word_index"][:, 1:] >= 0) | wrong.padding_counts  # the words stand first after [CLS]
+        asked = (prepared["word_index"][:, 1:] >= 0) | wrong.padding_counts  # the words stand first after [CLS]
         lengths = asked.sum(axis=1)
         u_f, u_l = (net.read_view(params, t[:, 1:], x, lengths) for x in (x_f, x_l))
-        fla = word_alignment(u_f, u_l, asked, temperature=config.loss.word_temperature, studies=has_lateral)
+        fla = word_errors(u_f, u_l, asked, temperature=config.loss.word_temperature, studies=has_lateral)
+        features = {"vectors": (g_f, g_l, g_t), "mlm": mlm, "fla": fla, "guesses": logits.argmax(-1)}
+        return features, stats
 
+    def loss_of(params, state, features, prepared, step):
+        g_f, g_l, g_t = features["vectors"]  # b d
+        mlm, fla = masked.quotient(*features["mlm"]), mean_where(*features["fla"])
+        has_lateral = prepared["has_lateral"] | wrong.missing_laterals_stay
         g_fl = net.join_views(params, g_f, g_l, has_lateral)
         itc = contrast(g_f, g_l, g_fl, g_t, has_lateral, config.loss.temperature, config.loss.groups)
 
@@ -104,12 +116,12 @@ def make(config: Config) -> Method:
         terms = {"mlm": mlm, "fla": fla, "itc": itc, "proto": proto}
         terms = {name: config.loss.weights[name] * value for name, value in terms.items()}
         watched = monitors.embedding(g_f, g_t) | {
-            "lateral_top1": monitors.own_report_first(g_l, g_t, batch["report"], batch["has_lateral"]),
-            "mlm_accuracy": monitors.token_accuracy(logits, labels),
+            "lateral_top1": monitors.own_report_first(g_l, g_t, prepared["report"], prepared["has_lateral"]),
+            "mlm_accuracy": monitors.token_accuracy(features["guesses"], prepared["labels"]),
             "prototypes_used": monitors.first_choices(codes["T"]),
             "code_entropy": distill.entropy(codes["T"]).mean(),
         }
-        return total(terms), Aux({**state, "batch_stats": {"encoder": stats}}, terms, watched)
+        return total(terms), Aux(state, terms, watched)
 
     def init(key, batch):
         return net.init(key)
@@ -124,8 +136,11 @@ def make(config: Config) -> Method:
         return normalise(g_t), normalise(words), word_mask
 
     towers = Towers(net.frontal, net.text, reader, scales[0])
-    joint = towers.joint(image_vectors, text_vectors)
-    return Method(reader, init, loss, keep_state, towers.encode, config.model.image_px, joint=joint)
+    joint, whole = towers.joint(image_vectors, text_vectors), Parts(prepare, embed, loss_of)
+    functions, parts = (reader, init, joined(whole), keep_state, towers.encode), whole
+    if wrong.last_caption_selects:
+        parts = "with defects.last_caption_selects the last report of the batch chooses the patches of all studies"
+    return Method(*functions, config.model.image_px, parts=parts, joint=joint)
 
 
 def contrast(

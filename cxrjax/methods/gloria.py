@@ -27,11 +27,11 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from cxrjax import monitors, rng
-from cxrjax.input import device, paired
+from cxrjax.input import paired
 from cxrjax.losses import contrastive, local
 from cxrjax.losses.pairs import normalise
 from cxrjax.methods import settings
-from cxrjax.methods.base import Aux, Config, Method, keep_state, total
+from cxrjax.methods.base import Aux, Config, Method, Parts, joined, keep_state, total
 from cxrjax.methods.towers import Towers
 from cxrjax.models import bert, heads, regions, text_tower
 
@@ -53,20 +53,27 @@ def make(config: Config) -> Method:
     scales = {name: config.loss[name] for name in ("attention_scale", "word_scale", "pair_scale")}
     options = {name: config.loss[name] for name in ("over_words", "aggregate", "chunks")}
 
-    def loss(params, state, batch, key, step):
-        images = device.standardise(batch["image"][:, 0], **config.standardise)  # b h w 1
-        out, stats = towers.see(params, state, images, key)
+    def prepare(batch, key):
+        return towers.prepare(batch, key)
+
+    def embed(params, state, prepared):
+        out, stats = towers.see(params, state, prepared)
         v, seen = project(params, "global", out["pooled"]), project(params, "local", out["regions"])  # b d, b p q d
-        texts = batch["ids"], batch["text_mask"], batch["word_index"]
+        texts = prepared["ids"], prepared["text_mask"], prepared["word_index"]
         t, words, mask = read(params, state, *texts, config.loss.cls_is_a_word)
+        return {"v": v, "regions": seen, "t": t, "words": words, "mask": mask}, stats
+
+    def loss_of(params, state, features, prepared, step):
+        v, t, words, mask = (features[name] for name in ("v", "t", "words", "mask"))
+        regions = rearrange(features["regions"], "b p q d -> b (p q) d")
         terms = {
             # Both directions added, not their mean.
             "global": 2 * contrastive.info_nce(v, t, temperature=1 / config.loss.pair_scale),
-            "local": local.gloria(rearrange(seen, "b p q d -> b (p q) d"), words, mask, **scales, **options),
+            "local": local.gloria(regions, words, mask, **scales, **options),
         }
         terms = {name: config.loss[f"{name}_weight"] * value for name, value in terms.items()}
-        watched = monitors.embedding(v, t) | {"report_twins": monitors.twins(batch["report"])}
-        return total(terms), Aux({**state, "batch_stats": {"encoder": stats}}, terms, watched)
+        watched = monitors.embedding(v, t) | {"report_twins": monitors.twins(prepared["report"])}
+        return total(terms), Aux(state, terms, watched)
 
     def read(params, state, ids, text_mask, word_index, cls_is_a_word):
         """Report b d; words b w d and which there are, b w."""
@@ -97,5 +104,6 @@ def make(config: Config) -> Method:
         report, words, mask = read(params, state, ids, text_mask, word_index, cls_is_a_word=False)
         return normalise(report), normalise(words), mask
 
-    joint = towers.joint(image_vectors, text_vectors)
-    return Method(reader, init, loss, keep_state, towers.encode, config.model.image_px, joint=joint)
+    joint, parts = towers.joint(image_vectors, text_vectors), Parts(prepare, embed, loss_of)
+    functions = reader, init, joined(parts), keep_state, towers.encode
+    return Method(*functions, config.model.image_px, parts=parts, joint=joint)

@@ -34,7 +34,7 @@ from cxrjax import monitors, rng
 from cxrjax.input import crops, device
 from cxrjax.losses import masked
 from cxrjax.methods import settings
-from cxrjax.methods.base import Aux, Config, Method, keep_state
+from cxrjax.methods.base import Aux, Config, Method, Parts, joined, keep_state
 from cxrjax.methods.trunk import encode_by
 from cxrjax.models import backbone, linen
 from cxrjax.models.mae_decoder import MAEDecoder
@@ -58,23 +58,31 @@ def make(config: Config) -> Method:
     kept = kept_patches(side * side, config.masking.ratio)
     crop = crops.Crop(config.model.image_px, **config.views)
 
-    def loss(params, state, batch, key, step):
-        images = prepare(batch["image"][:, 0])
+    def prepare(batch, key):
+        images = standardised(batch["image"][:, 0])
         ids_keep, ids_restore, hidden = masking(rng.fold(key, "mask"), len(images), side * side, kept)
-        drop = rng.fold(key, "drop_path")
-        out = linen.apply(encoder, params["encoder"], images, ids_keep, embed=config.masking.embed, key=drop)
-        tokens = out["cls"], out["patches"]  # b d, b k d
-        prediction = linen.apply(decoder, params["decoder"], *tokens, ids_restore, (side, side))  # b n P·P·c
-        pixels = rearrange(images, "b (p i) (q j) c -> b (p q) (i j c)", i=px, j=px)
-        value = masked.patch_mse(prediction, pixels, hidden, config.loss.normalise)
-        return value, Aux(state, {"reconstruction": value}, monitors.embedding(pooled(out)))
+        paths = encoder.paths(rng.fold(key, "drop_path"), len(images))
+        return {"images": images, "keep": ids_keep, "restore": ids_restore, "hidden": hidden, "paths": paths}
 
-    def prepare(images):
+    def embed(params, state, prepared):
+        images, options = prepared["images"], {"embed": config.masking.embed, "paths": prepared["paths"]}
+        out = linen.apply(encoder, params["encoder"], images, prepared["keep"], **options)
+        tokens = out["cls"], out["patches"]  # b d, b k d
+        prediction = linen.apply(decoder, params["decoder"], *tokens, prepared["restore"], (side, side))  # b n P·P·c
+        pixels = rearrange(images, "b (p i) (q j) c -> b (p q) (i j c)", i=px, j=px)
+        error, hidden = masked.patch_errors(prediction, pixels, prepared["hidden"], config.loss.normalise)
+        return {"error": error, "hidden": hidden, "pooled": pooled(out)}, {}
+
+    def loss_of(params, state, features, prepared, step):
+        value = masked.quotient(features["error"], features["hidden"])
+        return value, Aux(state, {"reconstruction": value}, monitors.embedding(features["pooled"]))
+
+    def standardised(images):
         grey = device.standardise(images, **config.standardise)
         return jnp.broadcast_to(grey, (*grey.shape[:-1], config.model.channels))  # b h w c
 
     def init(key, batch):
-        images = prepare(batch["image"][:1, 0])
+        images = standardised(batch["image"][:1, 0])
         cls = jnp.zeros((1, encoder.size.width))
         order = jnp.arange(side * side)[None]
         params = {
@@ -89,8 +97,9 @@ def make(config: Config) -> Method:
     def pooled(out):
         return out["cls"] if config.model.pool == "cls" else out["patches"].mean(axis=1)
 
-    encode = encode_by(whole, config.standardise)
-    return Method(make_views, init, loss, keep_state, encode, config.model.image_px, couples_batch=False)
+    encode, parts = encode_by(whole, config.standardise), Parts(prepare, embed, loss_of)  # all hide equally many
+    functions = make_views, init, joined(parts), keep_state, encode
+    return Method(*functions, config.model.image_px, couples_batch=False, parts=parts)
 
 
 def kept_patches(n: int, ratio: float) -> int:

@@ -32,11 +32,11 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from cxrjax import monitors, rng
-from cxrjax.input import device, paired
+from cxrjax.input import paired
 from cxrjax.losses import contrastive, local, prototypes
 from cxrjax.losses.pairs import normalise
 from cxrjax.methods import settings
-from cxrjax.methods.base import Aux, Config, Method, frozen_at_first, keep_state, total
+from cxrjax.methods.base import Aux, Config, Method, Parts, frozen_at_first, joined, keep_state, total
 from cxrjax.methods.towers import Towers
 from cxrjax.models import bert, heads, linen, regions, text_attention
 from cxrjax.models.prototypes import Prototypes
@@ -62,13 +62,20 @@ def make(config: Config) -> Method:
     head = heads.MLP(sizes, last_norm=True, last_affine="none", bias=False, last_bias=False, dtype=dtype)
     directions = Prototypes(config.prototypes.count)
 
-    def loss(params, state, batch, key, step):
-        images = device.standardise(batch["image"][:, 0], **config.standardise)  # b h w 1
-        out, moved = towers.see(params, state, images, key)
-        v, v_n, stats = embed_picture(params, {**state["batch_stats"], "encoder": moved}, out, train=True)
-        texts = batch["ids"], batch["text_mask"], batch["word_index"]
-        r, t_l, mask, word_weights, stats = embed_report(params, state, stats, *texts, train=True)
-        seen = out["attention"]
+    def prepare(batch, key):
+        return towers.prepare(batch, key)
+
+    def embed(params, state, prepared):
+        out, stats = towers.see(params, state, prepared)
+        features = {name: out[name] for name in ("pooled", "regions", "attention")}
+        texts = (prepared[name] for name in ("ids", "text_mask", "word_index"))
+        return {**features, "report": read(params, state, *texts)}, stats
+
+    def loss_of(params, state, features, prepared, step):
+        v, v_n, stats = embed_picture(params, state["batch_stats"], features, train=True)
+        mask, word_weights = (features["report"][name] for name in ("mask", "weights"))
+        r, t_l, stats = embed_report(params, stats, features["report"], train=True)
+        seen = features["attention"]
         region_weights = None if seen is None else local.clipped(seen, jnp.ones(seen.shape, bool))
         of_words, of_regions = local.token_alignment(
             rearrange(v_n, "b p q d -> b (p q) d"),
@@ -96,7 +103,7 @@ def make(config: Config) -> Method:
         }
         terms = {name: config.loss[f"{name}_weight"] * value for name, value in terms.items()}
         watched = monitors.embedding(v, r) | {
-            "report_twins": monitors.twins(batch["report"]),
+            "report_twins": monitors.twins(prepared["report"]),
             "cta_words": of_words,
             "prototypes_used": monitors.first_choices(codes["v"]) / config.prototypes.count,
         }
@@ -108,12 +115,10 @@ def make(config: Config) -> Method:
         tokens, stats = project("region_head", params, stats, features["regions"], train)
         return pooled, tokens, stats
 
-    def embed_report(params, state, stats, ids, text_mask, word_index, *, train):
-        """Report b d and words b w d, of unit length, word_mask b w, weights b w or None; and running statistics."""
+    def read(params, state, ids, text_mask, word_index):
+        """The text encoder's "pooled" b d, "words" b w d, their "mask" b w, and "weights" b w or None."""
         out, count = towers.read(params, state, ids, text_mask), ids.shape[1] - 2  # two tokens are [CLS] and [SEP]
         words, mask = bert.words(out["tokens"], word_index, count)
-        pooled, stats = project("text_head", params, stats, out["pooled"], train)
-        words, stats = project("word_head", params, stats, words, train, None if padding_counts else mask)
         weights = None
         if by_cls:
             seen = out["attention"][..., None]  # b l 1
@@ -121,7 +126,14 @@ def make(config: Config) -> Method:
                 seen = jnp.pad(seen[:, 1:], ((0, 0), (0, 1), (0, 0)))
             seen, _ = bert.words(seen, word_index, count)
             weights = local.clipped(seen[..., 0], mask)
-        return pooled, words, mask, weights, stats
+        return {"pooled": out["pooled"], "words": words, "mask": mask, "weights": weights}
+
+    def embed_report(params, stats, report, *, train):
+        """Report b d and words b w d, of unit length; and running statistics."""
+        counted = None if padding_counts else report["mask"]
+        pooled, stats = project("text_head", params, stats, report["pooled"], train)
+        words, stats = project("word_head", params, stats, report["words"], train, counted)
+        return pooled, words, stats
 
     def project(name, params, stats, x, train, mask=None):
         y, moved = heads.run(head, params[name], stats[name], x, train=train, mask=mask)
@@ -141,8 +153,10 @@ def make(config: Config) -> Method:
         return pooled, patches
 
     def text_vectors(params, state, *texts):
-        pooled, words, mask, *_ = embed_report(params, state, state["batch_stats"], *texts, train=False)
-        return pooled, words, mask
+        report = read(params, state, *texts)
+        pooled, words, _ = embed_report(params, state["batch_stats"], report, train=False)
+        return pooled, words, report["mask"]
 
-    joint = towers.joint(image_vectors, text_vectors)
-    return Method(reader, init, loss, keep_state, towers.encode, config.model.image_px, joint=joint)
+    joint, parts = towers.joint(image_vectors, text_vectors), Parts(prepare, embed, loss_of)
+    functions = reader, init, joined(parts), keep_state, towers.encode
+    return Method(*functions, config.model.image_px, parts=parts, joint=joint)

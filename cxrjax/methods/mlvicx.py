@@ -39,7 +39,7 @@ from cxrjax.config import names
 from cxrjax.input import device
 from cxrjax.losses import redundancy
 from cxrjax.methods import settings
-from cxrjax.methods.base import Aux, Config, Method, keep_state, total
+from cxrjax.methods.base import Aux, Config, Method, Parts, joined, keep_state, total
 from cxrjax.methods.trunk import pictures
 from cxrjax.models import heads, linen, resnet
 from cxrjax.models.gates import ContextGate
@@ -77,11 +77,18 @@ def make(config: Config) -> Method:
         for branch in branches.values():
             balance(config.batch_size // config.loss.groups, branch.head.sizes[-1])
 
-    def loss(params, state, batch, key, step):
-        images = pairs.prepare(key, batch["image"])  # b v h w 1
-        everything, stats = params | state.get("frozen", {}), state["batch_stats"]
-        one, stats = embed(everything, stats, images[:, 0])
-        two, stats = embed(everything, stats, images[:, 1])
+    def prepare(batch, key):
+        return {"images": pairs.prepare(key, batch["image"])}  # b v h w 1
+
+    def embed(params, state, prepared):
+        everything, stats = params | state.get("frozen", {}), state["batch_stats"]["encoder"]
+        one, stats = vectors(everything, stats, prepared["images"][:, 0])
+        two, stats = vectors(everything, stats, prepared["images"][:, 1])
+        return {"one": one, "two": two}, stats
+
+    def loss_of(params, state, features, prepared, step):
+        one, stats = project(params, state["batch_stats"], features["one"])
+        two, stats = project(params, stats, features["two"])
         terms, first = {}, next(iter(branches))
         watched = monitors.embedding(one[first], two[first])
         for name, branch in branches.items():
@@ -96,21 +103,25 @@ def make(config: Config) -> Method:
             options["cov"] *= balance(len(u) // config.loss.groups, u.shape[1])
         return redundancy.vicreg(u, v, **options)
 
-    def embed(params, stats, images):
-        """The embeddings of one view by branch, and running statistics moved on from those of the view before it."""
-        out, moved = run(params, stats["encoder"], images, gate, train=True)
+    def vectors(params, stats, images):
+        """What the heads read of one view, by branch, and the encoder's statistics moved on from the view before it."""
+        out, stats = run(params, stats, images, gate, train=True)
         maps = [out["taps"][int(level) - 1] for level in levels]
-        vectors = {"global": out["pooled"]}
+        found = {"global": out["pooled"]}
         if fused:
-            vectors["levels"] = linen.apply(fusion, params["level_proj"], maps)
+            found["levels"] = linen.apply(fusion, params["level_proj"], maps)
         else:
             means = (x.astype(jnp.float32).mean((1, 2)) for x in maps)
-            vectors |= {f"level{level}": mean for level, mean in zip(levels, means, strict=True)}
-        embeddings, stats = {}, {"encoder": moved, "projector": dict(stats["projector"])}
+            found |= {f"level{level}": mean for level, mean in zip(levels, means, strict=True)}
+        return {name: found[name] for name in branches}, stats
+
+    def project(params, stats, of_view):
+        """The embeddings of one view by branch, and running statistics moved on."""
+        embeddings, moved = {}, dict(stats["projector"])
         for name, branch in branches.items():
-            head, moved = params["projector"][name], stats["projector"][name]
-            embeddings[name], stats["projector"][name] = heads.run(branch.head, head, moved, vectors[name], train=True)
-        return embeddings, stats
+            head = params["projector"][name]
+            embeddings[name], moved[name] = heads.run(branch.head, head, moved[name], of_view[name], train=True)
+        return embeddings, {**stats, "projector": moved}
 
     def run(params, stats, images, gate, *, train):
         """The trunk's output with every stage through its gate, and its running statistics."""
@@ -145,7 +156,8 @@ def make(config: Config) -> Method:
         out, _ = run(params, stats, images, None if config.strip_gates else gate, train=False)
         return {"pooled": out["pooled"], "patches": out["taps"][-1].astype(jnp.float32)}
 
-    return Method(pairs.views, init, loss, keep_state, encode, config.model.image_px)
+    parts = Parts(prepare, embed, loss_of)
+    return Method(pairs.views, init, joined(parts), keep_state, encode, config.model.image_px, parts=parts)
 
 
 def balance(rows: int, dimensions: int) -> float:

@@ -35,8 +35,8 @@ import jax.numpy as jnp
 from cxrjax import monitors, optim, rng
 from cxrjax.losses import contrastive
 from cxrjax.methods import settings
-from cxrjax.methods.base import Aux, Config, Method, encoder_params, ramp, target_of, total
-from cxrjax.methods.trunk import encode_by, pictures, projected
+from cxrjax.methods.base import Aux, Config, Method, Parts, joined, ramp, target_of, total
+from cxrjax.methods.trunk import encode_by, in_turn, pictures, projected, two_networks
 from cxrjax.models import backbone, heads
 
 FROZEN = "patch_embed"
@@ -56,26 +56,20 @@ def make(config: Config) -> Method:
     projector, predictor = (mlp(head, config.projector.out, dtype) for head in (config.projector, config.predictor))
     network, momentum = projected(encoder, projector), ramp(config, config.momentum)
 
-    def loss(params, state, batch, key, step):
-        images = pairs.prepare(key, batch["image"])  # b v h w 1
-        f_q, f_k = ({**part, "encoder": encoder_params(part, state)} for part in (params, state["target"]))
-
-        def forward(stats, view):
-            """One view through both networks; statistics in and moved on, q and k, b d."""
-            v, images = view
-            z, stats = network.apply(f_q, stats, images, rng.fold(key, "queries", v))
+    def loss_of(params, state, features, prepared, step):
+        def forward(stats, of_view):
+            """What both encoders made of one view; statistics in and moved on, q and k, b d."""
+            z, stats = network.project(params, stats, of_view["online"])
             q, moved = heads.run(predictor, params["predictor"], stats["predictor"], z, train=True)
-            k, _ = network.apply(f_k, stats, images, rng.fold(key, "keys", v))
+            k, _ = network.project(state["target"], stats, of_view["target"])
             return {**stats, "predictor": moved}, (q, k)
 
-        # A loop over the views, so that the networks are compiled once.
-        in_turn = jnp.arange(2), jnp.moveaxis(images, 1, 0)
-        stats, (q, k) = jax.lax.scan(forward, state["batch_stats"], in_turn)  # v b d
+        stats, (q, k) = in_turn(forward, state["batch_stats"], features)  # b v d
         terms = {
-            "contrast": contrastive.ctr(q[0], k[1], temperature=config.temperature),
-            "contrast_swapped": contrastive.ctr(q[1], k[0], temperature=config.temperature),
+            "contrast": contrastive.ctr(q[:, 0], k[:, 1], temperature=config.temperature),
+            "contrast_swapped": contrastive.ctr(q[:, 1], k[:, 0], temperature=config.temperature),
         }
-        watched = monitors.embedding(q[0], k[1]) | {"momentum": momentum(step)}
+        watched = monitors.embedding(q[:, 0], k[:, 1]) | {"momentum": momentum(step)}
         return total(terms), Aux({**state, "batch_stats": stats}, terms, watched)
 
     def init(key, batch):
@@ -94,7 +88,8 @@ def make(config: Config) -> Method:
         return {**state, "target": optim.ema(state["target"], target_of(params, state), momentum(step + 1))}
 
     encode = encode_by(encoder, config.standardise)
-    return Method(pairs.views, init, loss, after, encode, config.model.image_px)
+    parts = Parts(*two_networks(encoder, pairs, "queries", "keys"), loss_of)
+    return Method(pairs.views, init, joined(parts), after, encode, config.model.image_px, parts=parts)
 
 
 def mlp(config: Config, out: int, dtype: jnp.dtype) -> heads.MLP:

@@ -42,8 +42,8 @@ def make(config: Config) -> Method:
 
     def loss(params, state, batch, key, step):
         images = single.prepare(key, batch["image"])[:, 0]  # b h w 1
-        drop = rng.fold(key, "drop_path")
-        y, moved = encoder.apply(params, state, images, train=True, key=drop, levels=True)
+        paths = encoder.backbone.paths(rng.fold(key, "drop_path"), len(images))
+        y, moved = encoder.apply(params, state, images, train=True, paths=paths, levels=True)
         s, auxiliary, moved_head = head.apply(params["head"], state["batch_stats"]["head"], y, images, True)
         terms = measure(s, batch)
         if auxiliary is not None:

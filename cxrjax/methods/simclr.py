@@ -26,7 +26,7 @@ from einops import rearrange
 from cxrjax import monitors, rng
 from cxrjax.losses import contrastive
 from cxrjax.methods import settings
-from cxrjax.methods.base import Aux, Config, Method, keep_state
+from cxrjax.methods.base import Aux, Config, Method, Parts, joined, keep_state
 from cxrjax.methods.trunk import encode_by, pictures, projected
 from cxrjax.models import backbone, heads
 
@@ -40,9 +40,18 @@ def make(config: Config) -> Method:
     encoder, pairs = backbone.make(config.model), pictures(config)
     network = projected(encoder, projection_head(config.projector, encoder.width, jnp.dtype(config.model.dtype)))
 
-    def loss(params, state, batch, key, step):
-        images = rearrange(pairs.prepare(key, batch["image"]), "b v h w c -> (b v) h w c")
-        z, stats = network.apply(params, state["batch_stats"], images, rng.fold(key, "drop_path"))  # (b v) d
+    def prepare(batch, key):
+        images = pairs.prepare(key, batch["image"])  # b v h w 1
+        return {"images": images, "paths": encoder.paths(rng.fold(key, "drop_path"), *images.shape[:2])}
+
+    def embed(params, state, prepared):
+        images, stats = rearrange(prepared["images"], "b v h w c -> (b v) h w c"), state["batch_stats"]["encoder"]
+        y, stats = encoder.apply(params["encoder"], stats, images, train=True, paths=prepared["paths"])
+        return {"y": rearrange(y["pooled"], "(b v) d -> b v d", v=2)}, stats
+
+    def loss_of(params, state, features, prepared, step):
+        y = rearrange(features["y"], "b v d -> (b v) d")
+        z, stats = network.project(params, state["batch_stats"], y)  # (b v) d
         u, v = (rearrange(z, "(b v) d -> b v d", v=2)[:, i] for i in range(2))  # b d
         value = contrastive.nt_xent(u, v, temperature=config.loss.temperature, groups=config.loss.groups)
         if config.loss.sum_of_views:
@@ -53,8 +62,8 @@ def make(config: Config) -> Method:
         params, stats = network.init(key)
         return params, {"batch_stats": stats}
 
-    encode = encode_by(encoder, config.standardise)
-    return Method(pairs.views, init, loss, keep_state, encode, config.model.image_px)
+    encode, parts = encode_by(encoder, config.standardise), Parts(prepare, embed, loss_of)
+    return Method(pairs.views, init, joined(parts), keep_state, encode, config.model.image_px, parts=parts)
 
 
 def projection_head(config: Config, width: int, dtype: jnp.dtype) -> heads.MLP:

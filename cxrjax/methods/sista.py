@@ -49,11 +49,11 @@ from einops import rearrange
 
 from cxrjax import monitors, rng
 from cxrjax.config import names
-from cxrjax.input import converted_sets, device, paired
+from cxrjax.input import converted_sets, paired
 from cxrjax.losses import alignment
 from cxrjax.losses.pairs import normalise
 from cxrjax.methods import settings
-from cxrjax.methods.base import Aux, Config, Method, keep_state, total
+from cxrjax.methods.base import Aux, Config, Method, Parts, joined, keep_state, total
 from cxrjax.methods.towers import Towers
 from cxrjax.models import bert, heads, regions, text_tower
 from cxrjax.report_encoders import report_encoder, similarity
@@ -89,24 +89,35 @@ def make(config: Config) -> Method:
     # Without STA only the global heads are learned; they then stand in for patches and words in `joint`, as ConVIRT's.
     kinds = ("global", "local") if config.loss.sta_weight else ("global",)
 
-    def loss(params, state, batch, key, step):
-        images = device.standardise(batch["image"][:, 0], **config.standardise)  # b h w 1
-        stats, moved, terms = state["batch_stats"], {"image_head": {}, "text_head": {}}, {}
-        out, moved["encoder"] = towers.see(params, state, images, key)
-        pooled, words, mask = read(params, state, batch["ids"], batch["text_mask"], batch["word_index"])
+    def prepare(batch, key):
+        return towers.prepare(batch, key)
+
+    def embed(params, state, prepared):
+        out, stats = towers.see(params, state, prepared)
+        text, words, mask = read(params, state, *(prepared[name] for name in ("ids", "text_mask", "word_index")))
+        features = {"picture": out["pooled"], "text": text}
+        if config.loss.sta_weight:
+            features |= {"regions": rearrange(out["regions"], "b p q r -> b (p q) r"), "words": words, "mask": mask}
+        return features, stats
+
+    def loss_of(params, state, features, prepared, step):
+        stats, terms = state["batch_stats"], {}
+        moved = {"encoder": stats["encoder"], "image_head": {}, "text_head": {}}
 
         def project(name, kind, x, counted=None):
             x, moved[name][kind] = run_head(params, stats, name, kind, x, counted, train=True)
             return x
 
-        u, w = project("image_head", "global", out["pooled"]), project("text_head", "global", pooled)  # b d
-        e, tau = batch["report_embedding"], temperature(params)
+        u = project("image_head", "global", features["picture"])  # b d
+        w = project("text_head", "global", features["text"])
+        e, tau = prepared["report_embedding"], temperature(params)
         sia, of_sia = alignment.sia(u, w, e, temperature=tau, **of_reports)
         terms["sia"], watched = config.loss.sia_weight * sia, monitors.embedding(u, w) | of_sia
         if config.loss.sta_weight:
-            v = project("image_head", "local", rearrange(out["regions"], "b p q r -> b (p q) r"))
-            t = project("text_head", "local", words, None if config.head.bn_include_pad else mask)
-            number = batch.get("word_number")
+            mask = features["mask"]
+            v = project("image_head", "local", features["regions"])
+            t = project("text_head", "local", features["words"], None if config.head.bn_include_pad else mask)
+            number = prepared.get("word_number")
             equal = None if number is None else number[:, :, None] == number[:, None, :]
             sta, of_sta = alignment.sta(t, v, mask, equal=equal, **of_words)
             terms["sta"], watched = config.loss.sta_weight * sta, watched | of_sta
@@ -114,7 +125,7 @@ def make(config: Config) -> Method:
             intra = alignment.intra_modal(u, e, temperature=tau, target_temperature=config.loss.target_temperature)
             terms["intra_modal"] = config.loss.intra_modal_weight * intra
         watched |= {"retrieval_top1_of_text": monitors.retrieval_top1(w, u), "temperature": jnp.asarray(tau)}
-        watched["report_twins"] = monitors.twins(batch["report"])
+        watched["report_twins"] = monitors.twins(prepared["report"])
         return total(terms), Aux({**state, "batch_stats": moved}, terms, watched)
 
     def temperature(params):
@@ -156,8 +167,9 @@ def make(config: Config) -> Method:
         w, t = (run_head(params, state["batch_stats"], "text_head", *part, train=False)[0] for part in parts)
         return w, t, mask
 
-    joint = towers.joint(image_vectors, text_vectors)
-    return Method(reader, init, loss, keep_state, towers.encode, config.model.image_px, joint=joint)
+    joint, parts = towers.joint(image_vectors, text_vectors), Parts(prepare, embed, loss_of)
+    functions = reader, init, joined(parts), keep_state, towers.encode
+    return Method(*functions, config.model.image_px, parts=parts, joint=joint)
 
 
 class StudyReader(paired.StudyReader):

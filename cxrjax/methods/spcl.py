@@ -29,7 +29,7 @@ from cxrjax import monitors
 from cxrjax.input import crops, device
 from cxrjax.losses import contrastive
 from cxrjax.methods import settings
-from cxrjax.methods.base import Aux, Config, Method, keep_state
+from cxrjax.methods.base import Aux, Config, Method, Parts, joined, keep_state
 from cxrjax.methods.trunk import encode_by
 from cxrjax.models import linen
 from cxrjax.models.backbone import make_vit
@@ -61,17 +61,24 @@ def make(config: Config) -> Method:
     if config.cls_shortcut and pool != "cls":
         raise ValueError("cls_shortcut leaves the patches of the last block uncomputed, so it needs model.pool='cls'")
 
-    def loss(params, state, batch, key, step):
+    def prepare(batch, key):
         images = device.standardise(batch["image"][:, 0], **config.standardise)  # b h w 1
         ids = partition(key, len(images), (side, side), k_a, k_b, config.partition.scheme)
-        u, v = project(params, *embed(params, images, *ids))  # b d
-        exclude = same_patient(batch["patient"]) if config.loss.mask_same_patient else None
+        return {"images": images, "ids": ids, "patient": batch["patient"]}
+
+    def embed(params, state, prepared):
+        u, v = view_vectors(params, prepared["images"], *prepared["ids"])  # b d
+        return {"u": u, "v": v}, {}
+
+    def loss_of(params, state, features, prepared, step):
+        u, v = project(params, **features)  # b d
+        exclude = same_patient(prepared["patient"]) if config.loss.mask_same_patient else None
         similarity = {k: config.loss[k] for k in ("similarity", "kappa", "temperature")}
         contrast = contrastive.info_nce if config.loss.form == "symmetric" else contrastive.nt_xent
         value = contrast(u, v, exclude=exclude, groups=config.loss.groups, **similarity)
         return value, Aux(state, {"contrast": value}, monitors.embedding(u, v))
 
-    def embed(params, images, ids_a, ids_b):
+    def view_vectors(params, images, ids_a, ids_b):
         """View vectors of both parts, b d each: one call when the parts are equally long, two otherwise."""
 
         def run(ids):
@@ -100,8 +107,8 @@ def make(config: Config) -> Method:
         patient = zlib.crc32(f"{example['set']}/{example['patient_id']}".encode()) & 0x7FFFFFFF
         return {"image": image[None, :, :, None], "patient": np.int32(patient)}
 
-    encode = encode_by(whole, config.standardise)
-    return Method(make_views, init, loss, keep_state, encode, config.model.image_px)
+    encode, parts = encode_by(whole, config.standardise), Parts(prepare, embed, loss_of)
+    return Method(make_views, init, joined(parts), keep_state, encode, config.model.image_px, parts=parts)
 
 
 def partition_sizes(n: int, keep_ratio: float, split_ratio: float) -> tuple[int, int]:

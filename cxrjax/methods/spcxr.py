@@ -37,7 +37,7 @@ from cxrjax.config import names
 from cxrjax.input import corruption, device
 from cxrjax.losses import contrastive, masked
 from cxrjax.methods import settings
-from cxrjax.methods.base import Aux, Config, Method, ramp, target_of, total
+from cxrjax.methods.base import Aux, Config, Method, Parts, joined, ramp, target_of, total
 from cxrjax.methods.trunk import encode_by, pictures
 from cxrjax.models import backbone, heads, linen
 from cxrjax.models.decoders import INITIAL as PIXEL_HEADS
@@ -63,37 +63,54 @@ def make(config: Config) -> Method:
     sizes = (config.contrast.hidden, config.contrast.hidden, config.contrast.out)
     projector = heads.MLP(sizes, last_norm=True, last_affine="none", activation="gelu", initial="normal", dtype=dtype)
 
-    def loss(params, state, batch, key, step):
+    def prepare(batch, key):
         clean = pairs.prepare(key, batch["image"])  # b v h w 1
         corrupted = corruption.apply(corrupt, rng.fold(key, "corrupt"), clean, batch)
-        outputs, restored = restore(params, corrupted, rng.fold(key, "drop_path"))
-        hidden = batch["fill"] > 0
-        error = masked.l1(restored, clean, hidden, config.loss.groups)
+        paths = encoder.paths(rng.fold(key, "drop_path"), *clean.shape[:2])
+        return {"clean": clean, "corrupted": corrupted, "hidden": batch["fill"] > 0, "paths": paths}
+
+    def embed(params, state, prepared):
+        clean, corrupted, hidden = (prepared[name] for name in ("clean", "corrupted", "hidden"))
+        outputs, restored = restore(params, corrupted, prepared["paths"])
+        error, count = masked.l1_errors(restored, clean, hidden)
+        copy_error, _ = masked.l1_errors(corrupted, clean, hidden)  # of the input, given back as it is
+        features = {"error": error, "count": count, "copy_error": copy_error}
+        features["pooled"] = rearrange(pooled(outputs), "(b v) d -> b v d", v=2)
+        if contrasts:
+            images = rearrange(clean, "b v h w c -> (b v) h w c")
+            of_clean = linen.apply(encoder, state["target"]["encoder"], images, cls_only=True)["cls"]
+            both = {"cls": outputs["cls"], "of_clean": of_clean}
+            features |= {name: rearrange(x, "(b v) d -> b v d", v=2) for name, x in both.items()}
+        return features, {}
+
+    def loss_of(params, state, features, prepared, step):
+        errors, hidden = (features["error"], features["copy_error"]), features["count"]
+        error, copy_error = masked.quotient(errors[0], hidden, config.loss.groups), masked.quotient(errors[1], hidden)
         terms = {"reconstruction": config.loss.weight * error}
         if contrasts:
-            term, state = contrast(params, state, outputs["cls"], clean)
+            term, state = contrast(params, state, features["cls"], features["of_clean"])
             terms["contrast"] = config.contrast.weight * term
-        u, v = rearrange(pooled(outputs), "(b v) d -> v b d", v=2)
-        watched = monitors.embedding(u, v) | {
-            "hidden": hidden.mean(),
-            "copy_error": masked.l1(corrupted, clean, hidden),  # of the input, given back as it is
-        }
+        u, v = rearrange(features["pooled"], "b v d -> v b d")
+        watched = monitors.embedding(u, v) | {"hidden": prepared["hidden"].mean(), "copy_error": copy_error}
         return total(terms), Aux(state, terms, watched)
 
-    def restore(params, images, key):
+    def restore(params, images, paths):
         """x̃ b v h w 1 → the encoder's outputs for (b v) pictures, and x̂ b v h w 1."""
         images = rearrange(images, "b v h w c -> (b v) h w c")
-        outputs = linen.apply(encoder, params["encoder"], images, intermediates=True, key=key)
+        outputs = linen.apply(encoder, params["encoder"], images, intermediates=True, paths=paths)
         tokens = averaged_tokens(params["encoder"]["norm"], outputs["blocks"], blocks)
         restored = linen.apply(decoder, params["decoder"], tokens, grid(images))
         return outputs, rearrange(restored, "(b v) h w c -> b v h w c", v=2)
 
-    def contrast(params, state, cls, clean):
-        """SiT: [CLS] of each corrupted view finds that of the other clean view, by the momentum copy, among all."""
-        images, target = rearrange(clean, "b v h w c -> (b v) h w c"), state["target"]
-        of_clean = linen.apply(encoder, target["encoder"], images, cls_only=True)["cls"]
-        q, moved = heads.run(projector, params["projector"], state["batch_stats"]["projector"], cls, train=True)
-        k, _ = heads.run(projector, target["projector"], state["batch_stats"]["projector"], of_clean, train=True)
+    def contrast(params, state, cls, of_clean):
+        """SiT: [CLS] of each corrupted view finds that of the other clean view, by the momentum copy, among all.
+
+        cls, of_clean: b v d.
+        """
+        cls, of_clean = (rearrange(x, "b v d -> (b v) d") for x in (cls, of_clean))
+        stats, target = state["batch_stats"]["projector"], state["target"]["projector"]
+        q, moved = heads.run(projector, params["projector"], stats, cls, train=True)
+        k, _ = heads.run(projector, target, stats, of_clean, train=True)
         q, k = (rearrange(x, "(b v) d -> v b d", v=2) for x in (q, k))
         term = sum(contrastive.ctr(q[i], k[1 - i], temperature=config.contrast.temperature) for i in (0, 1))
         return term, {**state, "batch_stats": {"projector": moved}}
@@ -126,7 +143,9 @@ def make(config: Config) -> Method:
     def grid(images):
         return tuple(side // config.model.patch_px for side in images.shape[1:3])
 
-    return Method(make_views, init, loss, after, encode_by(whole, config.standardise), px)
+    parts = Parts(prepare, embed, loss_of, weight=lambda prepared: prepared["hidden"].sum())
+    functions = make_views, init, joined(parts), after, encode_by(whole, config.standardise)
+    return Method(*functions, px, couples_batch=contrasts or config.loss.groups > 1, parts=parts)
 
 
 def averaged_tokens(norm: dict, outputs: jax.Array, blocks: tuple[int, ...]) -> jax.Array:

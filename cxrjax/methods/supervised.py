@@ -29,7 +29,7 @@ from cxrjax.datasets.schema import UNCERTAIN
 from cxrjax.input import converted_sets, device, policies
 from cxrjax.losses import classification
 from cxrjax.methods import settings
-from cxrjax.methods.base import Answers, Aux, Config, Method, keep_state
+from cxrjax.methods.base import Answers, Aux, Config, Method, Parts, joined, keep_state
 from cxrjax.methods.trunk import pictures, trunk
 from cxrjax.models import linen
 
@@ -44,17 +44,30 @@ def make(config: Config) -> Method:
     weights = jnp.asarray(config.loss.weights or np.ones(len(labels)), jnp.float32)
     single = pictures(config, 1)
 
-    def loss(params, state, batch, key, step):
+    def prepare(batch, key):
         images = single.prepare(key, batch["image"])[:, 0]  # b h w 1
-        drop = rng.fold(key, "drop_path")
-        y, moved = encoder.apply(params, state, images, train=True, key=drop)
-        logits, smoothing = linen.apply(head, params["head"], y["pooled"]), config.loss.smoothing
+        paths = encoder.backbone.paths(rng.fold(key, "drop_path"), len(images))
+        return {"images": images, "paths": paths, "labels": batch["labels"]}
+
+    def embed(params, state, prepared):
+        y, moved = encoder.apply(params, state, prepared["images"], train=True, paths=prepared["paths"])
+        return {"pooled": y["pooled"]}, moved
+
+    def loss_of(params, state, features, prepared, step):
+        labels, smoothing = prepared["labels"], config.loss.smoothing
+        logits = linen.apply(head, params["head"], features["pooled"])
         if config.task == "multilabel":
-            value = classification.binary(logits, batch["labels"], positive_weights=weights, smoothing=smoothing)
+            value = classification.binary(logits, labels, positive_weights=weights, smoothing=smoothing)
         else:
-            value = classification.multiclass(logits, batch["labels"], class_weights=weights, smoothing=smoothing)
-        watched = monitors.embedding(y["pooled"]) | {"known_labels": jnp.mean(batch["labels"] >= 0)}
-        return value, Aux({**state, "batch_stats": {"encoder": moved}}, {"cross_entropy": value}, watched)
+            value = classification.multiclass(logits, labels, class_weights=weights, smoothing=smoothing)
+        watched = monitors.embedding(features["pooled"]) | {"known_labels": jnp.mean(labels >= 0)}
+        return value, Aux(state, {"cross_entropy": value}, watched)
+
+    def weight(prepared):
+        """What the loss divides by."""
+        if config.task == "multilabel":
+            return classification.known_answers(prepared["labels"])
+        return classification.known_classes(prepared["labels"], weights)
 
     def init(key, batch):
         params, state = encoder.init(rng.fold(key, "encoder"))
@@ -79,7 +92,9 @@ def make(config: Config) -> Method:
         return y | {"logits": linen.apply(head, params["head"], y["pooled"])}
 
     answer = Answers(labels, config.task)
-    return Method(make_views, init, loss, keep_state, encode, config.model.image_px, answers=answer)
+    parts = Parts(prepare, embed, loss_of, weight, keeps_statistics=config.encoder == "frozen")
+    functions, options = (make_views, init, joined(parts), keep_state, encode), {"couples_batch": False, "parts": parts}
+    return Method(*functions, config.model.image_px, answers=answer, **options)
 
 
 def answers(codes: np.ndarray, known: Sequence[str], wanted: Sequence[str], policy: str) -> np.ndarray:

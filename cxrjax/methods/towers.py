@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from cxrjax import rng
 from cxrjax.input import device, paired
-from cxrjax.methods.base import Joint, Params, State, encoder_params
+from cxrjax.methods.base import Batch, Joint, Params, State, encoder_params
 from cxrjax.models import backbone, regions, text_tower
 
 
@@ -31,10 +31,15 @@ class Towers(NamedTuple):
         params["text"], frozen["text"] = self.text.init(rng.fold(key, "text"))
         return params, {"batch_stats": stats, "frozen": frozen}
 
-    def see(self, params: Params, state: State, images: jax.Array, key: jax.Array) -> tuple[dict[str, Any], State]:
-        """Features of standardised pictures b h w 1 in training, and the encoder's running statistics."""
-        stats = state["batch_stats"]["encoder"]
-        return self.image.apply(params["encoder"], stats, images, train=True, key=rng.fold(key, "encoder"))
+    def prepare(self, batch: Batch, key: jax.Array, images: jax.Array | None = None) -> dict[str, Any]:
+        """The batch as `see` and `read` take it. images: grey pictures b v h w 1 in the place of the batch's."""
+        images = device.standardise((batch["image"] if images is None else images)[:, 0], **self.scale)  # b h w 1
+        return {**batch, "image": images, "paths": self.image.paths(rng.fold(key, "encoder"), len(images))}
+
+    def see(self, params: Params, state: State, prepared: Mapping[str, Any]) -> tuple[dict[str, Any], State]:
+        """Features of the pictures in training, and the encoder's running statistics."""
+        stats, paths = state["batch_stats"]["encoder"], prepared["paths"]
+        return self.image.apply(params["encoder"], stats, prepared["image"], train=True, paths=paths)
 
     def read(self, params: Params, state: State, ids: jax.Array, text_mask: jax.Array) -> dict[str, jax.Array]:
         """ "tokens" b l d and "pooled" b d of texts, int b l and bool b l."""

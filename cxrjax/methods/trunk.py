@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cxrjax import rng
@@ -47,12 +48,12 @@ class Projected(NamedTuple):
     """An encoder f with a projector g: z = g(f(x)).
 
     init: key → ({"encoder", "projector"}, running statistics under the same names).
-    apply: (params, statistics, images b h w c float, key) → (z b out, statistics moved on), in training. Statistics of
-      other parts pass through.
+    project: (params, statistics, y b d) → (z b out, statistics moved on), in training. Statistics of other parts pass
+      through.
     """
 
     init: Callable[[jax.Array], tuple[Params, State]]
-    apply: Callable[[Params, State, jax.Array, jax.Array], tuple[jax.Array, State]]
+    project: Callable[[Params, State, jax.Array], tuple[jax.Array, State]]
 
 
 def projected(encoder: backbone.Backbone, projector: heads.MLP) -> Projected:
@@ -64,12 +65,77 @@ def projected(encoder: backbone.Backbone, projector: heads.MLP) -> Projected:
         params["projector"], stats["projector"] = heads.start(projector, rng.fold(key, "projector"), encoder.width)
         return params, stats
 
-    def apply(params, stats, images, key):
-        y, moved = encoder.apply(params["encoder"], stats["encoder"], images, train=True, key=key)
-        z, moved_head = heads.run(projector, params["projector"], stats["projector"], y["pooled"], train=True)
-        return z, {**stats, "encoder": moved, "projector": moved_head}
+    def project(params, stats, y):
+        z, moved = heads.run(projector, params["projector"], stats["projector"], y, train=True)
+        return z, {**stats, "projector": moved}
 
-    return Projected(init, apply)
+    return Projected(init, project)
+
+
+def in_turn(forward: Callable, stats: State, views: Any) -> tuple[State, Any]:
+    """One view after another: forward (statistics, trees b …) → (statistics moved on, trees b …), on trees b v ….
+
+    Returns the statistics and trees b v …. It is a loop, so that the networks are compiled once.
+    """
+    first = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), views)
+    stats, found = jax.lax.scan(forward, stats, first)
+    return stats, jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), found)
+
+
+def paths_of_views(encoder: backbone.Backbone, key: jax.Array, name: str, b: int) -> jax.Array | None:
+    """What the encoder drops of two views, b v l 2, each with a stream of its own."""
+    each = [encoder.paths(rng.fold(key, name, v), b) for v in range(2)]
+    return None if each[0] is None else jnp.stack(each, axis=1)
+
+
+def two_views(encoder: backbone.Backbone, pairs: Pictures) -> tuple[Callable, Callable]:
+    """prepare and embed of a `Parts` whose features are the "y" and "y_prime" b d of two views.
+
+    One view after the other: each is normalised by its own statistics, and the running ones move twice.
+    """
+
+    def prepare(batch, key):
+        images = pairs.prepare(key, batch["image"])  # b v h w 1
+        return {"images": images, "paths": paths_of_views(encoder, key, "drop_path", len(images))}
+
+    def embed(params, state, prepared):
+        features, stats = {}, state["batch_stats"]["encoder"]
+        for v, name in enumerate(("y", "y_prime")):
+            images, paths = (None if x is None else x[:, v] for x in (prepared["images"], prepared["paths"]))
+            out, stats = encoder.apply(params["encoder"], stats, images, train=True, paths=paths)
+            features[name] = out["pooled"]
+        return features, stats
+
+    return prepare, embed
+
+
+def two_networks(encoder: backbone.Backbone, pairs: Pictures, online: str, target: str) -> tuple[Callable, Callable]:
+    """prepare and embed of a `Parts` whose features are two views by two encoders: "online" and "target", b v d.
+
+    The second is that of state["target"]; it normalises by its batch, and its running statistics are not kept. online,
+    target: names of the streams of what they drop.
+    """
+
+    def prepare(batch, key):
+        images = pairs.prepare(key, batch["image"])  # b v h w 1
+        streams = {"online": online, "target": target}
+        paths = {name: paths_of_views(encoder, key, stream, len(images)) for name, stream in streams.items()}
+        return {"images": images, "paths": paths}
+
+    def embed(params, state, prepared):
+        of_online, of_target = (encoder_params(part, state) for part in (params, state["target"]))
+
+        def forward(stats, view):
+            images, paths = view
+            y, moved = encoder.apply(of_online, stats, images, train=True, paths=paths["online"])
+            of_copy, _ = encoder.apply(of_target, stats, images, train=True, paths=paths["target"])
+            return moved, {"online": y["pooled"], "target": of_copy["pooled"]}
+
+        views = prepared["images"], prepared["paths"]
+        stats, features = in_turn(forward, state["batch_stats"]["encoder"], views)
+        return features, stats
+
+    return prepare, embed
 
 
 def encode_by(encoder: backbone.Backbone, scale: Mapping[str, Any]) -> Encode:
@@ -87,7 +153,7 @@ class Trunk(NamedTuple):
     """The encoder under a head that is trained on labels, on the params and state of the whole method.
 
     init: key -> (params, state), to which the method adds its head.
-    apply: (params, state, images b h w c float, *, train, key=None, levels=False) -> (features, running statistics
+    apply: (params, state, images b h w c float, *, train, paths=None, levels=False) -> (features, running statistics
       for state["batch_stats"]["encoder"]), as `backbone.Backbone.apply`.
     """
 
@@ -115,8 +181,8 @@ def trunk(config: Config) -> Trunk:
             return {"encoder": params}, state
         return {"encoder": {}}, {**state, "frozen": {"encoder": params}}
 
-    def apply(params, state, images, *, train, key=None, levels=False):
+    def apply(params, state, images, *, train, paths=None, levels=False):
         whole, stats = encoder_params(params, state), state["batch_stats"]["encoder"]
-        return encoder.apply(whole, stats, images, train=train and mode != "frozen", key=key, levels=levels)
+        return encoder.apply(whole, stats, images, train=train and mode != "frozen", paths=paths, levels=levels)
 
     return Trunk(init, apply, encoder)

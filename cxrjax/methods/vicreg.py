@@ -21,11 +21,11 @@ grey do nothing to a radiograph. ViTs, and what configs/vicreg.py sets without `
 
 import jax.numpy as jnp
 
-from cxrjax import monitors, rng
+from cxrjax import monitors
 from cxrjax.losses import redundancy
 from cxrjax.methods import settings
-from cxrjax.methods.base import Aux, Config, Method, keep_state, total
-from cxrjax.methods.trunk import encode_by, pictures, projected
+from cxrjax.methods.base import Aux, Config, Method, Parts, joined, keep_state, total
+from cxrjax.methods.trunk import encode_by, pictures, projected, two_views
 from cxrjax.models import backbone, heads
 
 
@@ -38,11 +38,9 @@ def make(config: Config) -> Method:
     expander = heads.MLP(tuple(config.expander.sizes), last_bias=False, dtype=jnp.dtype(config.model.dtype))
     network = projected(encoder, expander)
 
-    def loss(params, state, batch, key, step):
-        images, stats = pairs.prepare(key, batch["image"]), state["batch_stats"]  # b v h w 1
-        # One view after the other: each is normalised by its own statistics, and the running ones move twice.
-        z, stats = network.apply(params, stats, images[:, 0], rng.fold(key, "drop_path", 0))
-        z_prime, stats = network.apply(params, stats, images[:, 1], rng.fold(key, "drop_path", 1))
+    def loss_of(params, state, features, prepared, step):
+        z, stats = network.project(params, state["batch_stats"], features["y"])
+        z_prime, stats = network.project(params, stats, features["y_prime"])
         terms = redundancy.vicreg(z, z_prime, **config.loss)
         watched = monitors.embedding(z, z_prime) | {"embedding_std": redundancy.deviation(z).mean()}
         return total(terms), Aux({"batch_stats": stats}, terms, watched)
@@ -51,5 +49,5 @@ def make(config: Config) -> Method:
         params, stats = network.init(key)
         return params, {"batch_stats": stats}
 
-    encode = encode_by(encoder, config.standardise)
-    return Method(pairs.views, init, loss, keep_state, encode, config.model.image_px)
+    encode, parts = encode_by(encoder, config.standardise), Parts(*two_views(encoder, pairs), loss_of)
+    return Method(pairs.views, init, joined(parts), keep_state, encode, config.model.image_px, parts=parts)

@@ -23,17 +23,19 @@ class Backbone(NamedTuple):
     init: key → (params, state). params are exactly those of the Linen module, so that what a method keeps at
       params["encoder"] can be exported and started from; state are its running statistics, to be kept at
       state["batch_stats"]["encoder"]: the tree {"bn1": {"mean", "var"}, …} of a ResNet, {} of a ViT.
-    apply: (params, state, images b h w c float, *, train, key=None, levels=False) → ({"pooled": b d, "patches":
+    apply: (params, state, images b h w c float, *, train, paths=None, levels=False) → ({"pooled": b d, "patches":
       b p q d}, state), the features float32. train: a ResNet normalises by the batch and returns moved statistics; a
-      ViT drops paths, drawn from `key`, where the config's drop_path is above 0. levels: adds "levels", what heads of
+      ViT drops paths, which must be given where the config's drop_path is above 0. levels: adds "levels", what heads of
       segmentation and detection read: the outputs of a ViT's blocks before its last LayerNorm, l b p q d, or the five
       maps of a ResNet. Pictures of one channel are repeated over `channels`.
+    paths: (key, b) or (key, b, v) → what a ViT drops of so many pictures, see `vit.ViT.paths`; None of a ResNet.
     width: d. image_px: side of the pictures that the config names; apply takes other sizes as well.
     module: the Linen module itself, for more of its outputs.
     """
 
     init: Callable
     apply: Callable
+    paths: Callable
     width: int
     image_px: int
     module: ViT | ResNet
@@ -99,12 +101,11 @@ def _vit(module: ViT, pool: str) -> Backbone:
     def init(key):
         return linen.init(module, key, _blank(module.image_px, module.channels)), {}
 
-    def apply(params, state, images, *, train, key=None, levels=False):
-        if train and module.drop_path and key is None:
-            raise ValueError(f"drop_path={module.drop_path} draws what it drops: give apply a key in training")
+    def apply(params, state, images, *, train, paths=None, levels=False):
+        check_paths(module, train, paths)
         images = _repeat(images, module.channels)
-        key = key if train else None
-        out = linen.apply(module, params, images, key=key, intermediates=levels, drop_cls=drop_cls)
+        paths = paths if train else None
+        out = linen.apply(module, params, images, paths=paths, intermediates=levels, drop_cls=drop_cls)
         p, q = (side // module.patch_px for side in images.shape[1:3])
         pooled = out["cls"] if pool == "cls" else out["patches"].mean(axis=1)
         features = {"pooled": pooled, "patches": out["patches"].reshape(len(images), p, q, -1)}
@@ -113,7 +114,13 @@ def _vit(module: ViT, pool: str) -> Backbone:
             features["levels"] = blocks.reshape(-1, *features["patches"].shape)
         return features, state
 
-    return Backbone(init, apply, module.size.width, module.image_px, module)
+    return Backbone(init, apply, module.paths, module.size.width, module.image_px, module)
+
+
+def check_paths(module: ViT, train: bool, paths: jax.Array | None) -> None:
+    """Raises ValueError where a ViT that drops paths is to be trained without any."""
+    if train and module.drop_path and paths is None:
+        raise ValueError(f"drop_path={module.drop_path} needs to know what it drops: give apply its paths in training")
 
 
 def _resnet(module: ResNet, image_px: int) -> Backbone:
@@ -121,7 +128,7 @@ def _resnet(module: ResNet, image_px: int) -> Backbone:
         variables = module.init(key, _blank(image_px, module.channels), train=False)
         return variables["params"], variables["batch_stats"]
 
-    def apply(params, state, images, *, train, key=None, levels=False):
+    def apply(params, state, images, *, train, paths=None, levels=False):
         images, variables = _repeat(images, module.channels), {"params": params, "batch_stats": state}
         out, updated = module.apply(variables, images, train, mutable=["batch_stats"])
         features = {"pooled": out["pooled"], "patches": out["taps"][-1].astype(jnp.float32)}
@@ -129,7 +136,7 @@ def _resnet(module: ResNet, image_px: int) -> Backbone:
             features["levels"] = out["taps"]
         return features, updated["batch_stats"] if train else state
 
-    return Backbone(init, apply, module.size.widths[-1], image_px, module)
+    return Backbone(init, apply, lambda key, *shape: None, module.size.widths[-1], image_px, module)
 
 
 def _blank(px: int, channels: int) -> jax.Array:

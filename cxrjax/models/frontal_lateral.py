@@ -65,20 +65,29 @@ class Networks:
         for name, given in inputs.items():
             params[name] = linen.init(getattr(self, name), rng.fold(key, name), *given)
         state = {"batch_stats": {"encoder": stats}, "frozen": frozen}
-        x_f, _, x_l, _ = jax.eval_shape(self.embed_pictures, params, state, picture, picture, key)
+        paths = self.paths(key, 1)
+        x_f, _, x_l, _ = jax.eval_shape(self.embed_pictures, params, state, picture, picture, paths)
         gather = self.gather(x_f.shape[1], x_l.shape[1])
         params["selection"] = linen.init(gather, rng.fold(key, "selection"), token, jnp.ones((1, 1), bool))
         return params, state
 
+    def paths(self, key: jax.Array, b: int) -> dict[str, jax.Array | None]:
+        """What both encoders of pictures drop of b studies."""
+        encoders = {"encoder": self.frontal, "lateral": self.lateral}
+        return {name: encoder.paths(rng.fold(key, name), b) for name, encoder in encoders.items()}
+
     def embed_pictures(
-        self, params: Any, state: Any, frontal: jax.Array, lateral: jax.Array, key: jax.Array
+        self, params: Any, state: Any, frontal: jax.Array, lateral: jax.Array, paths: Mapping[str, jax.Array | None]
     ) -> tuple[jax.Array, jax.Array, jax.Array, Any]:
-        """X_F, g_F and X_L of standardised pictures b h w 1 in training, and the frontal encoder's statistics."""
+        """X_F, g_F and X_L of standardised pictures b h w 1 in training, and the frontal encoder's statistics.
+
+        paths: see the method of this name.
+        """
         stats = state["batch_stats"]["encoder"]
-        out, stats = self.frontal.apply(params["encoder"], stats, frontal, train=True, key=rng.fold(key, "encoder"))
+        out, stats = self.frontal.apply(params["encoder"], stats, frontal, train=True, paths=paths["encoder"])
         patches = rearrange(out["patches"], "b p q d -> b (p q) d")
         known = params["lateral"] if self.lateral_learns else state["frozen"]["lateral"]
-        found = linen.apply(self.lateral, known, lateral, key=rng.fold(key, "lateral"))["patches"]
+        found = linen.apply(self.lateral, known, lateral, paths=paths["lateral"])["patches"]
         x_f, g_f = (x @ params["image_head"] for x in (patches, out["pooled"]))
         return x_f, g_f, linen.apply(self.adapter, params["adapter"], found), stats
 

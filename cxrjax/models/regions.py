@@ -21,13 +21,15 @@ from cxrjax.models.vit import LAYER_NORM_EPS, ViT
 class Regions(NamedTuple):
     """init: as a `backbone.Backbone`'s, with the same trees.
 
-    apply: (params, state, images b h w c float, *, train, key=None) → (features, state). Features are those of the
+    apply: (params, state, images b h w c float, *, train, paths=None) → (features, state). Features are those of the
     backbone, "regions" b p q r and "attention" b n: how much [CLS] attends to each of the n = p·q patches, without
-    gradient; None where there is no [CLS] or it is not asked for. width: d of "pooled". region_width: r.
+    gradient; None where there is no [CLS] or it is not asked for. paths: as a `backbone.Backbone`'s. width: d of
+    "pooled". region_width: r.
     """
 
     init: Callable
     apply: Callable
+    paths: Callable
     width: int
     region_width: int
 
@@ -42,11 +44,11 @@ def make(model: Mapping[str, Any], *, layer: int = 3, enlarge_px: int = 0, atten
     encoder = backbone.make(model)
     if isinstance(encoder.module, ViT):
         apply = _vit(encoder.module, model["pool"], attention)
-        return Regions(encoder.init, apply, encoder.width, encoder.width)
+        return Regions(encoder.init, apply, encoder.paths, encoder.width, encoder.width)
     if layer not in (1, 2, 3, 4):
         raise ValueError(f"a ResNet has the layers 1 to 4, got layer={layer!r}")
     apply = _resnet(encoder.module, layer, enlarge_px)
-    return Regions(encoder.init, apply, encoder.width, encoder.module.size.widths[layer])
+    return Regions(encoder.init, apply, encoder.paths, encoder.width, encoder.module.size.widths[layer])
 
 
 def enlarged(images: jax.Array, px: int) -> jax.Array:
@@ -70,11 +72,10 @@ def cls_attention(module: ViT, params: Mapping[str, Any], blocks: jax.Array) -> 
 
 
 def _vit(module, pool, wanted):
-    def apply(params, state, images, *, train, key=None):
-        if train and module.drop_path and key is None:
-            raise ValueError(f"drop_path={module.drop_path} draws what it drops: give apply a key in training")
+    def apply(params, state, images, *, train, paths=None):
+        backbone.check_paths(module, train, paths)
         images = jnp.broadcast_to(images, (*images.shape[:3], module.channels))
-        out = linen.apply(module, params, images, intermediates=wanted, key=key if train else None)
+        out = linen.apply(module, params, images, intermediates=wanted, paths=paths if train else None)
         p, q = (side // module.patch_px for side in images.shape[1:3])
         patches, pooled = out["patches"], out["cls"] if pool == "cls" else out["patches"].mean(axis=1)
         patches = rearrange(patches, "b (p q) d -> b p q d", p=p, q=q)
@@ -87,7 +88,7 @@ def _vit(module, pool, wanted):
 
 
 def _resnet(module, layer, enlarge_px):
-    def apply(params, state, images, *, train, key=None):
+    def apply(params, state, images, *, train, paths=None):
         images = enlarged(images, enlarge_px) if enlarge_px else images
         images = jnp.broadcast_to(images, (*images.shape[:3], module.channels))
         variables = {"params": params, "batch_stats": state}

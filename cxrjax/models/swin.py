@@ -154,9 +154,18 @@ class Swin(nn.Module):
         """Of the features, d."""
         return self.size.width * 2 ** (len(self.size.depths) - 1)
 
+    def paths(self, key: jax.Array, count: int) -> jax.Array | None:
+        """Factors b l of the attention of each of the l blocks, for b = count pictures: 0 with probability drop_path,
+        else 1 / (1 − drop_path). None where drop_path is 0."""
+        if not self.drop_path:
+            return None
+        survive = 1 - self.drop_path
+        return (jax.random.bernoulli(key, survive, (sum(self.size.depths), count)) / survive).T
+
     @nn.compact
-    def __call__(self, images: jax.Array, *, key: jax.Array | None = None) -> dict[str, jax.Array]:
-        """images: b h w c float, of `channels` or of one. key: turns stochastic depth on.
+    def __call__(self, images: jax.Array, *, paths: jax.Array | None = None) -> dict[str, jax.Array]:
+        """images: b h w c float, of `channels` or of one. paths: as the method `paths` draws
+        them, which turns stochastic depth on.
 
         Returns float32, after the final LayerNorm: "patches" b n d, ⌈h/32⌉ × ⌈w/32⌉ of T in raster order, and "pooled"
         b d, their mean. Raises ValueError for an unknown variant or another number of channels.
@@ -172,8 +181,7 @@ class Swin(nn.Module):
         x = rearrange(x, "b (p i) (q j) c -> b p q (i j c)", i=p, j=p)
         x = Linear(size.width, self.dtype, TORCH_CONV, name="patch_embed")(x)
         x = nn.LayerNorm(epsilon=LAYER_NORM_EPS, dtype=self.dtype, name="patch_norm")(x)
-        depth = sum(size.depths)
-        keep = None if key is None or not self.drop_path else _stochastic_depth(key, self.drop_path, depth, len(x))
+        keep = None if paths is None else rearrange(paths, "b l -> l b 1 1 1")
         start = 0
         for number, (blocks, heads) in enumerate(zip(size.depths, size.heads, strict=True)):
             merge = number + 1 < len(size.depths)
@@ -201,8 +209,3 @@ def _apart(grid: tuple[int, int], side: int, shift: int) -> np.ndarray:
     regions = 3 * region(grid[0])[:, None] + region(grid[1])
     regions = rearrange(regions, "(p i) (q j) -> (p q) (i j)", i=side, j=side)
     return np.where(regions[:, :, None] == regions[:, None], 0, APART).astype(np.float32)
-
-
-def _stochastic_depth(key: jax.Array, rate: float, depth: int, batch: int) -> jax.Array:
-    """Factors l b 1 1 1 of the attention of each block: 0 with probability `rate`, else 1 / (1 − rate)."""
-    return jax.random.bernoulli(key, 1 - rate, (depth, batch, 1, 1, 1)) / (1 - rate)

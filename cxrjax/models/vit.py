@@ -10,6 +10,7 @@ Xavier-uniform linears by default, one [CLS] token without a position. Three thi
 * `cls_only=True` computes the last block for the [CLS] query alone, exactly, when nothing reads the patches.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -178,6 +179,19 @@ class ViT(nn.Module):
             raise ValueError(f"there is no ViT {self.variant!r}; there are {', '.join(VARIANTS)}")
         return VARIANTS[self.variant]
 
+    def paths(self, key: jax.Array, *shape: int) -> jax.Array | None:
+        """Factors … l 2 on both branches of each of the l blocks, for pictures in this shape, b or b v.
+
+        0 with a probability that grows linearly over the blocks to drop_path, else 1 / (1 − probability). None where
+        drop_path is 0.
+        """
+        if not self.drop_path:
+            return None
+        depth = self.size.depth
+        survive = 1 - jnp.linspace(0, self.drop_path, depth).reshape(depth, 1, 1)
+        keep = jax.random.bernoulli(key, survive, (depth, 2, math.prod(shape))) / survive
+        return jnp.moveaxis(keep.reshape(depth, 2, *shape), (0, 1), (-2, -1))
+
     def check(self) -> None:
         """Raises ValueError for a field that names nothing, and for patches that do not cover the picture."""
         if self.remat not in REMATS:
@@ -199,13 +213,14 @@ class ViT(nn.Module):
         cls_only: bool = False,
         intermediates: bool = False,
         drop_cls: bool = False,
-        key: jax.Array | None = None,
+        paths: jax.Array | None = None,
     ) -> dict[str, jax.Array]:
         """Encodes whole pictures, or the kept tokens of each view of each picture.
 
         images: b h w c float. ids_keep: b n or b v n, token numbers in raster order. embed: "kept" embeds only those
         patches, "all" embeds every patch and then gathers (same numbers, the cost that MAE-type code has).
-        drop_cls: runs the patches without [CLS], as encoders that never had one. key: turns stochastic depth on.
+        drop_cls: runs the patches without [CLS], as encoders that never had one. paths: as the method `paths` draws
+        them, which turns stochastic depth on.
 
         Returns float32 arrays, after the final LayerNorm: "cls" b d (b v d with views) unless drop_cls; "patches"
         b n d (b v n d) unless cls_only; with intermediates, "blocks" l b 1+n d (l b n d with drop_cls), the output of
@@ -242,7 +257,7 @@ class ViT(nn.Module):
 
         block = Block(heads, self.dtype, initial.linear, initial.qkv, parent=None)
         blocks = self.param("blocks", init_stacked(block, depth, jnp.zeros((1, 1, width))))
-        keep = None if key is None or not self.drop_path else _stochastic_depth(key, self.drop_path, depth, len(x))
+        keep = None if paths is None else rearrange(paths, "... l r -> l r (...) 1 1")
         x, outputs = self._run(block, blocks, x, keep, cls_only, intermediates)
         x = nn.LayerNorm(epsilon=LAYER_NORM_EPS, dtype=jnp.float32, name="norm")(x)
         if views:
@@ -301,9 +316,3 @@ def init_stacked(block: nn.Module, depth: int, *inputs: Any) -> Callable:
         return jax.vmap(lambda k: linen.init(plain, k, *inputs))(jax.random.split(key, depth))
 
     return init
-
-
-def _stochastic_depth(key: jax.Array, rate: float, depth: int, batch: int) -> jax.Array:
-    """Residual factors l 2 b 1 1: 0 with a probability that grows linearly to `rate`, else 1 / (1 − probability)."""
-    survive = 1 - jnp.linspace(0, rate, depth).reshape(depth, 1, 1, 1, 1)
-    return jax.random.bernoulli(key, survive, (depth, 2, batch, 1, 1)) / survive

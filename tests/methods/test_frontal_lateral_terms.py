@@ -212,7 +212,7 @@ def test_the_loss_is_the_four_loops(config):
     def outputs(params):
         scales = (config.standardise, config.lateral.standardise)
         pictures = [device.standardise(batch["image"][:, v], **scales[v]) for v in range(2)]
-        x_f, g_f, x_l, _ = net.embed_pictures(params, state, *pictures, jax.random.key(0))
+        x_f, g_f, x_l, _ = net.embed_pictures(params, state, *pictures, net.paths(jax.random.key(0), len(pictures[0])))
         x_l = jnp.where(there[:, None, None], x_l, 0)
         (t, g_t), (t_hidden, _) = (net.embed_report(params, state, jnp.asarray(read), mask) for read in (ids, hidden))
         s = net.key_patches(params, x_f, x_l, there, t, mask)
