@@ -59,6 +59,7 @@ def get_config(arg: str = ""):
         "word_temperature": 0.07,
         "prototype_temperature": 0.1,
         "groups": 1,  # negatives, and the last caption of last_caption_selects, from this many slices of the batch
+        "chunks": 1,  # the logits of a large batch in so many parts, one after the other; the value is the same
         "weights": {"itc": 1.0, "mlm": 1.0, "fla": 1.0, "proto": 1.0},
     }
     config.defects = dict.fromkeys(DEFECTS, "official" in words)

@@ -41,6 +41,7 @@ def get_config(arg: str = ""):
         "prototype_temperature": 0.2,
         "weights": "cls",  # of tokens: attention of [CLS], or uniform
         "groups": 1,  # negatives from this many separate slices of the batch
+        "chunks": 1,  # the logits of a large batch in so many parts, one after the other; the value is the same
         "padding_counts": False,  # padded words as negatives and in the statistics of their head
         "shifted_attention": False,  # a word's weight is the attention of [CLS] to the tokens one further
         "raw_seen_words": False,  # what a region sees of the words keeps its length

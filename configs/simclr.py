@@ -34,6 +34,7 @@ def get_config(arg: str = ""):
     config.loss = {
         "temperature": 0.1,
         "groups": 1,  # negatives from this many separate slices of the batch
+        "chunks": 1,  # the logits of a large batch in so many parts, one after the other; the value is the same
         "sum_of_views": False,  # the released code's scale, twice the paper's
     }
     recipes.radiograph_pair(config)

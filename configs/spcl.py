@@ -41,6 +41,7 @@ def get_config(arg: str = ""):
         "kappa": 1 / 64,
         "temperature": 0.07,
         "groups": 1,  # negatives from this many separate slices of the batch
+        "chunks": 1,  # the logits of a large batch in so many parts, one after the other; the value is the same
         "mask_same_patient": False,
     }
     config.views = {"transform": "mild"}  # or none, crop_flip

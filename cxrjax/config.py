@@ -84,7 +84,7 @@ RENAMED = {
 }
 """Keys of configs of older versions, and what they are called now; `*` stands for any one name."""
 
-ADDED: dict[str, tuple[str, Any]] = {
+ADDED: dict[str, tuple[str | tuple[str, ...], Any]] = {
     "grid": ("data.sets", ""),
     "accumulate": ("batch_size", 1),
     "accumulate_batch_norm": ("batch_size", "whole"),
@@ -109,11 +109,11 @@ ADDED: dict[str, tuple[str, Any]] = {
     "model.pool": ("model.patch_px", "cls"),
     "head.taps": ("head.features", ""),
     "encoder": ("policy", "learned"),
-    "loss.chunks": ("loss.share", 1),
+    "loss.chunks": (("loss.share", "loss.kappa", "loss.sum_of_views", "loss.ita_weight", "loss.word_temperature"), 1),
     "loss.shifted_attention": ("loss.cta_weight", False),
     "augment": ("loss.share", {}),
 }
-"""Keys that configs of older versions lack: (a key of theirs that it belongs beside, the value that held then)."""
+"""Keys that configs of older versions lack: (a key of theirs that it belongs beside, or some; what held then)."""
 
 
 def pretrain() -> ConfigDict:
@@ -301,7 +301,9 @@ def read(file: Path) -> ConfigDict:
 
 
 def translated(
-    settings: Mapping, renamed: Mapping[str, str] = RENAMED, added: Mapping[str, tuple[str, Any]] = ADDED
+    settings: Mapping,
+    renamed: Mapping[str, str] = RENAMED,
+    added: Mapping[str, tuple[str | tuple[str, ...], Any]] = ADDED,
 ) -> tuple[dict, list[str]]:
     """Settings of an older version with today's keys, and what was changed: "old key → new key", "new key = value".
 
@@ -323,7 +325,8 @@ def translated(
             _made(found, path).setdefault(last, value)
             changes.append(f"{of_one} → {to}")
     for key, (beside, value) in added.items():
-        if _has(found, beside) and not _has(found, key):
+        here = any(_has(found, one) for one in ((beside,) if isinstance(beside, str) else beside))
+        if here and not _has(found, key):
             *path, last = key.split(".")
             _made(found, path)[last] = value
             changes.append(f"{key} = {value!r}")
@@ -381,7 +384,9 @@ def determining(config: ConfigDict) -> dict:
     out of training.
     """
     found = {key: value for key, value in config.to_dict().items() if key not in FREE}
-    # Slices change nothing, except where they decide what a BatchNorm sees.
+    # Parts that are taken one after another change nothing, except slices that decide what a BatchNorm sees.
+    if "chunks" in found.get("loss", {}):
+        found["loss"] = {key: value for key, value in found["loss"].items() if key != "chunks"}
     if found.get("accumulate_batch_norm", "whole") == "whole" or found.get("accumulate") == 1:
         for key in ("accumulate", "accumulate_batch_norm"):
             found.pop(key, None)

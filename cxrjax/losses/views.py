@@ -38,12 +38,13 @@ def word_errors(
 
 
 def counted_info_nce(
-    u: jax.Array, v: jax.Array, counted: jax.Array, *, temperature: float, groups: int = 1
+    u: jax.Array, v: jax.Array, counted: jax.Array, *, temperature: float, groups: int = 1, chunks: int = 1
 ) -> jax.Array:
     """Symmetric InfoNCE over the counted rows alone, as if the others were not in the batch; 0 where none is counted.
 
     u, v: M d, any length. counted: M bool. groups: negatives only within M/groups consecutive rows, as far as they are
-    counted. Returns the mean over the counted rows of all groups. Raises ValueError where the groups do not divide M.
+    counted. chunks: as in `contrastive.info_nce`. Returns the mean over the counted rows of all groups.
+    Raises ValueError where the groups do not divide M.
     """
     m = len(u)
     if m % groups:
@@ -51,5 +52,5 @@ def counted_info_nce(
     # A row that is not counted is made a group of its own, and 0: its loss is 0 and has no gradient.
     group = jnp.where(counted, jnp.arange(m) // (m // groups), -1 - jnp.arange(m))
     u, v = (jnp.where(counted[:, None], x, 0.0) for x in (u, v))
-    total = m * info_nce(u, v, temperature=temperature, exclude=group[:, None] != group)
+    total = m * info_nce(u, v, temperature=temperature, exclude=group[:, None] != group, chunks=chunks)
     return total / jnp.maximum(counted.sum(), 1)

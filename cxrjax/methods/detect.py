@@ -31,6 +31,9 @@ from cxrjax.methods.base import Answers, Aux, Config, Method, keep_state, total
 from cxrjax.methods.trunk import pictures, trunk
 from cxrjax.models import detection
 
+WHOLE = "its loss divides by the boxes of the whole batch, and YOLOv3's BatchNorm normalises maps by it"
+"""Why its gradient is not accumulated over slices of the batch."""
+
 
 def make(config: Config) -> Method:
     """config: model, encoder, head, labels, loss, boxes, answer, views, augment, standardise; see configs/detect.py."""
@@ -75,4 +78,5 @@ def make(config: Config) -> Method:
         return {"pooled": y["pooled"], "patches": y["patches"], **found._asdict()}
 
     functions, answer = (make_views, init, loss, keep_state, encode), Answers(classes, "boxes")
-    return Method(*functions, config.model.image_px, answers=answer, box_labels=labels)
+    options = {"parts": WHOLE, "answers": answer, "box_labels": labels}
+    return Method(*functions, config.model.image_px, **options)

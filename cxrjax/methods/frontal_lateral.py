@@ -62,7 +62,7 @@ def make(config: Config) -> Method:
     settings.positive(config, "prototypes.epsilon", *(f"loss.{name}" for name in TEMPERATURES))
     settings.weights(config, *(f"loss.weights.{name}" for name in ("mlm", "fla", "itc", "proto")))
     settings.shares(config, "prototypes.freeze_share", *(f"masking.{name}" for name in RATES))
-    settings.slices(config, "loss.groups")
+    settings.slices(config, "loss.groups", "loss.chunks")
     net, reader, wrong = Networks(config), StudyReader(config), config.defects
     scales = [config.standardise, config.lateral.standardise]
     if wrong.no_standardisation:
@@ -102,7 +102,8 @@ def make(config: Config) -> Method:
         mlm, fla = masked.quotient(*features["mlm"]), mean_where(*features["fla"])
         has_lateral = prepared["has_lateral"] | wrong.missing_laterals_stay
         g_fl = net.join_views(params, g_f, g_l, has_lateral)
-        itc = contrast(g_f, g_l, g_fl, g_t, has_lateral, config.loss.temperature, config.loss.groups)
+        options = {name: config.loss[name] for name in ("temperature", "groups", "chunks")}
+        itc = contrast(g_f, g_l, g_fl, g_t, has_lateral, **options)
 
         z = net.scores(hold(params["prototypes"], step), {"F": g_f, "L": g_l, "T": g_t})  # b k each
         proto, codes = swapped(
@@ -149,11 +150,10 @@ def contrast(
     g_fl: jax.Array,
     g_t: jax.Array,
     has_lateral: jax.Array,
-    temperature: float,
-    groups: int = 1,
+    **options: Any,
 ) -> jax.Array:
-    """L_itc of vectors b d, any length. has_lateral: b bool, whose g_L counts. groups: as in `counted_info_nce`."""
-    nce = partial(counted_info_nce, temperature=temperature, groups=groups)
+    """L_itc of vectors b d, any length. has_lateral: b bool, whose g_L counts. options: of `counted_info_nce`."""
+    nce = partial(counted_info_nce, **options)
     everyone = jnp.ones_like(has_lateral)
     return (nce(g_f, g_t, everyone) + nce(g_l, g_t, has_lateral)) / 2 + nce(g_fl, g_t, everyone)
 

@@ -52,7 +52,7 @@ def make(config: Config) -> Method:
     settings.positive(config, "prototypes.epsilon", *(f"loss.{name}" for name in TEMPERATURES))
     settings.weights(config, "loss.ita_weight", "loss.cta_weight", "loss.cpa_weight")
     settings.shares(config, "prototypes.freeze_share")
-    settings.slices(config, "loss.groups")
+    settings.slices(config, "loss.groups", "loss.chunks")
     by_cls, padding_counts = config.loss.weights == "cls", config.loss.padding_counts
     encoder, reader = regions.make(config.model, **config.regions, attention=by_cls), paired.StudyReader(config)
     towers = Towers(encoder, text_attention.make(config.text), reader, config.standardise)
@@ -95,9 +95,10 @@ def make(config: Config) -> Method:
             iterations=config.prototypes.iterations,
             temperature=config.loss.prototype_temperature,
         )
+        options = {name: config.loss[name] for name in ("temperature", "groups", "chunks")}
         terms = {
             # Both directions added, not their mean.
-            "ita": 2 * contrastive.info_nce(v, r, temperature=config.loss.temperature, groups=config.loss.groups),
+            "ita": 2 * contrastive.info_nce(v, r, **options),
             "cta": of_words + of_regions,
             "cpa": cpa,
         }

@@ -28,6 +28,8 @@ from cxrjax.models import segmenters
 
 TERMS = ("dice", "cross_entropy", "focal", "log_dice")
 AUXILIARY = 0.4
+WHOLE = "its loss divides by the masks of the whole batch, and its head's BatchNorm normalises maps by it"
+"""Why its gradient is not accumulated over slices of the batch."""
 
 
 def make(config: Config) -> Method:
@@ -81,4 +83,5 @@ def make(config: Config) -> Method:
         s, *_ = head.apply(params["head"], state["batch_stats"]["head"], y, images, False)
         return {"pooled": y["pooled"], "patches": y["patches"], "mask_logits": s}
 
-    return Method(make_views, init, loss, keep_state, encode, config.model.image_px, target=config.target)
+    functions = make_views, init, loss, keep_state, encode
+    return Method(*functions, config.model.image_px, parts=WHOLE, target=config.target)

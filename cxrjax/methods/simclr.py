@@ -36,7 +36,7 @@ def make(config: Config) -> Method:
     settings.one_of(config, "projector.norm", heads.NORMS)
     settings.counts(config, "projector.layers", "projector.hidden", "projector.out")
     settings.positive(config, "loss.temperature")
-    settings.slices(config, "loss.groups")
+    settings.slices(config, "loss.groups", "loss.chunks")
     encoder, pairs = backbone.make(config.model), pictures(config)
     network = projected(encoder, projection_head(config.projector, encoder.width, jnp.dtype(config.model.dtype)))
 
@@ -53,7 +53,8 @@ def make(config: Config) -> Method:
         y = rearrange(features["y"], "b v d -> (b v) d")
         z, stats = network.project(params, state["batch_stats"], y)  # (b v) d
         u, v = (rearrange(z, "(b v) d -> b v d", v=2)[:, i] for i in range(2))  # b d
-        value = contrastive.nt_xent(u, v, temperature=config.loss.temperature, groups=config.loss.groups)
+        options = {name: config.loss[name] for name in ("temperature", "groups", "chunks")}
+        value = contrastive.nt_xent(u, v, **options)
         if config.loss.sum_of_views:
             value = 2 * value
         return value, Aux({"batch_stats": stats}, {"contrast": value}, monitors.embedding(u, v))

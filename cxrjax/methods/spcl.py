@@ -50,7 +50,7 @@ def make(config: Config) -> Method:
     settings.positive(config, "loss.temperature")
     settings.weights(config, "loss.kappa")
     settings.counts(config, "head.hidden", "head.out")
-    settings.slices(config, "loss.groups")
+    settings.slices(config, "loss.groups", "loss.chunks")
     if config.loss.mask_same_patient and config.loss.groups > 1:
         raise ValueError("loss.mask_same_patient compares all pictures of the batch, so it needs loss.groups = 1")
     (whole, encoder), pool = make_vit(config.model), config.model.pool
@@ -73,9 +73,9 @@ def make(config: Config) -> Method:
     def loss_of(params, state, features, prepared, step):
         u, v = project(params, **features)  # b d
         exclude = same_patient(prepared["patient"]) if config.loss.mask_same_patient else None
-        similarity = {k: config.loss[k] for k in ("similarity", "kappa", "temperature")}
+        options = {k: config.loss[k] for k in ("similarity", "kappa", "temperature", "groups", "chunks")}
         contrast = contrastive.info_nce if config.loss.form == "symmetric" else contrastive.nt_xent
-        value = contrast(u, v, exclude=exclude, groups=config.loss.groups, **similarity)
+        value = contrast(u, v, exclude=exclude, **options)
         return value, Aux(state, {"contrast": value}, monitors.embedding(u, v))
 
     def view_vectors(params, images, ids_a, ids_b):

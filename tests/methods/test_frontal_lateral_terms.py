@@ -119,7 +119,7 @@ def assert_same(ours, loop, arrays):
 def test_contrast():
     """A half of each picture's and a whole of both together: a bracket elsewhere is another number."""
     assert_same(
-        lambda *g: frontal_lateral.contrast(*g, HAS_LATERAL, 0.5),
+        lambda *g: frontal_lateral.contrast(*g, HAS_LATERAL, temperature=0.5),
         lambda *g: looped_itc(*g, HAS_LATERAL, 0.5),
         [G_F, G_L, G_FL, G_T],
     )
@@ -128,7 +128,7 @@ def test_contrast():
 def test_contrast_in_groups_is_the_mean_of_its_studies():
     """Negatives of three studies at a time; a mean over those that have what is contrasted."""
     vectors = [jnp.asarray(x, jnp.float32) for x in (G_F, G_L, G_FL, G_T)]
-    found = frontal_lateral.contrast(*vectors, HAS_LATERAL, 0.5, groups=2)
+    found = frontal_lateral.contrast(*vectors, HAS_LATERAL, temperature=0.5, groups=2)
     halves = [[x[rows] for x in (G_F, G_L, G_FL, G_T, HAS_LATERAL)] for rows in (slice(3), slice(3, 6))]
 
     def mean(g, weights):

@@ -90,7 +90,7 @@ def test_views_are_two_different_crops(name):
 
 @pytest.mark.parametrize("name", ["simclr", "byol", "moco_v3", "supervised"])
 def test_drops_paths_where_asked(name):
-    """The encoder refuses to train with stochastic depth where a method gives it no key."""
+    """The encoder refuses to train with stochastic depth where a method does not say what is dropped."""
     config = runs.config(name)
     config.model.drop_path = 0.1
     method = methods.make(config)

@@ -32,7 +32,8 @@ def encoders():
 
 
 def apply(encoder, params, state, images, train=False, key=None):
-    return jax.jit(lambda p, s, x, k: encoder.apply(p, s, x, train=train, key=k))(params, state, images, key)
+    paths = None if key is None else encoder.paths(key, len(images))
+    return jax.jit(lambda p, s, x, k: encoder.apply(p, s, x, train=train, paths=k))(params, state, images, paths)
 
 
 @pytest.mark.parametrize(("name", "grid", "width"), [("vit", 4, 64), ("resnet", 1, 128)])
@@ -108,7 +109,7 @@ def test_paths_are_dropped_by_the_key_and_in_training_only(encoders):
     np.testing.assert_allclose(kept["pooled"], apply(encoders["vit"][0], params, {}, IMAGES)[0]["pooled"], atol=1e-6)
     dropped, _ = apply(encoder, params, {}, IMAGES, True, key)
     assert np.abs(dropped["pooled"] - kept["pooled"]).max() > 1e-3
-    with pytest.raises(ValueError, match="drop_path=0.5 draws what it drops: give apply a key"):
+    with pytest.raises(ValueError, match="drop_path=0.5 needs to know what it drops: give apply its paths"):
         encoder.apply(params, {}, IMAGES, train=True)
 
 

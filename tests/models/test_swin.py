@@ -30,11 +30,11 @@ def noise(module):
 
 @lru_cache
 def compiled(module):
-    return jax.jit(lambda params, images, key: module.apply({"params": params}, images, key=key))
+    return jax.jit(lambda params, images, paths: module.apply({"params": params}, images, paths=paths))
 
 
 def run(module, params, images, key=None):
-    return compiled(module)(params, images, key)
+    return compiled(module)(params, images, None if key is None else module.paths(key, len(images)))
 
 
 def pictures(b=2, h=32, w=32, c=1):
@@ -119,9 +119,9 @@ def test_stochastic_depth(started):
     dropped = run(Swin("swin_test", drop_path=0.9), params, images, key)["pooled"]
     assert np.abs(dropped - run(module, params, images)["pooled"]).max() > 0.1
     # As in transformers, the same rate in all blocks, and of the attention alone: without it a block keeps its MLP.
-    survive = swin._stochastic_depth(key, 0.9, 4, 1000)
-    np.testing.assert_allclose((survive == 0).mean((1, 2, 3, 4)), 4 * [0.9], atol=0.05)
-    np.testing.assert_allclose(survive.mean((1, 2, 3, 4)), 1, atol=0.4)
+    survive = Swin("swin_test", drop_path=0.9).paths(key, 1000)
+    np.testing.assert_allclose((survive == 0).mean(axis=0), 4 * [0.9], atol=0.05)
+    np.testing.assert_allclose(survive.mean(axis=0), 1, atol=0.4)
     block, x = swin.Block(2, 4), jnp.asarray(np.random.default_rng(2).standard_normal((1, 8, 8, 32), np.float32))
     one = jax.tree.map(lambda leaf: leaf[0], params["stage0"]["blocks"])
     y = block.apply({"params": one}, x, False, jnp.zeros((1, 1, 1, 1)))

@@ -26,11 +26,12 @@ def params(images):
 
 @functools.cache
 def compiled(vit, options):
-    return jax.jit(lambda params, images, ids, key: vit.apply(params, images, ids, key=key, **dict(options)))
+    return jax.jit(lambda params, images, ids, paths: vit.apply(params, images, ids, paths=paths, **dict(options)))
 
 
 def apply(params, images, ids=None, vit=VIT, key=None, **options):
-    return compiled(vit, tuple(options.items()))(params, images, ids, key)
+    paths = None if key is None else vit.paths(key, len(images))
+    return compiled(vit, tuple(options.items()))(params, images, ids, paths)
 
 
 def test_sincos_table_is_maes():
@@ -218,6 +219,17 @@ def test_stochastic_depth_drops_whole_branches_and_keeps_the_mean(params, images
     np.testing.assert_allclose(first[:, 0].std(axis=0), 0, atol=1e-5)
     unchanged = np.abs(first[:, 1] - first[:, 0]).max(axis=(2, 3)) == 0
     assert 0.18 < unchanged.mean() < 0.32  # both branches dropped: 1/4
+
+
+def test_views_of_a_picture_drop_paths_of_their_own(params, images):
+    vit = VIT.clone(drop_path=0.5)
+    paths = vit.paths(jax.random.key(5), 3, 2)
+    assert paths.shape == (3, 2, 2, 2) and VIT.paths(jax.random.key(5), 3, 2) is None
+    np.testing.assert_array_equal(paths.reshape(6, 2, 2), vit.paths(jax.random.key(5), 6))
+    ids = jnp.broadcast_to(jnp.arange(16), (3, 2, 16))
+    run = compiled(vit, ())
+    both, second = run(params, images, ids, paths)["cls"], run(params, images, None, paths[:, 1])["cls"]
+    np.testing.assert_allclose(both[:, 1], second, atol=1e-5)
 
 
 def test_bfloat16_stays_close_and_returns_float32(params, images):
