@@ -35,7 +35,7 @@ CASES = {
     "spcxr": ("spcxr", {"model__drop_path": 0.4}),
     "sit": ("spcxr", {"contrast__weight": 1.0}),
 }
-QUICK = ("spcl", "mae", "convirt")
+QUICK = ("spcl", "mae", "supervised", "convirt")
 SLICES = 4
 
 

@@ -6,6 +6,7 @@ import logging
 import pytest
 
 from cxrjax import config as shared
+from cxrjax import older
 from tests import runs
 
 
@@ -33,20 +34,20 @@ def test_old_keys_get_their_new_names(tmp_path, caplog):
 
 def test_keys_that_came_later_have_the_value_that_held_before():
     """Where their neighbour is there: an older config of another job, or of a ResNet, gets none."""
-    found, changes = shared.translated({"model": {"patch_px": 8}, "data": {"sets": "x", "folds": 5}, "pool": "mean"})
+    found, changes = older.translated({"model": {"patch_px": 8}, "data": {"sets": "x", "folds": 5}, "pool": "mean"})
     assert found["model"] == {"patch_px": 8, "pool": "mean"}
     assert found["data"]["folds"] == 5 and found["data"]["fold"] == 0 and found["data"]["exclude_overlap"] is False
     assert "data.fold = 0" in changes and not any(change.startswith("data.folds") for change in changes)
-    assert shared.translated({"model": {"patch_px": 8}})[0]["model"]["pool"] == "cls"
-    assert shared.translated({"head": {"features": 16}})[0]["head"] == {"features": 16, "taps": ""}
-    assert shared.translated({"model": {"image_px": 8}, "job": "evaluate"}) == (
+    assert older.translated({"model": {"patch_px": 8}})[0]["model"]["pool"] == "cls"
+    assert older.translated({"head": {"features": 16}})[0]["head"] == {"features": 16, "taps": ""}
+    assert older.translated({"model": {"image_px": 8}, "job": "evaluate"}) == (
         {"model": {"image_px": 8}, "job": "evaluate"},
         [],
     )
 
 
 def test_a_key_can_move_to_another_place():
-    found, changes = shared.translated({"pool": "mean", "model": {"px": 1}, "evals": {}}, {"pool": "model.pool"})
+    found, changes = older.translated({"pool": "mean", "model": {"px": 1}, "evals": {}}, {"pool": "model.pool"})
     assert found == {"model": {"px": 1, "pool": "mean"}, "evals": {}} and changes == ["pool → model.pool"]
 
 

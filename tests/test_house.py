@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "cxrjax"
 FLOORS = (
     {
         "config",
+        "older",
         "hardware",
         "rng",
         "optim",

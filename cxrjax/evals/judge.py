@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from cxrjax import config
+from cxrjax import older
 from cxrjax.evals.base import Encoder, FeatureTable, Result
 from cxrjax.input.source import Source
 
@@ -12,7 +12,7 @@ Entry = Mapping[str, Any]
 
 _PLACE = "evals.*."
 RENAMED = {
-    old.removeprefix(_PLACE): new.removeprefix(_PLACE) for old, new in config.RENAMED.items() if old.startswith(_PLACE)
+    old.removeprefix(_PLACE): new.removeprefix(_PLACE) for old, new in older.RENAMED.items() if old.startswith(_PLACE)
 }
 """Keys of entries of older versions, and what they are called now."""
 

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 
 import pandas
 
-from cxrjax.config import FREE, names, read, translated
+from cxrjax.config import FREE, names, read
 from cxrjax.evals.judge import RENAMED
 from cxrjax.evals.registry import JUDGES
+from cxrjax.older import translated
 
 _ASKED = ("set", "judge", "require", "limit", "folds")
 _REPEATED = ("seed", *FREE)
