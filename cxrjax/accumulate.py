@@ -88,7 +88,7 @@ def _mean(parts, params, state, prepared, cut, step):
         total = jax.tree.map(lambda total, leaf: total + weight * leaf, total, gradient)
         return (total, weights + weight, moved), features
 
-    start = jax.tree.map(jnp.zeros_like, params), jnp.zeros(()), _statistics(state)
+    start = jax.tree.map(jnp.zeros_like, params), jnp.zeros((), jnp.float32), _statistics(state)
     (total, weights, stats), features = jax.lax.scan(one, start, cut)
     features, state = jax.tree.map(_join, features), with_statistics(state, stats)
     gradient = jax.tree.map(lambda leaf: leaf / jnp.where(weights > 0, weights, 1), total)
