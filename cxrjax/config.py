@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 else:
     ConfigDict = ml_collections.ConfigDict
 
-FREE = ("checkpoint", "compile_cache", "evals", "grid", "input", "log_every_steps", "mesh", "sharding")
+FREE = ("checkpoint", "compile_cache", "evals", "grid", "input", "log_every_steps", "mesh", "profile_steps", "sharding")
 """Keys that may change between a run and its resumption: the numbers of the training do not depend on them."""
 
 RANGES = {
@@ -42,8 +42,7 @@ RANGES = {
     "data.weights": "(0, inf)",
     "data.fraction": "(0, 1]",
     "data.fraction_seed": "whole [0, inf)",
-    "data.folds": "whole [0, inf)",
-    "data.fold": "whole [0, inf)",
+    "data.fold*": "whole [0, inf)",
     "optim.lr": "(0, inf)",
     "optim.base_lr": "(0, inf)",
     "optim.lr_end": "[0, inf)",
@@ -60,13 +59,11 @@ RANGES = {
     "optim.grad_clip": "(0, inf)",
     "optim.clip_per_tensor": "(0, inf)",
     "optim.layer_decay": "(0, 1]",
-    "input.threads": "whole [0, inf)",
-    "input.workers": "whole [0, inf)",
+    "input.*": "whole [0, inf)",
     "checkpoint.every_minutes": "(0, inf]",
-    "checkpoint.every_steps": "whole [1, inf)",
     "checkpoint.keep_latest": "whole [1, inf)",
-    "log_every_steps": "whole [1, inf)",
-    "evals.*.every_steps": "whole [1, inf)",
+    "profile_steps": "whole [0, inf)",
+    "*every_steps": "whole [1, inf)",
     "momentum": "[0, 1]",
     "model.drop_path": "[0, 1)",
     "*temperature": "(0, inf)",
@@ -154,6 +151,7 @@ def pretrain() -> ConfigDict:
                 "best_metric": "",  # name of an eval metric; "" keeps the latest only
             },
             "log_every_steps": 20,
+            "profile_steps": 0,  # a trace by JAX's profiler of so many steps in <workdir>/profile
             "evals": {},
             "grid": "",  # a run for each combination, such as "data.fraction=0.01,0.1; seed=0,1,2": cxrjax/grid.py
         }

@@ -23,11 +23,14 @@ from tensorboard.compat.proto import summary_pb2 as _summary_pb2
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tqdm import tqdm
 
+from cxrjax.goodput import Goodput
+
 # Protocol buffers make their classes when they are imported, which type checkers cannot follow.
 event_pb2: Any = _event_pb2
 summary_pb2: Any = _summary_pb2
 
 _SECONDS_BETWEEN_LINES = 10
+_SECONDS = "time/seconds/"
 # What the progress line shows of the newest records, by the end of the name: a collapse is seen before the run is over.
 _SHOWN = {
     "train/loss": "loss",
@@ -46,10 +49,19 @@ class Tracker:
     """Records of one run, for `with Tracker(...) as tracker`; process 0 writes, every process checks.
 
     start: the step resumed from; records of later steps, and a line cut off by a kill, are taken out of metrics.jsonl.
-    every: steps between records, see `due`. batch_size is global.
+    every: steps between records, see `due`. batch_size is global. time_of: where the run's time goes, which the records
+    tell in seconds of all starts.
     """
 
-    def __init__(self, workdir: str | os.PathLike, total_steps: int, batch_size: int, every: int = 50, start: int = 0):
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        total_steps: int,
+        batch_size: int,
+        every: int = 50,
+        start: int = 0,
+        time_of: Goodput | None = None,
+    ):
         self.workdir = Path(workdir)
         self.total_steps, self.batch_size, self.every = total_steps, batch_size, every
         self._pending: tuple[int, dict, float] | None = None
@@ -57,12 +69,15 @@ class Tracker:
         self._began: tuple[int, float] | None = None  # of the first record: what came before was mostly compiling
         self._printed = -math.inf
         self._latest: dict[str, float] = {}  # of what the progress line shows
+        self.time_of = time_of or Goodput()
         self.judged = False  # whether the file has what judges found at `start`
         self._writes = jax.process_index() == 0
         self._bar = None
         if self._writes:
             self.workdir.mkdir(parents=True, exist_ok=True)
-            self._file, last = _reopen(self.workdir / "metrics.jsonl", start)
+            self._file, last, dropped = _reopen(self.workdir / "metrics.jsonl", start)
+            self.time_of.resume(_seconds(last), _seconds(dropped))
+            last = last if last.get("step") == start else {}
             self.judged = any(name.startswith("eval/") for name in last)
             if start == 0:  # what was shown by a session that was killed before its first checkpoint
                 for events in (self.workdir / "tensorboard").glob("events.out.tfevents.*"):
@@ -142,6 +157,7 @@ class Tracker:
         rate = self._images_per_second(step, when)
         if self._writes:
             timed = values | ({"time/images_per_second": rate} if rate else {}) | {"time/unix_s": time.time()}
+            timed |= {f"{_SECONDS}{kind}": round(seconds, 3) for kind, seconds in self.time_of.seconds().items()}
             finite = {name: value if math.isfinite(value) else None for name, value in timed.items()}
             self._append(json.dumps({"step": step, **finite}))
             self._show(step, [summary_pb2.Summary.Value(tag=k, simple_value=v) for k, v in timed.items()])
@@ -174,6 +190,7 @@ class Tracker:
 
     def _progress(self, step: int, trained: bool, rate: float | None, when: float) -> None:
         said = _words(self._latest) + ([f"{rate:.4g} images/s"] if rate else [])
+        said += [f"input {self.time_of.waiting():.0%}"] if rate else []
         if self._bar is not None:
             self._bar.set_postfix_str(", ".join(said), refresh=False)
             self._bar.update(step - self._bar.n)
@@ -220,15 +237,21 @@ def _check(step: int, values: dict[str, float]) -> None:
 
 
 def _reopen(path: Path, start: int):
-    """The file for appending, holding whole lines of steps up to `start` only, and the last one of them."""
-    kept = []
+    """The file for appending, holding whole lines of steps up to `start`; the last one of these, and of the others."""
+    kept, dropped = [], []
     if path.exists():
-        kept = [line for line in path.read_text(errors="replace").splitlines(keepends=True) if _step(line) <= start]
+        for line in path.read_text(errors="replace").splitlines(keepends=True):
+            (kept if _step(line) <= start else dropped).append(line)
         partial = path.with_suffix(".partial")
         partial.write_text("".join(kept))
         partial.replace(path)
-    last = json.loads(kept[-1]) if kept else {}
-    return path.open("a"), last if last.get("step") == start else {}
+    ends = [next((json.loads(one) for one in reversed(part) if _step(one) < math.inf), {}) for part in (kept, dropped)]
+    return path.open("a"), *ends
+
+
+def _seconds(record: Mapping[str, Any]) -> dict[str, float]:
+    """What a record says of the time of the run, by kind."""
+    return {name.removeprefix(_SECONDS): value for name, value in record.items() if name.startswith(_SECONDS)}
 
 
 def _step(line: str) -> float:

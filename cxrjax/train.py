@@ -12,12 +12,25 @@ import jax
 import numpy as np
 from einops import rearrange
 
-from cxrjax import checkpoint, checks, hosts, initial, integrity, interruption, lock, methods, optim, parallel
+from cxrjax import (
+    checkpoint,
+    checks,
+    hosts,
+    initial,
+    integrity,
+    interruption,
+    lock,
+    methods,
+    optim,
+    parallel,
+    profiling,
+)
 from cxrjax import config as shared
 from cxrjax.config import ConfigDict, determining, judged, names
 from cxrjax.evals import run as evals
 from cxrjax.evals.encoders import from_method
 from cxrjax.evals.features import source_digest
+from cxrjax.goodput import Goodput
 from cxrjax.input import converted_sets, overlap, paired, pipeline, source, studies
 from cxrjax.methods import Method
 from cxrjax.step import TrainState, program
@@ -108,8 +121,10 @@ def fit(config: ConfigDict, workdir: Path) -> TrainState:
     Saves every checkpoint.every_minutes (or every_steps), on SIGTERM and at the end. Raises track.NonFinite, naming the
     term, when a logged or saved step holds NaN or infinity; SystemExit(143) once the state is safe after a SIGTERM.
     """
-    run = build(config)
-    checks.judges(config)
+    time_of = Goodput()
+    with time_of.span("compiling"):
+        run = build(config)
+        checks.judges(config)
     if jax.process_index() == 0:
         _print_setting(config, run, workdir)
     best = config.checkpoint.best_metric or None
@@ -128,14 +143,19 @@ def fit(config: ConfigDict, workdir: Path) -> TrainState:
         if run.method.joint is not None and jax.process_index() == 0:
             paired.keep_vocabulary(config, workdir)
         if start:
-            train_state = saved.restore(start, run.abstract)
+            with time_of.span("restoring"):
+                train_state = saved.restore(start, run.abstract)
             print(f"resuming from step {start} of {run.total_steps}", flush=True)
         else:
-            train_state = initial.initialise(config, run.init(), run.abstract)
+            with time_of.span("compiling"):
+                train_state = initial.initialise(config, run.init(), run.abstract)
         hosts.agree(
             {"the arrays at the start": lambda: hosts.local_digest(train_state)}, "give all hosts the same files"
         )
-        with Tracker(workdir, run.total_steps, config.batch_size, config.log_every_steps, start) as tracker:
+        with (
+            Tracker(workdir, run.total_steps, config.batch_size, config.log_every_steps, start, time_of) as tracker,
+            profiling.traced(workdir / "profile", config.profile_steps if hosts.is_first() else 0, start) as after_step,
+        ):
             if start == 0:
                 tracker.picture("views", views_sheet(run.batches[0]["image"]))
             # A run may have ended after it saved the step, and before its judges had looked at it.
@@ -143,21 +163,27 @@ def fit(config: ConfigDict, workdir: Path) -> TrainState:
             undone = hosts.is_first() and not (tracker.judged and _judged(judges, start, workdir))
             if judges and parallel.any_process(undone):
                 _judge(config, run, train_state, start, saved, tracker, workdir, judges)
-            return _loop(config, run, train_state, start, saved, tracker, workdir, interrupted)
+            return _loop(config, run, train_state, start, saved, tracker, workdir, interrupted, after_step)
 
 
-def _loop(config: ConfigDict, run, train_state, start, saved, tracker, workdir, interrupted) -> TrainState:
+def _loop(config: ConfigDict, run, train_state, start, saved, tracker, workdir, interrupted, after_step) -> TrainState:
     batches = pipeline.iterator(run.batches, start, pipeline.threads(config.input.threads), config.input.workers)
     saved_at, newest, entries, votes = time.monotonic(), start, checks.entries(config), hosts.Votes()
     every, best = config.checkpoint.every_steps, config.checkpoint.best_metric
 
+    time_of, scalars = tracker.time_of, {}
+
     def save(done, scalars):
         tracker.check_finite(done, scalars)
         lock.check(workdir)
-        saved.save(done, train_state, {"step": done}, force=True)
+        with time_of.span("saving"):
+            saved.save(done, train_state, {"step": done}, force=True)
 
     for done in range(start + 1, run.total_steps + 1):
-        train_state, scalars = run.step(train_state, parallel.to_global(next(batches), run.mesh))
+        batch = _next(batches, scalars, time_of)
+        with time_of.span("compiling") if done == start + 1 else contextlib.nullcontext():
+            train_state, scalars = run.step(train_state, parallel.to_global(batch, run.mesh))
+        after_step(done, scalars)
         if tracker.due(done):
             tracker.log(done, scalars | {f"train/{name}": value for name, value in run.rates(done - 1).items()})
         # Hosts must agree on what their own clocks and signals say, or they would wait for each other for ever.
@@ -170,7 +196,9 @@ def _loop(config: ConfigDict, run, train_state, start, saved, tracker, workdir, 
             saved_at, newest = time.monotonic(), done
             votes.forget()
         if stop:
-            _leave(done, saved, interrupted)
+            with time_of.span("saving"):
+                saved.wait()
+            _leave(done, saved, interrupted, time_of)
         if judges:
             tracker.check_finite(done, scalars)
             try:
@@ -179,16 +207,32 @@ def _loop(config: ConfigDict, run, train_state, start, saved, tracker, workdir, 
                 if newest != done:
                     save(done, scalars)
                 raise
+    with time_of.span("saving"):
+        saved.wait()
+    if hosts.is_first():
+        print(time_of.sentence(), flush=True)
     return train_state
 
 
-def _leave(done, saved, interrupted) -> None:
-    """Ends the process when step `done` is on disk, which is looked up there."""
-    saved.wait()
+def _next(batches, scalars, time_of) -> dict:
+    """The next batch; what it lets the device wait for counts as time of the input."""
+
+    def is_idle():
+        return all(value.is_ready() for value in jax.tree.leaves(scalars))
+
+    began, idle = time.monotonic(), is_idle()
+    batch = next(batches)
+    # Where the step before ended in between it is not known when: half of the time is as good a guess as any.
+    time_of.add("input", (time.monotonic() - began) * (1.0 if idle else 0.5 if is_idle() else 0.0))
+    return batch
+
+
+def _leave(done, saved, interrupted, time_of) -> None:
+    """Ends the process after step `done` was saved, and says what is on disk."""
     there = saved.latest_step()
     if hosts.is_first():
         what = f"step {there} is saved" if there == done else f"step {done} could not be saved, the newest is {there}"
-        print(f"{interrupted.name}: {what}; the same command resumes there", flush=True)
+        print(f"{interrupted.name}: {what}; the same command resumes there\n{time_of.sentence()}", flush=True)
     raise SystemExit(interrupted.code)
 
 
@@ -199,7 +243,8 @@ def _judged(judges, step, workdir) -> bool:
 
 def _judge(config: ConfigDict, run, train_state, step, saved, tracker, workdir, judges) -> None:
     """Lets judges look at a step, logs what they find, and ranks the step by it if it is kept."""
-    metrics = _evaluate(config, run, train_state, step, workdir, judges)
+    with tracker.time_of.span("judging"):
+        metrics = _evaluate(config, run, train_state, step, workdir, judges)
     saved.rank(step, metrics)
     tracker.log(step, metrics)
     tracker.flush()  # its line tells a resumed run that nothing is left to do for this step

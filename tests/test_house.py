@@ -28,6 +28,8 @@ FLOORS = (
         "lock",
         "hosts",
         "leftovers",
+        "goodput",
+        "profiling",
         "interruption",
     },
     {"imaging", "text", "losses"},

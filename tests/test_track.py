@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cxrjax import track
+from cxrjax import goodput, track
 
 
 def lines(workdir, timed=False):
@@ -67,6 +67,22 @@ def test_tensorboard_shows_a_step_once_after_a_kill_before_the_first_checkpoint(
     train(tmp_path, 0, 12)
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("train/loss")] == [2, 4, 6, 8, 10, 12]
+
+
+def test_records_tell_where_the_time_went_of_all_starts(tmp_path):
+    train(tmp_path, 0, 7)
+    told = [{k: v for k, v in line.items() if "seconds/" in k} for line in lines(tmp_path, timed=True)]
+    assert set(told[0]) == {f"time/seconds/{kind}" for kind in goodput.KINDS}
+    file = tmp_path / "metrics.jsonl"
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    for record in records:  # 10 s a step
+        record["time/seconds/stepping"] = 10.0 * record["step"]
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    last = records[-1]["step"]
+    time_of = goodput.Goodput()
+    with track.Tracker(tmp_path, 12, batch_size=8, every=2, start=4, time_of=time_of):
+        found = time_of.seconds()
+    assert found["lost"] == pytest.approx(10 * (last - 4), abs=0.1) and 40 <= found["stepping"] < 41
 
 
 def test_log_does_not_wait_for_the_device(tmp_path):
@@ -177,7 +193,7 @@ def test_plain_lines_are_few_and_the_last_is_there(tmp_path, capsys, monkeypatch
             tracker.log(step, {"train/loss": 2.5})
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 11
-    assert said[1] == "step 11/100 (11%)  loss 2.5  32 images/s  ETA 0:01:29"
+    assert said[1] == "step 11/100 (11%)  loss 2.5  32 images/s  input 0%  ETA 0:01:29"
     assert said[-1].startswith("step 100/100 (100%)  loss 2.5")
 
 
@@ -195,7 +211,9 @@ def test_progress_shows_a_collapse_and_the_last_judgement(tmp_path, capsys, monk
         tracker.log(2, {"train/loss": 2.25, **watched})
         tracker.log(3, {"eval/phantom/all/knn_auroc": 0.5})
         tracker.log(4, {"train/loss": 2.0})
-    said = [re.sub("  [^ ]+ images/s|  ETA.*", "", line) for line in capsys.readouterr().out.splitlines()]
+    said = [
+        re.sub("  [^ ]+ images/s  input [0-9]+%|  ETA.*", "", line) for line in capsys.readouterr().out.splitlines()
+    ]
     assert said == [
         "step 1/4 (25%)  loss 2.5  std 0.03125  rank 1",
         "step 2/4 (50%)  loss 2.25  std 0.03125  rank 1  knn 0.75/0.625  probe 0.5",

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -124,8 +125,9 @@ def test_resumes_on_other_meshes(tmp_path):
 
 
 def test_a_run_leaves_its_records(tmp_path, capsys):
-    config = runs.config(mesh__data=2)
+    config = runs.config(mesh__data=2, profile_steps=2)
     state = train.fit(config, tmp_path)
+    assert list((tmp_path / "profile").rglob("*.xplane.pb")), "a trace of two steps"
     assert int(state.step) == 6 and checkpoint.steps(tmp_path) == [6]
     lines = records(tmp_path)
     assert [line["step"] for line in lines] == [2, 4, 6, 6]
@@ -139,7 +141,8 @@ def test_a_run_leaves_its_records(tmp_path, capsys):
     predictions = pandas.read_parquet(tmp_path / "evals" / "phantom_probe" / "6" / "predictions.parquet")
     assert predictions["overlay/map"].notna().any(), "attention on the pictures that a report may show"
     assert json.loads((tmp_path / "pictures.json").read_text())["phantom_smoke/train"]["pictures"] > 30
-    assert "2 device(s)" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "2 device(s)" in said and re.search(r"of 0:0\d:\d\d: .*% compiling.*% judging", said)
 
 
 def line():
