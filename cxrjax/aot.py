@@ -40,6 +40,14 @@ class Collective(NamedTuple):
     bytes: int
 
 
+class Memory(NamedTuple):
+    """Bytes on each device: train state and batch; temporaries of a step; the most that is held at one time."""
+
+    arguments: int
+    temporaries: int
+    peak: int
+
+
 def packages(platform: str) -> tuple[str, ...]:
     """The pip requirements of the compiler for "cuda" or "tpu", of the version that belongs to the installed jax."""
     version = jax.__version__
@@ -156,6 +164,14 @@ def answering_for(target: Target) -> Iterator[None]:
 def compiled(lowered: jax.stages.Lowered, target: Target) -> jax.stages.Compiled:
     """What was lowered for devices of the target, compiled."""
     return lowered.compile(_WITHOUT_A_GPU if target.device.platform == "cuda" else None)
+
+
+def memory_of(compiled: Any) -> Memory:
+    """Of one device, as XLA's buffer assignment has it."""
+    found = compiled.memory_analysis()
+    arguments, temporaries = found.argument_size_in_bytes, found.temp_size_in_bytes
+    peak = arguments + temporaries + found.output_size_in_bytes - found.alias_size_in_bytes
+    return Memory(arguments, temporaries, peak)
 
 
 # "%x = (f32[8,128]{1,0}, f32[4]{0}) all-reduce-start(…", and what a computation calls.

@@ -1,6 +1,7 @@
 """Measure a pre-training config: cost per picture, speed, share of the devices' peak, input, memory. Writes nothing.
 
     python -m cxrjax.benchmark --config=configs/spcl.py [--config.any.key=value …] [--steps 10] [--input_seconds 10]
+    python -m cxrjax.benchmark --suite=gpu               half an hour on one GPU, beside PyTorch: cxrjax/gpu_suite.py
 
 MACs (multiply–accumulates, two floating-point operations each) are counted in the traced program, as flops.py says.
 What a block recomputes in the backward pass is executed but is no useful work: the training count is taken with remat
@@ -8,20 +9,16 @@ off, and the executed count is printed beside it. Peak is a large matrix product
 devices, timed in turns with the steps.
 """
 
-import copy
+import sys
 import time
-from collections.abc import Callable
 from statistics import median
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from absl import flags
-from jax.sharding import NamedSharding, PartitionSpec
 
-from cxrjax import command, flops, initial, methods, parallel, train
+from cxrjax import command, cost, flops, parallel
 from cxrjax.config import ConfigDict
-from cxrjax.input import pipeline, throughput
 from cxrjax.methods.mae import kept_patches
 from cxrjax.methods.spcl import partition_sizes
 
@@ -33,15 +30,6 @@ class Row(NamedTuple):
     value: float
     unit: str
     note: str = ""
-
-
-class Cost(NamedTuple):
-    """MACs per picture: useful forward, useful training step, executed training step, forward between pictures."""
-
-    forward: float
-    train: float
-    executed: float
-    pairwise: float
 
 
 def main(config: ConfigDict, name: str, options: Any) -> None:
@@ -56,35 +44,18 @@ def benchmark(config: ConfigDict, steps: int = 10, input_seconds: float = 10.0) 
     """Builds the run of `config`, counts, compiles, and times `steps` steps; raises ValueError for other jobs."""
     if config.job != "pretrain":
         raise ValueError(f"config.job is {config.job!r}: benchmark measures pre-training configs")
+    from cxrjax import initial, train
+
     config = initial.of_run(config)
     run = train.build(config)
     batch = parallel.to_global(run.batches[0], run.mesh)
-    counted = cost(config, run.abstract.params, run.abstract.state, batch)
+    counted = cost.of_step(config, run.abstract.params, run.abstract.state, batch)
     rows = [Row("parameters", sum(leaf.size for leaf in jax.tree.leaves(run.abstract.params)), "")]
     rows += _costs(config, counted)
     rows += _speed(config, run, batch, steps, counted)
     speed = next(row.value for row in rows if row.name == "speed")
     rows += _input(config, run, input_seconds, speed)
     return rows
-
-
-def cost(config: ConfigDict, params: Any, state: Any, batch: Any) -> Cost:
-    """Counts method.loss and its gradient. params, state and batch (leading axis b) may be ShapeDtypeStructs."""
-    size = jax.tree.leaves(batch)[0].shape[0]
-
-    def count(transform: Callable, **settings) -> flops.Macs:
-        method = methods.make(_with(config, settings), total_steps=1)  # no cost depends on how many
-
-        def loss(params, state, batch, key):
-            return method.loss(params, state, batch, key, jnp.zeros((), jnp.int32))[0]
-
-        return flops.count(transform(loss), params, state, batch, jax.random.key(0))
-
-    # In half precision a GPU runs attention kernels that hide their products; they are the same in float32.
-    forward = count(lambda loss: loss, dtype="float32", remat="none")
-    useful = count(jax.grad, dtype="float32", remat="none")
-    executed = count(jax.grad, dtype="float32")
-    return Cost(forward.single / size, useful.single / size, executed.single / size, forward.pairwise / size)
 
 
 def closed_form(config: ConfigDict) -> flops.Cost | None:
@@ -120,7 +91,7 @@ def _spcxr(config: ConfigDict) -> flops.Cost | None:
 CLOSED_FORMS = {"spcl": _spcl, "mae": _mae, "spcxr": _spcxr}
 
 
-def _costs(config: ConfigDict, counted: Cost) -> list[Row]:
+def _costs(config: ConfigDict, counted: cost.Cost) -> list[Row]:
     formula = closed_form(config)
 
     def beside(name):
@@ -143,10 +114,10 @@ def _costs(config: ConfigDict, counted: Cost) -> list[Row]:
     ]
 
 
-def _speed(config: ConfigDict, run, batch, steps: int, counted: Cost) -> list[Row]:
+def _speed(config: ConfigDict, run, batch, steps: int, counted: cost.Cost) -> list[Row]:
     step = run.step.lower(run.abstract, batch).compile()
     dtype = config.model.dtype
-    product, product_flop, side = _large_product(run.mesh, dtype)
+    product, product_flop, side = cost.large_product(run.mesh, dtype)
     train_state, _ = jax.block_until_ready(step(run.init(), batch))
     jax.block_until_ready(product())
     step_seconds, product_seconds = [], []
@@ -169,16 +140,6 @@ def _speed(config: ConfigDict, run, batch, steps: int, counted: Cost) -> list[Ro
     ]
 
 
-def _large_product(mesh, dtype: str) -> tuple[Callable, int, int]:
-    """A product of square matrices on every device at once: the call, its FLOP on all devices, and the side."""
-    side = 2048 if jax.default_backend() == "cpu" else 8192
-    rows = NamedSharding(mesh, PartitionSpec(tuple(mesh.axis_names)))
-    left = jax.device_put(jnp.ones((mesh.size * side, side), dtype), rows)
-    right = jax.device_put(jnp.ones((side, side), dtype), parallel.replicated(mesh))
-    multiply = jax.jit(jnp.matmul, out_shardings=rows)
-    return lambda: multiply(left, right), 2 * mesh.size * side**3, side
-
-
 def _memory(mesh, step) -> Row:
     stats = mesh.local_devices[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
@@ -190,6 +151,8 @@ def _memory(mesh, step) -> Row:
 
 
 def _input(config: ConfigDict, run, seconds: float, eaten: float) -> list[Row]:
+    from cxrjax.input import pipeline, throughput
+
     threads = max(pipeline.threads(config.input.threads), 1)
     found = throughput.measure(run.sources[0], run.method.views, config.batch_size, seconds, threads)
     note = f"{found['share']:.0%} of {found['raw_images_per_s']:.0f}/s, the same work in a bare loop of as many threads"
@@ -201,17 +164,6 @@ def _input(config: ConfigDict, run, seconds: float, eaten: float) -> list[Row]:
         Row("input", given, "pictures/s", f"{threads} threads, {note}"),
         Row("input for speed", given / eaten, "", f"what the input gives of what the step eats: {verdict}"),
     ]
-
-
-def _with(config: ConfigDict, settings: dict) -> ConfigDict:
-    """A copy in which every key of `settings`, at any depth where it is present, has the given value."""
-    config = copy.deepcopy(config)
-    for key, value in config.items():
-        if isinstance(value, ConfigDict):
-            config[key] = _with(value, settings)
-        elif key in settings:
-            config[key] = settings[key]
-    return config
 
 
 def _text(value: float, unit: str) -> str:
@@ -229,4 +181,9 @@ def _define_flags() -> None:
 
 
 if __name__ == "__main__":
+    if any(argument.startswith("--suite") for argument in sys.argv[1:]):
+        from cxrjax import gpu_suite
+
+        gpu_suite.main(sys.argv[1:])
+        raise SystemExit
     command.run(main, __doc__, _define_flags)

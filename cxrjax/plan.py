@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 from absl import flags
 
-from cxrjax import aot, benchmark, command, hardware, initial, methods, optim, parallel, stand_ins, train
+from cxrjax import aot, command, cost, hardware, initial, methods, optim, parallel, stand_ins, train
 from cxrjax import config as shared
 from cxrjax.config import ConfigDict, names
 from cxrjax.datasets import catalogue
@@ -31,22 +31,14 @@ EFFICIENCIES = (0.4, 0.25)
 """Shares of the peak at which times are given; our choice: what leads, and what good pre-training of ViTs reaches."""
 
 
-class Memory(NamedTuple):
-    """Bytes on each device: train state and batch; temporaries of a step; the most that is held at one time."""
-
-    arguments: int
-    temporaries: int
-    peak: int
-
-
 class Plan(NamedTuple):
-    """What was found for one config on one target. cost: MACs per picture. pictures: in one epoch."""
+    """What was found for one config on one target. counted: MACs per picture. pictures: in one epoch."""
 
     target: hardware.Target
     parameters: int
-    cost: benchmark.Cost
+    counted: cost.Cost
     batch_size: int
-    memory: Memory
+    memory: aot.Memory
     collectives: dict[str, aot.Collective]
     pictures: int
     total_steps: int
@@ -65,7 +57,7 @@ class Plan(NamedTuple):
 
     def step_seconds(self, efficiency: float = 1.0) -> float:
         """Of the arithmetic alone, on all devices at this share of their bf16 peak."""
-        flop = 2 * self.cost.executed * self.batch_size
+        flop = 2 * self.counted.executed * self.batch_size
         return flop / (self.target.count * self.target.device.bf16_flops * efficiency)
 
 
@@ -112,9 +104,9 @@ def plan(config: ConfigDict, target: hardware.Target, pictures: int | None = Non
     return Plan(
         target,
         sum(leaf.size for leaf in jax.tree.leaves(state.params)),
-        benchmark.cost(config, state.params, state.state, batch),
+        cost.of_step(config, state.params, state.state, batch),
         config.batch_size,
-        memory_of(compiled),
+        aot.memory_of(compiled),
         aot.collectives(compiled.as_text() or ""),
         pictures,
         total_steps,
@@ -129,14 +121,6 @@ def abstract_batch(method: methods.Method, batch_size: int, mesh: Any) -> Any:
         return jax.ShapeDtypeStruct((batch_size, *value.shape[1:]), value.dtype, sharding=parallel.batch_sharding(mesh))
 
     return jax.tree.map(whole, methods.blank_batch(method))
-
-
-def memory_of(compiled: Any) -> Memory:
-    """Of one device, as XLA's buffer assignment has it."""
-    found = compiled.memory_analysis()
-    arguments, temporaries = found.argument_size_in_bytes, found.temp_size_in_bytes
-    peak = arguments + temporaries + found.output_size_in_bytes - found.alias_size_in_bytes
-    return Memory(arguments, temporaries, peak)
 
 
 def count_pictures(config: ConfigDict) -> int:
@@ -207,11 +191,11 @@ def candidates(config: ConfigDict, found: Plan) -> Iterator[dict[str, Any]]:
 
 def lines(found: Plan) -> list[str]:
     """The plan in words."""
-    device, memory, cost = found.target.device, found.memory, found.cost
+    device, memory, counted = found.target.device, found.memory, found.counted
     rows = [
         f"parameters        {found.parameters / 1e6:.2f} M",
-        f"arithmetic        {cost.forward / 1e9:.4g} GMAC forward, {cost.train / 1e9:.4g} a training step, "
-        f"{cost.executed / 1e9:.4g} with what is computed twice; per picture",
+        f"arithmetic        {counted.forward / 1e9:.4g} GMAC forward, {counted.train / 1e9:.4g} a training step, "
+        f"{counted.executed / 1e9:.4g} with what is computed twice; per picture",
         f"memory            {_gib(memory.peak)} of {_gib(device.memory_bytes)} a device "
         f"({_gib(memory.arguments)} state and batch, {_gib(memory.temporaries)} temporaries): "
         + ("fits" if found.fits else f"does not fit in {USABLE:.0%} of it"),

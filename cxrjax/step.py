@@ -55,13 +55,16 @@ class Program(NamedTuple):
     rates: Callable  # step -> {"lr": …}
 
 
-def program(config: ConfigDict, method: Method, mesh: Mesh, total_steps: int, examples: int) -> Program:
+def program(
+    config: ConfigDict, method: Method, mesh: Mesh, total_steps: int, examples: int, example: Any = None
+) -> Program:
     """The step of a run and its initialisation for the devices of a mesh, which may be none of this machine.
 
-    examples: in one epoch. Raises ValueError for slices of the batch that it cannot be taken in.
+    examples: in one epoch. example: a batch of any size, read for its shapes; by default one of a black picture.
+    Raises ValueError for slices of the batch that it cannot be taken in.
     """
     root = jax.random.key(config.seed)
-    example = methods.blank_batch(method)
+    example = methods.blank_batch(method) if example is None else example
     params = jax.eval_shape(lambda: method.init(rng.fold(root, "init"), example)[0])
     optimizer, rates = optim.make(config.optim, params, total_steps, config.batch_size, examples / config.batch_size)
 

@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from cxrjax import benchmark, methods
+from cxrjax import benchmark, cost, methods
 from tests import runs
 
 
@@ -26,7 +26,7 @@ def shapes(config, size=4, px=32):
 )
 def test_traced_cost_is_the_closed_form_whatever_is_recomputed(changes):
     config = runs.config(**changes)
-    found, formula = benchmark.cost(config, *shapes(config)), benchmark.closed_form(config)
+    found, formula = cost.of_step(config, *shapes(config)), benchmark.closed_form(config)
     assert (found.forward, found.train) == formula
     assert found.executed > found.train
     # The logits and three monitors, 4 × 4 products of view vectors each.
@@ -42,7 +42,7 @@ def test_spcxr_costs_two_encoders_and_two_heads():
     method = methods.make(config)
     batch = {name: jax.ShapeDtypeStruct((4, *x.shape[1:]), x.dtype) for name, x in methods.blank_batch(method).items()}
     params, state = jax.eval_shape(method.init, jax.random.key(0), batch)
-    found = benchmark.cost(config, params, state, batch)
+    found = cost.of_step(config, params, state, batch)
     assert (found.forward, found.train) == benchmark.closed_form(config)
     assert found.executed > found.train
     config.contrast.weight = 1.0
@@ -53,7 +53,7 @@ def test_full_recomputation_executes_more_than_linear_layers_kept():
     executed = {}
     for remat in ("none", "dots", "full"):
         config = runs.config(model__remat=remat)
-        executed[remat] = benchmark.cost(config, *shapes(config)).executed
+        executed[remat] = cost.of_step(config, *shapes(config)).executed
     assert executed["none"] < executed["dots"] < executed["full"]
 
 

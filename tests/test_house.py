@@ -38,7 +38,7 @@ FLOORS = (
     {"input", "interop"},
     {"report_encoders"},
     {"methods"},
-    {"accumulate", "evals", "step"},
+    {"accumulate", "evals", "step", "cost"},
     {"reporting"},
     {"trained", "tasks", "recipes", "protocols", "initial", "checks", "model_card", "stand_ins"},
     {
@@ -50,6 +50,8 @@ FLOORS = (
         "export",
         "figures",
         "benchmark",
+        "gpu_suite",
+        "torch_steps",
         "plan",
         "prepare",
         "report_similarity",

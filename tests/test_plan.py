@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from cxrjax import aot, benchmark, hardware, methods, plan, stand_ins
+from cxrjax import aot, cost, hardware, methods, plan, stand_ins
 from tests import runs
 
 # ResNets have no attention; the others' pictures, or reports, go through a Transformer.
@@ -46,9 +46,9 @@ def test_memory_is_what_xla_holds_at_most(on_cpu, phantom_dir, monkeypatch):
 
 
 def a_plan(target, memory, batch_size=64):
-    cost = benchmark.Cost(1e9, 3e9, 4e9, 0.0)
+    counted = cost.Cost(1e9, 3e9, 4e9, 0.0)
     exchanges = {"all-reduce": aot.Collective(2, 900_000_000), "all-gather": aot.Collective(1, 450_000_000)}
-    return plan.Plan(target, 10**6, cost, batch_size, plan.Memory(*memory), exchanges, 6400, 100, 2**30)
+    return plan.Plan(target, 10**6, counted, batch_size, aot.Memory(*memory), exchanges, 6400, 100, 2**30)
 
 
 def test_times_are_those_of_the_peak_and_the_links():

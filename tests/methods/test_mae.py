@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cxrjax import benchmark, methods, optim
+from cxrjax import benchmark, cost, methods, optim
 from cxrjax.imaging import pixels
 from cxrjax.input import crops, device
 from cxrjax.methods import mae
@@ -212,7 +212,7 @@ def test_traced_cost_is_the_closed_form(words, changes):
     px = config.model.image_px
     batch = {"image": jax.ShapeDtypeStruct((4, 1, px, px, 1), np.uint8)}
     params, state = jax.eval_shape(methods.make(config).init, jax.random.key(0), batch)
-    found = benchmark.cost(config, params, state, batch)
+    found = cost.of_step(config, params, state, batch)
     assert (found.forward, found.train) == benchmark.closed_form(config)
 
 
