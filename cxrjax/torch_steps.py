@@ -79,6 +79,7 @@ def _models() -> dict[str, Any]:
             size, self.patch = VARIANTS[config.model.variant], config.model.patch_px
             self.side, self.width = config.model.image_px // self.patch, size.width
             self.embed, self.norm = nn.Linear(self.patch**2, size.width), nn.LayerNorm(size.width, eps=1e-6)
+            self.position: Any
             self.register_buffer("position", torch.randn(self.side**2, size.width))
             self.cls = nn.Parameter(0.02 * torch.randn(1, 1, size.width))
             self.blocks = nn.ModuleList(Block(size.width, size.heads) for _ in range(size.depth))
@@ -118,10 +119,9 @@ def _models() -> dict[str, Any]:
             super().__init__(config)
             decoder, n = config.decoder, self.side**2
             self.kept = kept_patches(n, config.masking.ratio)
-            self.narrow, self.mask = (
-                nn.Linear(self.width, decoder.width),
-                nn.Parameter(torch.zeros(1, 1, decoder.width)),
-            )
+            self.narrow = nn.Linear(self.width, decoder.width)
+            self.mask = nn.Parameter(torch.zeros(1, 1, decoder.width))
+            self.places: Any
             self.register_buffer("places", torch.randn(n + 1, decoder.width))
             self.decoder = nn.ModuleList(Block(decoder.width, decoder.heads) for _ in range(decoder.depth))
             self.last = nn.Sequential(nn.LayerNorm(decoder.width, eps=1e-6), nn.Linear(decoder.width, self.patch**2))
