@@ -2,11 +2,11 @@
 
     python -m cxrjax.embed --checkpoint WORKDIR IMAGES… --output features.parquet [--step latest|best|N] [--allow-bad]
 
-IMAGES are files, or folders that are searched for .png, .jpg, .jpeg, .dcm, .dicom and .img. The table has one row per
-picture: path, embedding (list of float32), height and width as stored, and steps: what was done to get one grey 8-bit
-picture, such as "colour to luma". Pictures that cannot be read are printed with the reason and written to
-features.unreadable.csv, and the exit status is 1 unless --allow-bad is given. The same command again goes on where the
-last one stopped.
+IMAGES are files, or folders that are searched for .png, .jpg, .jpeg, .dcm, .dicom, .img and DICOM without a suffix.
+The table has one row per picture: path, embedding (list of float32), height and width as stored, and steps: what was
+done to get one grey 8-bit picture, such as "colour to luma". Pictures that cannot be read are printed with the reason
+and written to features.unreadable.csv, and the exit status is 1 unless --allow-bad is given. The same command again
+goes on where the last one stopped.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from pyarrow import parquet
 from tqdm import tqdm
 
 from cxrjax import parallel, trained
+from cxrjax.datasets import files
 from cxrjax.export import step_name
 from cxrjax.imaging import pixels, reader
 from cxrjax.input import crops
@@ -61,7 +62,7 @@ def embed(
     model = trained.load(checkpoint, step)
     table = _existing(output, model.digest)
     done = set(table["path"].to_pylist())
-    waiting = [path for path in paths if str(path) not in done]
+    waiting = [path for path in paths if files.printable(path) not in done]
     mesh = parallel.make_mesh()
     batch_size = -(-batch_size // parallel.num_devices(mesh)) * parallel.num_devices(mesh)
     encode = jax.jit(lambda params, state, pictures: model.method.encode(params, state, pictures)["pooled"])
@@ -71,7 +72,7 @@ def embed(
     try:
         with tqdm(total=len(waiting), unit="picture", disable=not sys.stderr.isatty()) as bar:
             for found in _read_ahead(waiting, batch_size, threads, admit):
-                unreadable += [(str(path), picture) for path, picture in found if isinstance(picture, str)]
+                unreadable += [(files.printable(path), picture) for path, picture in found if isinstance(picture, str)]
                 good = [(path, picture) for path, picture in found if not isinstance(picture, str)]
                 if good:
                     batch = np.zeros((batch_size, model.method.image_px, model.method.image_px, 1), np.uint8)
@@ -98,9 +99,7 @@ def find(images: Sequence[str | Path]) -> list[Path]:
     found = []
     for given in map(Path, images):
         if given.is_dir():
-            found += sorted(
-                path for path in given.rglob("*") if path.suffix.lower() in reader.SUFFIXES and path.is_file()
-            )
+            found += [path for path in map(given.joinpath, files.below(given)) if reader.is_picture(path)]
         elif given.exists():
             found.append(given)
         else:
@@ -133,7 +132,7 @@ def _read(path: Path, admit: Sequence[str]) -> pixels.Picture | str:
 
 def _rows(good: Sequence[tuple[Path, pixels.Picture]], features: np.ndarray) -> pyarrow.Table:
     columns = {
-        "path": [str(path) for path, _ in good],
+        "path": [files.printable(path) for path, _ in good],
         "embedding": list(features[: len(good)].astype(np.float32)),
         "height": [picture.source_height for _, picture in good],
         "width": [picture.source_width for _, picture in good],

@@ -1,5 +1,7 @@
 """Embedding a folder: rows are the method's features, broken pictures are told, a second call does what is left."""
 
+import os
+
 import cv2
 import numpy as np
 import pandas
@@ -57,6 +59,19 @@ def test_dicom_files_are_found_and_embedded_as_they_are_shown(run, tmp_path):
     for embedding, steps in zip(table.embedding, table.steps, strict=True):
         np.testing.assert_allclose(embedding, expected, atol=1e-5)
         assert list(steps) == ["inverted: MONOCHROME1"]
+
+
+def test_dicom_without_suffix_and_names_in_other_bytes_are_embedded(run, tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
+    (tmp_path / "raw").mkdir()
+    dicom_files.write(tmp_path / "raw" / "IM0", image)
+    (tmp_path / "raw" / "README").write_text("no picture")
+    with open(os.path.join(os.fsencode(tmp_path / "raw"), b"radio\xe9.png"), "wb") as file:
+        file.write(cv2.imencode(".png", image)[1].tobytes())
+    for _ in range(2):
+        assert command(run, [tmp_path / "raw"], tmp_path / "features.parquet") == 0
+    table = pandas.read_parquet(tmp_path / "features.parquet")
+    assert [path.rsplit("/")[-1] for path in table.path] == ["IM0", r"radio\xe9.png"]
 
 
 def test_what_was_done_to_a_picture_is_in_its_row(run, tmp_path):

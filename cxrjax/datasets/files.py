@@ -57,9 +57,14 @@ def say(line: str) -> None:
     print(line.encode(encoding, "backslashreplace").decode(encoding))
 
 
+def printable(path: str | Path) -> str:
+    """A path as text that can be written anywhere: bytes that are no UTF-8 become \\xe9."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 def shown(path: str | Path) -> str:
-    """A path as text that can be written anywhere: composed letters, and bytes that are no UTF-8 as \\xe9."""
-    return unicodedata.normalize("NFC", os.fsencode(path).decode("utf-8", "backslashreplace"))
+    """As `printable`, with composed letters (NFC), so that names that look the same are the same."""
+    return unicodedata.normalize("NFC", printable(path))
 
 
 def decoded(data: bytes, encoding: str | None = None) -> tuple[str, str]:
