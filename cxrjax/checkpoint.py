@@ -247,9 +247,8 @@ def _load(path: epath.Path, abstract: Any, partial: bool) -> Any:
     abstract = _placed(abstract)
     _verify(path, integrity.foreign, "not of this run")
     compare(path, _stored(path), shapes(abstract), partial)
-    if integrity.is_known(path):
-        _verify(path, integrity.faults, "damaged")
-    elif jax.process_index() == 0:
+    _verify(path, integrity.faults, "damaged")
+    if jax.process_index() == 0 and not integrity.is_known(path):
         integrity.remark(path)
     context = ocp.Context()
     context.pytree_options.loading.partial_load = partial

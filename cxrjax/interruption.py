@@ -1,6 +1,7 @@
 """SIGTERM and Ctrl-C: a run saves its state first, and leaves then."""
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import sys
@@ -33,6 +34,8 @@ class Interruption:
     def _note(self, number: int, _) -> None:
         if number == signal.SIGINT:
             if self.signal == signal.SIGINT:
+                for child in multiprocessing.active_children():  # they ignore Ctrl-C, see `ignore`
+                    child.kill()
                 os._exit(130)  # what is on disk is whole at any moment
             _say("Ctrl-C: the run saves its state and stops; once more stops it at once, without")
         self.signal = number
