@@ -25,6 +25,7 @@ from cxrjax.datasets.manifest import Manifest
 
 OWN = {
     "folder": "any folder of PNG, JPEG or DICOM pictures, with a CSV or Parquet table of patients, labels, views ...",
+    "unpack": "WebDataset tar files and Hugging Face Parquet files to plain pictures and a table, for folder",
     "phantom": "radiographs computed through a small 3-D anatomy, with findings, masks and reports; needs no raw data",
 }
 
@@ -103,6 +104,10 @@ def _parser() -> argparse.ArgumentParser:
     phantom = sets.add_parser("phantom", parents=[shared], help=OWN["phantom"], description=OWN["phantom"])
     phantom.add_argument("--studies", type=int, metavar="N", help="studies, each frontal and lateral")
     phantom.add_argument("--short-side", type=int, metavar="PX", help="of the pictures")
+
+    unpacking = sets.add_parser("unpack", parents=[shared], help=OWN["unpack"], description=OWN["unpack"])
+    unpacking.add_argument("--raw", type=Path, required=True, metavar="DIR", help="folder that holds the shards")
+    unpacking.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder for pictures and table.csv")
 
     for name, entry in catalogue.SETS.items():
         about = f"{entry.title}.\n\n{entry.size}; needs: {entry.access}\nlicence: {entry.licence}\nfrom: {entry.where}"
@@ -236,6 +241,14 @@ def _convert(manifest: Manifest, given: argparse.Namespace) -> int:
     return 0
 
 
+def _unpack(given: argparse.Namespace) -> int:
+    from cxrjax.datasets import unpack
+
+    made = unpack.unpack(given.raw, given.to)
+    say(f"Next: cxrjax.prepare folder --raw {given.to} --name NAME --table {made.table.name} --map file=COLUMN")
+    return 0
+
+
 def _phantom(given: argparse.Namespace) -> int:
     from cxrjax.phantom import phantom_set
 
@@ -246,7 +259,7 @@ def _phantom(given: argparse.Namespace) -> int:
     return 0
 
 
-_OWN = {"folder": _folder, "phantom": _phantom}
+_OWN = {"folder": _folder, "unpack": _unpack, "phantom": _phantom}
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -134,7 +134,7 @@ def _read(path: Path, encoding: str | None) -> pandas.DataFrame:
         frame = _read_json(path, encoding)
     else:
         return _read_csv(path, encoding)
-    return frame.map(_text)
+    return frame.map(cell_text)
 
 
 def _read_json(path: Path, encoding: str | None) -> pandas.DataFrame:
@@ -235,9 +235,10 @@ def _remark(sentence: str) -> None:
         found.append(sentence)
 
 
-def _text(value: object) -> str:
+def cell_text(value: object) -> str:
+    """A value of any type as the text of a cell, "" where nothing is known."""
     if isinstance(value, (list, tuple, np.ndarray)):
-        return LIST_SEPARATOR.join(filter(None, map(_text, value)))
+        return LIST_SEPARATOR.join(filter(None, map(cell_text, value)))
     if isinstance(value, dict):
         return json.dumps(value, ensure_ascii=False)
     if isinstance(value, bytes):
