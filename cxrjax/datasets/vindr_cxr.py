@@ -96,7 +96,7 @@ def physionet(
     """Label names and rows of a release in the layout of PhysioNet; frame, path: its image_labels_train.csv."""
     tables = {"train": (frame, path), "test": release.table("image_labels_test.csv")}
     label_names = tuple(
-        RENAMED.get(name, name) for name in frame.columns if name.lower() not in ("", "image_id", "rad_id")
+        RENAMED.get(name, str(name)) for name in frame.columns if name.lower() not in ("", "image_id", "rad_id")
     )
     rows: list[Row] = []
     for part, (frame, path) in tables.items():

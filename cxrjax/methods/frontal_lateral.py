@@ -79,7 +79,8 @@ def make(config: Config) -> Method:
     def embed(params, state, prepared):
         """Vectors of every study; of the local losses, which are within one, what they are the means of."""
         there, ids, hidden, text_mask = (prepared[name] for name in ("has_lateral", "ids", "hidden", "text_mask"))
-        x_f, g_f, x_l, stats = net.embed_pictures(params, state, *prepared["pictures"], prepared["paths"])
+        frontal, lateral = prepared["pictures"]
+        x_f, g_f, x_l, stats = net.embed_pictures(params, state, frontal, lateral, prepared["paths"])
         has_lateral = there | wrong.missing_laterals_stay  # b: what counts as a lateral picture
         x_l = jnp.where(there[:, None, None], x_l, FILL if wrong.missing_laterals_stay else 0.0)
         g_l = x_l.mean(axis=1)

@@ -132,7 +132,7 @@ def make(config: Config) -> Method:
         images = jnp.broadcast_to(images, (*images.shape[:3], trunk.channels))
         variables = {"params": params["encoder"], "batch_stats": stats}
         out, updated = trunk.apply(variables, images, train, passed if gate else None, mutable=["batch_stats"])
-        return out, updated["batch_stats"]
+        return out, dict(updated["batch_stats"])
 
     def init(key, batch):
         px = config.model.image_px
