@@ -1,0 +1,125 @@
+"""What eight devices exchange in a training step, read from the compiled program: nothing but what is named here."""
+
+import re
+from typing import NamedTuple
+
+import jax
+import pytest
+
+from cxrjax import aot, methods, parallel, step
+from tests import runs
+
+B, DEVICES = 16, 8
+SCALAR = 4  # bytes of a number in float32
+PICTURES = B * SCALAR  # bytes of one for each picture
+
+
+class Allowed(NamedTuple):
+    """counts: at most so many exchanges of each kind; a tuple of arrays is one.
+
+    gradients: how often those of all parameters are exchanged, in one piece or in several. passes: of a batch through
+    every BatchNorm. other: kind → the bytes of all else, by name.
+    """
+
+    counts: dict
+    gradients: int
+    passes: int
+    other: dict
+
+
+# Monitors are the spread of the features and how many directions they take; deviations are gathered with their means.
+ALLOWED = {
+    "spcl": Allowed(
+        {"all-reduce": 6, "all-gather": 6},
+        gradients=1,
+        passes=0,
+        other={
+            "all-gather": {
+                "embeddings of a part, for both directions of the loss and for their gradient": 3 * 64 * PICTURES,
+                "largest logit of a column, and its share of the loss": 2 * PICTURES,
+                "features for a monitor": 64 * PICTURES,
+            },
+            "all-reduce": {
+                "gradient of the gathered embeddings": 64 * PICTURES,
+                "softmax over a column: largest logit and sum": 2 * PICTURES,
+                "loss and monitors": (3 * 64 + 7) * SCALAR,
+            },
+        },
+    ),
+    "mae": Allowed(
+        {"all-reduce": 6, "all-gather": 2},  # the blocks of the encoder exchange their gradients one by one
+        gradients=1,
+        passes=0,
+        other={
+            "all-gather": {"features for a monitor": 2 * 64 * PICTURES},
+            "all-reduce": {"loss and monitors": (3 * 64 + 5) * SCALAR},
+        },
+    ),
+    "sista": Allowed(
+        {"all-reduce": 23, "all-gather": 7, "all-to-all": 5},
+        gradients=1,
+        passes=1,
+        other={
+            "all-gather": {
+                "embeddings of pictures and reports, for logits, their gradient and a monitor": 6 * 32 * PICTURES,
+                "which reports are alike": PICTURES,
+            },
+            "all-reduce": {
+                "gradient of the gathered embeddings": 32 * PICTURES,
+                "softmax over a column: largest logit and sum": 2 * PICTURES,
+                "how many words and patches count": 4 * SCALAR,
+                "loss, terms and monitors": 2 * (32 + 6) * SCALAR,
+            },
+            "all-to-all": {"logits and targets of pairs, rows for columns": 5 * 2 * B * SCALAR},
+        },
+    ),
+    "mlvicx": Allowed(
+        {"all-reduce": 79, "all-gather": 7},
+        gradients=2,  # each view's; on a CPU they are added afterwards
+        passes=2,
+        other={
+            "all-gather": {"embeddings, for the covariances of their features and a monitor": 7 * 24 * PICTURES},
+            "all-reduce": {
+                "gradient of the gathered embeddings": 4 * 24 * PICTURES,
+                "deviations of the embeddings and their gradient, of two heads and views": 4 * 6 * 24 * SCALAR,
+                "loss, terms and monitors": 6 * (24 + 1) * SCALAR,
+            },
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ALLOWED)
+def test_devices_exchange_what_is_named_and_nothing_else(name):
+    config, allowed = runs.config(name), ALLOWED[name]
+    method = methods.make(config, total_steps=6)
+    mesh = parallel.make_mesh({"data": DEVICES})
+    program = step.program(config, method, mesh, total_steps=6, examples=B)
+    sharding = parallel.batch_sharding(mesh)
+    batch = {
+        key: jax.ShapeDtypeStruct((B, *x.shape[1:]), x.dtype, sharding=sharding)
+        for key, x in methods.blank_batch(method).items()
+    }
+    text = program.step.lower(program.abstract, batch).compile().as_text()
+
+    found = aot.collectives(text)
+    assert {kind: each.count for kind, each in found.items() if each.count > allowed.counts.get(kind, 0)} == {}
+
+    # Sums of x and x² and their count, which are all that is in float64; those of the gradient are in float32.
+    norms = [width for width in _widths(program.abstract.state) for _ in range(allowed.passes)]
+    exchanged = [re.split(r" all-reduce(?:-start)?\(", line)[0] for line in text.splitlines() if " all-reduce" in line]
+    sums = sorted(int(size) for shape in exchanged for size in re.findall(r"f64\[(\d+)\]", shape))
+    assert sums == sorted(2 * width + 1 for width in norms)
+
+    sizes = {kind: sum(parts.values()) for kind, parts in allowed.other.items()}
+    sizes["all-reduce"] += (
+        allowed.gradients * SCALAR * sum(leaf.size for leaf in jax.tree.leaves(program.abstract.params))
+    )
+    sizes["all-reduce"] += sum(8 * (2 * width + 1) + SCALAR * 2 * width for width in norms)
+    assert {kind: each.bytes for kind, each in found.items() if each.bytes > sizes[kind]} == {}
+
+
+def _widths(state):
+    """Of every BatchNorm."""
+    leaves, _ = jax.tree.flatten_with_path(state.get("batch_stats", {}))
+    return [leaf.size for path, leaf in leaves if path[-1].key == "mean"]
