@@ -28,6 +28,7 @@ from cxrjax import recipes
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 LONGEST_S = 300  # of one entry
+STEPS, EPOCH = 100_000, 100_000  # of the run that a step is taken from; warm-ups of epochs must end before it does
 READERS = (
     "cv2",
     "PIL",
@@ -235,9 +236,9 @@ def _made(entry: Entry, tiny: bool) -> tuple[Any, Any, Any, dict]:
     config = settings(entry, tiny)
     mesh = parallel.make_mesh({"data": 1}, jax.devices()[:1])
     with _with_words(config) as worded:
-        method = methods.make(worded, 1000)
+        method = methods.make(worded, STEPS)
     batch = made_up(config)
-    made = program(config, method, mesh, 1000, 100_000, {name: value[:1] for name, value in batch.items()})
+    made = program(config, method, mesh, STEPS, EPOCH, {name: value[:1] for name, value in batch.items()})
     return config, method, made, parallel.to_global(batch, mesh)
 
 
@@ -253,7 +254,7 @@ def settings(entry: Entry, tiny: bool) -> Any:
             config.model = recipes.vit() | {"pool": config.model.get("pool", "cls")}
         config.update_from_flattened_dict(entry.changes)
     config.batch_size = 8 if tiny else entry.batch_size
-    config.duration = {"total_steps": 1000}
+    config.duration = {"total_steps": STEPS}
     return config
 
 

@@ -5,9 +5,10 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 
-from cxrjax import gpu_suite, methods, stand_ins, torch_steps
+from cxrjax import gpu_suite, methods, optim, stand_ins, torch_steps
 
 ENTRIES = {entry.config: entry for entry in gpu_suite.ENTRIES.values()}
 
@@ -29,6 +30,8 @@ def test_every_entry_is_a_config_at_real_size(name):
     config = gpu_suite.settings(entry, tiny=False)
     assert config.batch_size == entry.batch_size and config.model.dtype == "bfloat16"
     assert config.model.variant in ("B", "L", "resnet50")
+    params = {"encoder": {name: np.zeros((2, 2), np.float32) for name in ("kernel", "bias", "scale", "cls", "blocks")}}
+    optim.make(config.optim, params, gpu_suite.STEPS, config.batch_size, gpu_suite.EPOCH / config.batch_size)
 
 
 @pytest.mark.parametrize("name", ["spcl", "mae", "supervised"])

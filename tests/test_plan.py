@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from cxrjax import aot, cost, hardware, methods, plan, stand_ins
+from cxrjax import aot, cost, hardware, initial, methods, parallel, plan, stand_ins
+from cxrjax.step import program
 from tests import runs
 
 # ResNets have no attention; the others' pictures, or reports, go through a Transformer.
@@ -134,3 +135,40 @@ def test_steps_compile_for_a_gpu_with_fused_attention_in_half_precision_alone(na
         assert not found["error"], found
         fused = name.endswith("bfloat16") and name.split(":")[0] not in WITHOUT_ATTENTION
         assert (found["forward"] > 0, found["backward"] > 0) == (fused, fused), found
+
+
+RECIPES = [
+    (name, word)
+    for name in methods.available()
+    for word in ("chestxray14", "mimic_cxr")
+    if word in runs.words(name) and name not in ("segment", "detect")
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "word"), RECIPES)
+def test_recipes_start_on_a_gpu_up_to_the_compiler(name, word, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXRJAX_DATA", str(tmp_path))
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    config = initial.of_run(runs.config(name, word))
+    mesh = parallel.make_mesh({"data": 8})
+    with stand_ins.of(config) as standing_in, aot.answering_for(hardware.parse("h100:8")):
+        method = methods.make(standing_in, 100_000)
+        made = program(standing_in, method, mesh, 100_000, 100_000)
+        made.init.trace().lower(lowering_platforms=("cuda",))
+        batch = plan.abstract_batch(method, config.batch_size, mesh)
+        made.step.trace(made.abstract, batch).lower(lowering_platforms=("cuda",))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "word"), RECIPES)
+def test_recipes_compile_at_real_size(name, word):
+    """Minutes each; docs/records has what they need."""
+    place = aot.folder("cuda")
+    if not place.is_dir():
+        pytest.skip(f"no compiler for cuda in {place}: python -m cxrjax.plan … --fetch brings it")
+    command = [sys.executable, "-m", "cxrjax.plan", f"--config=configs/{name}.py:{word}", "--on=h100,h100:8"]
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    done = subprocess.run(command, env=environment, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("| yes |") + done.stdout.count("| no |") == 2
