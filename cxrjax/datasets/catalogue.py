@@ -110,12 +110,13 @@ SETS = {
         "mmcheng.net/tb (TBX11K.zip: imgs, annotations/json)",
     ),
     "covidx": Entry(
-        "COVIDx CXR-3, normal / pneumonia / COVID-19",
-        "30,386 PNG and JPEG, 30 GB",
+        "COVIDx CXR-3 (normal / pneumonia / COVID-19) and CXR-4",
+        "30,386 PNG and JPEG, 30 GB; CXR-4 84,818",
         "mixed, of the sets that it gathers; CC BY-NC-SA and others",
         "Kaggle account",
-        "kaggle.com/datasets/andyczhao/covidx-cxr2 (version 3), lists: github.com/lindawangg/COVID-Net (labels)",
-        {"variant": ("3A", "3B"), "val": ("10", "20")},
+        "kaggle.com/datasets/andyczhao/covidx-cxr2 (version 3, or the newest for CXR-4), lists: "
+        "github.com/lindawangg/COVID-Net (labels)",
+        {"variant": ("3A", "3B", "4"), "val": ("10", "20")},
     ),
     "montgomery": Entry(
         "Montgomery County tuberculosis set with lung masks",

@@ -1,15 +1,16 @@
-"""COVIDx CXR-3: 30,000 pictures of normal, pneumonia and COVID-19 chests, gathered from other sets.
+"""COVIDx CXR-3 and CXR-4: 30,000 and 85,000 pictures of chests with and without COVID-19, gathered from other sets.
 
-Source: Pavlova et al., Frontiers in Medicine 2022; Kaggle andyczhao/covidx-cxr2, lists at
-github.com/lindawangg/COVID-Net.
+Source: Pavlova et al., Frontiers in Medicine 2022; Wu et al., arXiv 2311.17677 (CXR-4); Kaggle andyczhao/covidx-cxr2,
+lists at github.com/lindawangg/COVID-Net.
 Layout: train/, test/ and the lists train_COVIDx_CXR-3A.txt, test_COVIDx_CXR-3A.txt (3B alike), or train.txt and
 test.txt of the Kaggle download, of whichever variant. Lines are `patient file class source` without a header; a file
-name may hold blanks. Variant 3A: normal, pneumonia, COVID-19; 3B: negative, positive for COVID-19.
+name may hold blanks. Variant 3A: normal, pneumonia, COVID-19; 3B: negative, positive for COVID-19; 4: as 3B, with
+val/ and val.txt too.
 
-Ours: the official test list is the test split; validation is cut from the train list by patient, 10 % of them or, as
-MGCA does with pictures, 20 %. Train pictures of a patient who is in the test list too are left out. Every picture
-names the set that it comes from in `same_picture`: most normal and pneumonia pictures are RSNA's, and so
-ChestX-ray14's.
+Ours: the official test list is the test split; validation is the val list of CXR-4, and else cut from the train list
+by patient, 10 % of them or, as MGCA does with pictures, 20 %. Pictures of a patient who is in a later list too (train,
+val, test) are left out. Every picture names the set that it comes from in `same_picture`: most normal and pneumonia
+pictures are RSNA's, and so ChestX-ray14's.
 """
 
 from collections import Counter
@@ -23,6 +24,7 @@ NAME = "covidx"
 CLASSES = {  # the lists' words -> label, by variant
     "3A": {"normal": "Normal", "pneumonia": "Pneumonia", "COVID-19": "COVID-19"},
     "3B": {"negative": "No COVID-19", "positive": "COVID-19"},
+    "4": {"negative": "No COVID-19", "positive": "COVID-19"},
 }
 SETS = {"rsna": "rsna_pneumonia", "cohen": "covid_chestxray"}  # the lists' words for sets that have another name here
 PUBLISHED = {
@@ -41,33 +43,42 @@ PUBLISHED = {
         "label COVID-19": 16194,
         "label COVID-19 in test": 200,
     },
+    "4": {"pictures": 84818, "patients": 45342},
 }
 
 
 def manifest(raw: Path, variant: str = "3A", val: str = "10") -> Manifest:
-    """Reads the lists of a variant. val: percent of the train list's patients that become validation."""
+    """Reads the lists of a variant. val: percent of the train list's patients that become validation; not of CXR-4."""
     release = Release(NAME, raw)
     problems: list[Problem] = []
-    test = _listed(release, "test", variant, problems)
-    tested = {row.patient_id for row in test}
-    train = _listed(release, "train", variant, problems)
-    kept = [row for row in train if row.patient_id not in tested]
+    rows: list[Row] = []
+    later: set[str] = set()
     remarks = []
-    if len(kept) < len(train):
-        patients = sorted({row.patient_id for row in train} & tested)
-        remarks.append(
-            f"{len(patients)} patients are in both lists ({listed(patients)}): their {len(train) - len(kept)} pictures "
-            "of the train list are left out."
-        )
-    kept = [row._replace(split="val") if is_validation(NAME, row.patient_id, int(val) / 100) else row for row in kept]
-    rows = (*kept, *test)
+    for part in ("test", "val", "train") if variant == "4" else ("test", "train"):
+        found = _listed(release, part, variant, problems)
+        kept = [row for row in found if row.patient_id not in later]
+        if len(kept) < len(found):
+            patients = sorted({row.patient_id for row in found} & later)
+            remarks.append(
+                f"{len(patients)} patients of the {part} list are in a later one too ({listed(patients)}): their "
+                f"{len(found) - len(kept)} pictures of the {part} list are left out."
+            )
+        later |= {row.patient_id for row in kept}
+        rows = kept + rows
+    if variant != "4":
+        share = int(val) / 100
+        rows = [
+            row._replace(split="val") if row.split == "train" and is_validation(NAME, row.patient_id, share) else row
+            for row in rows
+        ]
     missing = sum(problem.kind == "missing" for problem in problems)
     return Manifest(
         NAME,
         tuple(CLASSES[variant].values()),
-        rows,
+        tuple(rows),
         f"COVIDx CXR-{variant}, chest radiographs gathered from public sets. Pavlova et al., Frontiers in Medicine "
-        "2022 (Kaggle andyczhao/covidx-cxr2, github.com/lindawangg/COVID-Net); licences of the sources.",
+        "2022, and Wu et al., arXiv 2311.17677 (Kaggle andyczhao/covidx-cxr2, github.com/lindawangg/COVID-Net); "
+        "licences of the sources.",
         tuple(problems),
         (*remarks, *completeness(len(rows), len(rows) + missing)),
         published=PUBLISHED[variant],
@@ -96,7 +107,7 @@ def _listed(release: Release, part: str, variant: str, problems: list[Problem]) 
         else:
             entries[name] = patient, label, source
     if not entries:
-        other = "3B" if variant == "3A" else "3A"
+        other = "3A" if variant != "3A" else "3B"
         hint = f"Convert it with --variant {other}, or add" if set(strange) & set(CLASSES[other]) else "Give"
         raise LayoutError(
             f"{path} has no line of variant {variant}, but the classes {listed(sorted(strange)) or 'none'}. {hint} "

@@ -85,7 +85,8 @@ def test_a_patient_of_both_lists_stays_in_the_test_part(raw):
     assert file_name(TRAIN[4]) not in {row.image_id for row in manifest.rows}
     assert file_name(TEST[0]) in {row.image_id for row in manifest.rows if row.split == "test"}
     assert manifest.remarks == (
-        "1 patients are in both lists (419639-003251): their 1 pictures of the train list are left out.",
+        "1 patients of the train list are in a later one too (419639-003251): their 1 pictures of the train list are "
+        "left out.",
     )
 
 
@@ -151,3 +152,26 @@ def test_missing_lists_and_other_folders_get_their_sentences(raw, tmp_path):
     (tmp_path / "other").mkdir()
     with pytest.raises(LayoutError, match="is empty. Give the folder of the official download of covidx"):
         covidx.manifest(tmp_path / "other")
+
+
+def test_cxr_4_has_its_own_validation_and_no_patient_twice(raw):
+    """Lists as the Kaggle download has them, with one patient of train in val and one of val in test."""
+    for part, lines in (
+        ("train", [("1", "a.png", "positive"), ("2", "b.png", "negative"), ("3", "c.png", "positive")]),
+        ("val", [("2", "d.png", "negative"), ("4", "e.png", "positive")]),
+        ("test", [("4", "f.png", "positive"), ("5", "g.png", "negative")]),
+    ):
+        (raw / part).mkdir(exist_ok=True)
+        for _, name, _ in lines:
+            cv2.imwrite(str(raw / part / name), official.pictures(1)[0])
+        (raw / f"{part}.txt").write_text("".join(f"{patient} {name} {word} bimcv\n" for patient, name, word in lines))
+    made = catalogue.manifest("covidx", raw, variant="4")
+    assert {row.image_id: (row.split, row.labels) for row in made.rows} == {
+        "a.png": ("train", (0, 1)),
+        "c.png": ("train", (0, 1)),
+        "d.png": ("val", (1, 0)),
+        "f.png": ("test", (0, 1)),
+        "g.png": ("test", (1, 0)),
+    }
+    assert made.problems == () and made.published["pictures"] == 84818
+    assert any("1 patients of the val list are in a later one too (4)" in remark for remark in made.remarks)
