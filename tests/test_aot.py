@@ -61,3 +61,11 @@ def test_jax_is_answered_for_the_target_and_asked_again_afterwards():
         assert fused.check_cudnn_version() >= 90_000
         assert fused.check_compute_capability("8.0") and not fused.check_compute_capability("9.0")
     assert fused.check_compute_capability is before
+
+
+def test_what_pip_says_of_a_missing_network_is_passed_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXRJAX_DATA", str(tmp_path))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(aot.NoCompiler, match="pip could not bring jax-cuda13-plugin==.* it said: ERROR: No matching"):
+        aot.fetch("cuda")
+    assert not list(tmp_path.rglob("*cuda-jax-*"))
