@@ -185,7 +185,7 @@ def candidates(config: ConfigDict, found: Plan) -> Iterator[dict[str, Any]]:
     least = 2 ** max(1, math.ceil(math.log2(found.memory.temporaries / room / (8 if cheaper else 1))))
     parts = [least, 2 * least, 4 * least]
     per_device = config.batch_size // found.target.count
-    yield from ({**cheaper, "accumulate": n} for n in parts if "accumulate" in config and per_device % n == 0)
+    yield from ({**cheaper, "accumulate": n} for n in parts if per_device % n == 0)
     yield from ({**cheaper, "batch_size": config.batch_size // n} for n in parts if per_device % n == 0)
 
 

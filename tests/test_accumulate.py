@@ -92,13 +92,14 @@ def assert_same_steps(one, other):
         if number == 0:
             gradients = [every.gradient_of(*jax.device_get(found)) for found in ((a, scalars_a), (b, scalars_b))]
             scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradients[0]))
-            assert_close(*gradients, 1e-5 * scale)
+            assert_close(*gradients, 1e-5 * scale, rtol=0)
     for part in ("params", "state"):
-        assert_close(*(jax.device_get(getattr(train_state, part)) for train_state in (a, b)), 2e-5)
+        # Adam moves a parameter whose gradient is rounding by as much as any other, up to 1e-2 in all.
+        assert_close(*(jax.device_get(getattr(train_state, part)) for train_state in (a, b)), 1e-4)
 
 
-def assert_close(a, b, atol):
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(y, x, rtol=1e-4, atol=atol), a, b)
+def assert_close(a, b, atol, rtol=1e-4):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(y, x, rtol=rtol, atol=atol), a, b)
 
 
 def cases():
