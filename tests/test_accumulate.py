@@ -82,8 +82,8 @@ def compiled(method, mesh, slices):
     return start, lambda state: step(state, shards)
 
 
-def assert_same_steps(one, other):
-    """The gradient of the first step to 1e-5 of its scale, and what is logged, learned and kept over five."""
+def assert_same_steps(one, other, share=1e-5):
+    """The gradient of the first step to a share of its scale, and what is logged, learned and kept over five."""
     (a, step_a), (b, step_b) = one, other
     for number in range(5):
         (a, scalars_a), (b, scalars_b) = step_a(a), step_b(b)
@@ -92,7 +92,7 @@ def assert_same_steps(one, other):
         if number == 0:
             gradients = [every.gradient_of(*jax.device_get(found)) for found in ((a, scalars_a), (b, scalars_b))]
             scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradients[0]))
-            assert_close(*gradients, 1e-5 * scale, rtol=0)
+            assert_close(*gradients, share * scale, rtol=0)
     for part in ("params", "state"):
         # Adam moves a parameter whose gradient is rounding by as much as any other, up to 1e-2 in all.
         assert_close(*(jax.device_get(getattr(train_state, part)) for train_state in (a, b)), 1e-4)
@@ -110,7 +110,9 @@ def cases():
 def test_slices_are_the_batch(case, vocabulary):
     name, changes = CASES[case]
     method, mesh = make(name, vocabulary, **changes), parallel.make_mesh({"data": 1})
-    assert_same_steps(compiled(method, mesh, 1), compiled(method, mesh, SLICES))
+    # At the start views are nearly alike, and Barlow Twins' last BatchNorm magnifies what float32 rounds.
+    share = 3e-5 if case == "barlow_twins" else 1e-5
+    assert_same_steps(compiled(method, mesh, 1), compiled(method, mesh, SLICES), share)
 
 
 def test_slices_on_eight_devices_are_the_batch_on_one():
