@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cxrjax.imaging import pixels
-from cxrjax.imaging.pixels import UnreadablePicture
+from cxrjax.imaging import decoding
+from cxrjax.imaging.decoding import UnreadablePicture
 
 INSTALL = "pip install 'cxrjax[dicom]'"
 PLUGINS = ("pylibjpeg", "gdcm", "pyjpegls", "pydicom")  # by preference; the last is for RLE
@@ -68,10 +68,10 @@ def cells(syntax: str, data: bytes, representation: str, layout: Layout) -> np.n
             f"{layout.rows} (width x height)."
         )
     if syntax == JPEG_BASELINE or (syntax == JPEG_EXTENDED and layout.bits_stored <= 8):
-        opened = pixels.opened(frame, "jpeg")
-        if opened.mode != "L":
-            raise UnreadablePicture(f"The JPEG frame has colour (Pillow mode {opened.mode}); the header says grey.")
-        return _unsigned(np.asarray(opened), layout)
+        image, array = decoding.opened(frame, "jpeg")
+        if image.mode != "L" or array is None:
+            raise UnreadablePicture(f"The JPEG frame has colour (Pillow mode {image.mode}); the header says grey.")
+        return _unsigned(array, layout)
     return _decoded_apart(syntax, data, layout)
 
 

@@ -10,6 +10,7 @@ import io
 import struct
 import warnings
 import zlib
+from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -23,7 +24,14 @@ class UnreadablePicture(ValueError):
     """A file that gives no usable picture; the message is the reason, as a sentence."""
 
 
-def opened(data: bytes, file_format: str, steps: list[str] | None = None) -> Image.Image:
+class Opened(NamedTuple):
+    """A decoded file: Pillow's picture, and its pixels where Pillow has read the header only (h w or h w 3 uint8)."""
+
+    image: Image.Image
+    pixels: np.ndarray | None
+
+
+def opened(data: bytes, file_format: str, steps: list[str] | None = None) -> Opened:
     """Decodes a whole "png", "jpeg" or "gif" file; adds to `steps` what was left out. Raises UnreadablePicture."""
     kind = file_format.upper()
     if file_format == "png":
@@ -35,17 +43,20 @@ def opened(data: bytes, file_format: str, steps: list[str] | None = None) -> Ima
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data), formats=[file_format])
             if file_format == "jpeg":
-                return _strict_jpeg(image, data)
+                return Opened(image, _strict_jpeg(image, data))
             image.load()
-            return image
+            return Opened(image, None)
     except UnidentifiedImageError:
         raise UnreadablePicture(f"The {kind} header is broken.") from None
     except Exception as error:  # Pillow and simplejpeg raise many kinds on damaged data
         raise UnreadablePicture(f"The {kind} data are truncated or corrupt ({str(error).rstrip('.')}).") from None
 
 
-def _strict_jpeg(image: Image.Image, data: bytes) -> Image.Image:
-    """The decoded picture of an opened JPEG file; raises ValueError with libjpeg's warning."""
+def _strict_jpeg(image: Image.Image, data: bytes) -> np.ndarray | None:
+    """The pixels of an opened JPEG file, which is loaded instead where it has four channels.
+
+    Raises ValueError with libjpeg's warning.
+    """
     space = {"L": "GRAY", "RGB": "RGB"}.get(image.mode, "CMYK")
     try:
         array = simplejpeg.decode_jpeg(data, space, strict=True)
@@ -53,10 +64,8 @@ def _strict_jpeg(image: Image.Image, data: bytes) -> Image.Image:
         array = simplejpeg.decode_jpeg(_plain_header(data), space, strict=True)
     if space == "CMYK":
         image.load()
-        return image
-    decoded = Image.fromarray(np.squeeze(array, axis=2) if space == "GRAY" else array)
-    decoded.info.update(image.info)  # with the EXIF data
-    return decoded
+        return None
+    return np.squeeze(array, axis=2) if space == "GRAY" else array
 
 
 def _plain_header(data: bytes) -> bytes:

@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from cxrjax.imaging import orientation as orientations
-from cxrjax.imaging.decoding import PNG_MARK, UnreadablePicture, opened
+from cxrjax.imaging.decoding import PNG_MARK, Opened, UnreadablePicture, opened
 
 JPEG_QUALITY = 95
 NEARLY_EQUAL = 8  # grey levels between channels that JPEG colour compression alone explains
@@ -71,8 +70,8 @@ def read(
     data, _ = contents(source)
     file_format = _format(data)
     steps: list[str] = []
-    image = opened(data, file_format, steps)
-    array, stored_bits, turned = _array(image, data, file_format, steps)
+    file = opened(data, file_format, steps)
+    array, stored_bits, turned = _array(file, data, file_format, steps)
     height, width = array.shape[:2]
     refuse_shape(height, width)
     grey = _grey(array, steps)
@@ -204,8 +203,7 @@ def read_mask(
     data, _ = contents(source)
     file_format = "gif" if data.startswith(b"GIF8") else _format(data)
     try:
-        image = opened(data, file_format)
-        array, _, own = _array(image, data, file_format, [])
+        array, _, own = _array(opened(data, file_format), data, file_format, [])
     except UnreadablePicture as error:
         raise UnreadablePicture(f"The mask cannot be read: {error}") from None
     values = _grey(array, []).astype(np.float32)
@@ -252,23 +250,26 @@ def _format(data: bytes) -> str:
     raise UnreadablePicture(f"The file is neither PNG, JPEG nor DICOM (it begins with bytes {data[:4].hex(' ')}).")
 
 
-def _array(image: Image.Image, data: bytes, file_format: str, steps: list[str]) -> tuple[np.ndarray, int, int]:
+def _array(file: Opened, data: bytes, file_format: str, steps: list[str]) -> tuple[np.ndarray, int, int]:
     """h w or h w 3 array, uint8 or deeper, turned as its EXIF data say; stored bits per channel; the orientation."""
     bits = data[24] if file_format == "png" else 8
     try:
-        orientation = int(image.getexif().get(orientations.TAG, orientations.AS_STORED))
+        orientation = int(file.image.getexif().get(orientations.TAG, orientations.AS_STORED))
     except Exception as error:  # whatever Pillow raises on damaged EXIF data
         raise UnreadablePicture(f"The EXIF data are broken, so which side is up is not known ({error}).") from None
     if orientation not in range(2, 9):  # 0 is written where nothing is known
         orientation = orientations.AS_STORED
-    array = orientations.turn(_channels(image, data, bits, steps), orientation)
+    array = orientations.turn(_channels(file, data, bits, steps), orientation)
     if orientation != orientations.AS_STORED:
         steps.append("turned: as its EXIF orientation says")
     return array, bits, orientation
 
 
-def _channels(image: Image.Image, data: bytes, bits: int, steps: list[str]) -> np.ndarray:
+def _channels(file: Opened, data: bytes, bits: int, steps: list[str]) -> np.ndarray:
     """h w or h w 3 array as stored."""
+    image = file.image
+    if file.pixels is not None:
+        return file.pixels
     if bits == 16 and image.mode not in ("I;16", "I;16B", "I"):
         array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
         if array is None or array.dtype != np.uint16:
