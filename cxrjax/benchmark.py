@@ -1,9 +1,9 @@
 """Measure a pre-training config: cost per picture, speed, share of the devices' peak, input, memory. Writes nothing.
 
     python -m cxrjax.benchmark --config=configs/spcl.py [--config.any.key=value …] [--steps 10] [--input_seconds 10]
-    python -m cxrjax.benchmark --suite=gpu               half an hour on one GPU, beside PyTorch: cxrjax/gpu_suite.py
+    python -m cxrjax.benchmark --suite=gpu               half an hour on one GPU, beside PyTorch (speed/gpu_suite.py)
 
-MACs (multiply–accumulates, two floating-point operations each) are counted in the traced program, as flops.py says.
+MACs (multiply–accumulates, two floating-point operations each) are counted in the traced program: speed/flops.py.
 What a block recomputes in the backward pass is executed but is no useful work: the training count is taken with remat
 off, and the executed count is printed beside it. Peak is a large matrix product in the run's computation dtype on all
 devices, timed in turns with the steps.
@@ -17,10 +17,11 @@ from typing import Any, NamedTuple
 import jax
 from absl import flags
 
-from cxrjax import command, cost, flops, parallel
+from cxrjax import command, parallel
 from cxrjax.config import ConfigDict
 from cxrjax.methods.mae import kept_patches
 from cxrjax.methods.spcl import partition_sizes
+from cxrjax.speed import cost, flops
 
 
 class Row(NamedTuple):
@@ -59,7 +60,7 @@ def benchmark(config: ConfigDict, steps: int = 10, input_seconds: float = 10.0) 
 
 
 def closed_form(config: ConfigDict) -> flops.Cost | None:
-    """The formula of flops.py at the config's sizes, or None for a method or options that have none."""
+    """The formula of speed/flops.py at the config's sizes, or None for a method or options that have none."""
     return CLOSED_FORMS[config.method](config) if config.method in CLOSED_FORMS else None
 
 
@@ -182,7 +183,7 @@ def _define_flags() -> None:
 
 if __name__ == "__main__":
     if any(argument.startswith("--suite") for argument in sys.argv[1:]):
-        from cxrjax import gpu_suite
+        from cxrjax.speed import gpu_suite
 
         gpu_suite.main(sys.argv[1:])
         raise SystemExit

@@ -19,11 +19,12 @@ import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from cxrjax import integrity, parallel
-from cxrjax.disk import CheckpointNotWritten as CheckpointNotWritten
-from cxrjax.disk import Reporting, not_written, quieten_orbax
-from cxrjax.leaves import CheckpointMismatch as CheckpointMismatch
-from cxrjax.leaves import compare, shapes
+from cxrjax import parallel
+from cxrjax.runtime import integrity
+from cxrjax.runtime.disk import CheckpointNotWritten as CheckpointNotWritten
+from cxrjax.runtime.disk import Reporting, not_written, quieten_orbax
+from cxrjax.runtime.leaves import CheckpointMismatch as CheckpointMismatch
+from cxrjax.runtime.leaves import compare, shapes
 
 _ITEM = "train_state"
 _RECORD = "_CHECKPOINT_METADATA"

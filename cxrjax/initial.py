@@ -6,13 +6,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from cxrjax import checkpoint, hosts, recipes, trained
+from cxrjax import checkpoint, recipes, trained
 from cxrjax.config import ConfigDict, names
 from cxrjax.input import converted_sets, paired
 from cxrjax.interop import huggingface, torch_bert, torch_resnet, torch_swin, torch_vit
 from cxrjax.methods.base import encoder_params
 from cxrjax.models import bert, posemb, resnet, vit
 from cxrjax.report_encoders import report_encoder
+from cxrjax.runtime import hosts
 
 PLACES = ("encoder", "text", "lateral")
 

@@ -13,9 +13,11 @@ from typing import Any
 import jax
 from absl import flags
 
-from cxrjax import checkpoint, command, compile_cache, disk, hosts, leftovers, lock
+from cxrjax import checkpoint, command
 from cxrjax import config as shared
+from cxrjax.accelerators import compile_cache
 from cxrjax.config import ConfigDict
+from cxrjax.runtime import disk, hosts, leftovers, lock
 
 
 def main(config: ConfigDict, name: str, options: Any) -> None:

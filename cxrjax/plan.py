@@ -17,11 +17,13 @@ from typing import Any, NamedTuple
 import jax
 from absl import flags
 
-from cxrjax import aot, command, cost, hardware, initial, methods, optim, parallel, stand_ins, train
+from cxrjax import command, initial, methods, optim, parallel, stand_ins, train
 from cxrjax import config as shared
+from cxrjax.accelerators import aot, hardware
 from cxrjax.config import ConfigDict, names
 from cxrjax.datasets import catalogue
 from cxrjax.phantom import phantom_set
+from cxrjax.speed import cost
 from cxrjax.step import program
 
 USABLE = 0.92

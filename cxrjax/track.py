@@ -23,7 +23,7 @@ from tensorboard.compat.proto import summary_pb2 as _summary_pb2
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tqdm import tqdm
 
-from cxrjax.goodput import Goodput
+from cxrjax.runtime.goodput import Goodput
 
 # Protocol buffers make their classes when they are imported, which type checkers cannot follow.
 event_pb2: Any = _event_pb2

@@ -12,27 +12,16 @@ import jax
 import numpy as np
 from einops import rearrange
 
-from cxrjax import (
-    checkpoint,
-    checks,
-    hosts,
-    initial,
-    integrity,
-    interruption,
-    lock,
-    methods,
-    optim,
-    parallel,
-    profiling,
-)
+from cxrjax import checkpoint, checks, initial, methods, optim, parallel
 from cxrjax import config as shared
 from cxrjax.config import ConfigDict, determining, judged, names
 from cxrjax.evals import run as evals
 from cxrjax.evals.encoders import from_method
 from cxrjax.evals.features import source_digest
-from cxrjax.goodput import Goodput
 from cxrjax.input import converted_sets, overlap, paired, pipeline, source, studies
 from cxrjax.methods import Method
+from cxrjax.runtime import hosts, integrity, interruption, lock, profiling
+from cxrjax.runtime.goodput import Goodput
 from cxrjax.step import TrainState, program
 from cxrjax.track import Tracker
 

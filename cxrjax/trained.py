@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 
 import jax
 
-from cxrjax import checkpoint, disk, methods
+from cxrjax import checkpoint, methods
 from cxrjax import config as shared
 from cxrjax.config import ConfigDict
 from cxrjax.methods import Method
+from cxrjax.runtime import disk
 from cxrjax.text import tokenizer
 
 

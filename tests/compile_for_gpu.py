@@ -11,7 +11,8 @@ import sys
 
 import jax
 
-from cxrjax import aot, hardware, initial, methods, parallel, plan, stand_ins
+from cxrjax import initial, methods, parallel, plan, stand_ins
+from cxrjax.accelerators import aot, hardware
 from cxrjax.step import program
 from tests import runs
 

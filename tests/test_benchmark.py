@@ -2,7 +2,8 @@ import jax
 import numpy as np
 import pytest
 
-from cxrjax import benchmark, cost, methods
+from cxrjax import benchmark, methods
+from cxrjax.speed import cost
 from tests import runs
 
 

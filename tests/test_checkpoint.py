@@ -17,7 +17,8 @@ import numpy as np
 import optax
 import pytest
 
-from cxrjax import checkpoint, integrity, optim, parallel
+from cxrjax import checkpoint, optim, parallel
+from cxrjax.runtime import integrity
 from tests import runs
 
 RULES = [("blocks/kernel", (None, "data"))]

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import jax
 import pytest
 
-from cxrjax import aot, methods, parallel, step
+from cxrjax import methods, parallel, step
+from cxrjax.accelerators import aot
 from tests import runs
 
 B, DEVICES = 16, 8

@@ -10,7 +10,9 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from cxrjax import aot, cost, hardware, initial, methods, parallel, plan, stand_ins
+from cxrjax import initial, methods, parallel, plan, stand_ins
+from cxrjax.accelerators import aot, hardware
+from cxrjax.speed import cost
 from cxrjax.step import program
 from tests import runs
 

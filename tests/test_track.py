@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cxrjax import goodput, track
+from cxrjax import track
+from cxrjax.runtime import goodput
 
 
 def lines(workdir, timed=False):

@@ -8,10 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cxrjax import hosts, parallel
+from cxrjax import parallel
 from cxrjax.evals import attention
 from cxrjax.evals.base import Encoder, Joint, digest
 from cxrjax.methods.base import Method
+from cxrjax.runtime import hosts
 
 
 def from_method(

@@ -13,10 +13,10 @@ from typing import Any, overload
 import grain
 import numpy as np
 
-from cxrjax import interruption
 from cxrjax.datasets.writer import cores
 from cxrjax.input.crops import Undecodable
 from cxrjax.input.source import Source
+from cxrjax.runtime import interruption
 
 Example = Mapping[str, Any]
 Views = Callable[[Example, np.random.Generator], dict[str, Any]]

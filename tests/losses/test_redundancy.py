@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cxrjax import flops, parallel
+from cxrjax import parallel
 from cxrjax.losses import redundancy
+from cxrjax.speed import flops
 from tests.losses.test_contrastive import DTYPES, assert_gradient, rounded
 
 A = np.asarray([(1, 0), (-1, 0), (0, 1), (0, -1)], np.float32)

@@ -5,13 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cxrjax import benchmark, cost, methods, optim
+from cxrjax import benchmark, methods, optim
 from cxrjax.imaging import pixels
 from cxrjax.input import crops, device
 from cxrjax.methods import mae
 from cxrjax.models import posemb
 from cxrjax.models.mae_decoder import MAEDecoder
 from cxrjax.models.vit import Block, ViT
+from cxrjax.speed import cost
 from tests import runs
 from tests.methods import oracles
 from tests.methods.conftest import smooth_pictures

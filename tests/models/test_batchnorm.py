@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cxrjax import aot, parallel
+from cxrjax import parallel
+from cxrjax.accelerators import aot
 from cxrjax.models.batchnorm import BatchNorm
 
 

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cxrjax import flops
 from cxrjax.models import resnet
 from cxrjax.models.resnet import ResNet
+from cxrjax.speed import flops
 
 BOTTLENECK = resnet.Size((1, 2, 1, 1), 8, bottleneck=True)
 

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from cxrjax import flops, methods, parallel
+from cxrjax import methods, parallel
 from cxrjax.config import ConfigDict
+from cxrjax.speed import flops
 
 
 class Cost(NamedTuple):

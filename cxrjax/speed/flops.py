@@ -5,7 +5,7 @@ pre-training forward: all views, networks, heads. It is what papers call "GFLOPs
 operations are twice that. Not counted: biases, norms, softmax, GELU, gathers, and products between the pictures of a
 batch (the B × B logits), which losses mark with the name scope `pairwise`; these are returned apart.
 
-    python -m cxrjax.flops        prints the table of pre-training methods as Markdown
+    python -m cxrjax.speed.flops        prints the table of pre-training methods as Markdown
 """
 
 import math

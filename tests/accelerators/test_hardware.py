@@ -2,7 +2,7 @@
 
 import pytest
 
-from cxrjax import hardware
+from cxrjax.accelerators import hardware
 
 
 def test_targets():

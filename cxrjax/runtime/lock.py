@@ -21,7 +21,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cxrjax import hosts, parallel
+from cxrjax import parallel
+from cxrjax.runtime import hosts
 
 FILE = "owner.json"
 BEAT_S = 10

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from cxrjax import flops, methods
+from cxrjax import methods
 from cxrjax.models.vit import ViT
+from cxrjax.speed import flops
 from tests import runs
 
 B16 = flops.encoder("B")

@@ -3,7 +3,7 @@ import subprocess
 import sys
 import time
 
-from cxrjax import leftovers
+from cxrjax.runtime import leftovers
 
 
 def test_what_dead_processes_left_is_removed_and_nothing_else(tmp_path):

@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from cxrjax.accelerators.hardware import CUDNN, Target, gpu_target_config
 from cxrjax.datasets import schema
-from cxrjax.hardware import CUDNN, Target, gpu_target_config
 
 # Without a device nothing can be timed, and Triton's matrix products need timings to choose their tiles.
 _WITHOUT_A_GPU = {"xla_gpu_enable_triton_gemm": False, "xla_gpu_autotune_level": 0}

@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from cxrjax import aot, hardware
+from cxrjax.accelerators import aot, hardware
 
 PROGRAM = """HloModule step
 

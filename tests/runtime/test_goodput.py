@@ -1,6 +1,6 @@
 import pytest
 
-from cxrjax import goodput
+from cxrjax.runtime import goodput
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 import os
 import signal
 
-from cxrjax import interruption
+from cxrjax.runtime import interruption
 
 
 def test_the_first_ctrl_c_asks_and_the_second_ends(monkeypatch, capfd):

@@ -7,7 +7,8 @@ import sys
 import jax
 import pytest
 
-from cxrjax import gpu_suite, methods, optim, stand_ins, torch_steps
+from cxrjax import methods, optim, stand_ins
+from cxrjax.speed import gpu_suite, torch_steps
 
 ENTRIES = {entry.config: entry for entry in gpu_suite.ENTRIES.values()}
 
@@ -87,7 +88,7 @@ class Finder:
     def find_spec(name, path=None, target=None):
         return None if name.split(".")[0] in {readers} else original(name, path, target)
 sys.meta_path[-1] = Finder
-from cxrjax import gpu_suite
+from cxrjax.speed import gpu_suite
 gpu_suite.main(["--suite=gpu", "--tiny", "--entry=supervised ViT-B"])
 """
 

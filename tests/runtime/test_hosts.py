@@ -13,7 +13,8 @@ import jax
 import numpy as np
 import pytest
 
-from cxrjax import checkpoint, hosts
+from cxrjax import checkpoint
+from cxrjax.runtime import hosts
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from cxrjax import compile_cache, train
+from cxrjax import train
+from cxrjax.accelerators import compile_cache
 from tests import runs
 
 SETTINGS = (

@@ -10,12 +10,13 @@ import time
 
 import pytest
 
-from cxrjax import lock, main
+from cxrjax import main
+from cxrjax.runtime import lock
 from tests import runs
 
 HOLD = """
 import sys, time
-from cxrjax import lock
+from cxrjax.runtime import lock
 with lock.hold(sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 from cxrjax import recipes
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 LONGEST_S = 300  # of one entry
 STEPS, EPOCH = 100_000, 100_000  # of the run that a step is taken from; warm-ups of epochs must end before it does
 READERS = (
@@ -146,7 +146,9 @@ def measure(entry: Entry, tiny: bool, steps: int = 20) -> dict[str, Any]:
     """
     import jax
 
-    from cxrjax import aot, cost, parallel
+    from cxrjax import parallel
+    from cxrjax.accelerators import aot
+    from cxrjax.speed import cost
 
     config, method, made, batch = _made(entry, tiny)
     began = time.perf_counter()
@@ -179,7 +181,7 @@ def measure(entry: Entry, tiny: bool, steps: int = 20) -> dict[str, Any]:
 
 def _beside_torch(entry: Entry, config: Any, ours: Callable[[], None], steps: int) -> dict[str, Any]:
     """PyTorch's pictures per second in turns with our steps, eager and compiled; why not, where there are none."""
-    from cxrjax import torch_steps
+    from cxrjax.speed import torch_steps
 
     if (reason := torch_steps.missing()) is not None:
         return {"torch": reason}
