@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from cxrjax.models.batchnorm import STATISTICS, BatchNorm
+from cxrjax.models.convolution import convolve
 from cxrjax.models.vit import REMATS
 
 
@@ -70,14 +71,7 @@ class Convolution(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.side, self.side, x.shape[-1], self.features)
         kernel = self.param("kernel", kaiming_normal, shape).astype(self.dtype)
-        padding = [(self.side // 2, self.side // 2)] * 2
-        y = jax.lax.conv_general_dilated(
-            x.astype(self.dtype),
-            kernel,
-            (self.stride, self.stride),
-            padding,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        y = convolve(x.astype(self.dtype), kernel, self.stride, self.side // 2)
         return checkpoint_name(y, "convolution")
 
 

@@ -1,0 +1,74 @@
+"""Convolution of pictures, in the form that is fastest where it runs.
+
+On a CPU, XLA's strided convolutions and those of small maps take up to four times as long as one matrix product of the
+shifted pictures. Which one runs is decided by the platform that a program is lowered for.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+SMALL = 8
+"""Places on a side, up to which a map is small."""
+
+
+def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+    """x b h w c, kernel i j c d → b h' w' d, with `padding` zeros on every edge."""
+    few_taps = kernel.shape[0] <= 3  # a stem's 7 × 7 product is larger than what it saves
+    if few_taps and (stride > 1 or max(x.shape[1:3]) <= SMALL):
+        return _by_platform(x, kernel, stride, padding)
+    return _library(x, kernel, stride, padding)
+
+
+# Differentiated here, since the gradient of a choice would keep what either form needs.
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _by_platform(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+    forms = (partial(form, stride=stride, padding=padding) for form in (_library, _product))
+    return _choose(*forms, x, kernel)
+
+
+def _forward(x: jax.Array, kernel: jax.Array, stride: int, padding: int):
+    return _by_platform(x, kernel, stride, padding), (x, kernel)
+
+
+def _backward(stride: int, padding: int, kept: tuple[jax.Array, jax.Array], gradient: jax.Array):
+    def pull(form: Callable) -> Callable:
+        def both(x, kernel, gradient):
+            of_x = jax.linear_transpose(lambda x: form(x, kernel, stride, padding), x)
+            of_kernel = jax.linear_transpose(lambda kernel: form(x, kernel, stride, padding), kernel)
+            return (*of_x(gradient), *of_kernel(gradient))
+
+        return both
+
+    return _choose(pull(_library), pull(_product), *kept, gradient)
+
+
+_by_platform.defvjp(_forward, _backward)
+
+
+def _choose(default: Callable, cpu: Callable, *args: jax.Array):
+    return jax.lax.platform_dependent(*args, cpu=cpu, default=default)
+
+
+def _library(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+    edges, numbers = [(padding, padding)] * 2, ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(x, kernel, (stride, stride), edges, dimension_numbers=numbers)
+
+
+def _product(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+    """Rows (b·h'·w') (i·j·c) of shifted pictures times the kernel as a matrix."""
+    rows, columns, _, features = kernel.shape
+    height, width = (
+        (side + 2 * padding - taps) // stride + 1 for side, taps in zip(x.shape[1:3], (rows, columns), strict=True)
+    )
+    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    shifted = [
+        x[:, i : i + stride * (height - 1) + 1 : stride, j : j + stride * (width - 1) + 1 : stride]
+        for i in range(rows)
+        for j in range(columns)
+    ]
+    patches = jnp.concatenate(shifted, axis=-1)
+    y = patches.reshape(-1, patches.shape[-1]) @ kernel.reshape(-1, features)
+    return y.reshape(len(x), height, width, features)
