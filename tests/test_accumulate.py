@@ -8,7 +8,7 @@ import pytest
 
 from cxrjax import accumulate, methods, parallel
 from cxrjax import config as shared
-from cxrjax.step import make_step
+from cxrjax.step import make_step, program
 from cxrjax.text import tokenizer
 from tests import runs
 from tests.methods import test_every_method as every
@@ -223,6 +223,15 @@ def test_a_run_may_be_resumed_in_other_slices():
     assert shared.differences(whole, cut) == [] and shared.digest(whole) == shared.digest(cut)
     cut.accumulate_batch_norm = "slice"
     assert shared.differences(whole, cut) == ["accumulate: (absent) → 4", "accumulate_batch_norm: (absent) → slice"]
+
+
+def test_the_trainer_takes_the_slices_of_the_config():
+    for slices in (1, 8):
+        config = runs.config("spcl", batch_size=16, accumulate=slices)
+        method = methods.make(config, every.STEPS)
+        made = program(config, method, parallel.make_mesh({"data": 1}), every.STEPS, 64)
+        traced = str(jax.make_jaxpr(made.step)(made.abstract, batch_of(method)))
+        assert ("length=8" in traced) == (slices == 8)
 
 
 def test_no_slices_leave_the_step_as_it_is():
