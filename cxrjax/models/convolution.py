@@ -25,8 +25,8 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.
 # Differentiated here, since the gradient of a choice would keep what either form needs.
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _by_platform(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
-    forms = (partial(form, stride=stride, padding=padding) for form in (_library, _product))
-    return _choose(*forms, x, kernel)
+    library, product = (partial(form, stride=stride, padding=padding) for form in (_library, _product))
+    return _choose(library, product, x, kernel)
 
 
 def _forward(x: jax.Array, kernel: jax.Array, stride: int, padding: int):
