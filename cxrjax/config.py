@@ -32,6 +32,9 @@ else:
 FREE = ("checkpoint", "compile_cache", "evals", "grid", "input", "log_every_steps", "mesh", "profile_steps", "sharding")
 """Keys that may change between a run and its resumption: the numbers of the training do not depend on them."""
 
+DTYPES = ("float32", "bfloat16")
+"""What a network computes in. float16 is none of them: its gradients would need a scale of the loss."""
+
 RANGES = {
     "seed": "whole [0, 4294967295]",
     "batch_size": "whole [1, inf)",
@@ -174,7 +177,7 @@ def evaluation(references: str) -> ConfigDict:
 
 
 def check(config: ConfigDict) -> None:
-    """Raises ValueError naming every setting outside its range (RANGES), every NaN and every misspelt key.
+    """Raises ValueError naming every setting outside its range (RANGES, DTYPES), every NaN and every misspelt key.
 
     A key is misspelt if a section of `pretrain` does not have it. The keys of methods are not known here: of these only
     one that comes close to a key of `pretrain` is taken for a slip.
@@ -190,6 +193,8 @@ def _outside(config: ConfigDict) -> Iterator[str]:
         if any(isinstance(one, float) and math.isnan(one) for one in numbers):
             yield f"{key} = {value}: it is not a number"
             continue
+        if key.rpartition(".")[2] == "dtype" and value not in (None, "", *DTYPES):
+            yield f"{key} = {value!r}: it must be {' or '.join(DTYPES)}{nearest(str(value), DTYPES)}"
         text = next((text for pattern, text in RANGES.items() if fnmatch.fnmatchcase(key, pattern)), "")
         if text and not all(_within(one, text) for one in numbers):
             kind = "a whole number" if text.startswith("whole") else "a number"

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "cxrjax"
 
 # From the ground up. A room imports rooms of lower floors, and of its own floor only where no circle follows.
 FLOORS = (
-    {"checkpoint", "command", "config", "older", "optim", "parallel", "rng", "runtime", "track"},
+    {"checkpoint", "command", "config", "older", "optim", "parallel", "rng", "runtime", "saved_config", "track"},
     {"imaging", "losses", "text"},
     {"datasets", "models", "monitors"},
     {"accelerators", "phantom"},
