@@ -89,7 +89,8 @@ def other_units(argv: Sequence[str], config: ConfigDict) -> list[str]:
     """Keys of a config that say in another unit what argv gives."""
     given = {match[1] for arg in argv if (match := re.match(r"--?config\.([\w.]+)(=|$)", arg))}
     others = [key for unit in UNITS if given & set(unit) for key in unit if key not in given]
-    return [key for key in others if key.split(".")[1] in config.get(key.split(".")[0], {})]
+    known = flat(config.to_dict())
+    return [key for key in others if key in known]
 
 
 def json_as_python(argv: Sequence[str]) -> list[str]:

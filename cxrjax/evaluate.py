@@ -12,7 +12,7 @@ from cxrjax import methods, trained
 from cxrjax.config import ConfigDict, determining, names
 from cxrjax.evals import encoders
 from cxrjax.evals.base import Encoder, Result, bounds
-from cxrjax.evals.run import complete, evaluate, number_or_none, summary
+from cxrjax.evals.run import complete, evaluate, number_or_none, place, summary
 from cxrjax.reporting import compare
 
 
@@ -43,7 +43,7 @@ def _run(config: Any, workdir: Path | None) -> dict[str, dict[str, Result]]:
             named = {**entry, "name": f"{entry['name']}-{encoder.name}"} if as_reference else entry
             trained_with = None if found is None or as_reference else found.config
             result = results[key][encoder.name] = evaluate(encoder, named, workdir, config.seed, trained_with)
-            print(f"{entry['name']}: {encoder.name}, {summary(result)}", flush=True)
+            print(f"{entry['name']} on {entry['set']}: {encoder.name}, {summary(result)}", flush=True)
             for note in result.notes:
                 print(f"  note: {note}")
             if number and found is not None:
@@ -90,6 +90,6 @@ def _compare(
     numbers = {
         name: {key: number_or_none(value) for key, value in row._asdict().items()} for name, row in gains.items()
     }
-    path = workdir / "evals" / entry["name"] / str(encoder.step) / f"versus-{reference.name}.json"
+    path = place(workdir, entry, encoder.step) / f"versus-{reference.name}.json"
     if jax.process_index() == 0:
         path.write_text(json.dumps(numbers, indent=2) + "\n")

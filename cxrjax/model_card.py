@@ -196,16 +196,19 @@ def _measured(workdir: Path, step: int) -> str:
     rows = []
     for file in sorted(workdir.glob(f"evals/*/{step}/results.json")):
         results = json.loads(file.read_text())
-        if results.get("entry", {}).get("limit"):
+        entry = results.get("entry", {})
+        if entry.get("limit"):
             continue
+        judged = entry.get("set", "?")
         for name, value in results["metrics"].items():
             known = None not in (value["low"], value["high"])
             interval = f"{value['low']:.4f} to {value['high']:.4f}" if known else "not defined"
             rows.append(
-                f"| {_plain(file.parts[-3])} | {_plain(name)} | {value['value']:.4f} | {interval} | {value['n']} |"
+                f"| {_plain(file.parts[-3])} | {_plain(judged)} | {_plain(name)} | {value['value']:.4f} | {interval} "
+                f"| {value['n']} |"
             )
     if not rows:
         return f"Nothing: the run has no evaluation of step {step}."
-    header = ["| evaluation | metric | value | 95 % interval | n |", "|---|---|---|---|---|"]
+    header = ["| evaluation | set | metric | value | 95 % interval | n |", "|---|---|---|---|---|---|"]
     closing = "Intervals are over resampled patients; n counts pictures, or studies in retrieval."
     return "\n".join([*header, *rows, "", closing])

@@ -227,7 +227,8 @@ def _leave(done, saved, interrupted, time_of) -> None:
 
 def _judged(judges, step, workdir) -> bool:
     """Whether these judges have written what they found at a step."""
-    return all((workdir / "evals" / name / str(step) / "results.json").exists() for name in judges)
+    folders = (evals.place(workdir, evals.complete(entry), step) for entry in judges.values())
+    return all((folder / "results.json").exists() for folder in folders)
 
 
 def _judge(config: ConfigDict, run, train_state, step, saved, tracker, workdir, judges) -> None:
@@ -259,7 +260,7 @@ def _evaluate(config: ConfigDict, run, train_state, done, workdir, judges) -> di
     for name, entry in judges.items():
         result = evals.evaluate(encoder, entry, workdir, config.seed, started_from)
         scalars |= evals.scalars(entry, result)
-        print(f"step {done}: {name}: {evals.summary(result)}", flush=True)
+        print(f"step {done}: {name} on {entry['set']}: {evals.summary(result)}", flush=True)
     return scalars
 
 

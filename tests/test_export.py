@@ -19,7 +19,7 @@ def workdir(tmp_path_factory):
     results = folder / "evals" / "phantom_probe" / "6" / "results.json"
     results.parent.mkdir(parents=True)
     interval = {"value": 0.8123, "low": 0.7, "high": 0.9, "n": 321}
-    results.write_text(json.dumps({"metrics": {"auroc/mean": interval}}))
+    results.write_text(json.dumps({"entry": {"set": "phantom_smoke"}, "metrics": {"auroc/mean": interval}}))
     return folder
 
 
@@ -170,7 +170,7 @@ def test_card_tells_what_was_done_and_measured(workdir, tmp_path, without_torch,
     for part in (
         "arXiv 2603.07113",
         "phantom_smoke (train split, PA,AP, 100 %)",
-        "| phantom_probe | auroc/mean | 0.8123 | 0.7000 to 0.9000 | 321 |",
+        "| phantom_probe | phantom_smoke | auroc/mean | 0.8123 | 0.7000 to 0.9000 | 321 |",
         "subtract 0.4978, divide by 0.2449",
         "Not measured: torch and transformers were not installed",
         "add_pooling_layer=False",

@@ -7,6 +7,7 @@
 """
 
 import difflib
+import hashlib
 import importlib.metadata
 import json
 import math
@@ -29,6 +30,7 @@ from cxrjax.evals.registry import JUDGES
 from cxrjax.input import overlap
 from cxrjax.input.converted_sets import open_set
 from cxrjax.input.source import Source, required, select
+from cxrjax.older import translated
 
 COMMON = {
     "name": "",  # of its folder; an empty one is made from the set, the task and the judge
@@ -79,12 +81,43 @@ def evaluate(
         if trained_with is not None:
             result = result._replace(notes=[*result.notes, *_leaks(trained_with, entry)])
         if jax.process_index() == 0:
-            _write(Path(workdir) / "evals" / entry["name"] / str(encoder.step), encoder, entry, seed, result)
+            _write(place(workdir, entry, encoder.step), encoder, entry, seed, result)
     except Exception as error:
         name = entry.get("name") or f"{entry.get('judge', COMMON['judge'])} on {entry.get('set', '?')}"
-        place = f"evaluation {name!r} of {encoder.name!r} at step {encoder.step}"
-        raise EvaluationError(f"{place} failed: {error}") from error
+        judged = f"evaluation {name!r} of {encoder.name!r} at step {encoder.step}"
+        raise EvaluationError(f"{judged} failed: {error}") from error
     return result
+
+
+def place(workdir: str | os.PathLike, entry: Mapping[str, Any], step: int) -> Path:
+    """The folder of an entry's results at a step: evals/<name>/<step>, or beside it where those of other settings lie.
+
+    Results of one entry on another set are in <name>-on-<set>, and of still other settings in one with their digest.
+    """
+    settings = _settings(entry)
+    mark = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    elsewhere = f"{entry['name']}-on-{_plain(entry['set'])}"
+    folders = [Path(workdir) / "evals" / name / str(step) for name in (entry["name"], elsewhere)]
+    return next(
+        (folder for folder in folders if _holds_none_but(settings, folder / "results.json")),
+        folders[1].parent.with_name(f"{elsewhere}-{mark}") / str(step),
+    )
+
+
+def _settings(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What determines an entry's results, as JSON gives it back."""
+    given = entry.to_dict() if isinstance(entry, ConfigDict) else dict(entry)
+    return json.loads(json.dumps({key: value for key, value in given.items() if key not in ("name", "every_steps")}))
+
+
+def _holds_none_but(settings: Mapping[str, Any], file: Path) -> bool:
+    """Whether there are no results of other settings; keys that only one of both knows are passed over."""
+    try:
+        there = json.loads(file.read_text())["entry"]
+    except (OSError, ValueError, KeyError):  # absent, or damaged
+        return True
+    there, _ = translated(there, RENAMED, added={})
+    return all(there[key] == value for key, value in settings.items() if key in there)
 
 
 def scalars(entry: Mapping[str, Any], result: Result) -> dict[str, float]:

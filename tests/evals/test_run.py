@@ -146,6 +146,37 @@ def test_evaluate_writes_results_and_predictions_that_agree(phantom_dir, tmp_pat
     np.testing.assert_equal(run.evaluate(encoder, config, tmp_path, seed=1).metrics, result.metrics)
 
 
+def test_results_of_other_settings_are_never_overwritten(tmp_path):
+    """The same entry on another set, and with other options there, has folders of its own; the same again has one."""
+
+    def settings(**changes):
+        return {
+            "name": "probe",
+            "every_steps": 5,
+            "set": "phantom",
+            "task": {"name": "all"},
+            "bootstrap": 20,
+            **changes,
+        }
+
+    def judged(entry):
+        folder = run.place(tmp_path, entry, 6)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "results.json").write_text(json.dumps({"entry": entry}))
+        return folder.relative_to(tmp_path / "evals").as_posix()
+
+    assert judged(settings()) == "probe/6"
+    assert judged(settings(set="clinic/256")) == "probe-on-clinic_256/6"
+    more = judged(settings(set="clinic/256", bootstrap=50))
+    assert more.startswith("probe-on-clinic_256-") and more.endswith("/6")
+    assert judged(settings(every_steps=7)) == "probe/6"
+    assert judged(settings(set="clinic/256")) == "probe-on-clinic_256/6"
+    (tmp_path / "evals/probe/6/results.json").write_text('{"entry": {"set": "phantom", "an older": "key"}}')
+    assert judged(settings()) == "probe/6"
+    (tmp_path / "evals/probe/6/results.json").write_text("cut")
+    assert judged(settings(set="clinic/256", bootstrap=70)) == "probe/6"
+
+
 def test_a_fraction_thins_the_train_split_alone(phantom_dir):
     found, _ = run.sources(run.complete(entry(phantom_dir, fraction=0.3)))
     whole = converted_sets.open_set("phantom", phantom_dir).split_sizes
