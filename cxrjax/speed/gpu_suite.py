@@ -350,8 +350,17 @@ class _Absent(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return None
 
 
+class _Any(type):
+    """A class whose every attribute is such a class."""
+
+    def __getattr__(cls, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _Any(name, (), {})
+
+
 class _Nothing(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return type(name, (), {})
+        return _Any(name, (), {})
