@@ -53,6 +53,11 @@ def test_records(tmp_path):
     assert {"time/unix_s", "time/images_per_second"} <= set(lines(tmp_path, timed=True)[2])
 
 
+def test_the_last_step_is_logged_whatever_is_left_over(tmp_path):
+    train(tmp_path, 0, 5, total=5)
+    assert [line["step"] for line in lines(tmp_path) if "train/loss" in line] == [2, 4, 5]
+
+
 @pytest.mark.parametrize("killed_at", [2, 4, 5, 7, 9, 11])
 def test_resumed_file_equals_an_uninterrupted_one(tmp_path, killed_at):
     train(tmp_path / "whole", 0, 12)

@@ -365,6 +365,8 @@ def test_judged_sets_determine_a_run_but_its_own_splits_do_not():
     assert digest(evals={}) == digest() == digest(evals={"probe": {"set": "phantom_smoke", "judge": "knn"}})
     assert digest(evals=elsewhere) == digest(data__judged_on="elsewhere") != digest()
     assert digest(evals=elsewhere, data__exclude_overlap=False) == digest(data__exclude_overlap=False)
+    # Of two sets that are trained on, each is judged on patients that the other may share.
+    assert shared.judged(runs.config(evals=elsewhere, data__sets="phantom_smoke,elsewhere")) == ("elsewhere",)
     changed = shared.differences(runs.config(), runs.config(evals=elsewhere))
     assert changed == ["data.judged_on:  → elsewhere"]
 

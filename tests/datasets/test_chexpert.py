@@ -60,6 +60,15 @@ def test_every_field_comes_back(folder, tmp_path):
     assert stranger["labels"][made.label_names.index("Pneumothorax")] == schema.ABSENT
 
 
+def test_validation_is_cut_from_train_alone(folder, monkeypatch):
+    """The official validation pictures are the test part, whatever is drawn for validation."""
+    for drawn, expected in ((True, {"val", "test"}), (False, {"train", "test"})):
+        monkeypatch.setattr(release, "is_validation", lambda *_, drawn=drawn: drawn)
+        rows = chexpert.manifest(folder.parent).rows
+        assert {row.split for row in rows} == expected
+        assert {row.image_id for row in rows if row.split == "test"} == {f"valid/{path}" for path in VALID}
+
+
 def test_full_download_in_its_parts_and_gzipped_tables(tmp_path):
     full = write(tmp_path / "raw", "CheXpert-v1.0")
     batches = [tmp_path / "raw" / f"CheXpert-v1.0 batch {part}" for part in ("1 (validate & csv)", "2 (train 1)")]

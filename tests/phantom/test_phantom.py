@@ -194,8 +194,9 @@ def test_masks_and_boxes_follow_the_findings(studies):
             assert {label for label, _ in radiograph.boxes} <= present
             height, width = radiograph.findings.shape
             covered = np.zeros((height, width), bool)
-            for _, (y0, x0, y1, x1) in radiograph.boxes:
+            for label, (y0, x0, y1, x1) in radiograph.boxes:
                 assert 0 <= y0 < y1 <= 1 and 0 <= x0 < x1 <= 1
+                assert label != "Cardiomegaly" or (y1 - y0) * (x1 - x0) < 0.5  # the heart, and not what is around it
                 inside = (slice(round(y0 * height), round(y1 * height)), slice(round(x0 * width), round(x1 * width)))
                 covered[inside] = True
                 edges = radiograph.findings[inside]
