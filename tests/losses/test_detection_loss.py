@@ -159,6 +159,13 @@ def test_boxes_are_found_where_they_are():
     assert [int(level.sum()) for level in assigned(((4, 4),), BOXES, CLASSES)] == [1 + 1 + 1 + 9]
 
 
+@pytest.mark.parametrize(("cells", "level"), [(7.5, 0), (8.0, 0), (8.5, 1)])
+def test_a_box_of_eight_cells_is_the_largest_of_its_level(cells, level):
+    boxes = np.asarray([[[0.25, 0.25, 0.25 + cells / 32, 0.3]]], np.float32)
+    found = assigned(((32, 32), (16, 16)), boxes, np.zeros((1, 1), np.int32))
+    assert [bool(np.asarray(places).any()) for places in found] == [level == 0, level == 1]
+
+
 def test_dense_is_the_loop():
     grids = (16, 8)
     logits = [RNG.normal(size=(3, g, g, 2)).astype(np.float32) for g in grids]

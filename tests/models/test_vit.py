@@ -220,7 +220,8 @@ def test_stochastic_depth_drops_whole_branches_and_keeps_the_mean(params, images
     unchanged = np.abs(first[:, 1] - first[:, 0]).max(axis=(2, 3)) == 0
     assert 0.18 < unchanged.mean() < 0.32  # both branches dropped: 1/4
     factors = np.asarray(vit.paths(jax.random.key(5), 64))  # b l 2
-    assert set(factors[:, 0].ravel()) == {1.0} and set(factors[:, 1].ravel()) == {0.0, 2.0}
+    assert set(factors[:, 0].ravel()) == {1.0}
+    assert all(set(factors[:, 1, branch]) == {0.0, 2.0} for branch in (0, 1))  # each picture for itself
 
 
 def test_views_of_a_picture_drop_paths_of_their_own(params, images):
