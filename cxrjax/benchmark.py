@@ -10,7 +10,6 @@ devices, timed in turns with the steps.
 """
 
 import sys
-import time
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ import jax
 from absl import flags
 
 from cxrjax import command, parallel
+from cxrjax.accelerators import aot
 from cxrjax.config import ConfigDict
 from cxrjax.methods.mae import kept_patches
 from cxrjax.methods.spcl import partition_sizes
@@ -119,21 +119,12 @@ def _speed(config: ConfigDict, run, batch, steps: int, counted: cost.Cost) -> li
     step = run.step.lower(run.abstract, batch).compile()
     dtype = config.model.dtype
     product, product_flop, side = cost.large_product(run.mesh, dtype)
-    train_state, _ = jax.block_until_ready(step(run.init(), batch))
-    jax.block_until_ready(product())
-    step_seconds, product_seconds = [], []
-    for _ in range(steps):
-        start = time.perf_counter()
-        train_state, _ = jax.block_until_ready(step(train_state, batch))
-        step_seconds.append(time.perf_counter() - start)
-        start = time.perf_counter()
-        jax.block_until_ready(product())
-        product_seconds.append(time.perf_counter() - start)
-    rate = config.batch_size / median(step_seconds)
-    useful, peak = 2 * counted.train * rate, product_flop / min(product_seconds)
+    seconds = cost.in_turns({"step": cost.going_on(step, run.init(), batch), "product": product}, steps)
+    rate = config.batch_size / median(seconds["step"])
+    useful, peak = 2 * counted.train * rate, product_flop / min(seconds["product"])
     devices = f"{run.mesh.size} {jax.default_backend()} device(s)"
     return [
-        Row("step", median(step_seconds), "s", f"median of {steps}: {config.batch_size} pictures on {devices}"),
+        Row("step", median(seconds["step"]), "s", f"median of {steps}: {config.batch_size} pictures on {devices}"),
         Row("speed", rate, "pictures/s", "without input"),
         Row("peak", peak, "FLOP/s", f"best of {steps} products of {side} × {side} matrices a device, {dtype}"),
         Row("achieved", useful, "FLOP/s", f"useful: {useful / peak:.0%} of peak"),
@@ -145,9 +136,7 @@ def _memory(mesh, step) -> Row:
     stats = mesh.local_devices[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
         return Row("memory", stats["peak_bytes_in_use"], "B", "peak of the first device: device.memory_stats()")
-    planned = step.memory_analysis()
-    size = planned.argument_size_in_bytes + planned.output_size_in_bytes + planned.temp_size_in_bytes
-    size -= planned.alias_size_in_bytes
+    size = aot.memory_of(step).peak
     return Row("memory", size, "B", "arguments, results and temporaries of a step: compiled.memory_analysis()")
 
 

@@ -20,7 +20,7 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from cxrjax import parallel
-from cxrjax.runtime import integrity
+from cxrjax.runtime import hosts, integrity
 from cxrjax.runtime.disk import CheckpointNotWritten as CheckpointNotWritten
 from cxrjax.runtime.disk import Reporting, not_written, quieten_orbax
 from cxrjax.runtime.leaves import CheckpointMismatch as CheckpointMismatch
@@ -76,7 +76,7 @@ class Checkpoints:
         if keep_best:
             keep.append(_Best(self._scores, keep_best))
         try:
-            if jax.process_index() == 0:
+            if hosts.is_first():
                 directory.mkdir(parents=True, exist_ok=True)
                 _set_broken_aside(directory)
                 integrity.name_run(directory)
@@ -138,7 +138,7 @@ class Checkpoints:
             return
         metrics = {name: float(value) for name, value in metrics.items()}
         self._scores[step] = _score(metrics, self._ranking)
-        if jax.process_index() == 0:
+        if hosts.is_first():
             with self._reporting():
                 integrity.replace(self.directory / str(step) / integrity.SCORES, metrics)
 
@@ -178,7 +178,7 @@ class Checkpoints:
         """
         found = find(self.directory, step)
         state = _load(found, abstract_state, partial=False)
-        if jax.process_index() == 0 and not integrity.is_known(found):
+        if hosts.is_first() and not integrity.is_known(found):
             integrity.write(found)
         return state
 
@@ -249,7 +249,7 @@ def _load(path: epath.Path, abstract: Any, partial: bool) -> Any:
     _verify(path, integrity.foreign, "not of this run")
     compare(path, _stored(path), shapes(abstract), partial)
     _verify(path, integrity.faults, "damaged")
-    if jax.process_index() == 0 and not integrity.is_known(path):
+    if hosts.is_first() and not integrity.is_known(path):
         integrity.remark(path)
     context = ocp.Context()
     context.pytree_options.loading.partial_load = partial
@@ -272,7 +272,7 @@ def _stored(path: epath.Path) -> dict[str, tuple]:
 
 def _verify(path: epath.Path, look: Callable[[epath.Path], list[str]], what: str) -> None:
     """Raises CheckpointDamaged on all hosts where the first one finds a fault: they read the same disk."""
-    said = look(path) if jax.process_index() == 0 else []
+    said = look(path) if hosts.is_first() else []
     if parallel.any_process(bool(said)):
         raise _refused(path, said or ["as the first host says"], what)
 
@@ -336,7 +336,7 @@ class _Best:
 def _finish(response: Any, path: epath.Path) -> None:
     """In the background: ends Orbax's own thread, which waits for the commit, and writes the digests of the step."""
     response.result()
-    if jax.process_index() == 0:
+    if hosts.is_first():
         integrity.write(path)
 
 

@@ -14,6 +14,7 @@ from cxrjax.evals import encoders
 from cxrjax.evals.base import Encoder, Result, bounds
 from cxrjax.evals.run import complete, evaluate, number_or_none, place, summary
 from cxrjax.reporting import compare
+from cxrjax.runtime import hosts
 
 
 def run(config: ConfigDict, workdir: Path | None = None) -> dict[str, dict[str, Result]]:
@@ -91,5 +92,5 @@ def _compare(
         name: {key: number_or_none(value) for key, value in row._asdict().items()} for name, row in gains.items()
     }
     path = place(workdir, entry, encoder.step) / f"versus-{reference.name}.json"
-    if jax.process_index() == 0:
+    if hosts.is_first():
         path.write_text(json.dumps(numbers, indent=2) + "\n")

@@ -24,6 +24,7 @@ from cxrjax import config as shared
 from cxrjax.config import ConfigDict
 from cxrjax.evals.base import bounds
 from cxrjax.reporting import compare
+from cxrjax.runtime import hosts
 
 REPEATED = ("seed", "data.fold", "data.fraction_seed")
 FINISHED = "finished.json"
@@ -60,10 +61,10 @@ def run(config: ConfigDict, workdir: Path, claim: Callable, fit: Callable, resam
         print(f"run {combinations.index(settings) + 1} of {len(combinations)}: {folder}", flush=True)
         fit(cell, folder)
         best = "best" if config.checkpoint.best_metric else "latest"
-        if jax.process_index() == 0:
+        if hosts.is_first():
             (folder / FINISHED).write_text(json.dumps({"step": int(Path(checkpoint.find(folder, best)).name)}) + "\n")
         jax.clear_caches()  # what was compiled for one run serves no other
-    if jax.process_index():
+    if not hosts.is_first():
         return []
     lines = tabulate(config, workdir, combinations, resamples)
     (workdir / "grid.json").write_text(json.dumps([line._asdict() for line in lines], indent=2) + "\n")

@@ -23,6 +23,7 @@ from tensorboard.compat.proto import summary_pb2 as _summary_pb2
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tqdm import tqdm
 
+from cxrjax.runtime import hosts
 from cxrjax.runtime.goodput import Goodput
 
 # Protocol buffers make their classes when they are imported, which type checkers cannot follow.
@@ -71,7 +72,7 @@ class Tracker:
         self._latest: dict[str, float] = {}  # of what the progress line shows
         self.time_of = time_of or Goodput()
         self.judged = False  # whether the file has what judges found at `start`
-        self._writes = jax.process_index() == 0
+        self._writes = hosts.is_first()
         self._bar = None
         if self._writes:
             self.workdir.mkdir(parents=True, exist_ok=True)

@@ -114,7 +114,7 @@ def fit(config: ConfigDict, workdir: Path) -> TrainState:
     with time_of.span("compiling"):
         run = build(config)
         checks.judges(config)
-    if jax.process_index() == 0:
+    if hosts.is_first():
         _print_setting(config, run, workdir)
     best = config.checkpoint.best_metric or None
     with (
@@ -129,7 +129,7 @@ def fit(config: ConfigDict, workdir: Path) -> TrainState:
             "start all hosts with the same command, on the same workdir and the same converted sets",
         )
         _check_pictures(workdir, run.sources, start)
-        if run.method.joint is not None and jax.process_index() == 0:
+        if run.method.joint is not None and hosts.is_first():
             paired.keep_vocabulary(config, workdir)
         if start:
             with time_of.span("restoring"):
@@ -297,7 +297,7 @@ def _check_pictures(workdir, sources, start):
             "were converted again, or what is left out for those it is judged on changed. Choose another --workdir, or "
             "put the sets back to resume it"
         )
-    if not start and jax.process_index() == 0:
+    if not start and hosts.is_first():
         integrity.replace(file, now)
 
 

@@ -9,65 +9,25 @@ neighbouring turns. Not collected by pytest: a time is no test.
 """
 
 import argparse
-import time
 from statistics import median
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import nn
 
 from cxrjax.losses import contrastive
 from cxrjax.methods.spcl import partition
-from cxrjax.models.vit import VARIANTS, ViT
+from cxrjax.models.vit import ViT
+from cxrjax.speed import cost, gpu_suite, torch_steps
 
 PATCH, SIDE, KEPT, TEMPERATURE = 16, 14, 98, 0.14
-SIZE = VARIANTS["S"]
-
-
-class Block(nn.Module):
-    def __init__(self):
-        super().__init__()
-        d = SIZE.width
-        self.norm1, self.norm2 = nn.LayerNorm(d, eps=1e-6), nn.LayerNorm(d, eps=1e-6)
-        self.qkv, self.out = nn.Linear(d, 3 * d), nn.Linear(d, d)
-        self.fc1, self.fc2 = nn.Linear(d, 4 * d), nn.Linear(4 * d, d)
-
-    def forward(self, x):
-        b, n, d = x.shape
-        q, k, v = self.qkv(self.norm1(x)).reshape(b, n, 3, SIZE.heads, -1).permute(2, 0, 3, 1, 4)
-        x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, d))
-        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
-
-
-class Spcl(nn.Module):
-    def __init__(self):
-        super().__init__()
-        d = SIZE.width
-        self.patch_embed, self.norm = nn.Linear(PATCH * PATCH, d), nn.LayerNorm(d, eps=1e-6)
-        self.register_buffer("position", torch.randn(SIDE * SIDE, d))
-        self.cls = nn.Parameter(0.02 * torch.randn(1, 1, d))
-        self.blocks = nn.ModuleList(Block() for _ in range(SIZE.depth))
-
-    def forward(self, images):
-        b = len(images)
-        x = images.reshape(b, SIDE, PATCH, SIDE, PATCH).permute(0, 1, 3, 2, 4).reshape(b, SIDE * SIDE, -1)
-        x = self.patch_embed(x) + self.position
-        ids = torch.rand(b, SIDE * SIDE).argsort(dim=1)
-        parts = [ids[:, :KEPT], ids[:, SIDE * SIDE - KEPT :]]
-        x = torch.cat([x.gather(1, part[:, :, None].expand(-1, -1, x.shape[-1])) for part in parts])
-        x = torch.cat([self.cls.expand(len(x), -1, -1), x], dim=1)
-        for block in self.blocks:
-            x = block(x)
-        u, v = F.normalize(self.norm(x)[:, 0], dim=-1).split(b)
-        logits, target = u @ v.T / TEMPERATURE, torch.arange(b)
-        return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
 def torch_step(images):
-    model, images = Spcl(), torch.from_numpy(images)
+    changes = {"model.variant": "S", "model.dtype": "float32", "loss.temperature": TEMPERATURE}
+    config = gpu_suite.settings(gpu_suite.Entry("spcl", "chestxray14", changes, len(images)), tiny=False)
+    model, images = torch_steps.models()["spcl"](config), torch.from_numpy(images)
 
     def step():
         model.zero_grad(set_to_none=True)
@@ -102,13 +62,7 @@ def main():
         "cxrjax": jax_step(images, cls_only=False),
         "cxrjax, last block for [CLS] only": jax_step(images, cls_only=True),
     }
-    seconds = {name: [] for name in steps}
-    for turn in range(args.rounds + 1):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if turn:  # the first is for caches
-                seconds[name].append(time.perf_counter() - start)
+    seconds = cost.in_turns(steps, args.rounds)
     print(f"ViT-S/16, {args.images} images, {args.rounds} rounds, torch {torch.__version__}, jax {jax.__version__}")
     for name, times in seconds.items():
         ratio = median(t / base for t, base in zip(times, seconds["torch"], strict=True))

@@ -119,13 +119,17 @@ def test_a_config_of_another_job_is_refused(on_cpu):
         plan.main(runs.config("eval_probe", ""), "eval_probe", options)
 
 
-def compile_all(names):
-    """The lines of tests.compile_for_gpu, by name; skips where the compiler was not fetched."""
+def run_with_compiler(*arguments):
+    """What `python -m …` did in a process of its own; skips where the compiler was not fetched."""
     if not (place := aot.folder("cuda")).is_dir():
         pytest.skip(f"no compiler for cuda in {place}: python -m cxrjax.plan … --fetch brings it")
-    environment = {**os.environ, "XLA_FLAGS": ""}
-    command = [sys.executable, "-m", "tests.compile_for_gpu", *names]
-    done = subprocess.run(command, env=environment, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    command, environment = [sys.executable, "-m", *arguments], {**os.environ, "XLA_FLAGS": ""}
+    return subprocess.run(command, env=environment, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+
+
+def compile_all(names):
+    """The lines of tests.compile_for_gpu, by name."""
+    done = run_with_compiler("tests.compile_for_gpu", *names)
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert len(found) == len(names), done.stderr[-2000:]
     return {each["name"]: each for each in found}
@@ -166,11 +170,6 @@ def test_recipes_start_on_a_gpu_up_to_the_compiler(name, word, tmp_path, monkeyp
 @pytest.mark.parametrize(("name", "word"), RECIPES)
 def test_recipes_compile_at_real_size(name, word):
     """Minutes each; docs/records has what they need."""
-    place = aot.folder("cuda")
-    if not place.is_dir():
-        pytest.skip(f"no compiler for cuda in {place}: python -m cxrjax.plan … --fetch brings it")
-    command = [sys.executable, "-m", "cxrjax.plan", f"--config=configs/{name}.py:{word}", "--on=h100,h100:8"]
-    environment = {**os.environ, "XLA_FLAGS": ""}
-    done = subprocess.run(command, env=environment, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    done = run_with_compiler("cxrjax.plan", f"--config=configs/{name}.py:{word}", "--on=h100,h100:8")
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("| yes |") + done.stdout.count("| no |") == 2

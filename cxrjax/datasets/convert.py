@@ -76,7 +76,7 @@ def convert_manifest(
         manifest,
         form,
         reading,
-        Path(data_dir) if data_dir is not None else schema.data_dir(),
+        schema.data_dir(data_dir),
         keys,
         _digest(manifest, keys, vocabulary),
         vocabulary,

@@ -57,7 +57,7 @@ def look(
         say(f"Pictures with the step {kind!r}: {count} of the {len(found)}.")
     _say_problems(problems, say)
     say(manifests.count_table(rows, manifest.label_names, manifest.published))
-    _say_size(found, len(rows), seconds, Path(data_dir) if data_dir is not None else schema.data_dir(), say)
+    _say_size(found, len(rows), seconds, schema.data_dir(data_dir), say)
     say("Nothing was written. The counts are those of the tables, less what could not be read of the sample.")
     return tuple(problems)
 

@@ -24,8 +24,10 @@ TEST_SHARE = 0.1
 VAL_SHARE = 0.1
 
 
-def data_dir() -> Path:
-    """Folder of the converted sets: $CXRJAX_DATA, by default ~/.cache/cxrjax."""
+def data_dir(given: str | os.PathLike | None = None) -> Path:
+    """Folder of the converted sets: the given one, else $CXRJAX_DATA, by default ~/.cache/cxrjax."""
+    if given is not None:
+        return Path(given)
     return Path(os.environ.get("CXRJAX_DATA") or "~/.cache/cxrjax").expanduser()
 
 

@@ -19,6 +19,7 @@ from cxrjax import parallel
 from cxrjax.evals import pictures
 from cxrjax.evals.base import Encoder, FeatureTable, digest
 from cxrjax.input.source import Source
+from cxrjax.runtime import hosts
 
 
 def features(
@@ -48,7 +49,7 @@ def features(
         table["patient_id"].to_numpy(str),
         table["image_id"].to_numpy(str),
     )
-    if path is not None and jax.process_index() == 0:
+    if path is not None and hosts.is_first():
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(f".{path.name}.{os.getpid()}")
         with unfinished.open("wb") as file:

@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from cxrjax.config import ConfigDict, folds, judged, names
@@ -31,6 +30,7 @@ from cxrjax.input import overlap
 from cxrjax.input.converted_sets import open_set
 from cxrjax.input.source import Source, required, select
 from cxrjax.older import translated
+from cxrjax.runtime import hosts
 
 COMMON = {
     "name": "",  # of its folder; an empty one is made from the set, the task and the judge
@@ -80,7 +80,7 @@ def evaluate(
         result = _judge(encoder, entry, Path(workdir), seed)
         if trained_with is not None:
             result = result._replace(notes=[*result.notes, *_leaks(trained_with, entry)])
-        if jax.process_index() == 0:
+        if hosts.is_first():
             _write(place(workdir, entry, encoder.step), encoder, entry, seed, result)
     except Exception as error:
         name = entry.get("name") or f"{entry.get('judge', COMMON['judge'])} on {entry.get('set', '?')}"
@@ -104,6 +104,14 @@ def place(workdir: str | os.PathLike, entry: Mapping[str, Any], step: int) -> Pa
     )
 
 
+def saved(file: Path) -> dict[str, Any]:
+    """What a results.json holds, its entry under today's keys."""
+    found = json.loads(file.read_text())
+    if "entry" in found:
+        found["entry"], _ = translated(found["entry"], RENAMED, added={})
+    return found
+
+
 def _settings(entry: Mapping[str, Any]) -> dict[str, Any]:
     """What determines an entry's results, as JSON gives it back."""
     given = entry.to_dict() if isinstance(entry, ConfigDict) else dict(entry)
@@ -113,10 +121,9 @@ def _settings(entry: Mapping[str, Any]) -> dict[str, Any]:
 def _holds_none_but(settings: Mapping[str, Any], file: Path) -> bool:
     """Whether there are no results of other settings; keys that only one of both knows are passed over."""
     try:
-        there = json.loads(file.read_text())["entry"]
+        there = saved(file)["entry"]
     except (OSError, ValueError, KeyError):  # absent, or damaged
         return True
-    there, _ = translated(there, RENAMED, added={})
     return all(there[key] == value for key, value in settings.items() if key in there)
 
 

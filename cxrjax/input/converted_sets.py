@@ -39,7 +39,7 @@ def open_set(name: str | os.PathLike, data_dir: str | os.PathLike | None = None)
     data_dir: by default `schema.data_dir()`. The phantom sets are built there if they are absent.
     Raises SetNotFound with what is converted and the command that converts the rest.
     """
-    name, data_dir = str(name), Path(data_dir) if data_dir is not None else schema.data_dir()
+    name, data_dir = str(name), schema.data_dir(data_dir)
     directory = _find(name, data_dir)
     if directory is None and name.startswith("phantom"):
         from cxrjax.phantom import phantom_set
@@ -68,12 +68,12 @@ def open_set(name: str | os.PathLike, data_dir: str | os.PathLike | None = None)
 
 def is_converted(name: str, data_dir: str | os.PathLike | None = None) -> bool:
     """Whether `open_set` would find the set as it is; builds none."""
-    return _find(name, Path(data_dir) if data_dir is not None else schema.data_dir()) is not None
+    return _find(name, schema.data_dir(data_dir)) is not None
 
 
 def converted(data_dir: str | os.PathLike | None = None) -> list[str]:
     """Names of the sets that are converted in data_dir, as `open_set` takes them."""
-    data_dir = Path(data_dir) if data_dir is not None else schema.data_dir()
+    data_dir = schema.data_dir(data_dir)
     folders = {info.parent.parent for depth in ("*/*", "*/*/*") for info in data_dir.glob(f"{depth}/dataset_info.json")}
     names = [str(folder.relative_to(data_dir)) for folder in folders if _versions(folder)]
     return sorted(name for name in names if not name.startswith("."))

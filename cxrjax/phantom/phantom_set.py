@@ -49,7 +49,7 @@ def build(
     """
     if studies < FEWEST_STUDIES:
         raise ValueError(f"A phantom needs at least {FEWEST_STUDIES} studies to fill its three splits; got {studies}.")
-    folder = Path(data_dir) if data_dir is not None else schema.data_dir()
+    folder = schema.data_dir(data_dir)
     settings = {"studies": studies, "short_side": short_side, "seed": seed}
     directory = folder / name / writer.VERSION
     if _is_there(directory, settings):

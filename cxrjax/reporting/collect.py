@@ -16,9 +16,8 @@ from typing import Any, NamedTuple
 import pandas
 
 from cxrjax.config import FREE, names, read
-from cxrjax.evals.judge import RENAMED
 from cxrjax.evals.registry import JUDGES
-from cxrjax.older import translated
+from cxrjax.evals.run import saved
 
 _ASKED = ("set", "judge", "require", "limit", "folds")
 _REPEATED = ("seed", *FREE)
@@ -148,7 +147,7 @@ def _evaluations(given: str, place: Path, notes: list[str]) -> Iterator[_Found]:
                 continue
             path = steps[_step(workdir, steps)]
             try:
-                results = _results(path)
+                results = saved(path)
                 lacking = sorted({"name", "encoder", "entry", "metrics", "seed"} - set(results))
                 if lacking or not path.with_name("predictions.parquet").is_file():
                     raise ValueError(f"it lacks {', '.join(lacking) or 'predictions.parquet'}")
@@ -202,14 +201,6 @@ def _likeness(config: dict[str, Any], workdir: Path) -> str:
     rest = {key: value for key, value in config.items() if key not in _REPEATED}
     rest["data"] = {key: value for key, value in config.get("data", {}).items() if key not in _REPEATED_DATA}
     return json.dumps(rest, sort_keys=True)
-
-
-def _results(path: Path) -> dict[str, Any]:
-    """What results.json holds, its entry under today's keys."""
-    found = json.loads(path.read_text())
-    if "entry" in found:
-        found["entry"], _ = translated(found["entry"], RENAMED, added={})
-    return found
 
 
 def _config(workdir: Path) -> dict[str, Any]:

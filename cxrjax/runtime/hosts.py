@@ -10,7 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
+
+from cxrjax import parallel
 
 _TEXT_BYTES = 96
 
@@ -80,7 +82,7 @@ class Votes:
 
 @functools.cache
 def _union(votes: int) -> tuple[Callable, NamedSharding]:
-    mesh = jax.make_mesh((jax.device_count(),), ("all",), axis_types=(AxisType.Auto,))
+    mesh = parallel.make_mesh({"all": -1})
     union = jax.jit(lambda each: each.max(0), out_shardings=NamedSharding(mesh, PartitionSpec()))
     return union, NamedSharding(mesh, PartitionSpec("all"))
 

@@ -1,6 +1,7 @@
 """What a method's step costs, counted in the traced program, and the large product that shows a device's peak."""
 
 import copy
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -49,6 +50,32 @@ def large_product(mesh: Mesh, dtype: str) -> tuple[Callable, int, int]:
     right = jax.device_put(jnp.ones((side, side), dtype), parallel.replicated(mesh))
     multiply = jax.jit(jnp.matmul, out_shardings=rows)
     return lambda: multiply(left, right), 2 * mesh.size * side**3, side
+
+
+def going_on(step: Callable, state: Any, batch: Any) -> Callable[[], Any]:
+    """A call that takes one training step from where the last one ended, and gives what it has to wait for."""
+    held = [state]
+
+    def one() -> Any:
+        held[0], scalars = step(held[0], batch)
+        return held[0], scalars
+
+    return one
+
+
+def in_turns(calls: dict[str, Callable[[], Any]], turns: int, warm: int = 1) -> dict[str, list[float]]:
+    """Seconds of every call in every turn, until what it gives is there; other load on the machine meets all alike.
+
+    warm: turns before these that do not count, since they fill caches.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(warm + turns):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            if turn >= warm:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
 
 
 def _with(config: ConfigDict, settings: dict) -> ConfigDict:

@@ -155,13 +155,8 @@ def measure(entry: Entry, tiny: bool, steps: int = 20) -> dict[str, Any]:
     step = made.step.lower(made.abstract, batch).compile()
     compile_s = time.perf_counter() - began
     product, product_flop, _ = cost.large_product(parallel.make_mesh({"data": 1}), config.model.dtype)
-    state = {"now": jax.block_until_ready(step(made.init(), batch))[0]}
-
-    def ours() -> None:
-        state["now"] = jax.block_until_ready(step(state["now"], batch))[0]
-
-    turns: dict[str, Callable[[], Any]] = {"step": ours, "product": lambda: jax.block_until_ready(product())}
-    seconds = _in_turns(turns, steps)
+    ours = cost.going_on(step, made.init(), batch)
+    seconds = cost.in_turns({"step": ours, "product": product}, steps, warm=2)
     stats = jax.devices()[0].memory_stats() or {}
     counted = cost.of_step(config, made.abstract.params, made.abstract.state, batch)
     rate, peak = config.batch_size / median(seconds["step"]), product_flop / min(seconds["product"])
@@ -179,9 +174,9 @@ def measure(entry: Entry, tiny: bool, steps: int = 20) -> dict[str, Any]:
     return found | (_beside_torch(entry, config, ours, steps) if entry.torch else {})
 
 
-def _beside_torch(entry: Entry, config: Any, ours: Callable[[], None], steps: int) -> dict[str, Any]:
+def _beside_torch(entry: Entry, config: Any, ours: Callable[[], Any], steps: int) -> dict[str, Any]:
     """PyTorch's pictures per second in turns with our steps, eager and compiled; why not, where there are none."""
-    from cxrjax.speed import torch_steps
+    from cxrjax.speed import cost, torch_steps
 
     if (reason := torch_steps.missing()) is not None:
         return {"torch": reason}
@@ -190,7 +185,7 @@ def _beside_torch(entry: Entry, config: Any, ours: Callable[[], None], steps: in
         try:
             theirs = torch_steps.step(entry.config, config, compiled)
             theirs()
-            seconds = _in_turns({"theirs": theirs, "ours": ours}, steps)
+            seconds = cost.in_turns({"theirs": theirs, "ours": ours}, steps, warm=2)
         except Exception as error:  # whatever a compiler of another project raises
             found[key] = f"{type(error).__name__}: {error}"[:300]
             continue
@@ -198,17 +193,6 @@ def _beside_torch(entry: Entry, config: Any, ours: Callable[[], None], steps: in
         ratios = (ours / theirs for ours, theirs in zip(seconds["ours"], seconds["theirs"], strict=True))
         found[f"time_by_{key}"] = median(ratios)
     return found
-
-
-def _in_turns(calls: dict[str, Callable[[], Any]], turns: int) -> dict[str, list[float]]:
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(turns + 2):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            if turn > 1:  # the first are for caches
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
 
 
 def largest_batch(entry: Entry, tiny: bool) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def step(method: str, config: Any, compiled: bool) -> Callable[[], None]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")
-    model = _models()[method](config).to(device)
+    model = models()[method](config).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05, fused=device == "cuda")
     loss = torch.compile(model) if compiled else model
     px, half = config.model.image_px, config.model.dtype == "bfloat16"
@@ -53,7 +53,7 @@ def step(method: str, config: Any, compiled: bool) -> Callable[[], None]:
     return one
 
 
-def _models() -> dict[str, Any]:
+def models() -> dict[str, Any]:
     """Modules from a config that map pictures, b h w, to a loss."""
     import torch
     import torch.nn.functional as F

@@ -37,7 +37,7 @@ def test_every_entry_is_a_config_at_real_size(name):
 def test_pytorch_steps_lower_their_loss(name):
     torch = pytest.importorskip("torch")
     config = gpu_suite.settings(ENTRIES[name], tiny=True)
-    model = torch_steps._models()[name](config)
+    model = torch_steps.models()[name](config)
     images = torch.rand(config.batch_size, config.model.image_px, config.model.image_px)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     values = []
