@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
 Reader = Callable[[Mapping], Any]
-_EXAMPLE: Any = vars(tf_example_pb2)["Example"]  # protobuf makes the class when the module is imported
+_EXAMPLE: Any = tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue]  (protobuf makes it on import)
 
 
 def readers(features: tfds.features.FeaturesDict, prefix: str = "") -> dict[str, Reader]:
