@@ -34,7 +34,7 @@ def get_config(arg: str = ""):
     config.batch_size = 32
     config.duration.total_steps = 600
     config.optim.update({"lr": 1e-3, "betas": (0.9, 0.999), "wd": 1e-4, "warmup_steps": 60, "grad_clip": 1.0})
-    protocols.judge_boxes(config, "phantom", every_steps=200)
+    protocols.judge_boxes(config, every_steps=200)
 
     if "resnet" in words:
         config.model.variant = "resnet18"
@@ -60,4 +60,4 @@ def get_config(arg: str = ""):
 def opacities(config, converted_set, labels, require=""):
     config.data.sets, config.labels = converted_set, labels
     config.head.update({"width": 256, "layers": 4, "scales": (4, 2, 1, 0.5)})
-    protocols.judge_boxes(config, converted_set, every_steps=500, require=require)
+    protocols.judge_boxes(config, every_steps=500, require=require)

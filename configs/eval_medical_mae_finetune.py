@@ -32,7 +32,7 @@ def get_config(arg: str = ""):
     config.duration.total_epochs = 75.0
     config.optim.update({"base_lr": 2.5e-4, "lr_end": 1e-5, "betas": (0.9, 0.999), "wd": 0.05, "warmup_epochs": 5.0})
     config.optim.layer_decay = 0.55
-    protocols.classify(config, "chestxray14", {"kind": "multilabel", "labels": config.labels}, every_steps=500)
+    protocols.classify(config, {"kind": "multilabel", "labels": config.labels}, every_steps=500)
     if "seeds" in words:
         config.grid = "seed=0,1,2"
     if "smoke" in words:

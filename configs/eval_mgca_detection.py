@@ -26,8 +26,7 @@ WORDS = ("object_cxr", "one_percent", "ten_percent", "grid", "compat", "smoke")
 def get_config(arg: str = ""):
     words = shared.words(arg, WORDS)
     config = protocols.detection()
-    converted_set = "object_cxr" if "object_cxr" in words else "rsna_pneumonia"
-    config.data.sets = converted_set
+    config.data.sets = "object_cxr" if "object_cxr" in words else "rsna_pneumonia"
     config.data.projections = ""
     config.model.update({"variant": "resnet50", "image_px": 224})
     config.encoder = "frozen"
@@ -39,7 +38,7 @@ def get_config(arg: str = ""):
     config.batch_size = 16
     config.duration.total_epochs = 50.0
     config.optim.update({"lr": 5e-4, "schedule": "constant", "betas": (0.9, 0.999), "wd": 1e-6})
-    protocols.judge_boxes(config, converted_set, every_steps=400 if "object_cxr" in words else 1000, projections="")
+    protocols.judge_boxes(config, every_steps=400 if "object_cxr" in words else 1000)
     config.evals.detect.bootstrap = 1000
 
     if "one_percent" in words:
@@ -58,7 +57,7 @@ def get_config(arg: str = ""):
         config.loss.update({"assign": "best_of_level", "inclusive_iou": True, "object_is_background": True})
     if "smoke" in words:
         config.data.sets = "phantom"
-        protocols.judge_boxes(config, "phantom", every_steps=6)
+        protocols.judge_boxes(config, every_steps=6)
         config.head.width = 32
         protocols.smoke(config)
     return config

@@ -46,14 +46,14 @@ def get_config(arg: str = ""):
         task = {"kind": "multilabel", "labels": config.labels, "name": "pneumonia"}
     elif "covidx" in words:
         config.data.sets, config.labels, config.task = "covidx", "Normal,Pneumonia,COVID-19", "multiclass"
+        config.data.projections = ""  # the set does not tell them
         task = {"kind": "multiclass", "labels": config.labels, "name": "classes"}
     else:
         config.data.sets, config.labels, config.policy = "chexpert", ",".join(COMPETITION), "MGCA"
         config.views.flip = 0.5
         config.augment.update({"jitter": 0.8, "brightness": 0.4, "contrast": 0.4})
         task = {"kind": "multilabel", "labels": config.labels, "policy": "MGCA", "name": "five"}
-    judged = {"every_steps": 500, "projections": "" if "covidx" in words else "PA,AP", "metric": "log_likelihood"}
-    protocols.classify(config, config.data.sets, task, **judged)
+    protocols.classify(config, task, every_steps=500, metric="log_likelihood")
     if "grid" in words:
         config.grid = protocols.SHARES
     if "smoke" in words:

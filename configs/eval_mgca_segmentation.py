@@ -47,7 +47,7 @@ def get_config(arg: str = ""):
         config.data.sets, config.target, config.batch_size = "rsna_pneumonia", "boxes", 16
     else:
         config.data.sets, config.target, config.batch_size = "siim_acr", "mask", 8
-    protocols.judge_masks(config, config.data.sets, every_steps=1000, projections="", metric="dice_all")
+    protocols.judge_masks(config, every_steps=1000, metric="dice_all")
     config.data.projections = ""
     if "grid" in words:
         config.grid = protocols.SHARES

@@ -34,7 +34,7 @@ def get_config(arg: str = ""):
     config.duration.total_epochs = 100.0
     lr = 3e-4 if "finetune" in words else 3e-3
     config.optim.update({"lr": lr, "lr_end": 1e-6, "betas": (0.9, 0.999), "wd": 0.0, "grad_clip": 1.0})
-    protocols.classify(config, "chestxray14", {"kind": "multilabel", "labels": config.labels}, every_steps=500)
+    protocols.classify(config, {"kind": "multilabel", "labels": config.labels}, every_steps=500)
     if "grid" in words:
         config.grid = "data.fraction=0.01,0.1,0.3,1; seed=0,1,2"
     if "smoke" in words:

@@ -46,7 +46,7 @@ def get_config(arg: str = ""):
     task = {"kind": "multilabel", "labels": config.labels, "name": "labels"} | (
         {"policy": "MGCA"} if name == "chexpert" else {}
     )
-    protocols.classify(config, name, task, every_steps=max(steps // 20, 50))
+    protocols.classify(config, task, every_steps=max(steps // 20, 50))
     if "smoke" in words:
         protocols.smoke(config)
     return config

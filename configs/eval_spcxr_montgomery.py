@@ -26,7 +26,7 @@ def get_config(arg: str = ""):
     config.batch_size = 8
     config.duration.total_epochs = 200.0
     config.optim.update({"lr": 1e-4, "betas": (0.9, 0.999), "wd": 1e-5})
-    protocols.judge_masks(config, "montgomery", every_steps=200)
+    protocols.judge_masks(config, every_steps=200)
     protocols.folds(config, 5)
     if "fold" not in words:
         config.grid = "data.fold=0,1,2,3,4"

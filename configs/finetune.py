@@ -33,7 +33,7 @@ def get_config(arg: str = ""):
     config.batch_size = 64
     config.duration.total_steps = 300
     config.optim.update({"lr": 1e-3, "betas": (0.9, 0.999), "warmup_steps": 30})
-    protocols.classify(config, "phantom", {"kind": "multilabel"}, every_steps=100)
+    protocols.classify(config, {"kind": "multilabel"}, every_steps=100)
 
     if "tb" in words:
         config.data.sets = "tb_lung_masks"
@@ -44,7 +44,7 @@ def get_config(arg: str = ""):
         config.batch_size = 32
         config.optim.update({"lr": 5e-4, "warmup_steps": 80})
         task = {"kind": "binary", "positive": "Tuberculosis", "negative": "Normal", "name": "tb"}
-        protocols.classify(config, "tb_lung_masks", task, every_steps=100)
+        protocols.classify(config, task, every_steps=100)
     if "chestxray14" in words:
         config.data.sets = "chestxray14"
         config.labels = CHESTXRAY14
@@ -52,7 +52,7 @@ def get_config(arg: str = ""):
         config.batch_size = 1024
         config.optim.update({"lr": None, "base_lr": 2.5e-4, "warmup_steps": None, "warmup_epochs": 5.0})
         config.optim.layer_decay = 0.75
-        protocols.classify(config, "chestxray14", {"kind": "multilabel"}, every_steps=500)
+        protocols.classify(config, {"kind": "multilabel"}, every_steps=500)
     if "frozen" in words:
         config.encoder = "frozen"
         config.model.drop_path = 0.0

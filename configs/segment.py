@@ -24,7 +24,7 @@ def get_config(arg: str = ""):
     config.batch_size = 32
     config.duration.total_steps = 400
     config.optim.update({"lr": 1e-3, "betas": (0.9, 0.999), "wd": 1e-4, "warmup_steps": 40, "grad_clip": 1.0})
-    protocols.judge_masks(config, "phantom", every_steps=100)
+    protocols.judge_masks(config, every_steps=100)
 
     if "resnet" in words:
         config.model.variant = "resnet18"
@@ -33,7 +33,7 @@ def get_config(arg: str = ""):
         config.duration.total_steps = 800
         config.batch_size = 16
         config.optim.update({"lr": 5e-4, "warmup_steps": 80})
-        protocols.judge_masks(config, "tb_lung_masks", every_steps=100)
+        protocols.judge_masks(config, every_steps=100)
     if "frozen" in words:
         config.encoder = "frozen"
     if "folds" in words:

@@ -6,13 +6,14 @@
     python -m cxrjax.main --config=configs/supervised.py:smoke                seconds; shrinks what it is combined with
 
 Words: `chestxray14` (batch 1024, 100 epochs), `resnet` (ResNet-18 without chestxray14), `five_sets` (the small public
-sets of configs/sets, for a CPU), `smoke`. Other sets: --config.data.sets=a,b with --config.labels=x,y of theirs.
+sets of configs/sets, for a CPU), `smoke`. Other sets: --config.data.sets=a,b with --config.labels=x,y of theirs; the
+run is judged on the first, and its best step kept by that set's validation patients.
 The recipes are our choice: DeiT's optimizer (Touvron et al. 2021) with fewer epochs, and AdamW for ResNets.
 Cost per picture, ViT-B/16 at 224 px: 17.5 G multiply–accumulates forward.
 """
 
 from cxrjax import config as shared
-from cxrjax import recipes
+from cxrjax import protocols, recipes
 from cxrjax.datasets import chestxray14
 from cxrjax.input.augment import Augment
 from cxrjax.phantom import findings
@@ -41,7 +42,7 @@ def get_config(arg: str = ""):
     config.duration.total_steps = 600
     config.optim.lr = 1e-3
     config.optim.warmup_steps = 60
-    recipes.phantom_probe(config)
+    judges(config, every_steps=300, knn_every_steps=150)
 
     if "resnet" in words:
         config.model.update(recipes.resnet("resnet18", 64))
@@ -49,6 +50,7 @@ def get_config(arg: str = ""):
         recipe(config, "resnet" in words)
     if "five_sets" in words:
         recipes.five_sets(config)
+        config.checkpoint.best_metric = ""  # no judge of the five looks at the head
         config.labels = FIVE_SETS
         config.policy = ""
     if "smoke" in words:
@@ -56,8 +58,15 @@ def get_config(arg: str = ""):
     return config
 
 
+def judges(config, every_steps, knn_every_steps):
+    """Of the answers, by which the best step is kept, and of the features, as every other method is judged."""
+    protocols.classify(config, {"kind": "multilabel"}, every_steps)
+    protocols.probes(config, every_steps, knn_every_steps)
+
+
 def recipe(config, resnet):
     recipes.chestxray14(config)
+    judges(config, every_steps=5000, knn_every_steps=1000)
     config.labels = CHESTXRAY14
     config.batch_size = 1024
     config.duration.update({"total_steps": None, "total_epochs": 100.0})

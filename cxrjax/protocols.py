@@ -3,18 +3,20 @@
     finetune()                       a config of the method `supervised` that starts from a run
     segmentation()                   a config of the method `segment` that starts from a run
     detection()                      a config of the method `detect` that starts from a run
-    classify(config, set, task)      judges the head along training and keeps the step that is best on val
-    judge_masks(config, set)         the same for masks
-    judge_boxes(config, set)         the same for boxes
+    classify(config, task)           judges the head along training and keeps the step that is best on val
+    judge_masks(config)              the same for masks
+    judge_boxes(config)              the same for boxes
+    probes(config)                   adds what other methods are judged by: a linear probe and k-NN
     folds(config, number)            cross-validation by patient in place of the set's own splits
 
-A config calls one of the first three, sets what is its protocol's, then says how it is judged.
+A config calls one of the first three, sets what is its protocol's, then says how it is judged: on the set and the
+projections that it trains on, unless evals says otherwise.
 """
 
 from typing import Any
 
 from cxrjax import config as shared
-from cxrjax import recipes
+from cxrjax import recipes, tasks
 from cxrjax.config import ConfigDict
 from cxrjax.input.augment import Augment
 
@@ -76,57 +78,44 @@ def _head(method: str) -> ConfigDict:
     return config
 
 
-def classify(
-    config: ConfigDict,
-    converted_set: str,
-    task: dict[str, Any],
-    every_steps: int,
-    projections: str = "PA,AP",
-    metric: str = "auroc",
-) -> None:
+def classify(config: ConfigDict, task: dict[str, Any], every_steps: int, metric: str = "auroc") -> None:
     """metric: of the validation pictures, by which the best step is kept."""
-    task = {"name": "all", **task}
-    entry = {
-        "judge": "classify",
-        "set": converted_set,
-        "task": task,
-        "projections": projections,
-        "every_steps": every_steps,
-    }
-    _judged(config, "classify", entry, metric)
+    _judged(config, "classify", {"task": {"name": "all", **task}, "every_steps": every_steps}, metric)
 
 
-def judge_masks(
-    config: ConfigDict, converted_set: str, every_steps: int, projections: str = "PA,AP", metric: str = "dice_present"
-) -> None:
+def judge_masks(config: ConfigDict, every_steps: int, metric: str = "dice_present") -> None:
     """metric: as in `classify`."""
-    task = {"name": config.get_ref("target")}
-    entry = {
-        "judge": "segment",
-        "set": converted_set,
-        "task": task,
-        "projections": projections,
-        "every_steps": every_steps,
-    }
-    _judged(config, "segment", entry, metric)
+    _judged(config, "segment", {"task": {"name": config.get_ref("target")}, "every_steps": every_steps}, metric)
 
 
-def judge_boxes(
-    config: ConfigDict, converted_set: str, every_steps: int, projections: str = "PA,AP", require: str = ""
-) -> None:
+def judge_boxes(config: ConfigDict, every_steps: int, require: str = "") -> None:
     """require: what pictures must have, "boxes" or "boxes or <label>", to be trained on and to be judged on."""
     config.data.require = require
-    entry = {"judge": "detect", "set": converted_set, "task": {"name": "boxes"}, "projections": projections}
-    entry["require"] = config.data.get_ref("require")
+    entry = {"task": {"name": "boxes"}, "require": config.data.get_ref("require")}
     _judged(config, "detect", {**entry, "every_steps": every_steps, "bootstrap": 200}, "map")
 
 
 def _judged(config: ConfigDict, judge: str, entry: dict[str, Any], metric: str) -> None:
-    config.evals = ConfigDict({judge: entry})
+    """References, so that the step is chosen by whatever is judged in the end."""
+    config.evals = ConfigDict({judge: {"judge": judge, **_as_trained_on(config), **entry}})
     judged = config.evals[judge]
-    # References, so that the step is chosen by whatever is judged in the end.
     place = "eval/" + judged.get_ref("set") + "/" + judged.task.get_ref("name")
     config.checkpoint.best_metric = place + f"/{judge}_val_{metric}"
+
+
+def probes(config: ConfigDict, every_steps: int, knn_every_steps: int) -> None:
+    """Adds a linear probe and k-NN of the features, beside what was learned for the labels."""
+    task = {"kind": "multilabel"}
+    config.evals.probe = {"judge": "probe", "task": task, "every_steps": every_steps, **_as_trained_on(config)}
+    config.evals.knn = {**tasks.online_knn("", knn_every_steps), **_as_trained_on(config)}
+
+
+def _as_trained_on(config: ConfigDict) -> dict[str, Any]:
+    """The set and the projections that config.data names when the run begins; of several sets the first."""
+    data = config.data
+    # Each is derived, not shared: to judge on another set must not be to train on it.
+    first = data.get_ref("sets")._apply_op(lambda sets: shared.names(sets)[0])
+    return {"set": first, "projections": data.get_ref("projections").identity()}
 
 
 def folds(config: ConfigDict, number: int) -> None:

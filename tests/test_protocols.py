@@ -51,6 +51,17 @@ def test_the_best_step_is_chosen_by_what_is_judged():
     assert config.checkpoint.best_metric == "eval/phantom/finding_mask/segment_val_dice_present"
 
 
+@pytest.mark.parametrize("name", ["finetune", "segment", "detect", "supervised"])
+def test_a_head_is_judged_on_what_it_is_trained_on(name):
+    """Its best step too, and with the projections of the training, unless evals says otherwise."""
+    for word in ("", "smoke"):
+        config = runs.config(name, word, data__sets="clinic, other", data__projections="")
+        assert {(entry.set, entry.projections) for entry in config.evals.values()} == {("clinic", "")}
+        assert config.checkpoint.best_metric.startswith("eval/clinic/")
+        next(iter(config.evals.values())).set = "elsewhere"
+        assert config.checkpoint.best_metric.startswith("eval/elsewhere/") and config.data.sets == "clinic, other"
+
+
 @pytest.mark.parametrize("name", HEADS)
 def test_smoke_shrinks_every_word(name):
     for word in words(name):

@@ -80,7 +80,8 @@ def test_a_collapse_shows_in_every_run(method, tmp_path, capsys):
     assert watched <= set(aux.monitors)
 
     result = SimpleNamespace(metrics={"auroc": SimpleNamespace(value=0.5)}, details={})
-    judged = run.scalars(config.evals.phantom_knn, result)
+    (knn,) = (entry for entry in config.evals.values() if entry.judge == "knn")
+    judged = run.scalars(knn, result)
     reported = {f"train/monitor/{name}": 1.0 for name in aux.monitors}
     with track.Tracker(tmp_path, 2, config.batch_size, every=1) as tracker:
         tracker.log(1, judged)
