@@ -1,14 +1,8 @@
 """The trainer: killed, terminated and resumed runs, other meshes, NaN, and what it leaves behind."""
 
 import json
-import os
-import random
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import cv2
 import jax
@@ -26,8 +20,7 @@ from cxrjax.methods import Aux, Method
 from cxrjax.step import TrainState, make_step
 from cxrjax.track import NonFinite
 from tests import radiographs, runs
-
-STEPS = 40
+from tests.processes import records
 
 
 @pytest.fixture(autouse=True)
@@ -35,78 +28,13 @@ def data_folder(monkeypatch, phantom_dir):
     monkeypatch.setenv("CXRJAX_DATA", str(phantom_dir))
 
 
-def records(workdir):
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if not key.startswith("time/")} for line in lines]
-
-
-def leaves(workdir):
-    """Every array of the newest checkpoint, by path."""
-    abstract = train.build(runs.config(mesh__data=1, **OPTIONS)).abstract
-    with checkpoint.open(workdir / "checkpoints") as saved:
-        state = saved.restore(saved.latest_step(), abstract)
-    return {jax.tree_util.keystr(keys): np.asarray(leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(state)}
-
-
-OPTIONS = {"duration__total_steps": STEPS, "log_every_steps": 1, "checkpoint__every_steps": 4}
-
-
-def command(workdir, **options):
-    flags = {"duration.total_steps": STEPS, "log_every_steps": 1, "checkpoint.every_steps": 4, "mesh.data": 1}
-    flags = [f"--config.{key}={value}" for key, value in (flags | options).items()]
-    return [sys.executable, "-m", "cxrjax.main", "--config=configs/spcl.py:smoke", f"--workdir={workdir}", *flags]
-
-
-def start(workdir, cache, **options):
-    environment = {
-        **os.environ,
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    return subprocess.Popen(
-        command(workdir, **options), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-def newest_step(workdir):
-    try:
-        return json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])["step"]
-    except (FileNotFoundError, IndexError, json.JSONDecodeError):
-        return 0
-
-
-@pytest.mark.slow
-def test_killed_five_times_ends_with_the_same_bits(tmp_path):
-    """SIGKILL at random steps, and one SIGTERM: same metrics.jsonl, same parameters and moments as without."""
-    cache = tmp_path / "compiled"
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert start(whole, cache).wait() == 0
-    rng, reached = random.Random(0), 0
-    for interruption in range(6):
-        process = start(broken, cache)
-        target = max(newest_step(broken), reached) + rng.randint(1, 5)  # lines after `reached` are from before the kill
-        while newest_step(broken) < target and process.poll() is None:
-            time.sleep(0.005)
-        assert process.poll() is None, process.stdout.read()
-        process.send_signal(signal.SIGTERM if interruption == 3 else signal.SIGKILL)
-        output = process.communicate()[0]
-        if interruption == 3:
-            assert process.returncode == 143 and "the same command resumes" in output
-        reached = max(checkpoint.steps(broken), default=0)
-    process = start(broken, cache)
-    output = process.communicate()[0]
-    assert process.returncode == 0 and f"resuming from step {reached}" in output
-    assert records(broken) == records(whole)
-    ours, theirs = leaves(broken), leaves(whole)
-    assert ours.keys() == theirs.keys()
-    for path, leaf in theirs.items():
-        np.testing.assert_array_equal(ours[path], leaf, err_msg=path)
+OPTIONS = {"duration__total_steps": 8, "log_every_steps": 1, "checkpoint__every_steps": 4}
 
 
 @pytest.mark.slow
 def test_resumes_on_other_meshes(tmp_path):
     """Saved on 8 devices at step 4, resumed on 8, 4 and 1: the same run up to the order of sums."""
-    config = runs.config(**{**OPTIONS, "duration__total_steps": 8}, mesh__data=8)
+    config = runs.config(**OPTIONS, mesh__data=8)
     reference = train.fit(config, tmp_path / "eight")
     shutil.rmtree(tmp_path / "eight" / "checkpoints" / "8")
     for devices in (8, 4, 1):
