@@ -194,6 +194,29 @@ def test_a_flipped_bit_is_noticed_and_the_file_named(tmp_path):
         checkpoint.load_params(tmp_path, 1, jax.eval_shape(lambda: {"params": state.params}))
 
 
+@pytest.mark.slow
+def test_sixty_flipped_bits_are_noticed(tmp_path):
+    """Any bit of any file that holds arrays, one at a time."""
+    state, draw, noticed = train_state(), np.random.default_rng(0), []
+    save(tmp_path, (1, state, None))
+    files = sorted(path for path in (tmp_path / "1" / "train_state").rglob("d/*") if path.is_file())
+    wanted = jax.eval_shape(lambda: {"params": state.params})
+    for _ in range(60):
+        file = files[draw.integers(len(files))]
+        before = file.read_bytes()
+        content = bytearray(before)
+        content[draw.integers(len(content))] ^= 1 << int(draw.integers(8))
+        file.write_bytes(content)
+        with pytest.raises(checkpoint.CheckpointDamaged, match=f"{file.name} is not what was written"):
+            checkpoint.load_params(tmp_path, 1, wanted)
+        file.write_bytes(before)
+        noticed.append(file.name)
+    checkpoint.load_params(tmp_path, 1, wanted)
+    print(
+        f"noticed {len(noticed)} flipped bits in {len(set(noticed))} files of {sum(map(os.path.getsize, files))} bytes"
+    )
+
+
 def test_killed_between_commit_and_digests_is_read_and_gets_them(tmp_path, caplog):
     state = train_state()
     save(tmp_path, (1, state, None))
@@ -224,13 +247,15 @@ def test_a_step_of_another_run_and_another_config_are_noticed(tmp_path):
         checkpoint.load_params(tmp_path / "moved", "latest", small)
 
 
-def test_saves_leave_no_thread_and_no_open_file(tmp_path):
+@pytest.mark.parametrize("saves", [20, pytest.param(400, marks=pytest.mark.slow)])
+def test_saves_leave_no_thread_and_no_open_file(tmp_path, saves):
     counts = []
     with checkpoint.open(tmp_path) as checkpoints:
-        for step in range(20):
+        for step in range(saves):
             checkpoints.save(step, {"w": jnp.zeros(4)}, {})
             checkpoints.wait()
             counts.append((len(os.listdir("/proc/self/fd")), threading.active_count()))
+    print(f"descriptors and threads after 3 and {saves} saves: {counts[2]} and {counts[-1]}")
     assert counts[-1] == counts[2]
 
 

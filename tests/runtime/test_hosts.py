@@ -1,19 +1,9 @@
-"""What hosts agree on; two processes of this machine stand for two hosts."""
-
-import json
-import os
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
+"""What hosts agree on, as one process sees it; test_processes.py has several."""
 
 import jax
 import numpy as np
 import pytest
 
-from cxrjax import checkpoint
 from cxrjax.runtime import hosts
 
 
@@ -59,56 +49,6 @@ def test_digests_of_arrays_follow_their_values():
     one, other = {"a": np.arange(3.0)}, {"a": jax.numpy.arange(3.0) + 1}
     assert hosts.local_digest(one) == hosts.local_digest(dict(one)) != hosts.local_digest(other)
     assert hosts.whole(one) == one
-
-
-def start(workdir, port, number, *flags):
-    options = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    command = [sys.executable, "-m", "cxrjax.main", "--config=configs/spcl.py:smoke", f"--workdir={workdir}"]
-    command += [f"--coordinator=127.0.0.1:{port}", f"--bind=127.0.0.1:{port}", "--processes=2", f"--process={number}"]
-    command += ["--config.duration.total_steps=24", "--config.log_every_steps=12", "--config.checkpoint.every_steps=5"]
-    command += [f"--config.evals.{name}.every_steps=1000" for name in ("phantom_knn", "phantom_probe")]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen([*command, *flags], env=os.environ | options, **pipes)
-
-
-def both(workdir, *flags):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    return [start(workdir, port, number, *flags) for number in range(2)]
-
-
-def ended(processes):
-    outputs = [process.communicate(timeout=900)[0] for process in processes]
-    return [process.returncode for process in processes], outputs
-
-
-@pytest.mark.slow
-def test_a_signal_to_one_host_saves_and_ends_both_and_the_run_goes_on(tmp_path, phantom_dir, monkeypatch):
-    """The step that the sentence names is on disk, steps are saved between logged ones, and the bits are the same."""
-    monkeypatch.setenv("CXRJAX_DATA", str(phantom_dir))
-    codes, outputs = ended(both(tmp_path / "whole"))
-    assert codes == [0, 0], outputs
-    assert "process 1 of 2 at 127.0.0.1" in outputs[1] and "1 of 2 devices are here" in outputs[1]
-
-    processes = both(tmp_path / "broken")
-    while 5 not in checkpoint.steps(tmp_path / "broken") and processes[0].poll() is None:
-        time.sleep(0.05)
-    processes[1].send_signal(signal.SIGTERM)
-    codes, outputs = ended(processes)
-    assert codes == [143, 143], outputs
-    newest = checkpoint.steps(tmp_path / "broken")[-1]
-    assert f"a signal on another host: step {newest} is saved" in outputs[0] and 5 <= newest < 24
-    codes, outputs = ended(both(tmp_path / "broken"))
-    assert codes == [0, 0] and f"resuming from step {newest}" in outputs[0], outputs
-    lines = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "broken")]
-    untimed = [[{k: v for k, v in json.loads(line).items() if "time/" not in k} for line in each] for each in lines]
-    assert untimed[0] == untimed[1]
-
-    other = both(tmp_path / "whole", "--config.seed=1")  # the same folder, other settings: all are told
-    codes, outputs = ended(other)
-    assert codes[0] == 2 and "holds a run with other settings" in outputs[0]
-    shutil.rmtree(tmp_path / "whole")
 
 
 def test_sharded_parameters_have_a_digest():
