@@ -46,7 +46,8 @@ SETS = {
         "PhysioNet Credentialed Health Data License",
         "PhysioNet credentials and CITI training",
         "physionet.org/content/mimic-cxr-jpg (files, and the metadata, split and label tables); the reports "
-        "(mimic-cxr-reports.zip, as it is) and the DICOM original are in physionet.org/content/mimic-cxr",
+        "(mimic-cxr-reports.zip, as it is) and the DICOM original are in physionet.org/content/mimic-cxr; phrases with "
+        "boxes: MS_CXR_Local_Alignment_v1.1.0.csv of physionet.org/content/ms-cxr, laid beside",
         {"labels": ("chexpert", "negbio", "radiologist")},
     ),
     "rexgradient": Entry(
@@ -152,7 +153,10 @@ SETS = {
         "160,868 16-bit PNG, 1 TB",
         "PADCHEST dataset research use agreement",
         "registration",
-        "bimcv.cipf.es/bimcv-projects/padchest (0.zip ... 54.zip, unpacked, and the table PADCHEST_chest_x_ray_...csv)",
+        "bimcv.cipf.es/bimcv-projects/padchest (0.zip ... 54.zip, unpacked, and PADCHEST_chest_x_ray_...csv), "
+        "sentences with boxes: grounded_reports_20240819.json and master_table.csv of bimcv.cipf.es/bimcv-projects/padchest-gr, "
+        "laid beside",
+        {"phrases": ("en", "es")},
     ),
     "iu_xray": Entry(
         "Indiana University / Open-i reports with frontal and lateral pictures",

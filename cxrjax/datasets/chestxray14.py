@@ -10,8 +10,6 @@ Infiltration, as in the labels; boxes are scaled where a picture does not have t
 
 from pathlib import Path
 
-from PIL import Image
-
 from cxrjax.datasets import release
 from cxrjax.datasets.manifest import Box, Manifest, Problem, Row, listed
 from cxrjax.datasets.schema import ABSENT, PRESENT
@@ -90,9 +88,7 @@ def manifest(raw: Path) -> Manifest:
     return Manifest(
         "chestxray14",
         LABELS,
-        tuple(
-            row._replace(boxes=_scaled(boxes[row.image_id], row.file)) if row.image_id in boxes else row for row in rows
-        ),
+        tuple(row._replace(boxes=tuple(boxes.get(row.image_id, ()))) for row in rows),
         "NIH ChestX-ray14 (NIH Clinical Center, nihcc.app.box.com/v/ChestXray-NIHCC; Wang et al., ChestX-ray8, CVPR "
         "2017). Frontal radiographs; labels mined from reports; boxes drawn by a radiologist.",
         tuple(problems),
@@ -105,7 +101,7 @@ def manifest(raw: Path) -> Manifest:
 def _boxes(
     download: release.Release, names: set[str], problems: list[Problem], remarks: list[str]
 ) -> dict[str, list[Box]]:
-    """The boxes of every picture, in pixels of 1024 x 1024."""
+    """The boxes of every picture."""
     found = download.optional_table("BBox_List_2017.csv")
     if found is None:
         remarks.append("There is no BBox_List_2017.csv: the set is written without its boxes.")
@@ -123,16 +119,5 @@ def _boxes(
         if box is None:
             problems.append(Problem(name, "box", f"A box of {path.name} is not four numbers: {numbers}."))
             continue
-        boxes.setdefault(name, []).append(box)
+        boxes.setdefault(name, []).append(box._replace(frame=(BOX_PX, BOX_PX)))
     return boxes
-
-
-def _scaled(boxes: list[Box], file: Path) -> tuple[Box, ...]:
-    """The boxes in pixels of the picture; of a file that is no picture as they are, for it is reported later."""
-    try:
-        with Image.open(file) as header:
-            width, height = header.size
-    except OSError:
-        return tuple(boxes)
-    across, down = width / BOX_PX, height / BOX_PX
-    return tuple(Box(box.label, box.x * across, box.y * down, box.width * across, box.height * down) for box in boxes)

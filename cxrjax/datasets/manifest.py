@@ -17,6 +17,8 @@ class Box(NamedTuple):
     """A box in pixels of the raw picture; x, y is its top-left corner.
 
     reader: who drew it, where several did; "" is the box to judge by: the only one, or the fused one.
+    phrase: the words of a report that the box shows. frame: width and height of the picture that the numbers are of,
+    where that may have another size than the raw picture; (1, 1) for relative ones.
     """
 
     label: str
@@ -25,6 +27,8 @@ class Box(NamedTuple):
     width: float
     height: float
     reader: str = ""
+    phrase: str = ""
+    frame: tuple[float, float] | None = None
 
 
 class Row(NamedTuple):

@@ -8,7 +8,7 @@ The split is the official one, by patient. Labels and reports are of studies: al
 labels "radiologist": mimic-cxr-2.1.0-test-set-labeled.csv, the 687 reports that a radiologist labelled, whose Airspace
 Opacity is Lung Opacity; other studies of the test part then mention nothing, those of train and val have CheXpert's.
 Ours: LL (left lateral) is LATERAL; a blank ViewPosition is what ViewCodeSequence_CodeMeaning says; a rare one (AP
-AXIAL, SWIMMERS ...) is UNKNOWN.
+AXIAL, SWIMMERS ...) is UNKNOWN. With MS-CXR in the folder, pictures have its phrases with boxes (ms_cxr.py).
 """
 
 import re
@@ -21,7 +21,7 @@ from typing import IO
 
 import pandas
 
-from cxrjax.datasets import release
+from cxrjax.datasets import ms_cxr, release
 from cxrjax.datasets.files import decoded
 from cxrjax.datasets.manifest import Manifest, Problem, Row, listed
 from cxrjax.datasets.schema import NOT_MENTIONED
@@ -108,6 +108,8 @@ def manifest(raw: Path, labels: str = "chexpert") -> Manifest:
             f"A radiologist labelled the reports of {len(read_by_radiologist)} studies, {in_test} of them here in the "
             "test part, whose other studies mention nothing."
         )
+    boxes = ms_cxr.boxes(download, set(cells[0]), problems, remarks)
+    rows = [row._replace(boxes=(boxes or {}).get(row.image_id, ())) for row in rows]
     texts = _reports(download, studies, problems)
     if texts is None:
         remarks.append(
@@ -124,6 +126,7 @@ def manifest(raw: Path, labels: str = "chexpert") -> Manifest:
         f"arXiv 1901.07042). Frontal and lateral radiographs; labels mined from the reports by {labels}.",
         tuple(problems),
         tuple(remarks),
+        has_boxes=boxes is not None,
         has_report=texts is not None,
         published=PUBLISHED,
     )

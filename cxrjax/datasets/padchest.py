@@ -8,6 +8,7 @@ Ours: the split, by patient; age is the year of the study less the year of birth
 "unchanged" (since an earlier picture) are no findings: where one of them stands, or no label at all, the findings that
 are not named are not mentioned; else they are absent. Loaders disagree on the range of the 16 bits (65,535, or each
 picture's own): we take `pixels.read`'s percentiles, which change a full picture little and leave none dark.
+With PadChest-GR in the folder, pictures have its sentences with boxes, and its patients its split (padchest_gr.py).
 """
 
 import ast
@@ -16,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from cxrjax.datasets import release, schema
+from cxrjax.datasets import padchest_gr, release, schema
 from cxrjax.datasets.manifest import Manifest, Problem, Row, listed
 from cxrjax.datasets.table import column
 
@@ -30,8 +31,11 @@ _COLUMNS = (
 )
 
 
-def manifest(raw: Path) -> Manifest:
-    """Reads the download; raises LayoutError for another folder, TableError for a table that cannot be read."""
+def manifest(raw: Path, phrases: str = "en") -> Manifest:
+    """Reads the download; phrases: the language of PadChest-GR's sentences, "en" or "es".
+
+    Raises LayoutError for another folder, TableError for a table that cannot be read.
+    """
     download = release.Release("padchest", raw)
     frame, path = download.table("PADCHEST_chest_x_ray_images_labels_160K*.csv")
     files = download.files(".png")
@@ -41,6 +45,9 @@ def manifest(raw: Path) -> Manifest:
     label_names, labels_of = _labels_of_cells({cells[-1] for cells in kept})
     unknown = (schema.NOT_MENTIONED,) * len(label_names)
     problems: list[Problem] = []
+    grounded: list[str] = []
+    boxes = padchest_gr.boxes(download, {cells[3] for cells in table}, phrases, problems, grounded)
+    splits = {} if boxes is None else padchest_gr.splits(download, problems, grounded)
     rows = []
     for projection, _, _, name, folder, date, study, patient, birth, sex, text, labels in kept:
         if labels not in labels_of:
@@ -56,9 +63,10 @@ def manifest(raw: Path) -> Manifest:
                     name,
                     patient,
                     study or name,
-                    schema.assign_split("padchest", patient),
+                    splits.get(patient) or schema.assign_split("padchest", patient),
                     _PROJECTIONS.get(projection.upper(), "UNKNOWN"),
                     labels_of.get(labels, unknown),
+                    boxes=(boxes or {}).get(name, ()),
                     text=text,
                     sex=release.sex(sex),
                     age=_age(date, birth),
@@ -72,7 +80,8 @@ def manifest(raw: Path) -> Manifest:
         "PadChest (Hospital San Juan, Alicante, bimcv.cipf.es/bimcv-projects/padchest; Bustos et al., Medical Image "
         "Analysis 2020). Frontal and lateral radiographs; findings of the Spanish reports, by physicians or a network.",
         tuple(problems),
-        (*release.completeness(len(kept) - missing, len(kept)), *_remarks(table, kept)),
+        (*release.completeness(len(kept) - missing, len(kept)), *_remarks(table, kept), *grounded),
+        has_boxes=boxes is not None,
         has_report=True,
         published=PUBLISHED,
     )

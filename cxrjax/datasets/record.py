@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 from cxrjax.datasets import schema
 from cxrjax.datasets.encode import Encoded, Form
 from cxrjax.datasets.files import shown
-from cxrjax.datasets.manifest import Manifest, Problem, Row
+from cxrjax.datasets.manifest import Box, Manifest, Problem, Row
 from cxrjax.imaging import pixels
 from cxrjax.imaging.orientation import AS_STORED, turn_box
 
@@ -38,17 +38,24 @@ def place(row: Row, encoded: Encoded) -> tuple[Row, list[dict[str, Any]], list[P
     orientation = encoded.header.get("orientation", AS_STORED)
     boxes, kept = [], []
     for box in row.boxes:
-        x, y, width, height = turn_box(box.x, box.y, box.width, box.height, size, orientation)
+        stored_size = (size[1], size[0]) if orientation > 4 else size
+        x, y, width, height = turn_box(*_in_pixels(box, stored_size), size, orientation)
         left, right = (min(max(end / size[1], 0.0), 1.0) for end in (x, x + width))
         top, bottom = (min(max(end / size[0], 0.0), 1.0) for end in (y, y + height))
         if left < right and top < bottom:
             area = tfds.features.BBox(top, left, bottom, right)
-            boxes.append({"bbox": area, "label": box.label, "reader": box.reader})
+            boxes.append({"bbox": area, "label": box.label, "reader": box.reader, "phrase": box.phrase})
             kept.append(box)
         else:
-            reason = f"{tuple(box)} has no area inside its {size[1]} x {size[0]} px picture."
+            reason = f"{tuple(box[:5])} has no area inside its {size[1]} x {size[0]} px picture."
             problems.append(Problem(file, "box", reason))
     return _with_header(row._replace(boxes=tuple(kept)), encoded), boxes, problems
+
+
+def _in_pixels(box: Box, size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """x, y, width and height in pixels of the picture as stored; size: its height and width."""
+    across, down = (1.0, 1.0) if box.frame is None else (size[1] / box.frame[0], size[0] / box.frame[1])
+    return box.x * across, box.y * down, box.width * across, box.height * down
 
 
 def example(

@@ -48,8 +48,8 @@ def features(
     image_format: "png" or "jpeg", how `image` is encoded; masks are always PNG. bits: 8, or 16 for PNG.
     mask: adds `mask` (0 or 255, same h w as the image) and `has_mask`. A picture without a mask stores an all-zero
         one and `has_mask` False, so every record has the same fields and shapes.
-    boxes: adds `boxes`, n of them: bbox relative (y0 x0 y1 x1), a label text, and the reader who drew it ("" for the
-        box to judge by).
+    boxes: adds `boxes`, n of them: bbox relative (y0 x0 y1 x1), a label text, the reader who drew it ("" for the box to
+        judge by), and the phrase of a report that it shows ("" for none).
     report: adds `report` with findings, impression and text; a part that is not there is "".
     finding_mask: adds `finding_mask`, same h w as the image. extra_masks: adds `mask_<name>` for each.
     Every record has sex ("F", "M" or ""), age (years, -1 unknown), fingerprint (imaging.fingerprint), and same_picture
@@ -80,8 +80,8 @@ def features(
     for name in extra_masks:
         record[f"mask_{name}"] = tfds.features.Image(**grey_png)
     if boxes:
-        box = {"bbox": tfds.features.BBoxFeature(), "label": tfds.features.Text(), "reader": tfds.features.Text()}
-        record["boxes"] = tfds.features.Sequence(box)
+        said = {name: tfds.features.Text() for name in ("label", "reader", "phrase")}
+        record["boxes"] = tfds.features.Sequence({"bbox": tfds.features.BBoxFeature(), **said})
     if report:
         record["report"] = {part: tfds.features.Text() for part in ("findings", "impression", "text")}
     return tfds.features.FeaturesDict(record)
@@ -102,7 +102,7 @@ def complete(example: Mapping[str, Any]) -> dict[str, Any]:
     unsaid = {"sex": "", "age": -1, "fingerprint": "", "same_picture": "", "same_patient": ""}
     full = unsaid | dict(example)
     if "boxes" in full:
-        full["boxes"] = [{"reader": ""} | box for box in full["boxes"]]
+        full["boxes"] = [{"reader": "", "phrase": ""} | box for box in full["boxes"]]
     return full
 
 

@@ -289,3 +289,38 @@ def test_a_stray_jpeg_does_not_hide_the_dicom_originals(raw):
     cv2.imwrite(str(raw / "preview.jpg"), official.pictures(1)[0])
     made = mimic_cxr.manifest(raw)
     assert not made.problems and {row.file.suffix for row in made.rows} == {".dcm"} and len(made.rows) == 6
+
+
+PHRASES = (
+    "dicom_id,category_name,label_text,path,x,y,w,h,image_width,image_height,split\n"
+    '{one},Atelectasis,"Streaks of atelectasis, at the left base",files/x.jpg,1000,2000,500,250,2000,4000,train\n'
+    '{one},Atelectasis,"Streaks of atelectasis, at the left base",files/x.jpg,0,0,1000,1000,2000,4000,train\n'
+    "{two},Edema,mild edema,files/y.jpg,16,16,32,8,64,64,test\n"
+)
+
+
+def test_phrases_of_ms_cxr_come_back_with_their_boxes(raw, tmp_path):
+    one, two = PICTURES[0][0], PICTURES[5][0]
+    (raw / "MS_CXR_Local_Alignment_v1.1.0.csv").write_text(PHRASES.format(one=one, two=two))
+    made = official.convert(mimic_cxr.manifest(raw), tmp_path)
+    assert not made.conversion.problems
+    assert "MS-CXR: 2 pairs of a phrase and its boxes on 2 pictures (1,162 published)." in made.said
+    boxes = made.records[one][1]["boxes"]
+    assert boxes["label"] == ["Atelectasis"] * 2 and boxes["reader"] == ["", ""]
+    assert boxes["phrase"] == ["Streaks of atelectasis, at the left base"] * 2
+    np.testing.assert_allclose(boxes["bbox"], [(0.5, 0.5, 0.5625, 0.75), (0, 0, 0.25, 0.5)])
+    split, example = made.records[two]
+    assert split == "test" and example["boxes"]["phrase"] == ["mild edema"]
+    np.testing.assert_allclose(example["boxes"]["bbox"], [(0.25, 0.25, 0.375, 0.75)])
+    assert made.records[PICTURES[1][0]][1]["boxes"]["label"] == []
+
+
+def test_odd_rows_of_ms_cxr_are_named_and_its_json_alone_is_told(raw):
+    text = PHRASES.format(one=PICTURES[0][0], two="nobody") + f"{PICTURES[0][0]},Edema,a,b,1,2,3,wide,0,64,train\n"
+    (raw / "MS_CXR_Local_Alignment_v1.1.0.csv").write_text(text)
+    made = mimic_cxr.manifest(raw)
+    assert [(problem.file, problem.kind) for problem in made.problems] == [("nobody", "box"), (PICTURES[0][0], "box")]
+    assert "the metadata do not name it" in made.problems[0].reason and "'wide'" in made.problems[1].reason
+    (raw / "MS_CXR_Local_Alignment_v1.1.0.csv").rename(raw / "MS_CXR_Local_Alignment_v1.1.0.json")
+    made = mimic_cxr.manifest(raw)
+    assert not made.has_boxes and any("MS-CXR is here as JSON alone" in remark for remark in made.remarks)

@@ -3,13 +3,14 @@
 import csv
 import gzip
 import io
+import json
 import zipfile
 
 import cv2
 import numpy as np
 import pytest
 
-from cxrjax.datasets import padchest, schema
+from cxrjax.datasets import catalogue, padchest, schema
 from cxrjax.datasets.release import LayoutError
 from cxrjax.datasets.table import TableError
 from cxrjax.input import converted_sets
@@ -182,3 +183,78 @@ def test_the_folder_of_the_table_tells_two_files_of_one_name_apart(raw):
     write_table(raw, [("a_1.png", "54", *ROWS[0][2:]), *ROWS[1:]])
     files = {row.image_id: row.file for row in padchest.manifest(raw).rows}
     assert files["a_1.png"] == raw / "54" / "a_1.png" and files["a_2.png"] == raw / "0" / "a_2.png"
+
+
+def grounded(image, **finding):
+    return {"StudyID": "s", "ImageID": image, "findings": [finding]}
+
+
+REPORTS = [
+    {
+        "ImageID": "a_1.png",
+        "findings": [
+            {
+                "sentence_en": "Infiltrates in the right base.",
+                "sentence_es": "Infiltrados en la base derecha.",
+                "abnormal": True,
+                "boxes": [[0.25, 0.5, 0.5, 0.75], [0.0, 0.0, 1.0, 0.5]],
+                "extra_boxes": [[0.25, 0.5, 0.75, 1.0]],
+                "labels": ["infiltrates", "pneumonia"],
+            },
+            {"sentence_en": "No effusion.", "sentence_es": "Sin derrame.", "abnormal": False},
+        ],
+    },
+    grounded("b.png", sentence_en="Normal.", sentence_es="Normal.", boxes=[], extra_boxes=None, labels=None),
+]
+SPLITS = (
+    "StudyID,ImageID,label,split,PatientID\ns1,a_1.png,x,validation,p1\ns1,a_1.png,y,validation,p1\ns2,b.png,,test,p2\n"
+)
+
+
+def ground(raw, reports=REPORTS, splits=SPLITS):
+    (raw / "grounded_reports_20240819.json").write_text(json.dumps(reports))
+    if splits:
+        (raw / "master_table.csv").write_text(splits)
+
+
+@pytest.mark.parametrize(
+    ("language", "sentence"), [("en", "Infiltrates in the right base."), ("es", "Infiltrados en la base derecha.")]
+)
+def test_sentences_of_padchest_gr_come_back_with_their_boxes_and_split(raw, tmp_path, language, sentence):
+    ground(raw)
+    made = official.convert(catalogue.manifest("padchest", raw, phrases=language), tmp_path)
+    assert not made.conversion.problems
+    assert "PadChest-GR: 1 sentences with boxes on 1 pictures." in made.said
+    split, example = made.records["a_1.png"]
+    assert split == made.records["a_2.png"][0] == "val" and made.records["b.png"][0] == "test"
+    assert made.records["c.png"][0] == schema.assign_split("padchest", "p3")
+    boxes = example["boxes"]
+    assert boxes["phrase"] == [sentence] * 3 and boxes["label"] == ["infiltrates|pneumonia"] * 3
+    assert boxes["reader"] == ["", "", "second"]
+    np.testing.assert_allclose(boxes["bbox"], [(0.5, 0.25, 0.75, 0.5), (0, 0, 0.5, 1), (0.5, 0.25, 1, 0.75)])
+    assert made.records["b.png"][1]["boxes"]["label"] == []
+
+
+def test_odd_boxes_and_splits_of_padchest_gr_are_named(raw):
+    reports = [
+        grounded("nobody.png", sentence_en="a", boxes=[[0, 0, 1, 1]]),
+        grounded("b.png", sentence_en="pixels", boxes=[[0, 0, 100, 200]]),
+        grounded("c.png", sentence_en="three", boxes=[[0, 0, 1]]),
+    ]
+    splits = SPLITS + "s3,c.png,,benchmark,p3\ns1,a_1.png,,train,p1\n"
+    ground(raw, reports, splits)
+    made = padchest.manifest(raw)
+    assert sorted((problem.file, problem.kind) for problem in made.problems) == [
+        ("b.png", "box"),
+        ("c.png", "box"),
+        ("nobody.png", "box"),
+        ("p1", "row"),
+        ("p3", "row"),
+    ]
+    assert not any(row.boxes for row in made.rows)
+    (raw / "master_table.csv").unlink()
+    assert any("master_table.csv is not here" in remark for remark in padchest.manifest(raw).remarks)
+    for reports in ({"a": 1}, [{"ImageID": "a_1.png"}], [grounded("a_1.png", boxes=[])]):
+        ground(raw, reports)
+        with pytest.raises(LayoutError, match="no list of studies with ImageID and findings"):
+            padchest.manifest(raw)

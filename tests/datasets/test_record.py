@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from cxrjax.datasets import beside, record
 from cxrjax.datasets.encode import Encoded
 from cxrjax.datasets.manifest import Box, Row
@@ -38,6 +40,22 @@ def test_boxes_are_cut_off_at_the_raw_picture_and_those_outside_are_problems():
     _, (box,), (problem,) = record.place(row(boxes=boxes), encoded())
     assert (box["bbox"].xmin, box["bbox"].ymin, box["bbox"].xmax, box["bbox"].ymax) == (0, 0.5, 0.2, 1)
     assert problem.kind == "box" and "has no area inside its 200 x 100 px picture" in problem.reason
+
+
+@pytest.mark.parametrize(
+    ("orientation", "size", "corners"),
+    [
+        (1, (100, 200), (0.25, 0.5, 0.5, 0.75)),
+        (6, (200, 100), (0.5, 0.5, 0.75, 0.75)),  # a quarter clockwise: stored rows are columns from the right
+    ],
+)
+def test_boxes_of_a_frame_are_scaled_to_the_picture_as_stored(orientation, size, corners):
+    box = Box("Mass", 8, 1, 4, 1, phrase="A mass.", frame=(16, 4))
+    picture = encoded(header={"orientation": orientation}, source_height=size[0], source_width=size[1])
+    _, (made,), problems = record.place(row(boxes=(box,)), picture)
+    assert not problems and made["phrase"] == "A mass."
+    found = made["bbox"]
+    assert (found.ymin, found.xmin, found.ymax, found.xmax) == corners
 
 
 def test_the_vocabulary_knows_the_words_of_train_alone(tmp_path):
