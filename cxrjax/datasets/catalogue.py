@@ -154,8 +154,8 @@ SETS = {
         "PADCHEST dataset research use agreement",
         "registration",
         "bimcv.cipf.es/bimcv-projects/padchest (0.zip ... 54.zip, unpacked, and PADCHEST_chest_x_ray_...csv), "
-        "sentences with boxes: grounded_reports_20240819.json and master_table.csv of bimcv.cipf.es/bimcv-projects/padchest-gr, "
-        "laid beside",
+        "sentences with boxes: grounded_reports_20240819.json and master_table.csv of "
+        "bimcv.cipf.es/bimcv-projects/padchest-gr, laid beside",
         {"phrases": ("en", "es")},
     ),
     "iu_xray": Entry(
