@@ -6,6 +6,10 @@ Every run is one like any other: the same grid again resumes the one that was st
 The table has a line for every combination of what is not repeated (seeds and folds are), with the mean over its
 repetitions, their standard deviation, and a 95 % interval of that mean: patients are resampled, and one draw of
 patients serves all repetitions, so the interval is about other patients and not about other seeds.
+
+Where settings are varied of which one wants the best (TUNED), the table of a choice comes first: each combination with
+what it came to on the validation patients, and the best of them marked. The table of the test patients has the chosen
+ones alone, since the best of several test numbers is too good.
 """
 
 import itertools
@@ -23,24 +27,45 @@ from cxrjax import checkpoint
 from cxrjax import config as shared
 from cxrjax.config import ConfigDict
 from cxrjax.evals.base import bounds
+from cxrjax.evals.run import logged
 from cxrjax.reporting import compare
 from cxrjax.runtime import hosts
 
 REPEATED = ("seed", "data.fold", "data.fraction_seed")
+TUNED = ("optim", "duration", "batch_size", "augment", "views")
+"""Sections of which the best values are wanted; what else is varied (an encoder, a share of the labels) is compared."""
 FINISHED = "finished.json"
 
 
 class Line(NamedTuple):
-    """A line of the table: what it is of, how many runs it is a mean of, their mean, deviation and its interval."""
+    """A line of the table: what it is of, how many runs it is a mean of, their mean, deviation and its interval.
+
+    chosen: whether it is the best on the validation patients among those that differ in what is tuned.
+    """
 
     settings: dict[str, Any]
     evaluation: str
+    set: str
     metric: str
     runs: int
     mean: float
     deviation: float
     low: float
     high: float
+    chosen: bool = True
+
+
+class Choice(NamedTuple):
+    """The settings of some runs, how many, and the mean of what they came to on the validation patients.
+
+    by: what that is, "classify auroc on phantom". chosen: whether it is the best of those that differ in what is tuned.
+    """
+
+    settings: dict[str, Any]
+    by: str
+    runs: int
+    validation: float
+    chosen: bool
 
 
 def run(config: ConfigDict, workdir: Path, claim: Callable, fit: Callable, resamples: int = 1000) -> list[Line]:
@@ -66,10 +91,12 @@ def run(config: ConfigDict, workdir: Path, claim: Callable, fit: Callable, resam
         jax.clear_caches()  # what was compiled for one run serves no other
     if not hosts.is_first():
         return []
-    lines = tabulate(config, workdir, combinations, resamples)
-    (workdir / "grid.json").write_text(json.dumps([line._asdict() for line in lines], indent=2) + "\n")
-    (workdir / "grid.md").write_text(markdown(lines))
-    print(markdown(lines), flush=True)
+    choices = choose(config, workdir, combinations)
+    lines = tabulate(config, workdir, combinations, choices, resamples)
+    found = {"choices": [one._asdict() for one in choices], "lines": [line._asdict() for line in lines]}
+    (workdir / "grid.json").write_text(json.dumps(found, indent=2) + "\n")
+    (workdir / "grid.md").write_text(markdown(lines, choices))
+    print(markdown(lines, choices), flush=True)
     return lines
 
 
@@ -112,20 +139,75 @@ def folder_of(workdir: Path, settings: Mapping[str, Any]) -> Path:
     return Path(workdir) / "_".join(f"{key}-{value}" for key, value in settings.items()).replace("/", "-")
 
 
-def tabulate(config: ConfigDict, workdir: Path, combinations: Sequence[dict], resamples: int = 1000) -> list[Line]:
+def choose(config: ConfigDict, workdir: Path, combinations: Sequence[dict]) -> list[Choice]:
+    """What the validation patients say of settings that are tuned; empty where none is, or no judge kept a number.
+
+    The judge and the metric are those of checkpoint.best_metric, or else the first that looks at validation patients.
+    """
+    rows = _repetitions(combinations)
+    evaluation, metric = _deciding(config, workdir, combinations[0])
+    if not metric or not any(_is_tuned(key) for rest in rows for key, _ in rest):
+        return []
+    means = {}
+    for rest, repeated in rows.items():
+        every = [_validation(config, workdir, evaluation, settings) for settings in repeated]
+        means[rest] = float(np.mean([one.get(metric, math.nan) for one in every]))
+    best: dict[tuple, tuple] = {}  # by what is compared and not tuned
+    for rest in sorted(filter(lambda rest: math.isfinite(means[rest]), means), key=means.__getitem__):
+        best[tuple(pair for pair in rest if not _is_tuned(pair[0]))] = rest
+    by = f"{evaluation} {metric} on {config.evals[evaluation].set}"
+    return [Choice(dict(rest), by, len(rows[rest]), mean, rest in best.values()) for rest, mean in means.items()]
+
+
+def _deciding(config: ConfigDict, workdir: Path, settings: Mapping[str, Any]) -> tuple[str, str]:
+    """The evaluation and its validation metric by which settings are chosen; "" twice where there is none."""
+    wanted = config.checkpoint.best_metric
+    for name, entry in config.evals.items():
+        for metric in _validation(config, workdir, name, settings):
+            if wanted in ("", logged(entry, f"val_{metric}")):
+                return name, metric
+    return "", ""
+
+
+def tabulate(
+    config: ConfigDict, workdir: Path, combinations: Sequence[dict], choices: Sequence[Choice], resamples: int = 1000
+) -> list[Line]:
     """The lines of the table, from the predictions of every run's step: its best one where the config keeps it."""
-    rows: dict[tuple, list[Path]] = {}
+    lines = []
+    for rest, repeated in _repetitions(combinations).items():
+        chosen = all(choice.chosen for choice in choices if choice.settings == dict(rest))
+        for name, entry in config.evals.items():
+            places = [_place(config, workdir, name, settings) for settings in repeated]
+            lines += [
+                Line(dict(rest), name, entry.set, *found, chosen=chosen) for found in summarise(places, resamples)
+            ]
+    return lines
+
+
+def _repetitions(combinations: Sequence[dict]) -> dict[tuple, list[dict]]:
+    """The combinations by what is not repeated, as (key, value) pairs."""
+    rows: dict[tuple, list[dict]] = {}
     for settings in combinations:
         rest = tuple((key, value) for key, value in settings.items() if key not in REPEATED)
-        rows.setdefault(rest, []).append(folder_of(workdir, settings))
-    lines = []
-    for rest, folders in rows.items():
-        steps = [json.loads((folder / FINISHED).read_text())["step"] for folder in folders]
-        for name, entry in config.evals.items():
-            kept = entry.get("name") or name
-            places = [folder / "evals" / kept / str(step) for folder, step in zip(folders, steps, strict=True)]
-            lines += [Line(dict(rest), name, *found) for found in summarise(places, resamples)]
-    return lines
+        rows.setdefault(rest, []).append(settings)
+    return rows
+
+
+def _is_tuned(key: str) -> bool:
+    return key.split(".")[0] in TUNED
+
+
+def _place(config: ConfigDict, workdir: Path, evaluation: str, settings: Mapping[str, Any]) -> Path:
+    """The folder of an evaluation's results, of the step of one run that counts."""
+    folder = folder_of(workdir, settings)
+    step = json.loads((folder / FINISHED).read_text())["step"]
+    return folder / "evals" / (config.evals[evaluation].get("name") or evaluation) / str(step)
+
+
+def _validation(config: ConfigDict, workdir: Path, evaluation: str, settings: Mapping[str, Any]) -> dict[str, float]:
+    """What an evaluation of one run found on the validation patients."""
+    results = json.loads((_place(config, workdir, evaluation, settings) / "results.json").read_text())
+    return results["details"].get("validation", {})
 
 
 def summarise(places: Sequence[Path], resamples: int = 1000, seed: int = 0) -> list[tuple]:
@@ -149,17 +231,32 @@ def summarise(places: Sequence[Path], resamples: int = 1000, seed: int = 0) -> l
     return found
 
 
-def markdown(lines: Sequence[Line]) -> str:
-    """The table as text."""
+def markdown(lines: Sequence[Line], choices: Sequence[Choice] = ()) -> str:
+    """The tables as text: that of the choice where there is one, and that of the test patients."""
+    parts = []
+    if choices:
+        keys = list(choices[0].settings)
+        rows = [[*keys, f"validation: {choices[0].by}", "runs", "choice"]]
+        for one in choices:
+            settings = [f"{one.settings[key]}" for key in keys]
+            rows.append([*settings, f"{one.validation:.3f}", f"{one.runs}", "chosen" if one.chosen else ""])
+        parts += ["On the validation patients, by whom the settings are chosen:", _table(rows)]
+        parts += ["On the test patients, the chosen settings alone:"]
+    elif any(_is_tuned(key) for line in lines for key in line.settings):
+        parts += ["No judge kept a number of the validation patients: the best of these test numbers is too good."]
     keys = list(dict.fromkeys(key for line in lines for key in line.settings))
-    head = [*keys, "evaluation", "metric", "runs", "mean (95 % interval)", "deviation"]
-    rows = [head, ["---"] * len(head)]
-    for line in lines:
+    rows = [[*keys, "evaluation", "set", "metric", "runs", "mean (95 % interval)", "deviation"]]
+    for line in (line for line in lines if line.chosen):
         deviation = "" if math.isnan(line.deviation) else f"{line.deviation:.3f}"
         settings = [f"{line.settings[key]}" for key in keys]
         found = f"{line.mean:.3f}{bounds(line.low, line.high)}"
-        rows.append([*settings, line.evaluation, line.metric, f"{line.runs}", found, deviation])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+        rows.append([*settings, line.evaluation, line.set, line.metric, f"{line.runs}", found, deviation])
+    return "\n\n".join([*parts, _table(rows)]) + "\n"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    head, *body = rows
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body))
 
 
 def _typed(key: str, text: str, current: Any) -> Any:

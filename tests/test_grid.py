@@ -49,8 +49,10 @@ def test_judges_look_at_the_fold_that_is_left_out():
     assert judged == [(0, 0, 5), (3, 3, 5)]
 
 
-def write_results(place, found, **task):
-    (place / "results.json").write_text(json.dumps({"entry": {"task": task}, "metrics": found}))
+def write_results(place, found, validation=None, **task):
+    details = {"validation": validation} if validation else {}
+    results = {"entry": {"task": task}, "metrics": found, "details": details}
+    (place / "results.json").write_text(json.dumps(results))
 
 
 def trainer(monkeypatch, trained, fail_at=None):
@@ -71,7 +73,8 @@ def trainer(monkeypatch, trained, fail_at=None):
         table.to_parquet(place / "predictions.parquet")
         value = metrics.auroc(truth, table["score/Mass"].to_numpy())
         found = {name: {"value": value, "low": 0, "high": 1, "n": 60} for name in ("auroc", "mAP", "auroc/Mass")}
-        write_results(place, found, kind="multilabel")
+        of_val = {"log_likelihood": -9.0, "auroc": 1 - value}  # the other way round than the test patients say
+        write_results(place, found, of_val, kind="multilabel")
 
     return fit
 
@@ -96,8 +99,37 @@ def test_a_grid_goes_on_where_it_stopped_and_is_tabulated(tmp_path, monkeypatch)
     assert lines[0].mean == pytest.approx(np.mean(each[:2]))
     assert lines[0].deviation == pytest.approx(np.std(each[:2], ddof=1))
     assert lines[0].low < lines[0].mean < lines[0].high and np.isnan(lines[1].low), "mAP is not resampled"
-    assert "| 0.5 | classify | auroc | 2 |" in (tmp_path / "grid.md").read_text()
-    assert len(json.loads((tmp_path / "grid.json").read_text())) == 4
+    assert "| 0.5 | classify | phantom_smoke | auroc | 2 |" in (tmp_path / "grid.md").read_text()
+    assert len(json.loads((tmp_path / "grid.json").read_text())["lines"]) == 4
+
+
+def test_what_is_tuned_is_chosen_by_the_validation_patients(tmp_path, monkeypatch):
+    """One rate for each encoder, and the test patients are shown for it alone, though they favour another."""
+    config = settings("encoder=learned,frozen; optim.lr=0.1,1; seed=0,1")
+    train = trainer(monkeypatch, [])
+
+    def fit(cell, folder):
+        cell.data.fraction = cell.optim.lr if cell.encoder == "learned" else 1.1 - cell.optim.lr
+        train(cell, folder)
+
+    lines = grid.run(config, tmp_path, lambda *_: None, fit, resamples=20)
+    choices = grid.choose(config, tmp_path, grid.parse(config))
+    assert {(one.by, one.runs) for one in choices} == {("classify auroc on phantom_smoke", 2)}
+    chosen = [{"encoder": "learned", "optim.lr": 0.1}, {"encoder": "frozen", "optim.lr": 1.0}]
+    assert [one.settings for one in choices if one.chosen] == chosen
+    assert [line.settings for line in lines if line.chosen and line.metric == "auroc"] == chosen
+    assert len(json.loads((tmp_path / "grid.json").read_text())["choices"]) == 4
+    of_choice, of_test = (tmp_path / "grid.md").read_text().split("On the test patients, the chosen settings alone:")
+    assert of_choice.count("| chosen |") == 2 and "| learned | 1.0 |" in of_choice
+    assert "| learned | 0.1 | classify" in of_test and "| learned | 1.0 |" not in of_test
+    config.checkpoint.best_metric = ""
+    assert grid.choose(config, tmp_path, grid.parse(config))[0].by == "classify log_likelihood on phantom_smoke"
+
+
+def test_without_validation_numbers_the_table_warns(tmp_path):
+    lines = [grid.Line({"optim.lr": rate}, "zeroshot", "phantom", "auroc", 1, rate, 0, 0, 0) for rate in (0.1, 0.2)]
+    assert "No judge kept a number of the validation patients" in grid.markdown(lines)
+    assert grid.markdown(lines).count("| zeroshot |") == 2
 
 
 def test_one_draw_of_patients_serves_all_seeds(tmp_path):

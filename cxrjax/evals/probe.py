@@ -91,6 +91,7 @@ def probe(
         scores = scipy.special.softmax(scores, axis=1) if task.kind == "multiclass" else scipy.special.expit(scores)
     curve = {f"{strength:g}": quality for strength, quality in zip(strengths, qualities, strict=False)}
     details = {"judge": "probe", "solver": solver, "strength": strengths[best], "validation_explained": curve}
+    details["validation"] = {"explained": qualities[best]} if qualities else {}
     return labelled.conclude(task.kind, tables, keys, scores, notes, details, resamples, seed)
 
 

@@ -132,12 +132,16 @@ def scalars(entry: Mapping[str, Any], result: Result) -> dict[str, float]:
 
     What a judge found on the validation pictures is there as val_<metric>: a run can keep its best step by it.
     """
-    entry = complete(entry)
-    prefix = f"{entry['judge']}_" if JUDGES[entry["judge"]].prefixed else ""
-    place = f"eval/{entry['set']}/{entry['task']['name']}"
     found = {name: interval.value for name, interval in result.metrics.items()}
     found |= {f"val_{name}": value for name, value in result.details.get("validation", {}).items()}
-    return {f"{place}/{prefix}{name}": value for name, value in found.items()}
+    return {logged(entry, name): value for name, value in found.items()}
+
+
+def logged(entry: Mapping[str, Any], metric: str) -> str:
+    """What a metric of an entry is called in the logs; one of the validation pictures is given as val_<metric>."""
+    entry = complete(entry)
+    prefix = f"{entry['judge']}_" if JUDGES[entry["judge"]].prefixed else ""
+    return f"eval/{entry['set']}/{entry['task']['name']}/{prefix}{metric}"
 
 
 def complete(entry: Mapping[str, Any]) -> dict[str, Any]:
