@@ -12,6 +12,10 @@ FLAGS = "--xla_force_host_platform_device_count=8 --xla_cpu_collective_call_term
 if jaxlib.__version__.startswith("0.10."):  # a third of the time to compile; later versions have lost the switch
     FLAGS += " --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
+# A device that waits for the others holds a thread of XLA's pool, and two where a loop has collectives of its own. By
+# default the pool has a thread per device: on few cores all of them waited for a device that had no thread left, until
+# XLA ended the process ten minutes later.
+os.environ.setdefault("PJRT_NPROC", "32")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     # pytest's first process makes it; its workers, and the commands that tests start, find it in the environment.
