@@ -33,6 +33,15 @@ SETS = {
         "open",
         "nihcc.app.box.com/v/ChestXray-NIHCC, or Kaggle nih-chest-xrays/data",
     ),
+    "nih_google": Entry(
+        "ChestX-ray14 with labels by Google's radiologists: four findings, adjudicated, or all 14",
+        "4,374 of the PNG of ChestX-ray14; all 14 findings of 810",
+        "no restriction; as ChestX-ray14, and cite Majkowska et al. 2019 or Nabulsi et al. 2021",
+        "a form of Google's",
+        "cloud.google.com/healthcare-api/docs/resources/public-datasets/nih-chest (four_findings_expert_labels, "
+        "all_findings_expert_labels), laid into the folder of ChestX-ray14",
+        {"labels": ("four", "all")},
+    ),
     "chexpert": Entry(
         "Stanford CheXpert, 14 observations with uncertain ones",
         "223,648 JPEG, 11 GB small or 439 GB full",
@@ -81,6 +90,14 @@ SETS = {
         "competition terms, non-commercial research",
         "Kaggle account",
         "kaggle.com/c/siim-acr-pneumothorax-segmentation (DICOM files, train-rle.csv or stage_2_train.csv)",
+    ),
+    "candid_ptx": Entry(
+        "CANDID-PTX, masks of pneumothorax, acute rib fractures and chest tubes, reports",
+        "19,237 DICOM, 28 GB",
+        "data use agreement of the University of Auckland; cite Feng et al. 2021",
+        "agreement and an online ethics course",
+        "auckland.figshare.com, doi 10.17608/k6.auckland.14173982 (dataset, Pneumothorax_reports.csv, chest_tube.csv, "
+        "acute_rib_fracture.csv)",
     ),
     "vindr_cxr": Entry(
         "VinDr-CXR / VinBigData, 28 labels (Kaggle 15), boxes of three readers and fused",

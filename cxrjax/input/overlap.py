@@ -23,7 +23,7 @@ from cxrjax.input.converted_sets import ConvertedSet
 from cxrjax.input.source import Source
 
 KNOWN = (
-    {"chestxray14", "chestxray14_subset", "rsna_pneumonia", "siim_acr", "covidx"},
+    {"chestxray14", "chestxray14_subset", "nih_google", "rsna_pneumonia", "siim_acr", "covidx"},
     {"covidx", "covid_chestxray", "hannover_covid"},
     {"tbx11k", "montgomery", "shenzhen", "tb_lung_masks"},
     {"pneumoniamnist", "pediatric_pneumonia"},
