@@ -24,6 +24,12 @@ from cxrjax.datasets.files import decoded
 _UNPACKED_BYTES, _UNPACKED_RATIO = 2**26, 100
 TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".parquet", ".json", ".jsonl", ".xlsx")
 UNKNOWN = ("nan", "na", "n/a", "#n/a", "<na>", "none", "null", "nil", "nat", "-", "--")  # whatever their case
+_NO_TEXT = {
+    b"PK\x03\x04": "a spreadsheet (.xlsx, .ods) or a zip archive",
+    b"\xd0\xcf\x11\xe0": "an old Excel workbook (.xls)",
+    b"PAR1": "a Parquet file",
+    b"\x1f\x8b": "a gzip file",
+}
 LIST_SEPARATOR = "|"  # between the items of a cell that is a list
 
 _remarks: ContextVar[list[str] | None] = ContextVar("remarks", default=None)
@@ -60,7 +66,7 @@ def read_table(path: Path, encoding: str | None = None) -> pandas.DataFrame:
         frame = _read(path, encoding)
     except ImportError:
         raise TableError(
-            f"The table {path} is an Excel workbook: pip install openpyxl, or save it as CSV (UTF-8)."
+            f"The table {path} is an Excel workbook: pip install 'cxrjax[excel]', or save it as CSV (UTF-8)."
         ) from None
     except (OSError, EOFError, ValueError, LookupError, csv.Error) as error:
         raise TableError(f"The table {path} cannot be read: {str(error).rstrip('.')}.") from None
@@ -128,13 +134,22 @@ def _read(path: Path, encoding: str | None) -> pandas.DataFrame:
     suffix = path.suffix.lower()
     if suffix == ".parquet":
         frame = pandas.read_parquet(path)
-    elif suffix in (".xlsx", ".xls"):
-        frame = pandas.read_excel(path, dtype=object)
+    elif suffix == ".xlsx":
+        frame = _read_workbook(path)
     elif suffix in (".json", ".jsonl"):
         frame = _read_json(path, encoding)
     else:
         return _read_csv(path, encoding)
     return frame.map(cell_text)
+
+
+def _read_workbook(path: Path) -> pandas.DataFrame:
+    """The first sheet of an Excel workbook; a remark tells of further ones. Raises ImportError without openpyxl."""
+    with pandas.ExcelFile(path, engine="openpyxl") as workbook:
+        first, *others = map(str, workbook.sheet_names)
+        if others:
+            _remark(f"Of the sheets of {path.name} the first, {first!r}, was read, not {', '.join(map(repr, others))}.")
+        return workbook.parse(first, dtype=object, na_filter=False)
 
 
 def _read_json(path: Path, encoding: str | None) -> pandas.DataFrame:
@@ -163,7 +178,10 @@ def _unpacked(path: Path) -> bytes:
 
 
 def _read_csv(path: Path, encoding: str | None) -> pandas.DataFrame:
-    text = _decoded(_unpacked(path) if path.suffix.lower() == ".gz" else path.read_bytes(), path, encoding)
+    data = _unpacked(path) if path.suffix.lower() == ".gz" else path.read_bytes()
+    if what := next((what for mark, what in _NO_TEXT.items() if data.startswith(mark)), ""):
+        raise TableError(f"it is {what}, not text; save it as CSV (UTF-8)")
+    text = _decoded(data, path, encoding)
     header, _, rest = text.partition("\n")
     declared = re.fullmatch(r'"?sep=(.)"?\s*', header, re.IGNORECASE)  # Excel's own line, above the header
     if declared:

@@ -1,8 +1,8 @@
 """Users' tables: every spelling of nothing, quotes, formats, encodings and lists come out as what they mean."""
 
 import gzip
-import importlib.util
 import json
+import sys
 import unicodedata
 import zipfile
 from pathlib import Path
@@ -130,16 +130,45 @@ def test_lists_and_json_become_texts(tmp_path):
         read(tmp_path / "t.json", '{"file": ["0.png"]}')
 
 
-def test_an_excel_workbook_is_read_or_told(tmp_path):
+def test_the_first_sheet_of_a_workbook_is_read_and_others_are_told(tmp_path):
+    pytest.importorskip("openpyxl")
     path = tmp_path / "t.xlsx"
-    if importlib.util.find_spec("openpyxl"):
-        pandas.DataFrame({"file": ["0.png"], "patient": [7]}).to_excel(path, index=False)
-        assert table.read_table(path).to_dict("list") == {"file": ["0.png"], "patient": ["7"]}
-        return
+    rows = pandas.DataFrame(
+        {"file": ["0.png", "NA"], "patient": [7, None], "day": pandas.to_datetime(["2020-02-01"] * 2)}
+    )
+    with pandas.ExcelWriter(path) as workbook:
+        rows.to_excel(workbook, sheet_name="list", index=False)
+        rows.to_excel(workbook, sheet_name="old", index=False)
+    with table.remarks() as said:
+        found = table.read_table(path).to_dict("list")
+    assert found == {"file": ["0.png", ""], "patient": ["7", ""], "day": ["2020-02-01 00:00:00"] * 2}
+    assert (
+        said[0] == "Of the sheets of t.xlsx the first, 'list', was read, not 'old'." and "'NA' in file (1)" in said[1]
+    )
+
+
+def test_a_workbook_without_openpyxl_says_what_to_do(tmp_path, monkeypatch):
+    path = tmp_path / "t.xlsx"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("xl/workbook.xml", "")
-    with pytest.raises(table.TableError, match="Excel workbook: pip install openpyxl, or save it as CSV"):
+    monkeypatch.setitem(sys.modules, "openpyxl", None)
+    with pytest.raises(table.TableError, match=r"Excel workbook: pip install 'cxrjax\[excel\]', or save it as CSV"):
         table.read_table(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "what"),
+    [
+        ("t.csv", b"PK\x03\x04", "a spreadsheet"),
+        ("t.ods", b"PK\x03\x04", "a spreadsheet"),
+        ("t.xls", b"\xd0\xcf\x11\xe0", "an old Excel workbook"),
+        ("t.csv", b"PAR1", "a Parquet file"),
+        ("t.csv", b"\x1f\x8b", "a gzip file"),
+    ],
+)
+def test_files_that_are_no_text_are_named(tmp_path, name, start, what):
+    with pytest.raises(table.TableError, match=f"cannot be read: it is {what}.*, not text; save it as CSV"):
+        read(tmp_path / name, start + b"\n1,2\n")
 
 
 def test_gzipped_tables_are_read(tmp_path):
