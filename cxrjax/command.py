@@ -1,7 +1,8 @@
 """What the commands that take a config share: the flags, and mistakes answered with a sentence."""
 
+import ast
 import contextlib
-import difflib
+import itertools
 import os
 import re
 import sys
@@ -13,19 +14,13 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from cxrjax.config import ConfigDict, flat, nearest, pretrain
+from cxrjax import keys, named
+from cxrjax.config import ConfigDict, flat, nearest, other_units, pretrain
 
-CONFIGS = Path("configs")
 QUOTES = "'" + '"'
 UNEXPECTED = (AttributeError, KeyError, TypeError, IndexError, ZeroDivisionError)
 """Errors that a setting of the wrong kind ends in, if no check has found it before."""
 
-UNITS = (
-    ("duration.total_steps", "duration.total_epochs", "duration.total_examples"),
-    ("optim.warmup_steps", "optim.warmup_epochs", "optim.warmup_examples"),
-    ("optim.lr", "optim.base_lr"),
-)
-"""Settings that say one thing in several units: one that is given takes the place of what the config file gives."""
 HELP = ("--help", "-h", "-help", "--helpfull", "--helpshort")
 
 
@@ -38,32 +33,45 @@ def run(main: Callable, doc: str | None, define: Callable[[], None] | None = Non
     sys.modules["__main__"].__doc__ = doc
     before = set(flags.FLAGS)
     config_flags.DEFINE_config_file(
-        "config", None, "configs/NAME.py[:WORDS], or config.json of a run", lock_config=True
+        "config", None, "NAME[:WORDS] of a config, a file of your own, or config.json of a run", lock_config=True
     )
     flags.DEFINE_bool("debug", False, "show the traceback of an error")
+    flags.DEFINE_bool("keys", False, "print every setting of the config with what is said of it, and do nothing")
     if define:
         define()
     with contextlib.redirect_stdout(_Outlived(sys.stdout)), contextlib.redirect_stderr(_Outlived(sys.stderr)):
         if any(arg in HELP for arg in sys.argv[1:]):
             listing = (f"--{name}: {flags.FLAGS[name].help}" for name in sorted(set(flags.FLAGS) - before))
-            print("\n".join([(doc or "").strip(), "", *listing]))
+            print("\n".join([(doc or "").strip(), "", *listing, "", _about_configs()]))
         else:
             _run(main)
+
+
+def _about_configs() -> str:
+    """What the config that is named says of itself; without one, the names of all."""
+    with contextlib.suppress(ValueError):
+        file, _ = named.find(_given(sys.argv[1:]))
+        return ast.get_docstring(ast.parse(file.read_text())) or ""
+    return f"Configs: {', '.join(named.available())}"
 
 
 def _run(main: Callable) -> None:
     debug = any(arg in ("--debug", "-debug", "--debug=true") for arg in sys.argv[1:])
     with _mistakes_as_sentences(debug, (ValueError, AttributeError, KeyError, TypeError, OSError, flags.Error)):
-        _check_config_argument(sys.argv[1:])
+        if not _given(sys.argv[1:]):
+            raise ValueError(f"no config given; say --config=NAME, one of {', '.join(named.available())}, or a file")
         argv, opened = taken_back(sys.argv)
-        stray = flags.FLAGS(json_as_python(argv))[1:]
+        stray = flags.FLAGS(as_flags(argv))[1:]
         if stray:
             raise ValueError(f"unexpected arguments {stray}: everything is said as --flag=value")
         config = flags.FLAGS.config
         check_open(opened, config)
-        config.update_from_flattened_dict(dict.fromkeys([*opened, *other_units(argv, config)]))
+        config.update_from_flattened_dict(dict.fromkeys([*opened, *other_units(changed(argv), config)]))
+    if flags.FLAGS["keys"].value:
+        print(keys.listing(config, named.find(_given(sys.argv[1:]))[0]))
+        return
     given = Path(_given(sys.argv[1:]))
-    stem = config.get("method") or config.job if given.suffix == ".json" else given.name.replace(".py", "")
+    stem = Path(config.get("method") or config.job).stem if given.suffix == ".json" else given.name.replace(".py", "")
     name = re.sub(r"[^A-Za-z0-9]+", "-", stem).strip("-")
     with _mistakes_as_sentences(debug, (ValueError, OSError, FloatingPointError, *UNEXPECTED)):
         main(config, name, flags.FLAGS)
@@ -75,28 +83,34 @@ def taken_back(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     return [arg for arg in argv if not found[arg]], [match[1] for match in found.values() if match]
 
 
-def check_open(keys: Sequence[str], config: ConfigDict) -> None:
+def check_open(opened: Sequence[str], config: ConfigDict) -> None:
     """Raises ValueError for keys that the config does not have, and for those that must have a value."""
     now, may_be_open = flat(config.to_dict()), flat(pretrain().to_dict())
-    for key in keys:
+    for key in opened:
         if key not in now:
             raise ValueError(f"there is no setting {key}{nearest(key, now)}")
         if may_be_open.get(key, now[key]) is not None:
             raise ValueError(f"{key} cannot be None: it needs a value, such as {may_be_open.get(key, now[key])!r}")
 
 
-def other_units(argv: Sequence[str], config: ConfigDict) -> list[str]:
-    """Keys of a config that say in another unit what argv gives."""
-    given = {match[1] for arg in argv if (match := re.match(r"--?config\.([\w.]+)(=|$)", arg))}
-    others = [key for unit in UNITS if given & set(unit) for key in unit if key not in given]
-    known = flat(config.to_dict())
-    return [key for key in others if key in known]
+def changed(argv: Sequence[str]) -> list[str]:
+    """The keys of the config that argv gives."""
+    return [match[1] for arg in argv if (match := re.match(r"--?config\.([\w.]+)(=|$)", arg))]
 
 
-def json_as_python(argv: Sequence[str]) -> list[str]:
-    """argv in which the config.json of a run is read by saved_config.py, since a config is a file of Python."""
-    reader = Path(__file__).with_name("saved_config.py")
-    return [re.sub(r"^(--?config=)(.*\.json)$", rf"\g<1>{reader}:\g<2>", arg) for arg in argv]
+def as_flags(argv: Sequence[str]) -> list[str]:
+    """argv with the file of the config that is named, and with underscores in the names of flags."""
+    file, words = named.find(_given(argv))
+    place, found = f"{file}:{words}" if words else str(file), []
+    for before, arg in itertools.pairwise(["", *argv]):
+        if re.match(r"--?config=", arg):
+            arg = f"--config={place}"
+        elif before in ("--config", "-config"):
+            arg = place
+        else:
+            arg = re.sub(r"^--[a-z]+(-[a-z]+)+", lambda flag: "--" + flag[0][2:].replace("-", "_"), arg)
+        found.append(arg)
+    return found
 
 
 class _Outlived:
@@ -148,18 +162,6 @@ def _given(argv: Sequence[str]) -> str:
         if arg in ("--config", "-config") and i + 1 < len(argv):
             return argv[i + 1]
     return ""
-
-
-def _check_config_argument(argv: Sequence[str]) -> None:
-    found = sorted(str(path) for path in CONFIGS.glob("*.py"))
-    listing = f"available: {', '.join(found)}" if found else f"no {CONFIGS}/*.py here: run from the repository"
-    given = _given(argv)
-    if not given:
-        raise ValueError(f"no config given; say --config=FILE, {listing}")
-    file = given.split(":", 1)[0]
-    if not Path(file).is_file():
-        near = difflib.get_close_matches(file, found, n=1)
-        raise ValueError(f"there is no config {file!r}; {listing}." + (f" Did you mean {near[0]}?" if near else ""))
 
 
 def _sentence(error: Exception) -> str:

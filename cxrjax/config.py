@@ -6,14 +6,16 @@ import hashlib
 import json
 import logging
 import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import ml_collections
 from ml_collections import config_dict
 
-from cxrjax import older
+from cxrjax import named, older
 
 if TYPE_CHECKING:
 
@@ -76,6 +78,14 @@ RANGES = {
     "examples": "whole [0, inf)",
 }
 """The range of every number of a setting; `*` stands for anything. None means "not given" and is always right."""
+
+
+UNITS = (
+    ("duration.total_steps", "duration.total_epochs", "duration.total_examples"),
+    ("optim.warmup_steps", "optim.warmup_epochs", "optim.warmup_examples"),
+    ("optim.lr", "optim.base_lr"),
+)
+"""Settings that say one thing in several units: one that is given takes the place of what the config file gives."""
 
 
 def pretrain() -> ConfigDict:
@@ -325,3 +335,40 @@ def flat(tree: Mapping, prefix: str = "") -> dict:
     for key, value in tree.items():
         found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return found
+
+
+def load(name: str, changes: Mapping[str, Any] | None = None) -> ConfigDict:
+    """The config that a name stands for, from anywhere: "spcl:smoke", "mine.py:large", "runs/x/config.json".
+
+    changes: by dotted key, {"optim.lr": 1e-3}; None takes back what may be left open.
+    Raises ValueError with the nearest name, word or key. `cxrjax.config("spcl:smoke")` is the same.
+    """
+    file, words = named.find(name)
+    config, changes = named.load(file).get_config(words), dict(changes or {})
+    known = flat(config.to_dict())
+    for key in changes:
+        if key not in known and not any(other.startswith(f"{key}.") for other in known):
+            raise ValueError(f"there is no setting {key}{nearest(key, known)}")
+    try:
+        config.update_from_flattened_dict(dict.fromkeys(other_units(changes, config)) | changes)
+    except TypeError as error:  # names the key and both types
+        raise ValueError(str(error)) from None
+    return config
+
+
+def other_units(given: Iterable[str], config: ConfigDict) -> list[str]:
+    """Keys of a config that say in another unit what the given keys say."""
+    given = set(given)
+    others = [key for unit in UNITS if given & set(unit) for key in unit if key not in given]
+    known = flat(config.to_dict())
+    return [key for key in others if key in known]
+
+
+class _Callable(ModuleType):
+    """`cxrjax.config("spcl:smoke")` is what one writes, and `config` is this module."""
+
+    def __call__(self, name: str, changes: Mapping[str, Any] | None = None) -> ConfigDict:
+        return load(name, changes)
+
+
+sys.modules[__name__].__class__ = _Callable

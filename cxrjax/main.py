@@ -33,11 +33,13 @@ def main(config: ConfigDict, name: str, options: Any) -> None:
 
 def pretrain(config: ConfigDict, name: str, options: Any) -> None:
     """One run, or where config.grid is given one for each of its combinations."""
-    from cxrjax import grid, initial, train
+    from cxrjax import dry_run, grid, initial, train
 
     config = _with_precision(initial.of_run(config))
     name = f"{name}-grid" if config.grid else name
     workdir = _workdir(config, name, options)
+    if options.dry_run:
+        return dry_run.tell(config, workdir)
 
     print(compile_cache.use(config.compile_cache), flush=True)
     with lock.hold(workdir):
@@ -52,16 +54,23 @@ def pretrain(config: ConfigDict, name: str, options: Any) -> None:
 
 
 def evaluate(config: ConfigDict, name: str, options: Any) -> None:
-    from cxrjax import evaluate
+    from cxrjax import dry_run, evaluate
 
+    workdir = _workdir(config, name, options) if options.workdir else None
+    if options.dry_run:
+        return dry_run.tell(config, workdir)
     print(compile_cache.use(config.compile_cache), flush=True)
-    evaluate.run(config, _workdir(config, name, options) if options.workdir else None)
+    evaluate.run(config, workdir)
 
 
 def report(config: ConfigDict, name: str, options: Any) -> None:
+    from cxrjax import dry_run
     from cxrjax.reporting import results_page
 
-    page = results_page.write(config, _workdir(config, name, options))
+    workdir = _workdir(config, name, options)
+    if options.dry_run:
+        return dry_run.tell(config, workdir)
+    page = results_page.write(config, workdir)
     print(f"done: {page}, with report.md and report.json beside it", flush=True)
 
 
@@ -111,6 +120,7 @@ def _with_precision(config: ConfigDict) -> ConfigDict:
 
 
 def _define_flags() -> None:
+    flags.DEFINE_bool("dry_run", False, "print the whole config and what would happen; make nothing")
     flags.DEFINE_bool("distributed", False, "join the other hosts of a TPU slice or Slurm job before anything else")
     flags.DEFINE_string("coordinator", None, "join other hosts by hand: address:port of the first process")
     flags.DEFINE_integer("processes", None, "how many processes there are, with --coordinator")

@@ -13,14 +13,14 @@ from tests import runs
 def test_one_unit_takes_the_place_of_the_others():
     config = runs.config("spcl", "chestxray14")
     argv = ["--config.duration.total_steps=5", "--config.optim.lr", "0.1", "--config.seed=3"]
-    assert command.other_units(argv, config) == [
+    assert shared.other_units(command.changed(argv), config) == [
         "duration.total_epochs",
         "duration.total_examples",
         "optim.base_lr",
     ]
     both = ["--config.optim.lr=1", "--config.optim.base_lr=1"]
-    assert command.other_units(both, config) == []  # refused by the optimizer, which names both
-    assert command.other_units(argv, runs.config("eval_probe", "")) == []
+    assert shared.other_units(command.changed(both), config) == []  # refused by the optimizer, which names both
+    assert shared.other_units(command.changed(argv), runs.config("eval_probe", "")) == []
 
 
 def test_none_takes_back_what_may_be_left_open():
@@ -41,14 +41,14 @@ def test_the_config_of_a_run_is_read_whole_and_can_be_changed(tmp_path):
     found = saved_config.get_config(str(file))
     assert shared.differences(found, config) == [] and shared.digest(found) == shared.digest(config)
     found.optim.lr = 0.5  # open in the recipe
-    reader, _, path = command.json_as_python([f"--config={file}"])[0].partition(":")
+    reader, _, path = command.as_flags([f"--config={file}"])[0].partition(":")
     assert reader.endswith("saved_config.py") and path == str(file)
 
 
 def test_help_lists_the_flags():
     done = subprocess.run([sys.executable, "-m", "cxrjax.plan", "--help"], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.startswith("Plan a pre-training run")
-    assert "--on: target, such as h100:8" in done.stdout and "--config: configs/NAME.py" in done.stdout
+    assert "--on: target, such as h100:8" in done.stdout and "--config: NAME[:WORDS]" in done.stdout
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "float16", "bfloat"])

@@ -12,7 +12,20 @@ PACKAGE = Path(__file__).parents[1] / "cxrjax"
 
 # From the ground up. A room imports rooms of lower floors, and of its own floor only where no circle follows.
 FLOORS = (
-    {"checkpoint", "command", "config", "older", "optim", "parallel", "rng", "runtime", "saved_config", "track"},
+    {
+        "checkpoint",
+        "command",
+        "config",
+        "keys",
+        "named",
+        "older",
+        "optim",
+        "parallel",
+        "rng",
+        "runtime",
+        "saved_config",
+        "track",
+    },
     {"imaging", "losses", "text"},
     {"datasets", "models", "monitors"},
     {"accelerators", "phantom"},
@@ -23,7 +36,9 @@ FLOORS = (
     {"reporting"},
     {"checks", "initial", "model_card", "protocols", "recipes", "speed", "stand_ins", "tasks", "trained"},
     {
+        "__main__",
         "benchmark",
+        "dry_run",
         "embed",
         "evaluate",
         "export",

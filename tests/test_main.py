@@ -21,8 +21,8 @@ def run(*arguments):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ((), "error: no config given; say --config=FILE, available: configs/"),
-        (("--config=configs/spc1.py",), "Did you mean configs/spcl.py?"),
+        ((), "error: no config given; say --config=NAME, one of barlow_twins, "),
+        (("--config=configs/spc1.py",), "Did you mean spcl?"),
         (("--config=configs/spcl.py:smokey",), "Did you mean 'smoke'?"),
         (("--config=configs/spcl.py", "--config.optim.lrr=1"), 'Did you mean "lr"'),
         (("--config=configs/spcl.py", "--config.batch_size=many"), "batch_size"),

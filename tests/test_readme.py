@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from cxrjax import __main__, named
 from cxrjax import config as shared
 from cxrjax.datasets import catalogue
 from tests import runs
@@ -50,8 +51,21 @@ def commands(text: str) -> list[list[str]]:
             continue
         body = re.sub(r"for (\w+) in ([^;]+); do\n(.*?)^done$", unrolled, body, flags=re.MULTILINE | re.DOTALL)
         lines = (shlex.split(line, comments=True) for line in body.replace("\\\n", " ").splitlines())
-        found += [list(itertools.chain(*map(braces, words))) for words in lines if words]
+        found += [in_full(list(itertools.chain(*map(braces, words)))) for words in lines if words]
     return found
+
+
+def in_full(words: list[str]) -> list[str]:
+    """ "cxrjax train spcl seed=1" → "python -m cxrjax.main --config=configs/spcl.py --config.seed=1", word by word."""
+    if words[0] != "cxrjax" or words[1] not in __main__.COMMANDS:
+        return words
+    module, given = __main__.COMMANDS[words[1]].module, __main__.as_python(words[1], words[2:])
+    return ["python", "-m", f"cxrjax.{module}", *(re.sub(r"^--config=(\w+)", config_file, word) for word in given)]
+
+
+def config_file(flag: re.Match) -> str:
+    """ "--config=probe" → "--config=configs/eval_probe.py"."""
+    return f"--config=configs/{named.find(flag[1])[0].name}"
 
 
 def unrolled(loop: re.Match) -> str:
@@ -159,7 +173,10 @@ def test_blocks_that_are_marked_run(tmp_path):
     python = tmp_path / "bin" / "python"
     python.parent.mkdir()
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-    python.chmod(0o755)
+    command = python.with_name("cxrjax")
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m cxrjax "$@"\n')
+    for script in (python, command):
+        script.chmod(0o755)
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     environment |= {"PATH": f"{python.parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     environment |= {"CXRJAX_DATA": str(tmp_path / "data"), "JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}

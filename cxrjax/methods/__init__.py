@@ -1,11 +1,18 @@
-"""One file per published system or baseline; each exposes `make(config) -> Method`."""
+"""One file per published system or baseline; each exposes `make(config) -> Method`.
+
+A method of your own is a file that does the same: config.method is its path, or the name that an installed package
+gives it in the group of entry points "cxrjax.methods".
+"""
 
 import difflib
 import importlib
 import pkgutil
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
+from cxrjax import named
 from cxrjax.imaging import pixels
 from cxrjax.input import device
 from cxrjax.methods import settings
@@ -27,16 +34,25 @@ def make(config: Config, total_steps: int | None = None) -> Method:
 
     total_steps: of the run, where the trainer worked them out: some methods change over the whole run (`base.ramp`).
     """
-    names = available()
-    if config.method not in names:
-        near = difflib.get_close_matches(config.method, names, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"there is no method {config.method!r}; available: {', '.join(names)}.{hint}")
+    module = _module(config.method)
     if total_steps is not None:
         config = config.copy_and_resolve_references()
         config.duration = {"total_steps": total_steps}
     settings.one_of(config, "standardise.mode", device.MODES)
-    return importlib.import_module(f"cxrjax.methods.{config.method}").make(config)
+    return module.make(config)
+
+
+def _module(name: str) -> ModuleType:
+    if name.endswith(".py"):
+        if not Path(name).is_file():
+            raise ValueError(f"config.method is {name!r}, and there is no such file; a method is made by it alone")
+        return named.load(Path(name))
+    plugins, ours = named.plug_ins(), available()
+    if name in ours or name in plugins:
+        return importlib.import_module(f"cxrjax.methods.{name}" if name in ours else plugins[name])
+    near = difflib.get_close_matches(name, [*ours, *plugins], n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"there is no method {name!r}; available: {', '.join([*ours, *plugins])}, or a file.{hint}")
 
 
 def blank_batch(method: Method) -> dict[str, np.ndarray]:

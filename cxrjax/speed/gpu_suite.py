@@ -24,9 +24,9 @@ from statistics import median
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from cxrjax import config as shared
 from cxrjax import recipes
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 LONGEST_S = 300  # of one entry
 STEPS, EPOCH = 100_000, 100_000  # of the run that a step is taken from; warm-ups of epochs must end before it does
 READERS = (
@@ -230,11 +230,7 @@ def _made(entry: Entry, tiny: bool) -> tuple[Any, Any, Any, dict]:
 
 def settings(entry: Entry, tiny: bool) -> Any:
     """The config of an entry."""
-    spec = importlib.util.spec_from_file_location(entry.config, CONFIGS / f"{entry.config}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config("smoke" if tiny else entry.words)
+    config = shared.load(f"{entry.config}:{'smoke' if tiny else entry.words}")
     if not tiny:
         if entry.changes.get("model.variant") in ("B", "L"):  # a recipe of a ResNet as well
             config.model = recipes.vit() | {"pool": config.model.get("pool", "cls")}

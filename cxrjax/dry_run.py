@@ -1,0 +1,75 @@
+"""What a command would do, without doing it: the whole config, then sets, steps, devices and folder. Makes nothing."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+
+from cxrjax import checkpoint, checks, grid, methods, optim, parallel, plan, stand_ins, trained
+from cxrjax import config as shared
+from cxrjax.config import ConfigDict, names
+from cxrjax.input import converted_sets
+
+
+def tell(config: ConfigDict, workdir: Path | None) -> None:
+    """Prints the config as config.json would hold it and a line for each thing that would happen.
+
+    Raises ValueError for what would be refused, as far as that is known before any picture is read.
+    """
+    print(f"{shared.to_json(config)}\n", flush=True)
+    for line in {"pretrain": _training, "evaluate": _evaluation}.get(config.job, _report)(config, workdir):
+        print(line, flush=True)
+
+
+def _training(config: ConfigDict, workdir: Path) -> Iterator[str]:
+    mesh = parallel.make_mesh(config.mesh)
+    parallel.check_batch(config.batch_size, mesh)
+    for entry in checks.entries(config).values():
+        yield f"judges     {entry['name']} on {_place(entry['set'])}, " + (
+            f"every {entry['every_steps']} steps and at the end" if entry.get("every_steps") else "at the end"
+        )
+    with stand_ins.of(config) as standing:
+        standing = standing.copy_and_resolve_references()
+        standing.data.exclude_overlap = False  # comparing sets opens all of their pictures, and keeps what it found
+        examples = plan.count_pictures(standing)
+        total = optim.duration(config.duration, "total", config.batch_size, examples)
+        method = methods.make(standing, total)
+        params, _ = jax.eval_shape(lambda: method.init(jax.random.key(0), methods.blank_batch(method)))
+    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+    yield f"trains     {config.method}, {parameters / 1e6:.2f} M parameters"
+    yield f"from       {config.init_from or 'noise'}"
+    yield f"on         {', '.join(map(_place, names(config.data.sets)))}; {examples:,} examples an epoch" + (
+        ", less those of patients who are judged elsewhere" if shared.judged(config) else ""
+    )
+    yield f"for        {total:,} steps of {config.batch_size}, {total * config.batch_size / examples:.3g} epochs"
+    yield f"devices    {parallel.num_devices(mesh)} × {jax.devices()[0].device_kind} ({jax.default_backend()})"
+    if config.grid:
+        yield f"runs       {len(grid.parse(config))}, one for each combination of {config.grid}"
+    done = checkpoint.steps(workdir)
+    yield f"folder     {workdir}: " + (f"goes on from step {done[-1]}" if done else "new")
+
+
+def _evaluation(config: ConfigDict, workdir: Path | None) -> Iterator[str]:
+    if config.checkpoint:
+        found, of_run, settings = trained.settings(config.checkpoint, config.step)
+        workdir = workdir or of_run
+        yield f"judges     {settings.method} at step {found.name} of {of_run}"
+    elif workdir is None:
+        raise ValueError("without a checkpoint the results need a place: give --workdir DIR")
+    yield f"beside     {config.references or 'nothing'}"
+    for key, entry in config.evals.items():
+        yield f"by         {entry.get('name') or key} on {_place(shared.place(entry))}"
+    yield f"devices    {jax.device_count()} × {jax.devices()[0].device_kind} ({jax.default_backend()})"
+    yield f"folder     {workdir}/evals"
+
+
+def _report(config: ConfigDict, workdir: Path) -> Iterator[str]:
+    yield f"reports    {config.runs}"
+    yield f"folder     {workdir}"
+
+
+def _place(name: str) -> str:
+    if converted_sets.is_converted(name):
+        return name
+    return f"{name} ({'would be simulated' if name.startswith('phantom') else 'not converted yet'})"
