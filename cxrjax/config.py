@@ -50,6 +50,7 @@ RANGES = {
     "data.fold*": "whole [0, inf)",
     "optim.lr": "(0, inf)",
     "optim.base_lr": "(0, inf)",
+    "optim.lr_start": "[0, inf)",
     "optim.lr_end": "[0, inf)",
     "optim.lr_end_ratio": "[0, 1]",
     "optim.warmup_steps": "whole [0, inf)",
@@ -131,6 +132,7 @@ def pretrain() -> ConfigDict:
                 "name": "adamw",
                 "base_lr": number(),
                 "lr": number(),
+                "lr_start": 0.0,  # where the warm-up begins
                 "lr_end": 0.0,
                 "lr_end_ratio": number(),  # lr_end as a share of the highest rate
                 "schedule": "cosine",

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -22,10 +23,11 @@ KEYS = {
     "name": "adamw | lars | sgd",
     "lr": "peak learning rate as it is",
     "base_lr": "peak learning rate for a batch of 256, scaled linearly with the batch",
+    "lr_start": "learning rate at step 0, from which the warm-up rises",
     "lr_end": "learning rate at the last step",
     "lr_end_ratio": "the same as a share of the peak",
     "schedule": "cosine | linear | constant, after the warm-up",
-    "warmup_steps": "linear warm-up from 0, in steps",
+    "warmup_steps": "linear warm-up from lr_start, in steps",
     "warmup_epochs": "the same in epochs",
     "warmup_examples": "the same in examples",
     "warmup_includes_peak": "the last warm-up step has the peak already, not the step after it",
@@ -141,9 +143,9 @@ def _schedule(config: dict, total_steps: int, batch_size: int, examples_per_epoc
     rest = _choose("schedule", config["schedule"], shapes)()
     if not warmup:
         return rest
-    # A warm-up of one step is at 0 either way; optax warns of a ramp over no steps.
+    # A warm-up of one step is at its start either way; optax warns of a ramp over no steps.
     rise = max(warmup - 1, 1) if config["warmup_includes_peak"] else warmup
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, rise), rest], [warmup])
+    return optax.join_schedules([optax.linear_schedule(config["lr_start"], peak, rise), rest], [warmup])
 
 
 def _decay_schedule(config: dict, total_steps: int) -> optax.Schedule:
@@ -162,7 +164,17 @@ def _clip(config: dict) -> optax.GradientTransformation | None:
         )
     if whole is not None:
         return optax.clip_by_global_norm(whole)
-    return None if each is None else _per_tensor(optax.clip_by_global_norm(each))
+    return None if each is None else _per_tensor(_clip_as_torch(each))
+
+
+def _clip_as_torch(most: float) -> optax.GradientTransformation:
+    """Scales by most / (norm + 1e-6) where that is below 1: DINO's and GMML's clipping of a parameter, as torch's."""
+
+    def scale(updates, params):
+        factor = jnp.minimum(most / (optax.tree.norm(updates) + 1e-6), 1.0)
+        return jax.tree.map(lambda update: update * factor.astype(update.dtype), updates)
+
+    return optax.stateless(scale)
 
 
 def _transformation(

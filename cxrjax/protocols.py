@@ -60,10 +60,11 @@ def detection() -> ConfigDict:
     config.loss = {"assign": "best_prior", "inclusive_iou": False, "object_is_background": False}  # of a YOLOv3
     config.boxes = {"most": 10, "min_visible": 0.3}  # per picture; share of a box that a window must show
     config.answer = {
-        "most": 100,
-        "confidence": 0.02,
-        "overlap": 0.5,
-    }  # boxes per picture, least score, NMS from this IoU
+        "most": 100,  # boxes per picture
+        "confidence": 0.02,  # least score
+        "overlap": 0.5,  # IoU from which on a box is another's double
+        "inclusive_iou": False,  # of boxes one pixel longer, as MGCA's code
+    }
     config.views = {"scale": (0.6, 1.0), "ratio": (3 / 4, 4 / 3), "flip": 0.5, "rotation_degrees": 0.0}
     return config
 

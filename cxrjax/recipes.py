@@ -127,7 +127,9 @@ def as_mgca(config: ConfigDict) -> None:
     config.standardise.update({"mean": 0.5, "std": 0.5})
     config.batch_size = 144
     config.duration.update({"total_steps": None, "total_epochs": 50.0})
-    config.optim.update({"lr": 2e-5, "lr_end": 1e-8, "wd": 0.05, "betas": (0.9, 0.999), "wd_mults": ((".*", 1.0),)})
+    config.optim.update(
+        {"lr": 2e-5, "lr_start": 1e-8, "lr_end": 1e-8, "wd": 0.05, "betas": (0.9, 0.999), "wd_mults": ((".*", 1.0),)}
+    )
     config.optim.update({"warmup_steps": None, "warmup_epochs": 20.0})
 
 

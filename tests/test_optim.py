@@ -249,6 +249,10 @@ def test_clip_per_tensor_clips_every_parameter_and_every_layer_by_itself():
     np.testing.assert_allclose(found["large"], -1.5, rtol=1e-6)
     np.testing.assert_allclose(found["small"], -1.0, rtol=1e-6)
     np.testing.assert_allclose(found["blocks/w"][:, 0, 0], [-1.5, -0.5, 0], rtol=1e-6)
+    # A small norm shows the 1e-6 beside it.
+    found, _ = run(config | dict(clip_per_tensor=1e-6), start, jax.tree.map(lambda g: 1e-6 * g, grads))
+    np.testing.assert_allclose(found["large"], -3e-6 / 7, rtol=1e-5)
+    np.testing.assert_allclose(found["small"], -1e-6 / 2, rtol=1e-5)
     both = {name: start[name] for name in ("large", "small")}, {name: grads[name] for name in ("large", "small")}
     found, _ = run(config | dict(grad_clip=3.0), *both)
     norms = [np.linalg.norm(found[name]) for name in ("large", "small")]
@@ -303,6 +307,8 @@ def test_warm_up_that_includes_its_peak(params):
     rates = [float(report(step)["lr"]) for step in range(21)]
     assert rates[:6] == pytest.approx([0, 2.5e-4, 5e-4, 7.5e-4, 1e-3, 1e-3])
     assert rates[6] < 1e-3 and rates[20] == pytest.approx(1e-6)
+    _, report = make(config | dict(lr_start=1e-5), params, total_steps=20, batch_size=512)
+    assert float(report(0)["lr"]) == pytest.approx(1e-5, rel=1e-5) and float(report(4)["lr"]) == pytest.approx(1e-3)
     for steps, expected in ((1, [0, 1, 1 - np.sin(np.pi / 38) ** 2]), (2, [0, 1, 1])):
         _, report = make(dict(lr=1.0, warmup_steps=steps, warmup_includes_peak=True), params, total_steps=20)
         assert [float(report(step)["lr"]) for step in range(3)] == pytest.approx(expected)

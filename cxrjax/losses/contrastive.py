@@ -54,7 +54,7 @@ def info_nce(
     # Not the diagonal of the logits: taking it from a sharded matrix doubles the all-gathers.
     positive = measure(jnp.sum(u * v, axis=-1)) / temperature
     rows, columns = _log_sum_exps(u, v, lambda s: measure(s) / temperature, exclude, chunks)
-    return share * (rows - positive).mean() + (1 - share) * (columns - positive).mean()
+    return share * _cross_entropy(rows, positive) + (1 - share) * _cross_entropy(columns, positive)
 
 
 def nt_xent(
@@ -80,9 +80,9 @@ def nt_xent(
     positive = measure(jnp.sum(u * v, axis=-1)) / temperature
     sums = partial(_log_sum_exps, logit=lambda s: measure(s) / temperature, exclude=exclude, chunks=chunks)
     of_u, of_v = sums(u, v)
-    of_u = jnp.logaddexp(of_u, sums(u, u, diagonal=False)[0])
-    of_v = jnp.logaddexp(of_v, sums(v, v, diagonal=False)[0])
-    return ((of_u - positive).mean() + (of_v - positive).mean()) / 2
+    of_u = jnp.logaddexp(of_u, sums(u, u)[0])
+    of_v = jnp.logaddexp(of_v, sums(v, v)[0])
+    return (_cross_entropy(of_u, positive) + _cross_entropy(of_v, positive)) / 2
 
 
 def sigmoid(
@@ -106,13 +106,22 @@ def ctr(queries: jax.Array, keys: jax.Array, *, temperature: float) -> jax.Array
     """
     q, k = normalise(queries), normalise(jax.lax.stop_gradient(keys))
     positive = jnp.sum(q * k, axis=-1) / temperature
-    return 2 * temperature * (jax.nn.logsumexp(pairwise(q, k) / temperature, axis=1) - positive).mean()
+    rows, _ = _log_sum_exps(q, k, lambda s: s / temperature, None, 1)
+    return 2 * temperature * _cross_entropy(rows, positive)
 
 
-def _log_sum_exps(u, v, logit, exclude, chunks, diagonal=True):
-    """Log-sum-exps of logit(u vᵀ) over each row and over each column, M each; u and v M d of unit rows.
+def _cross_entropy(others: jax.Array, positive: jax.Array) -> jax.Array:
+    """Mean of log(e^others + e^positive) − positive: the logit of the right answer against log-sum-exps of the rest.
 
-    exclude: M M bool, pairs to leave out, or None. diagonal: whether the diagonal is kept, or left out as a whole.
+    Never as that difference: both are as large as 1/τ, and below 1e-6/τ nothing would be left of it.
+    """
+    return jax.nn.softplus(others - positive).mean()
+
+
+def _log_sum_exps(u, v, logit, exclude, chunks):
+    """Log-sum-exps of logit(u vᵀ) over each row and over each column but for the diagonal, M each.
+
+    u and v: M d of unit rows. exclude: M M bool, further pairs to leave out, or None.
     """
     m = len(u)
     if m % chunks:
@@ -122,14 +131,11 @@ def _log_sum_exps(u, v, logit, exclude, chunks, diagonal=True):
     parts = rearrange(v, "(n c) d -> c n d", c=chunks)
 
     def logits_of(part, k):
-        own = jnp.arange(m)[:, None] == jnp.arange(len(part)) * chunks + k
-        dropped = None if diagonal else own
+        dropped = jnp.arange(m)[:, None] == jnp.arange(len(part)) * chunks + k
         if exclude is not None:
-            excluded = jax.lax.dynamic_index_in_dim(rearrange(exclude, "m (n c) -> m n c", c=chunks), k, 2, False)
-            dropped = excluded & ~own if diagonal else excluded | own
-        logits = logit(pairwise(u, part))
+            dropped |= jax.lax.dynamic_index_in_dim(rearrange(exclude, "m (n c) -> m n c", c=chunks), k, 2, False)
         # Not −∞: the gradient of a row whose whole chunk is left out would be NaN.
-        return logits if dropped is None else jnp.where(dropped, NEVER, logits)
+        return jnp.where(dropped, NEVER, logit(pairwise(u, part)))
 
     def step(rows, chunk):
         logits = logits_of(*chunk)

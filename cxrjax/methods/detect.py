@@ -12,8 +12,9 @@ window of it whose boxes are cut off with it.
 YOLOv3 is Redmon and Farhadi's (1804.02767) with MGCA's widths, weights and means (Wang et al., NeurIPS 2022, released
 code). The defects of that code are switches, all off by default: loss.assign="best_of_level" (a box is to be found on
 all three levels and not by its best prior alone), loss.inclusive_iou (shapes overlap too much, by one cell a side),
-loss.object_is_background (a place may be told both), head.score="object" (the class has no say in the score) and
-encoder="drifting" (BatchNorm of the frozen encoder in training mode). That code also divides the stored boxes in place.
+loss.object_is_background (a place may be told both), head.score="object" (the class has no say in the score),
+answer.inclusive_iou (answers overlap too much, by one pixel a side) and encoder="drifting" (BatchNorm of the frozen
+encoder in training mode). That code also divides the stored boxes in place.
 Its scripts load them in processes of their own, where no epoch sees that; here it cannot happen.
 
 The dense head is our choice for ViTs: the pyramid of ViTDet (Li et al., ECCV 2022), the levels and towers of FCOS, and
@@ -46,6 +47,8 @@ def make(config: Config) -> Method:
     classes = labels or (boxes.ANY,)
     head = detection.make(config.head, encoder.backbone, len(classes))
     single = pictures(config, 1)
+    answer = {name: config.answer[name] for name in ("most", "confidence", "overlap")}
+    answer["longer"] = 1 / config.model.image_px if config.answer.inclusive_iou else 0.0
 
     def loss(params, state, batch, key, step):
         images = single.prepare(key, batch["image"])[:, 0]  # b h w 1
@@ -74,9 +77,9 @@ def make(config: Config) -> Method:
         images = device.standardise(images, **config.standardise)
         y, _ = encoder.apply(params, state, images, train=False, levels=head.levels)
         maps, _ = head.apply(params["head"], state["batch_stats"]["head"], y, False)
-        found = detection.nms(head.decode(maps), **config.answer)
+        found = detection.nms(head.decode(maps), **answer)
         return {"pooled": y["pooled"], "patches": y["patches"], **found._asdict()}
 
-    functions, answer = (make_views, init, loss, keep_state, encode), Answers(classes, "boxes")
-    options = {"parts": WHOLE, "answers": answer, "box_labels": labels}
+    functions, meaning = (make_views, init, loss, keep_state, encode), Answers(classes, "boxes")
+    options = {"parts": WHOLE, "answers": meaning, "box_labels": labels}
     return Method(*functions, config.model.image_px, **options)

@@ -22,7 +22,9 @@ in no mean that needs one, and a learned vector stands for its g_L in g_FL. Nega
 batch, as everywhere here, so that the number of devices changes nothing; the code has the 32 of one (`loss.groups`).
 Prototypes stay as they start for a first share of the run, as MGCA's. Words are hidden whole, findings more often.
 The released Swin has seen CheXpert and ChestX-ray14, which a comparison must say. Here a Swin without weights to start
-from is trained. Our ViT differs from CLIP's in its GELU and first LayerNorm. Evaluated is the frontal encoder.
+from is trained. Codes balance over what is there: with one lateral in a batch the codes of "L" are uniform and teach
+nothing. A larger batch helps, or studies with both views alone (`data.require=frontal,lateral,report`). Our ViT differs
+from CLIP's in its GELU and first LayerNorm. Evaluated is the frontal encoder.
 """
 
 from collections.abc import Mapping

@@ -266,3 +266,11 @@ def test_nt_xent_groups_are_separate_batches(pair):
     )
     with pytest.raises(ValueError, match="exclude and groups > 1 cannot be combined"):
         contrastive.nt_xent(u, v, temperature=0.2, groups=2, exclude=jnp.eye(8, dtype=bool))
+
+
+@pytest.mark.parametrize("loss", [contrastive.info_nce, contrastive.nt_xent, contrastive.ctr])
+def test_a_small_loss_keeps_its_digits(loss):
+    """Three pairs at right angles, τ = 0.04: the others' share is some e⁻²⁵, which no difference of two 25s holds."""
+    x, tau = jnp.eye(3), 0.04
+    others = {contrastive.info_nce: 2, contrastive.nt_xent: 4, contrastive.ctr: 2 * 2 * tau}[loss]
+    assert float(loss(x, x, temperature=tau)) == pytest.approx(others * np.exp(-25.0), rel=1e-3)

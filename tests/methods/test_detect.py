@@ -65,6 +65,7 @@ def test_mgcas_protocol_has_its_numbers():
     assert not strict.loss.inclusive_iou and not strict.loss.object_is_background
     assert compat.encoder == "drifting" and compat.head.score == "object" and compat.loss.assign == "best_of_level"
     assert compat.loss.inclusive_iou and compat.loss.object_is_background
+    assert compat.answer.inclusive_iou and not strict.answer.inclusive_iou
     assert (strict.batch_size, strict.optim.lr, strict.optim.wd) == (16, 5e-4, 1e-6)
     few = runs.config("eval_mgca_detection", "one_percent,object_cxr")
     assert (few.batch_size, few.optim.lr, few.boxes.most, few.data.fraction) == (8, 2.5e-4, 20, 0.01)
