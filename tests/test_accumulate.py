@@ -24,6 +24,7 @@ CASES = {
     "byol": ("byol", {"model__drop_path": 0.4}),
     "vicreg": ("vicreg", {"model__drop_path": 0.4}),
     "barlow_twins": ("barlow_twins", {}),
+    "lejepa": ("lejepa", {"model__drop_path": 0.4}),
     "supervised": ("supervised", {"model__drop_path": 0.4}),
     "supervised_classes": ("supervised", {"task": "multiclass"}),
     "convirt": ("convirt", {"loss__chunks": 4, "augment__jitter": 0.5, "model__drop_path": 0.4}),

@@ -39,10 +39,11 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from cxrjax import monitors, optim, rng
-from cxrjax.input import augment, crops, device
+from cxrjax.input import device
 from cxrjax.losses import distill
 from cxrjax.methods import settings
 from cxrjax.methods.base import Aux, Config, Method, Parts, frozen_at_first, joined, progress, ramp, target_of
+from cxrjax.methods.trunk import multi_crop, pooled_crops
 from cxrjax.models import backbone, heads, linen
 from cxrjax.models.prototypes import Prototypes
 
@@ -58,35 +59,20 @@ def make(config: Config) -> Method:
     settings.counts(config, "local_views.px")
     settings.positive(config, *(f"loss.{name}" for name in TEMPERATURES))
     settings.shares(config, "momentum", "loss.centre_momentum", "loss.warmup_share", "freeze_share")
-    dtype, head, local = jnp.dtype(config.model.dtype), config.projector, config.local_views
+    dtype, head = jnp.dtype(config.model.dtype), config.projector
     student, teacher = backbone.make(config.model), backbone.make({**config.model, "drop_path": 0.0})
     sizes = (*[head.hidden] * (head.layers - 1), head.out)
     projector = heads.MLP(sizes, norm="none", activation="gelu", initial="normal", dtype=dtype)
     prototypes = Prototypes(config.prototypes, dtype)
     momentum, done = ramp(config, config.momentum), progress(config)
     hold = frozen_at_first(config, config.freeze_share)
-    specs = {"image": 2 * [crops.Crop(config.model.image_px, **config.views)]}
-    changes = {"image": augment.Augment(**config.augment)}
-    if local.count:
-        specs["local"] = local.count * [specs["image"][0]._replace(px=local.px, scale=local.scale)]
-        changes["local"] = augment.Augment(**config.augment_local)
-
-    for name, change in changes.items():
-        augment.check(change, len(specs[name]))
-
-    def prepare(batch, key):
-        drop, crops_of = rng.fold(key, "drop_path"), {}
-        for name, change in changes.items():
-            images = augment.augment(rng.fold(key, name), batch[name], change)
-            paths = student.paths(rng.fold(drop, name), *images.shape[:2])
-            crops_of[name] = {"images": device.standardise(images, **config.standardise), "paths": paths}  # b v h w 1
-        return crops_of
+    crops = multi_crop(config, student)
 
     def embed(params, state, prepared):
         stats = state["batch_stats"]["encoder"]
-        of_student, _ = pooled(student, params, stats, prepared)  # b v d
+        of_student, _ = pooled_crops(student, params["encoder"], stats, prepared)  # b v d
         whole = {"image": {**prepared["image"], "paths": None}}
-        of_teacher, stats = pooled(teacher, state["target"], stats, whole)  # b 2 d
+        of_teacher, stats = pooled_crops(teacher, state["target"]["encoder"], stats, whole)  # b 2 d
         return {"student": of_student, "teacher": of_teacher}, stats
 
     def loss_of(params, state, features, prepared, step):
@@ -104,15 +90,6 @@ def make(config: Config) -> Method:
         # How far the student is from the targets. Near 0 while an entropy is near 0 or log K: training has collapsed.
         watched["divergence"] = value - watched["target_entropy"]
         return value, Aux(state, {"distillation": value}, watched)
-
-    def pooled(network, params, stats, crops_of):
-        """Vectors y b v d of the crops, those of one size after those of another; and statistics."""
-        found = []
-        for of_one_size in crops_of.values():
-            images = rearrange(of_one_size["images"], "b v h w c -> (b v) h w c")
-            y, stats = network.apply(params["encoder"], stats, images, train=True, paths=of_one_size["paths"])
-            found.append(rearrange(y["pooled"], "(b v) d -> b v d", b=len(of_one_size["images"])))
-        return jnp.concatenate(found, axis=1), stats
 
     def head_of(params, y):
         """Logits b v k of vectors y b v d."""
@@ -140,10 +117,6 @@ def make(config: Config) -> Method:
         state = {"target": jax.tree.map(jnp.copy, params), "batch_stats": {"encoder": stats}}
         return params, state | ({"centre": jnp.zeros(config.prototypes)} if config.loss.assignment == "centre" else {})
 
-    def make_views(example, rng):
-        image = crops.decode(example["image"])
-        return {name: crops.views(image, rng, *each) for name, each in specs.items()}
-
     def after(params, state, step):
         return {**state, "target": optim.ema(state["target"], target_of(params, state), momentum(step))}
 
@@ -154,6 +127,6 @@ def make(config: Config) -> Method:
     def encoder(params, state):
         return state["target"]["encoder"]
 
-    parts = Parts(prepare, embed, loss_of)
-    functions = make_views, init, joined(parts), after, encode
+    parts = Parts(crops.prepare, embed, loss_of)
+    functions = crops.views, init, joined(parts), after, encode
     return Method(*functions, config.model.image_px, parts=parts, encoder=encoder)

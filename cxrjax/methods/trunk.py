@@ -1,11 +1,12 @@
 """What methods of pictures share behind their losses: how pictures are drawn, and the encoder under a head."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 
 from cxrjax import rng
 from cxrjax.input import augment, crops, device
@@ -42,6 +43,64 @@ def pictures(config: Config, count: int = 2) -> Pictures:
     crop, changes = crops.Crop(config.model.image_px, **config.views), augment.Augment(**config.augment)
     augment.check(changes, count)
     return Pictures(count * (crop,), changes, config.standardise)
+
+
+class Crops(NamedTuple):
+    """Random crops of two sizes of every picture: "image", the large ones, and "local", where there are any.
+
+    specs: the views of each size. changes: on the device. scale: options of `device.standardise`. encoder: whose paths
+    are dropped.
+    """
+
+    specs: Mapping[str, Sequence[crops.Crop]]
+    changes: Mapping[str, augment.Augment]
+    scale: Mapping[str, Any]
+    encoder: backbone.Backbone
+
+    def views(self, example: Mapping[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """As `base.Views`: "image" uint8 v h w 1, and "local" likewise."""
+        image = crops.decode(example["image"])
+        return {name: crops.views(image, rng, *each) for name, each in self.specs.items()}
+
+    def prepare(self, batch: Mapping[str, Any], key: jax.Array) -> dict[str, dict[str, Any]]:
+        """By size, "images" b v h w 1 as a network reads them in training, and the "paths" that it drops, or None."""
+        drop, found = rng.fold(key, "drop_path"), {}
+        for name, change in self.changes.items():
+            images = augment.augment(rng.fold(key, name), batch[name], change)
+            paths = self.encoder.paths(rng.fold(drop, name), *images.shape[:2])
+            found[name] = {"images": device.standardise(images, **self.scale), "paths": paths}
+        return found
+
+
+def multi_crop(config: Config, encoder: backbone.Backbone, count: int = 2) -> Crops:
+    """`count` crops as config.views says and config.local_views.count more, changed by config.augment.
+
+    config.augment_local: of the local crops, where there is one. Raises ValueError for changes that are none, see
+    `augment.check`.
+    """
+    local, specs = config.local_views, {"image": count * [crops.Crop(config.model.image_px, **config.views)]}
+    changes = {"image": augment.Augment(**config.augment)}
+    if local.count:
+        specs["local"] = local.count * [specs["image"][0]._replace(px=local.px, scale=local.scale)]
+        changes["local"] = augment.Augment(**config.get("augment_local", config.augment))
+    for name, change in changes.items():
+        augment.check(change, len(specs[name]))
+    return Crops(specs, changes, config.standardise, encoder)
+
+
+def pooled_crops(
+    network: backbone.Backbone, params: Params, stats: State, crops_of: Mapping[str, Mapping[str, Any]]
+) -> tuple[jax.Array, State]:
+    """Vectors y b v d in training of the crops that `Crops.prepare` gives, those of one size after those of another.
+
+    Crops of one size go through the network together. Returns its running statistics as well.
+    """
+    found = []
+    for of_one_size in crops_of.values():
+        images = rearrange(of_one_size["images"], "b v h w c -> (b v) h w c")
+        y, stats = network.apply(params, stats, images, train=True, paths=of_one_size["paths"])
+        found.append(rearrange(y["pooled"], "(b v) d -> b v d", b=len(of_one_size["images"])))
+    return jnp.concatenate(found, axis=1), stats
 
 
 class Projected(NamedTuple):
