@@ -194,8 +194,10 @@ def test_full_folder_is_only_replaced_on_request(workdir, tmp_path, without_torc
     assert export.main(arguments) == 2
     assert "not empty; give another --output, or --overwrite" in capsys.readouterr().err
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
+    (tmp_path / export.TEXT).mkdir()  # of an earlier run that read reports
     assert export.main([*arguments, "--overwrite"]) == 0
     assert (tmp_path / "notes.txt").read_text() == "mine" and (tmp_path / "model.safetensors").exists()
+    assert not (tmp_path / export.TEXT).exists()
 
 
 @pytest.mark.parametrize(

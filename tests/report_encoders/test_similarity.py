@@ -88,8 +88,8 @@ def test_vectors_of_a_set(phantom, reader, encoder):
     assert not found.find("nobody", "nothing").any()
 
 
-def test_made_once(phantom, reader, encoder):
-    """Two that ask at a time, then one more: a single pass. Other words make others, and the set stays as it was."""
+def test_made_once(phantom, reader, encoder, tmp_path):
+    """Two that ask at a time, then one more: a single pass. Other words or another encoder make others."""
     folder, calls = encoder
     (folder / "config.json").write_text('{"another": 1}')
     before = source_digest(source.select(phantom, "train"))
@@ -103,6 +103,10 @@ def test_made_once(phantom, reader, encoder):
     other = paired.StudyReader(runs.config("sista", text__sections="findings"))
     assert similarity.made(phantom, other, folder) != path and len(calls) == 2
     assert similarity.made(phantom, reader, folder, "val") != path and len(calls) == 3
+    another = tmp_path / "another"
+    another.mkdir()
+    (another / "config.json").write_text('{"another": 2}')
+    assert similarity.made(phantom, reader, another) != path and len(calls) == 4
     assert source_digest(source.select(phantom, "train")) == before, "or no run on the set could be resumed"
     assert not list(path.parent.glob("*.unfinished"))
 
