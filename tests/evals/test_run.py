@@ -89,6 +89,7 @@ def test_features_are_cached_per_encoder_pictures_and_size(phantom_dir, tmp_path
         np.testing.assert_array_equal(ours, theirs)
     another = features(encoder._replace(digest="other"), frontal, 16, tmp_path)
     np.testing.assert_array_equal(another.features, first.features)  # another encoder finds the pictures fitted
+    assert len(list(tmp_path.glob("*.npz"))) == 2  # and leaves a table of its own
     for other_encoder, other in (
         (encoder._replace(image_px=9), frontal),
         (encoder, with_laterals),
