@@ -21,6 +21,8 @@ def test_combinations_take_the_type_of_what_they_replace():
         {"data.fraction": fraction, "seed": seed, "encoder": "frozen"} for fraction in (0.1, 1.0) for seed in (0, 1)
     ]
     assert [type(value) for value in found[0].values()] == [float, int, str]
+    yes_or_no = grid.parse(settings("compile_cache=True,False"))
+    assert [cell["compile_cache"] for cell in yes_or_no] == [True, False]
     cell = grid.cell_of(settings("seed=0,1"), {"seed": 1, "data.fraction": 0.1})
     assert (cell.seed, cell.data.fraction, cell.grid) == (1, 0.1, "")
 
