@@ -135,6 +135,7 @@ def test_only_the_masked_stream_sees_the_mask(paper):
     assert one == pytest.approx(other, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_one_device_is_eight_where_some_have_no_lateral(paper):
     """Two studies a device, of which two devices have none and one has one."""
 
