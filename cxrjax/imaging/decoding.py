@@ -1,9 +1,10 @@
 """Whole PNG, JPEG and GIF files to pixels, or a refusal: decoders show most damaged files as if nothing were wrong.
 
 A JPEG file is decoded by libjpeg-turbo (simplejpeg) with its warnings as errors. Pillow drops them, OpenCV fills what
-is missing with grey; the pixels of a whole file are Pillow's bit for bit. PNG has checksums, which Pillow does not ask
-for. What cannot be known: damage inside a JPEG's coded data that still decodes to the right number of blocks, above all
-a few changed bits, since JPEG has no checksums.
+is missing with grey; the pixels of a whole file are Pillow's bit for bit. No decoder minds a progressive file without
+its last scans, or a PNG whose data end before its last row, so both are looked for. PNG has checksums, which Pillow
+does not ask for. What cannot be known: damage inside a JPEG's coded data that still decodes to the right number of
+blocks, above all a few changed bits, since JPEG has no checksums.
 """
 
 import io
@@ -18,6 +19,12 @@ from PIL import Image, UnidentifiedImageError
 
 PNG_MARK = b"\x89PNG\r\n\x1a\n"
 _SHAPING_CHUNKS = (b"tRNS", b"eXIf")  # optional chunks of a PNG that change what is seen: transparency, orientation
+
+# The seven passes of an interlaced PNG: first column, first row, and the steps between columns and between rows.
+_ADAM7 = (
+    *((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4)),
+    *((0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)),
+)
 
 
 class UnreadablePicture(ValueError):
@@ -45,6 +52,8 @@ def opened(data: bytes, file_format: str, steps: list[str] | None = None) -> Ope
             if file_format == "jpeg":
                 return Opened(image, _strict_jpeg(image, data))
             image.load()
+            if file_format == "png":
+                _refuse_missing_rows(image, data)
             return Opened(image, None)
     except UnidentifiedImageError:
         raise UnreadablePicture(f"The {kind} header is broken.") from None
@@ -55,8 +64,9 @@ def opened(data: bytes, file_format: str, steps: list[str] | None = None) -> Ope
 def _strict_jpeg(image: Image.Image, data: bytes) -> np.ndarray | None:
     """The pixels of an opened JPEG file, which is loaded instead where it has four channels.
 
-    Raises ValueError with libjpeg's warning.
+    Raises ValueError with libjpeg's warning, or where scans are missing.
     """
+    _refuse_missing_scans(data)
     space = {"L": "GRAY", "RGB": "RGB"}.get(image.mode, "CMYK")
     try:
         array = simplejpeg.decode_jpeg(data, space, strict=True)
@@ -66,6 +76,29 @@ def _strict_jpeg(image: Image.Image, data: bytes) -> np.ndarray | None:
         image.load()
         return None
     return np.squeeze(array, axis=2) if space == "GRAY" else array
+
+
+def _refuse_missing_scans(data: bytes) -> None:
+    """Raises ValueError where a progressive file never gives the last bit of some coefficient of its brightness."""
+    missing, first, place = np.zeros(64, bool), -1, 2
+    while 2 <= (place := data.find(b"\xff", place)) < len(data) - 4:
+        marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
+        if marker == 0xD9:
+            break
+        if marker < 0xC0 or 0xD0 <= marker <= 0xD8 or marker == 0xFF:  # coded data, restarts and fill bytes
+            place += 1
+            continue
+        segment = data[place : place + 2 + length]
+        if marker in (0xC0, 0xC1):
+            return
+        if marker == 0xC2 and len(segment) > 10:
+            missing[:], first = True, segment[10]
+        elif marker == 0xDA and first in segment[5:-3:2]:
+            begin, end, bits = segment[-3:]
+            missing[begin : end + 1] = bits & 15 > 0
+        place += 2 + length
+    if missing.any():
+        raise ValueError(f"its last scans are missing, for {missing.sum()} of 64 coefficients")
 
 
 def _plain_header(data: bytes) -> bytes:
@@ -90,6 +123,30 @@ def _plain_header(data: bytes) -> bytes:
         kept.append(bytes(segment))
         place += 2 + length
     return data
+
+
+def _refuse_missing_rows(image: Image.Image, data: bytes) -> None:
+    """Raises ValueError where the data of a loaded PNG end before its pixels, which are then zeros.
+
+    Only where one of the last two rows is black the data are inflated a second time: the last pass of an interlaced
+    picture ends with either.
+    """
+    last = np.asarray(image.crop((0, image.height - 2, image.width, image.height)))
+    if last.reshape(len(last), -1).any(axis=1).all():
+        return
+    width, height, depth, colour, *_, interlaced = struct.unpack_from(">IIBBBBB", data, len(PNG_MARK) + 8)
+    bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
+    passes = _ADAM7 if interlaced else ((0, 0, 1, 1),)
+    sizes = [(-((left - width) // across), -((top - height) // down)) for left, top, across, down in passes]
+    wanted = sum(rows * (1 + (columns * bits + 7) // 8) for columns, rows in sizes if columns > 0 and rows > 0)
+    inflate, place, found = zlib.decompressobj(), len(PNG_MARK), 0
+    while place + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, place)
+        if kind == b"IDAT":
+            found += len(inflate.decompress(data[place + 8 : place + 8 + length], wanted))
+        place += 12 + length
+    if found < wanted:
+        raise ValueError(f"{found} bytes of pixels, where {width} x {height} px take {wanted}")
 
 
 def _sound_png(data: bytes, steps: list[str]) -> bytes:

@@ -92,6 +92,10 @@ def read(
     facts = header.facts(get)
     if "FOR PROCESSING" in header.text(get("PresentationIntentType")).upper():
         warnings.append("the header says FOR PROCESSING: raw values, not yet prepared for viewing")
+    if (aspect := header.numbers(get("PixelAspectRatio"))) and len(aspect) == 2 and aspect[0] != aspect[1]:
+        warnings.append(
+            f"pixels are not square (PixelAspectRatio {aspect[0]:g}:{aspect[1]:g}); they are kept as they are"
+        )
     warnings = list(dict.fromkeys(warnings))
     steps = meaning.steps()
     if header.text(get("BurnedInAnnotation")).upper() == "YES":

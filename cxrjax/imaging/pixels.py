@@ -278,7 +278,11 @@ def _channels(file: Opened, data: bytes, bits: int, steps: list[str]) -> np.ndar
             return _on_black(array[..., 2::-1], array[..., 3], steps)
         return array[..., ::-1] if array.ndim == 3 else array
     if image.mode in ("I;16", "I;16B", "I"):
-        return np.asarray(image).astype(np.uint16)
+        array = np.asarray(image).astype(np.uint16)
+        if isinstance(value := image.info.get("transparency"), int) and (array == value).any():
+            array[array == value] = 0
+            steps.append("transparent pixels laid on black")
+        return array
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         layers = np.asarray(image.convert("RGBA"))
         return _on_black(layers[..., :3], layers[..., 3], steps)

@@ -39,6 +39,8 @@ def test_the_record_is_plain_and_has_the_facts(tmp_path):
     _, bare = read(tmp_path, noise(np.uint8, 0, 255), Modality=None, BodyPartExamined=None)
     assert (bare.projection, bare.laterality, bare.sex, bare.age) == ("UNKNOWN", "", "", -1)
     assert (bare.pixel_spacing, bare.manufacturer, bare.warnings) == ((), "", ())
+    _, oblong = read(tmp_path, noise(np.uint8, 0, 255), PixelAspectRatio=[2, 1])
+    assert oblong.warnings == ("pixels are not square (PixelAspectRatio 2:1); they are kept as they are",)
 
 
 @pytest.mark.parametrize(

@@ -181,6 +181,19 @@ def test_jpeg_that_libjpeg_only_warns_of_is_refused(damage, progressive):
         pixels.read(changed[damage])
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_progressive_jpeg_without_its_last_scans_is_refused(mode):
+    """Every prefix of scans decodes without a warning, to a coarser picture."""
+    data = saved(Image.fromarray(gradient(64, 64)).convert(mode), "JPEG", progressive=True)
+    starts = [place for place in range(len(data)) if data[place : place + 2] == b"\xff\xda"]
+    scans = [place for place in starts if mode == "L" or 1 in data[place + 5 : place + 5 + 2 * data[place + 4] : 2]]
+    assert len(scans) > 3 and pixels.read(data).pixels.shape == (64, 64)
+    for scan in scans[1:]:
+        with pytest.raises(UnreadablePicture, match="last scans are missing, for [0-9]+ of 64 coefficients"):
+            pixels.read(data[:scan] + b"\xff\xd9")
+    assert pixels.read(data + data[: scans[1]]).pixels.shape == (64, 64), "what follows the end marker is no part"
+
+
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
 @pytest.mark.parametrize("options", [{"quality": 30}, {"progressive": True}, {"quality": 95, "subsampling": 0}])
 def test_whole_jpeg_has_pillows_pixels(mode, options):
@@ -209,6 +222,44 @@ def test_odd_jpeg_headers_are_no_damage():
 
 def chunk(kind, data, damage=0):
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data) ^ damage)
+
+
+def written_png(lines, depth, interlaced, *chunks):
+    """A grey PNG of 24 x 16 px (width x height) whose inflated data are `lines`."""
+    head = struct.pack(">IIBBBBB", 24, 16, depth, 0, 0, 0, interlaced)
+    parts = [(b"IHDR", head), *chunks, (b"IDAT", zlib.compress(lines)), (b"IEND", b"")]
+    return decoding.PNG_MARK + b"".join(chunk(*part) for part in parts)
+
+
+def scanlines(array, interlaced):
+    passes = decoding._ADAM7 if interlaced else ((0, 0, 1, 1),)
+    parts = [array[top::down, left::across] for left, top, across, down in passes]
+    return b"".join(b"\0" + line.tobytes() for part in parts for line in part)
+
+
+@pytest.mark.parametrize("interlaced", [0, 1])
+@pytest.mark.parametrize("depth", [8, 16])
+def test_png_whose_data_end_before_the_last_row_is_refused(depth, interlaced):
+    array = (gradient(16, 24) + 1).astype(f">u{depth // 8}")
+    lines = scanlines(array, interlaced)
+    whole = pixels.read(written_png(lines, depth, interlaced), (0, 255)).pixels
+    np.testing.assert_array_equal(whole, array)
+    line = 1 + 24 * depth // 8
+    for missing, sentence in ((1, "truncated"), (line, f"where 24 x 16 px take {len(lines)}"), (6 * line, "truncated")):
+        with pytest.raises(UnreadablePicture, match=sentence):
+            pixels.read(written_png(lines[:-missing], depth, interlaced))
+    array[-2:] = 0
+    black = pixels.read(written_png(scanlines(array, interlaced), depth, interlaced), (0, 255)).pixels
+    np.testing.assert_array_equal(black, array)
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+def test_the_transparent_value_of_a_grey_png_is_black(depth):
+    array = (gradient(16, 24) + 1).astype(f">u{depth // 8}")
+    transparent = b"tRNS", struct.pack(">H", int(array[4, 5]))
+    picture = pixels.read(written_png(scanlines(array, 0), depth, 0, transparent), (0, 255))
+    assert "transparent pixels laid on black" in picture.steps
+    np.testing.assert_array_equal(picture.pixels, np.where(array == array[4, 5], 0, array))
 
 
 @pytest.mark.parametrize("kind", [b"tEXt", b"tIME", b"iCCP", b"gAMA", b"prVt"])
