@@ -200,6 +200,7 @@ def _read_csv(path: Path, encoding: str | None) -> pandas.DataFrame:
 
 def _rows(text: str, delimiter: str, escapechar: str | None = None) -> tuple[list[str], list[list[str]]]:
     """The header and the rows, filled up to its length. Raises csv.Error where quotes do not match."""
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # 131,072 by default, which run lengths can exceed
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, escapechar=escapechar)
     names: list[str] = []
     rows = []

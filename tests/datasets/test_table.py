@@ -171,6 +171,11 @@ def test_files_that_are_no_text_are_named(tmp_path, name, start, what):
         read(tmp_path / name, start + b"\n1,2\n")
 
 
+def test_cells_of_any_length_are_read(tmp_path):
+    runs = "10 20 " * 30_000
+    assert read(tmp_path / "t.csv", f"file,mask\n0.png,{runs}\n")[0] == {"file": ["0.png"], "mask": [runs.strip()]}
+
+
 def test_gzipped_tables_are_read(tmp_path):
     assert read(tmp_path / "t.csv.gz", gzip.compress(b"file\n0.png\n"))[0] == {"file": ["0.png"]}
 
