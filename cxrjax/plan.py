@@ -65,7 +65,7 @@ class Plan(NamedTuple):
 
 def main(config: ConfigDict, name: str, options: Any) -> None:
     """Prints the plan; see `command.run` for the arguments. Raises ValueError where nothing that was tried fits."""
-    targets = [hardware.parse(word) for word in names(options.on)]
+    targets = [hardware.parse(word) for word in names(options.on) or [""]]
     for target in targets:
         if options.fetch:
             print(f"compiler: {aot.fetch(target.device.platform)}", flush=True)
@@ -94,6 +94,10 @@ def plan(config: ConfigDict, target: hardware.Target, pictures: int | None = Non
     """
     shared.check(config)
     mesh = parallel.make_mesh(config.mesh, aot.devices(target))
+    if mesh.size < target.count:
+        raise ValueError(
+            f"mesh {dict(config.mesh)} leaves devices of {target} idle: plan for {mesh.size}, or make one -1"
+        )
     parallel.check_batch(config.batch_size, mesh)
     pictures = pictures or count_pictures(config)
     total_steps = optim.duration(config.duration, "total", config.batch_size, pictures)

@@ -119,6 +119,14 @@ def test_a_config_of_another_job_is_refused(on_cpu):
         plan.main(runs.config("eval_probe", ""), "eval_probe", options)
 
 
+def test_a_target_is_named_and_used_whole(on_cpu):
+    options = SimpleNamespace(on=" , ", fetch=False, pictures=None)
+    with pytest.raises(ValueError, match="no target ''; known are h100, h200"):
+        plan.main(runs.config(), "spcl", options)
+    with pytest.raises(ValueError, match="mesh {'data': 4} leaves devices of 8 × NVIDIA .* idle: plan for 4"):
+        plan.plan(runs.config(mesh__data=4), on_cpu(8), pictures=1600)
+
+
 def run_with_compiler(*arguments):
     """What `python -m …` did in a process of its own; skips where the compiler was not fetched."""
     if not (place := aot.folder("cuda")).is_dir():

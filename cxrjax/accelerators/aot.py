@@ -129,7 +129,9 @@ def _see(place: Path) -> None:
     if str(place) in sys.path:
         return
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # libtpu locks out other processes, whose plans may be at work
     jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_compilation_cache", False)  # only a device that is there can read a program back
     sys.path.insert(0, str(place))
 
 

@@ -1,5 +1,7 @@
 """Data exchanges are counted as often as they run, and compilers that are not there are named."""
 
+import os
+
 import jax
 import pytest
 
@@ -45,6 +47,18 @@ def test_a_missing_compiler_is_named_with_the_way_to_it(tmp_path, monkeypatch):
     (tmp_path / "compilers" / "cuda-jax-0.9.9").mkdir(parents=True)
     with pytest.raises(aot.NoCompiler, match="there is one for another jax: cuda-jax-0.9.9"):
         aot.devices(hardware.parse("h100:8"))
+
+
+def test_a_fetched_compiler_neither_keeps_programs_nor_locks_others_out(tmp_path, monkeypatch):
+    """jax would warn of every program that it finds in its cache and cannot read back without the device."""
+    changed = {}
+    for name in ("TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setattr(jax.config, "update", changed.__setitem__)
+    monkeypatch.syspath_prepend(tmp_path)
+    aot._see(tmp_path / "compiler")
+    assert changed["jax_enable_compilation_cache"] is False
+    assert os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] == "1"
 
 
 def test_the_packages_are_those_of_this_jax():
