@@ -17,6 +17,7 @@ from cxrjax.models import posemb, swin, text_tower
 from cxrjax.models.bert import VARIANTS, Bert
 from cxrjax.text import tokenizer
 from tests import runs
+from tests.methods import oracles
 
 
 class TrainState(NamedTuple):
@@ -24,10 +25,15 @@ class TrainState(NamedTuple):
     state: Any
 
 
+def noise_of(init, *arguments):
+    """What `init` makes of a key and the arguments, of noise in its place: nothing is compiled."""
+    return oracles.noise(jax.eval_shape(init, jax.random.key(1), *arguments))
+
+
 def fresh(settings):
-    """Train state of a new run that keeps a momentum encoder, and its shapes on eight devices."""
+    """Train state of a new run that keeps a momentum encoder, of noise, and its shapes on eight devices."""
     method = methods.make(settings)
-    params, state = jax.jit(lambda key: method.init(key, methods.blank_batch(method)))(jax.random.key(1))
+    params, state = noise_of(method.init, methods.blank_batch(method))
     train_state = TrainState(params, {**state, "momentum": params, "queue": np.ones((4, 2))})
     return train_state, parallel.abstract(jax.eval_shape(lambda: train_state), parallel.make_mesh())
 
@@ -109,15 +115,15 @@ def test_the_text_encoder_starts_from_a_bert_of_fewer_words(tmp_path, frozen_lay
     words = tokenizer.Tokenizer(tokenizer.train(["Clear lungs. No pleural effusion."] * 2))
     theirs = Bert(words.vocab_size, *VARIANTS["test"], max_length=64)
     ids = jnp.asarray(words.encode("No effusion.", 16).ids)[None]
-    known = theirs.init(jax.random.key(7), ids, ids > 0)["params"]
+    known = noise_of(theirs.init, ids, ids > 0)["params"]
     torch_bert.write(tmp_path / "bert", known, words, heads=VARIANTS["test"].heads)
     settings = runs.config("convirt", text__frozen_layers=frozen_layers, text__init_from=str(tmp_path / "bert"))
     train_state, abstract = fresh(settings)
     started = initialise(settings, train_state, abstract)
     frozen = started.state["frozen"]["text"]
     assert set(frozen) == ({"embeddings", "lower"} if frozen_layers else set())
-    out = text_tower.make(settings.text).apply(started.params["text"], frozen, ids, ids > 0)
-    expected = theirs.apply({"params": known}, ids, ids > 0)["tokens"]
+    out = jax.jit(text_tower.make(settings.text).apply)(started.params["text"], frozen, ids, ids > 0)
+    expected = jax.jit(theirs.apply)({"params": known}, ids, ids > 0)["tokens"]
     np.testing.assert_allclose(out["tokens"], expected, atol=1e-5)
     before, after = ({**s.params["text"], **s.state["frozen"]["text"]}["embeddings"] for s in (train_state, started))
     np.testing.assert_array_equal(after["word"][words.vocab_size :], before["word"][words.vocab_size :])
@@ -128,7 +134,7 @@ def test_the_text_encoder_starts_from_a_bert_of_fewer_words(tmp_path, frozen_lay
 def test_a_text_encoder_of_another_size_is_explained(tmp_path):
     words = tokenizer.Tokenizer(tokenizer.train(["Clear lungs. No pleural effusion."] * 2))
     ids = jnp.ones((1, 8), jnp.int32)
-    params = Bert(words.vocab_size, 32, 2, 2).init(jax.random.key(0), ids, ids > 0)["params"]
+    params = noise_of(Bert(words.vocab_size, 32, 2, 2).init, ids, ids > 0)["params"]
     torch_bert.write(tmp_path / "bert", params, words, heads=2)
     settings = runs.config("convirt", text__init_from=str(tmp_path / "bert"))
     with pytest.raises(ValueError, match="does not fit ours in .* parameters: .*Choose the variant of its size"):
@@ -138,7 +144,7 @@ def test_a_text_encoder_of_another_size_is_explained(tmp_path):
 @pytest.mark.slow
 def test_the_lateral_encoder_starts_from_a_swin(tmp_path):
     model = swin.Swin("swin_test")
-    known = model.init(jax.random.key(7), jnp.zeros((1, 32, 32, 1)))["params"]
+    known = noise_of(model.init, jnp.zeros((1, 32, 32, 1)))["params"]
     weights, config = torch_swin.to_huggingface(known, variant="swin_test", image_px=32)
     huggingface.write(tmp_path / "swin", weights, config, 0.5, 0.5)
     settings = runs.config("frontal_lateral")
@@ -172,7 +178,7 @@ def test_arrays_of_the_same_shapes_with_another_meaning_are_explained(tmp_path):
 def test_a_defect_that_feeds_pictures_as_they_are_folds_nothing(tmp_path):
     """F-L's D9: weights that expect standardised pictures meet grey values in [0, 1]."""
     model = swin.Swin("swin_test", channels=3)
-    known = model.init(jax.random.key(7), jnp.zeros((1, 32, 32, 3)))["params"]
+    known = noise_of(model.init, jnp.zeros((1, 32, 32, 3)))["params"]
     weights, config = torch_swin.to_huggingface(known, variant="swin_test", image_px=32)
     huggingface.write(tmp_path / "swin", weights, config, 0.48, 0.27)
     kernels = []
