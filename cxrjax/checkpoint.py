@@ -20,6 +20,7 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from cxrjax import parallel
+from cxrjax.config import nearest_folder
 from cxrjax.runtime import hosts, integrity
 from cxrjax.runtime.disk import CheckpointNotWritten as CheckpointNotWritten
 from cxrjax.runtime.disk import Reporting, not_written, quieten_orbax
@@ -203,7 +204,10 @@ def find(directory: str | os.PathLike, step: int | str = "latest") -> epath.Path
     step = int(step) if str(step).isdecimal() else step  # a number of the command line is a word
     directory = _absolute(directory)
     if not directory.is_dir():
-        raise CheckpointNotFound(f"no folder {directory}; give a work folder, its 'checkpoints', or one step in it")
+        raise CheckpointNotFound(
+            f"no folder {directory}; give a work folder, its 'checkpoints', or one step in it"
+            + nearest_folder(directory)
+        )
     if directory.name.isdigit() and _record(directory) is not None:
         if step not in ("latest", "best", int(directory.name)):
             raise CheckpointNotFound(f"{directory} is one checkpoint, not step {step}; give the folder above it")
@@ -311,6 +315,11 @@ def _placed(abstract: Any) -> Any:
 def _best(root: epath.Path, there: list[int]) -> int:
     records = {step: _custom(root / str(step)) for step in there}
     ranking = records[there[-1]]["ranking"]
+    if ranking["metric"] is None:
+        raise CheckpointNotFound(
+            f"no best checkpoint in {root}: the run named no checkpoint.best_metric to choose it by; give 'latest' or "
+            f"one of the steps {there}"
+        )
     scored = {step: _score(record["metrics"], ranking) for step, record in records.items()}
     if max(scored.values()) == -math.inf:
         names = sorted({name for record in records.values() for name in record["metrics"]})

@@ -164,6 +164,10 @@ def _given(argv: Sequence[str]) -> str:
     return ""
 
 
+def _of_kind(match: re.Match) -> str:
+    return f"{match[1]}: the value must be {'a whole number' if match[2].endswith('int') else 'a number'}"
+
+
 def _sentence(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
     if isinstance(error, AttributeError | KeyError) and error.args:
@@ -172,6 +176,8 @@ def _sentence(error: Exception) -> str:
         text = f"there is no setting or value {missing.strip(QUOTES)!r}" + (f". {hint.strip(QUOTES)}" if hint else "")
     elif isinstance(error, UNEXPECTED):
         text = f"{type(error).__name__}: {text}; --debug shows where. A setting of the wrong kind may have led to it"
+    elif isinstance(error, flags.IllegalFlagValueError):
+        text = re.sub(r"^flag ([^:]*): (invalid literal for int|could not convert string to float).*", _of_kind, text)
     if "Traceback (most recent call last)" in text:  # the flag library wraps what a config file raised
         text = text.splitlines()[-1].removeprefix("ValueError: ")
     if isinstance(error, OSError) and error.strerror:

@@ -1,5 +1,6 @@
 """What every pre-training config shares, the words after the colon of --config, and what makes two runs the same."""
 
+import contextlib
 import difflib
 import fnmatch
 import hashlib
@@ -241,6 +242,14 @@ def nearest(given: str, known: Iterable[str], prefix: str = "") -> str:
     """ ". Did you mean 'lr'?", or "" where no known word comes close."""
     near = difflib.get_close_matches(given, list(known), n=1)
     return f". Did you mean {prefix + near[0]!r}?" if near else ""
+
+
+def nearest_folder(given: str | Path) -> str:
+    """ ". Did you mean 'runs/spcl'?", or "" where no folder beside has a name that comes close."""
+    above, beside = Path(given).parent, []
+    with contextlib.suppress(OSError):
+        beside = [one.name for one in above.iterdir() if one.is_dir()]
+    return nearest(Path(given).name, beside, "" if above == Path() else f"{above}/")
 
 
 def words(arg: str | None, known: Sequence[str]) -> list[str]:

@@ -56,7 +56,9 @@ def _evaluation(config: ConfigDict, workdir: Path | None) -> Iterator[str]:
         workdir = workdir or of_run
         yield f"judges     {settings.method} at step {found.name} of {of_run}"
     elif workdir is None:
-        raise ValueError("without a checkpoint the results need a place: give --workdir DIR")
+        raise ValueError(
+            "config.checkpoint is not given: give --config.checkpoint=runs/…, or a place with --workdir=DIR"
+        )
     yield f"beside     {config.references or 'nothing'}"
     for key, entry in config.evals.items():
         yield f"by         {entry.get('name') or key} on {_place(shared.place(entry))}"

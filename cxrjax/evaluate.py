@@ -32,7 +32,10 @@ def _run(config: Any, workdir: Path | None) -> dict[str, dict[str, Result]]:
     if found is not None:
         workdir = Path(workdir or found.workdir)
     elif workdir is None:
-        raise ValueError("without a checkpoint the results need a place: give --workdir DIR")
+        raise ValueError(
+            "config.checkpoint is not given: give the run to judge, --config.checkpoint=runs/…; or, to judge "
+            "references alone, --config.references=pixels and a place for the results, --workdir=DIR"
+        )
     subjects = [] if found is None else [_of_checkpoint(found)]
     subjects += [_reference(name, found, config.seed) for name in names(config.references)]
     results: dict[str, dict[str, Result]] = {}
@@ -64,7 +67,8 @@ def _reference(name: str, found: trained.Trained | None, seed: int) -> Encoder:
     if name == "random" and found is not None:
         return _untrained(found, seed)
     raise ValueError(
-        f"reference {name!r} is not to be had; choose of 'pixels' and 'random', which needs a checkpoint for its config"
+        f"references: {name!r} is not to be had; choose of 'pixels' and 'random', which needs a checkpoint for its "
+        "config"
     )
 
 

@@ -2,7 +2,8 @@
 
     python -m cxrjax.export --checkpoint WORKDIR --output FOLDER [--step latest|best|N] [--overwrite]
 
-The folder holds config.json, model.safetensors, preprocessor_config.json and README.md (the model card), and loads with
+The folder holds config.json, model.safetensors, preprocessor_config.json, README.md (the model card) and lineage.json
+(what it was trained on, and what that started from: `lineage`), and loads with
 `transformers.ViTModel.from_pretrained(FOLDER, add_pooling_layer=False)`, or if the encoder is a ResNet with
 `transformers.ResNetModel.from_pretrained(FOLDER)`. A method that learns from reports also leaves its text encoder, in
 FOLDER/text, for `transformers.BertModel` and `BertTokenizer`; projections to the joint space stay behind. Where torch
@@ -23,7 +24,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from cxrjax import model_card, trained
+from cxrjax import lineage, model_card, trained
 from cxrjax.config import ConfigDict
 from cxrjax.interop import huggingface, torch_bert, torch_resnet, torch_vit
 from cxrjax.models import bert, posemb, resnet, text_tower, vit
@@ -72,7 +73,9 @@ def export(
             )
         if TEXT in model.config:
             write_text(model, Path(folder) / TEXT)
-        (Path(folder) / CARD).write_text(model_card.text(model, config, parity))
+        entries = lineage.whole(model.config, model.workdir, model.step)
+        (Path(folder) / lineage.FILE).write_text(json.dumps(entries, indent=2) + "\n")
+        (Path(folder) / CARD).write_text(model_card.text(model, config, parity, entries))
         output.mkdir(exist_ok=True)
         shutil.rmtree(output / TEXT, ignore_errors=True)
         for file in sorted(Path(folder).iterdir()):

@@ -1,13 +1,14 @@
 """Starting a run from encoders that exist already: Hugging Face folders, or a workdir of ours."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from cxrjax import checkpoint, recipes, trained
-from cxrjax.config import ConfigDict, names
+from cxrjax.config import ConfigDict, names, nearest_folder
 from cxrjax.input import converted_sets, paired
 from cxrjax.interop import huggingface, torch_bert, torch_resnet, torch_swin, torch_vit
 from cxrjax.methods.base import encoder_params
@@ -18,41 +19,133 @@ from cxrjax.runtime import hosts
 PLACES = ("encoder", "text", "lateral")
 
 
-def of_run(config: ConfigDict) -> ConfigDict:
-    """The config with the whole model that it trains: what config.model does not give (None or "") is filled in.
+class Start(NamedTuple):
+    """What is known of the encoder at config.init_from before it is read.
 
-    With the model of the run at config.init_from, so that a head meets the features that were trained; and then
-    `standardise` is the run's too. What is given, such as image_px, drop_path, dtype or remat, stays. Without a
-    run, or with another variant than its, by `recipes.vit` or `recipes.resnet`. A config that gives everything is
-    returned as it is. Raises ValueError for a Hugging Face folder without a variant.
+    model: keys of config.model. standardise: of the run that it is of; None for a Hugging Face folder. said: what it
+    is, for messages.
     """
+
+    model: dict[str, Any]
+    standardise: ConfigDict | None
+    said: str
+
+
+def of_run(config: ConfigDict, resumed: bool = False, builds: bool = True) -> ConfigDict:
+    """The config with what it leaves to what it starts from and reads; as it is where it leaves nothing.
+
+    The model: what config.model does not give (None or "") is that of config.init_from, so that a head meets the
+    features that were trained; and then `standardise` is the run's too. What is given, such as image_px, drop_path,
+    dtype or remat, stays, but for the small encoder of `:smoke`, and for positions, which are part of what was trained.
+    Without init_from it is filled by `recipes.vit` or `recipes.resnet`. text.vocab_size: as many as the vocabulary has.
+    resumed: of a run that has a checkpoint, what it started from may be gone. builds: whether a phantom may be built to
+    count its vocabulary; else that of a set which is not there stays open.
+    Raises CheckpointNotFound (there is nothing at init_from) or ValueError (it does not fit), naming the keys to set.
+    """
+    _check_folders(config)
+    try:
+        start = _start(config)
+    except checkpoint.CheckpointNotFound:
+        if not resumed:
+            raise
+        start = None
     given = {key: value for key, value in config.model.items() if value not in (None, "")}
-    if len(given) == len(config.model):
+    there = builds or converted_sets.is_converted(names(config.data.sets)[0])
+    counted = there and "text" in config and config.text.vocab_size is None
+    if start is None and len(given) == len(config.model) and not counted:
         return config
-    config, folder, run = config.copy_and_resolve_references(), config.init_from, run_of(config)
-    if run is None and folder and "variant" not in given:
-        raise ValueError(
-            f"init_from={folder!r} is a Hugging Face folder: name the variant that it holds, for example "
-            f"--config.model.variant=B; ViTs: {', '.join(vit.VARIANTS)}; ResNets: {', '.join(resnet.VARIANTS)}"
-        )
-    if run is not None and given.get("variant", run.model.variant) == run.model.variant:
-        found = run.model.to_dict()
-        config.standardise = run.standardise
-    else:
-        found = recipes.resnet() if given.get("variant") in resnet.VARIANTS else recipes.vit()
+    config = config.copy_and_resolve_references()
     with config.unlocked():
-        config.model = {**found, **given}
+        if start is not None:
+            _follow(config, given, start)
+        elif len(given) < len(config.model):
+            other = recipes.resnet() if given.get("variant") in resnet.VARIANTS else recipes.vit()
+            config.model = {**other, **given}
+        if counted:
+            config.text.vocab_size = paired.vocabulary_size(config)
     return config
 
 
-def run_of(config: ConfigDict) -> ConfigDict | None:
-    """The config of the run at config.init_from; None where that is a Hugging Face folder or ""."""
+def _follow(config: ConfigDict, given: dict[str, Any], start: Start) -> None:
+    """Completes config.model by what the run starts from. Raises ValueError where what is given is another encoder."""
+    shrunk = given.get("variant") in recipes.SMALLEST and given["variant"] != start.model["variant"]
+    if shrunk:
+        _say(f"init_from={config.init_from!r} is {start.said}: its encoder is used, and not the small one of :smoke")
+        given = {key: value for key, value in given.items() if key not in start.model}
+    if shrunk or len(given) < len(config.model):
+        config.model = {**start.model, **given}
+        config.standardise = start.standardise or config.standardise
+    wrong = {key: start.model[key] for key in ("variant", "patch_px") if start.model.get(key) != config.model.get(key)}
+    if wrong := {key: value for key, value in wrong.items() if key in start.model and key in config.model}:
+        ours = ", ".join(f"model.{key} is {config.model[key]!r}" for key in wrong)
+        flags = " ".join(f"--config.model.{key}={value}" for key, value in wrong.items())
+        raise ValueError(
+            f"init_from={config.init_from!r} is {start.said}, but {ours}: give {flags}, or start from another"
+        )
+    theirs, ours = start.model.get("positions"), config.model.get("positions")
+    # Positions that are learned have room for any table of a Hugging Face folder, which is read as one.
+    if theirs and ours not in (theirs, "learned" if start.standardise is None else theirs):
+        _say(f"init_from={config.init_from!r}: model.positions={theirs!r}, as there, and not {ours!r}")
+        config.model.update({"positions": theirs})
+
+
+def _say(sentence: str) -> None:
+    if hosts.is_first():
+        print(sentence, flush=True)
+
+
+def _check_folders(config: ConfigDict) -> None:
+    """Raises ValueError for a folder of texts or lateral pictures to start from that is not there."""
+    for section, words in (("text", (paired.OF_REPORTS,)), ("lateral", ())):
+        folder = config[section].init_from if section in config else ""
+        if folder and folder not in words and not Path(folder).is_dir():
+            other = "".join(f", or {word!r} for one trained on the set's own" for word in words)
+            raise ValueError(
+                f"{section}.init_from={folder!r}: there is no such folder; give a local folder as `save_pretrained` "
+                f"writes it{other}. Models on a hub are downloaded first{nearest_folder(folder)}"
+            )
+
+
+def _start(config: ConfigDict) -> Start | None:
+    """What config.init_from names; None where it is ""."""
     folder = config.init_from
-    return None if not folder or _is_huggingface(folder) else trained.settings(folder)[-1]
+    if not folder:
+        return None
+    if not is_huggingface(folder):
+        run = run_of(config)
+        assert run is not None
+        return Start(run.model.to_dict(), run.standardise, f"a run of {run.method}")
+    pretrained = huggingface.read(folder, (*torch_vit.MODEL_TYPES, *torch_resnet.MODEL_TYPES))
+    of_resnet = pretrained.config["model_type"] in torch_resnet.MODEL_TYPES
+    if of_resnet:
+        px = pretrained.config.get("image_size", 224)
+        model = recipes.resnet(torch_resnet.variant_of(pretrained.config), px)
+    else:
+        model = recipes.vit(**torch_vit.size_of(pretrained.config))
+        model["positions"] = torch_vit.positions_of(pretrained)
+    return Start(model, None, f"a Hugging Face {'ResNet' if of_resnet else 'ViT'}")
 
 
-def initialise(config: ConfigDict, train_state: Any, abstract: Any) -> Any:
-    """Replaces encoders in a fresh train state by those that the config names; what it names none for stays as it is.
+def run_of(config: ConfigDict) -> ConfigDict | None:
+    """The config of the run at config.init_from; None where that is a Hugging Face folder or "".
+
+    Raises CheckpointNotFound, naming the key and what comes close.
+    """
+    folder = config.init_from
+    if not folder or is_huggingface(folder):
+        return None
+    try:
+        return trained.settings(folder)[-1]
+    except checkpoint.CheckpointNotFound as error:
+        said = str(error) if Path(folder).is_dir() else "there is no such folder"
+        raise checkpoint.CheckpointNotFound(
+            f"init_from={folder!r}: {said}; give the work folder of a run, or a local folder of a Hugging Face ViT or "
+            f"ResNet{nearest_folder(folder)}"
+        ) from None
+
+
+def encoders(config: ConfigDict, abstract: Any) -> dict[str, Any]:
+    """Reads the arrays of the encoders that a run starts from, by path "encoder/blocks/…"; empty where it names none.
 
     config.init_from: a Hugging Face folder (has model.safetensors) of a ViT or a ResNet, or a workdir, its checkpoints
     or one step's folder (its latest step; the method may differ, the encoder must fit). Of a run it is the network that
@@ -63,10 +156,19 @@ def initialise(config: ConfigDict, train_state: Any, abstract: Any) -> Any:
     config.lateral.init_from: a Hugging Face folder of a Swin, for the second encoder of frontal_lateral.
     abstract: the train state's shapes and shardings. Raises ValueError where the encoders do not fit.
     """
-    by_path = dict(_leaves(_named_encoders(config, abstract)))
+    found = dict(_leaves(_named_encoders(config, abstract)))
+    if found:
+        hosts.agree({"the encoders to start from": lambda: hosts.local_digest(found)}, "give all hosts the same files")
+    return found
+
+
+def initialise(by_path: Mapping[str, Any], train_state: Any, abstract: Any) -> Any:
+    """Replaces encoders in a fresh train state; what there is none for stays as it is.
+
+    by_path: of `encoders`. abstract: the train state's shapes and shardings.
+    """
     if not by_path:
         return train_state
-    hosts.agree({"the encoders to start from": lambda: hosts.local_digest(by_path)}, "give all hosts the same files")
 
     def replace(keys, leaf, target):
         # From the last name of an encoder on: state/target/encoder/… starts as params/encoder/… does.
@@ -92,7 +194,7 @@ def _named_encoders(config: ConfigDict, abstract: Any) -> dict[str, dict[str, An
     found = {}
     if folder := config.init_from:
         wanted = encoder_params(abstract.params, abstract.state)
-        if _is_huggingface(folder):
+        if is_huggingface(folder):
             encoder, statistics = _from_huggingface(config, folder, wanted)
         else:
             encoder, statistics = _from_run(config.model, folder, wanted, _statistics(abstract.state))
@@ -176,7 +278,8 @@ def _from_run(model: Any, folder: str, wanted: Any, statistics: Any) -> tuple[di
     return found
 
 
-def _is_huggingface(folder: str) -> bool:
+def is_huggingface(folder: str) -> bool:
+    """Whether a folder holds a model of Hugging Face, and not a run."""
     return (Path(folder) / huggingface.CONFIG).is_file() and not checkpoint.steps(folder)
 
 

@@ -6,7 +6,10 @@ The same command again resumes where the last one stopped. Without --workdir the
 where the digest stands for every setting that changes a number.
 """
 
+import contextlib
+import shutil
 import uuid
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +38,16 @@ def pretrain(config: ConfigDict, name: str, options: Any) -> None:
     """One run, or where config.grid is given one for each of its combinations."""
     from cxrjax import dry_run, grid, initial, train
 
-    config = _with_precision(initial.of_run(config))
+    resumed = bool(options.workdir) and bool(checkpoint.steps(options.workdir))
+    config = _with_precision(initial.of_run(config, resumed, builds=not options.dry_run))
     name = f"{name}-grid" if config.grid else name
     workdir = _workdir(config, name, options)
     if options.dry_run:
         return dry_run.tell(config, workdir)
 
     print(compile_cache.use(config.compile_cache), flush=True)
-    with lock.hold(workdir):
+    missing = [place for place in (workdir, *workdir.parents) if not place.exists()]
+    with lock.hold(workdir), _taken_away_if_refused(workdir, missing):
         if hosts.is_first():
             leftovers.tidy(workdir)
         if config.grid:
@@ -103,6 +108,25 @@ def claim(workdir: Path, config: ConfigDict) -> None:
     partial = file.with_name(f".config.json.{uuid.uuid4().hex}")  # hosts may come here at the same time
     partial.write_text(shared.to_json(config))
     partial.rename(file)
+
+
+@contextlib.contextmanager
+def _taken_away_if_refused(workdir: Path, missing: Sequence[Path]) -> Iterator[None]:
+    """Leaves no folder of a run that ends before anything of it was logged, judged or saved.
+
+    missing: the folders, from `workdir` up, that were not there before. To be called while the folder is owned.
+    """
+    try:
+        yield
+    except BaseException:
+        begun = (one.stat().st_size for name in ("metrics.jsonl", "results.json") for one in workdir.rglob(name))
+        saved = (checkpoint.steps(one) for one in workdir.rglob("checkpoints"))
+        if workdir in missing and hosts.is_first() and not any(begun) and not any(saved):
+            shutil.rmtree(workdir, ignore_errors=True)
+            with contextlib.suppress(OSError):  # not empty: another run is beside
+                for place in missing[1:]:
+                    place.rmdir()
+        raise
 
 
 def _with_precision(config: ConfigDict) -> ConfigDict:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cxrjax import config as shared
+from cxrjax import lineage
 from cxrjax.config import ConfigDict
 from cxrjax.trained import Trained
 
@@ -21,12 +22,21 @@ tags:
 
 # {title}
 
-A chest X-ray encoder ({architecture}, pictures of {px} px), pre-trained with cxrjax for {step} steps.
+A chest X-ray encoder ({architecture}, pictures of {px} px), trained with cxrjax.
 
 - Method: {method}
-- Pre-training pictures: {data}
 - Features: {pool}
 {reports}
+## What it was trained on
+
+{lineage}
+
+The same in JSON, which is `lineage.json` of this folder:
+
+```json
+{lineage_json}
+```
+
 ## Use
 
 ```python
@@ -62,10 +72,9 @@ the processor by an antialiased bilinear filter: features of larger pictures dif
 ## Intended use and limits
 
 For research: features for probes, retrieval, and initialisation of further training on chest radiographs. It is no
-medical device and must not guide the care of a patient. It has seen the pictures named above and no others: other
-devices, countries, ages, projections and body parts can give worse features without warning. Labels, splits and biases
-of the pre-training data (who was imaged, where, why) are inherited. Check that your test patients were not among the
-pre-training pictures: public chest X-ray sets overlap.
+medical device and must not guide the care of a patient. {seen}: other devices, countries, ages, projections and body
+parts can give worse features without warning. Labels, splits and biases of these data (who was imaged, where, why) are
+inherited. Check that your test patients were not among them: public chest X-ray sets overlap.
 {phantom}
 
 ## Licence
@@ -106,35 +115,47 @@ _REPORTS = """- It learned from reports as well. Their encoder is in `text/`: `B
 _PHANTOM = "\nThe phantoms are computed pictures: nothing learned from or measured on them is clinical.\n"
 
 
-def text(model: Trained, config: dict[str, Any], parity: Any) -> str:
+def text(model: Trained, config: dict[str, Any], parity: Any, entries: list[lineage.Entry]) -> str:
     """The card in Markdown.
 
-    config: the content of the exported config.json. parity: `export.Parity`, or None where it was not measured.
+    config: the content of the exported config.json. entries: of `lineage.whole`. parity: `export.Parity`, or None where
+    it was not measured.
     """
     settings = model.config
     doc = importlib.import_module(f"cxrjax.methods.{settings.method}").__doc__ or settings.method
     describe = _resnet if config["model_type"] == "resnet" else _vit
-    sets = shared.names(settings.data.sets)
-    projections = settings.data.projections or "all"
+    measured, judged = _measured(model.workdir, model.step)
     return _CARD.format(
         **describe(settings, config),
         loader=config["architectures"][0],
         loading=loading(config),
         px=config["image_size"],
-        step=model.step,
         method=doc.strip().splitlines()[0],
-        data=_plain(
-            f"{', '.join(sets)} ({settings.data.split} split, {projections}, {100 * settings.data.fraction:g} %)"
-        ),
+        lineage=_told(entries),
+        lineage_json=json.dumps(entries, indent=2, ensure_ascii=False),
+        seen=_seen(entries),
         mean=settings.standardise.mean,
         std=settings.standardise.std,
         parity=_parity(parity),
-        measured=_measured(model.workdir, model.step),
+        measured=measured,
         reports=_REPORTS if "text" in settings else "",
-        phantom=_PHANTOM if any(name.startswith("phantom") for name in sets) else "",
+        phantom=_PHANTOM if any("phantom" in name for name in (*lineage.sets(entries), *judged)) else "",
         module=settings.method,
         settings=shared.to_json(settings),
     )
+
+
+def _told(entries: list[lineage.Entry]) -> str:
+    said = [_plain(sentence) for sentence in lineage.sentences(entries)]
+    if len(said) == 1:
+        return said[0]
+    return "From the first start to this run:\n\n" + "\n".join(f"{i}. {one}" for i, one in enumerate(said, 1))
+
+
+def _seen(entries: list[lineage.Entry]) -> str:
+    if unknown := lineage.unknown(entries):
+        return _plain(f"It has seen the sets named above and what is not known of {', '.join(unknown)}")
+    return "It has seen the pictures of the sets named above and no others"
 
 
 def loading(config: dict[str, Any]) -> str:
@@ -188,18 +209,20 @@ def _parity(parity: Any) -> str:
     )
 
 
-def _measured(workdir: Path, step: int) -> str:
-    """A table of what the run's evaluations found at this step; each row has the evaluation's own folder.
+def _measured(workdir: Path, step: int) -> tuple[str, set[str]]:
+    """A table of what the run's evaluations found at this step, and the sets that they judged on.
 
+    Each row has the evaluation's own folder.
     Quick looks at some of a split's pictures are not in it.
     """
-    rows = []
+    rows, sets = [], set()
     for file in sorted(workdir.glob(f"evals/*/{step}/results.json")):
         results = json.loads(file.read_text())
         entry = results.get("entry", {})
         if entry.get("limit"):
             continue
         judged = entry.get("set", "?")
+        sets.add(judged)
         for name, value in results["metrics"].items():
             known = None not in (value["low"], value["high"])
             interval = f"{value['low']:.4f} to {value['high']:.4f}" if known else "not defined"
@@ -208,7 +231,7 @@ def _measured(workdir: Path, step: int) -> str:
                 f"| {value['n']} |"
             )
     if not rows:
-        return f"Nothing: the run has no evaluation of step {step}."
+        return f"Nothing: the run has no evaluation of step {step}.", sets
     header = ["| evaluation | set | metric | value | 95 % interval | n |", "|---|---|---|---|---|---|"]
     closing = "Intervals are over resampled patients; n counts pictures, or studies in retrieval."
-    return "\n".join([*header, *rows, "", closing])
+    return "\n".join([*header, *rows, "", closing]), sets

@@ -132,7 +132,8 @@ def _schedule(config: dict, total_steps: int, batch_size: int, examples_per_epoc
     warmup = duration(config, "warmup", batch_size, examples_per_epoch, default=0)
     if warmup >= total_steps:
         raise ValueError(
-            f"a warm-up of {warmup} steps leaves nothing of {total_steps} steps in all; shorten the warm-up"
+            f"a warm-up of {warmup} steps leaves nothing of {total_steps} steps in all; shorten the warm-up "
+            "(optim.warmup_steps, _epochs or _examples)"
         )
     left_out = _choose("cosine_period", config["cosine_period"], {"rest": warmup, "total": 0})
     shapes = {
@@ -284,7 +285,7 @@ def _rules(name: str, rules, params: Any) -> Any:
 
 def _choose(key: str, value: str, choices: dict):
     if value not in choices:
-        raise ValueError(f"optimizer {key} '{value}' is not known; there are {sorted(choices)}")
+        raise ValueError(f"optim.{key}: optimizer {key} '{value}' is not known; there are {sorted(choices)}")
     return choices[value]
 
 

@@ -81,8 +81,8 @@ def check_batch(batch_size: int, mesh: Mesh, process_count: int | None = None) -
     below, above = batch_size // parts * parts, (batch_size // parts + 1) * parts
     nearest = f"{below} or {above}" if below > 0 else f"{max(above, parts)}"
     raise ValueError(
-        f"a global batch of {batch_size} does not divide over {batch_parts(mesh)} device(s) and {process_count} "
-        f"process(es): it must be a multiple of {parts}; use {nearest}"
+        f"batch_size = {batch_size}: a global batch of {batch_size} does not divide over {batch_parts(mesh)} device(s) "
+        f"and {process_count} process(es): it must be a multiple of {parts}; use {nearest}"
     )
 
 

@@ -72,8 +72,8 @@ def main(config: ConfigDict, name: str, options: Any) -> None:
         aot.devices(target)  # says what is missing before any work
     if config.get("job") != "pretrain":
         raise ValueError(f"config.job is {config.get('job')!r}: only pre-training configs (job 'pretrain') are planned")
-    config = initial.of_run(config)
-    with stand_ins.of(config) as config:
+    with stand_ins.of(config) as standing:
+        config = initial.of_run(standing)
         if len(targets) > 1:
             print(HEADING, flush=True)
             for target in targets:

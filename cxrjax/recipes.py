@@ -31,6 +31,8 @@ from cxrjax.config import ConfigDict
 from cxrjax.input import device
 from cxrjax.input.augment import PAIR, Augment
 
+SMALLEST = ("test", "resnet_test")
+"""The encoders of `:smoke`, which nobody trains for their features."""
 MATRICES = ((r"(^|/)(bias|scale)$", 0.0), ("", 1.0))
 """Rules of weight decay for all but biases and the scales of norms: positions and [CLS] as well, unlike by default."""
 
@@ -87,7 +89,7 @@ def of_run() -> dict[str, Any]:
 def text(variant: str = "mini") -> dict[str, Any]:
     return {
         "variant": variant,
-        "vocab_size": 1024,  # rows of the embedding; at least the vocabulary
+        "vocab_size": config_dict.placeholder(int),  # rows of the embedding; by default the pieces of the vocabulary
         "tokenizer": "",  # folder with vocab.txt; "" for that of init_from, or else of the first set
         "length": 80,  # tokens, [CLS] and [SEP] among them
         "sections": "impression,findings",  # in the order in which they are read

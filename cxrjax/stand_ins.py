@@ -22,8 +22,8 @@ FOLDER = "cxrjax-stand-ins-"
 def of(config: ConfigDict) -> Iterator[ConfigDict]:
     """The config with stand-ins for the sets that are missing; they are gone afterwards. As it is where none is.
 
-    A method with reports gets made-up words where the config names no tokenizer; their number is config.text.vocab_size
-    all the same.
+    A method with reports gets made-up words where the config names no tokenizer. Their number is config.text.vocab_size
+    all the same, or what the vocabulary of a set has at most.
     """
     absent = [name for name in names(config.data.sets) if not converted_sets.is_converted(name)]
     if not absent:
@@ -37,6 +37,7 @@ def of(config: ConfigDict) -> Iterator[ConfigDict]:
             special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
             tokenizer.save([*special, *(f"word{number}" for number in range(100))], Path(folder), lowercase=True)
             standing.text.tokenizer = folder
+            standing.text.vocab_size = config.text.vocab_size or tokenizer.SIZE
         sets = (str(_place(Path(folder), name)) if name in absent else name for name in names(config.data.sets))
         standing.data.sets = ",".join(sets)
         yield standing

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from einops import rearrange
 
-from cxrjax import checkpoint, checks, initial, methods, optim, parallel
+from cxrjax import checkpoint, checks, initial, lineage, methods, optim, parallel
 from cxrjax import config as shared
 from cxrjax.config import ConfigDict, determining, judged, names
 from cxrjax.evals import run as evals
@@ -80,16 +80,20 @@ def training_sources(config: ConfigDict, method: Method) -> tuple[Sequence[Any],
     of_pictures: dict[str, Any] = source.required(required, method.box_labels) if unit == "picture" else {}
 
     def chosen(name, without=()):
-        return source.select(
-            converted_sets.open_set(name),
-            config.data.split,
-            projections=names(config.data.projections) or None,
-            exclude_patient_ids=without,
-            fraction=config.data.fraction,
-            fraction_seed=config.data.fraction_seed,
-            **of_pictures,
-            **folds,
-        )
+        try:
+            return source.select(
+                converted_sets.open_set(name),
+                config.data.split,
+                projections=names(config.data.projections) or None,
+                exclude_patient_ids=without,
+                fraction=config.data.fraction,
+                fraction_seed=config.data.fraction_seed,
+                **of_pictures,
+                **folds,
+            )
+        except ValueError as error:
+            given = ", ".join(f"{key}={config.data[key]!r}" for key in ("sets", "split", "projections"))
+            raise ValueError(f"data ({given}): {error}") from error
 
     sets = names(config.data.sets)
     left_out = overlap.exclusions([chosen(name) for name in sets], judged(config))
@@ -137,7 +141,10 @@ def fit(config: ConfigDict, workdir: Path) -> TrainState:
             print(f"resuming from step {start} of {run.total_steps}", flush=True)
         else:
             with time_of.span("compiling"):
-                train_state = initial.initialise(config, run.init(), run.abstract)
+                if hosts.is_first():
+                    integrity.replace(workdir / lineage.FILE, lineage.of(config))
+                encoders = initial.encoders(config, run.abstract)  # before `init` compiles: they may not fit
+                train_state = initial.initialise(encoders, run.init(), run.abstract)
         hosts.agree(
             {"the arrays at the start": lambda: hosts.local_digest(train_state)}, "give all hosts the same files"
         )

@@ -16,6 +16,8 @@ def config(name="spcl", words="smoke", **changes):
     """The config of configs/<name>.py:<words>; changes are by dotted key with __ for the dot."""
     found = _module(name).get_config(words)
     found.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
+    if "text" in found and found.text.vocab_size is None:  # the command takes it from the vocabulary
+        found.text.vocab_size = 1024
     return found
 
 

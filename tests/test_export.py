@@ -169,7 +169,9 @@ def test_card_tells_what_was_done_and_measured(workdir, tmp_path, without_torch,
     card = (tmp_path / "model" / "README.md").read_text()
     for part in (
         "arXiv 2603.07113",
-        "phantom_smoke (train split, PA,AP, 100 %)",
+        "spcl, 6 steps of 16 on phantom_smoke (train split, PA,AP, 100 %).",
+        "seen the pictures of the sets named above and no others: other",
+        "The phantoms are computed pictures",
         "| phantom_probe | phantom_smoke | auroc/mean | 0.8123 | 0.7000 to 0.9000 | 321 |",
         "subtract 0.4978, divide by 0.2449",
         "Not measured: torch and transformers were not installed",
@@ -183,9 +185,40 @@ def test_card_tells_what_was_done_and_measured(workdir, tmp_path, without_torch,
     assert sorted(file.name for file in (tmp_path / "model").iterdir()) == [
         "README.md",
         "config.json",
+        "lineage.json",
         "model.safetensors",
         "preprocessor_config.json",
     ]
+
+
+def test_card_tells_where_the_run_started(tmp_path, without_torch):
+    """Any number of starts, also over an export, and what a start has seen counts as seen."""
+    runs.write(tmp_path / "first", runs.config(data__sets="phantom"), step=600)
+    second = runs.config(data__sets="clinic", init_from=str(tmp_path / "first"))
+    runs.write(tmp_path / "second", second, step=4)
+    export.export(tmp_path / "second", tmp_path / "exported")
+    third = runs.config(data__sets="other", init_from=str(tmp_path / "exported"))
+    runs.write(tmp_path / "third", third, step=5)
+    export.export(tmp_path / "third", tmp_path / "model")
+    found = json.loads((tmp_path / "model" / "lineage.json").read_text())
+    assert [(one["sets"], one["steps"]) for one in found] == [(["phantom"], 600), (["clinic"], 4), (["other"], 5)]
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "1. spcl, 600 steps of 16 on phantom (" in card and "3. spcl, 5 steps of 16 on other (" in card
+    assert json.dumps(found, indent=2) in card and "The phantoms are computed pictures" in card
+
+
+def test_card_says_what_is_not_known_of_a_start(tmp_path, without_torch):
+    """A start that is gone; and what was noted when the run began counts, not what the start has become since."""
+    runs.write(tmp_path / "run", runs.config(data__sets="clinic", init_from=str(tmp_path / "gone")), step=4)
+    export.export(tmp_path / "run", tmp_path / "model")
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "a run that was no longer there at" in card and "The phantoms" not in card
+    assert "It has seen the sets named above and what is not known of" in card and "and no others" not in card
+    (tmp_path / "run" / "lineage.json").write_text(
+        json.dumps([{"part": "encoder", "kind": "hugging_face", "place": "x"}])
+    )
+    export.export(tmp_path / "run", tmp_path / "model", overwrite=True)
+    assert "a Hugging Face model at x; what it was" in (tmp_path / "model" / "README.md").read_text()
 
 
 def test_full_folder_is_only_replaced_on_request(workdir, tmp_path, without_torch, capsys):

@@ -34,7 +34,7 @@ FLOORS = (
     {"methods"},
     {"accumulate", "evals", "step"},
     {"reporting"},
-    {"checks", "initial", "model_card", "protocols", "recipes", "speed", "stand_ins", "tasks", "trained"},
+    {"checks", "initial", "lineage", "model_card", "protocols", "recipes", "speed", "stand_ins", "tasks", "trained"},
     {
         "__main__",
         "benchmark",

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cxrjax import methods, parallel, trained
-from cxrjax.initial import initialise, of_run
+from cxrjax import initial, methods, parallel, trained
+from cxrjax.initial import of_run
 from cxrjax.input import paired
 from cxrjax.interop import huggingface, torch_bert, torch_resnet, torch_swin, torch_vit
 from cxrjax.methods.base import encoder_params
@@ -36,6 +36,10 @@ def fresh(settings):
     params, state = noise_of(method.init, methods.blank_batch(method))
     train_state = TrainState(params, {**state, "momentum": params, "queue": np.ones((4, 2))})
     return train_state, parallel.abstract(jax.eval_shape(lambda: train_state), parallel.make_mesh())
+
+
+def initialise(settings, train_state, abstract):
+    return initial.initialise(initial.encoders(settings, abstract), train_state, abstract)
 
 
 def assert_starts_from(train_state, encoder):
@@ -200,9 +204,85 @@ def test_nothing_changes_without_init_from():
 
 
 def test_wrong_folder_is_explained(tmp_path):
-    settings = runs.config(init_from=str(tmp_path / "nowhere"))
-    with pytest.raises(FileNotFoundError, match="no folder .*nowhere"):
-        initialise(settings, *fresh(settings))
+    (tmp_path / "spcl-abc").mkdir()
+    settings = runs.config(init_from=str(tmp_path / "spcl-abd"))
+    said = "init_from='.*spcl-abd': there is no such folder; give the work folder of a run.*Did you mean '.*/spcl-abc'"
+    with pytest.raises(FileNotFoundError, match=said):
+        of_run(settings)
+    assert of_run(settings, resumed=True) is settings
+    settings.init_from = str(tmp_path / "spcl-abc")
+    with pytest.raises(FileNotFoundError, match="init_from='.*spcl-abc': no complete checkpoint in"):
+        of_run(settings)
+    with pytest.raises(ValueError, match="text.init_from='nowhere': there is no such folder.*or 'reports' for one"):
+        of_run(runs.config("convirt", text__init_from="nowhere"))
+
+
+def test_a_run_that_does_not_fit_is_refused_with_the_keys_to_set(tmp_path):
+    runs.write(tmp_path / "run", runs.config(model__patch_px=8))
+    config = runs.config(init_from=str(tmp_path / "run"), model__variant="mini")
+    said = (
+        r"is a run of spcl, but model.variant is 'mini', model.patch_px is 4: give --config.model.variant=test --config"
+    )
+    with pytest.raises(ValueError, match=said):
+        of_run(config)
+
+
+@pytest.mark.parametrize("name", ["spcl", "finetune"])
+def test_smoke_takes_the_model_of_a_real_run(name, tmp_path):
+    """Its small encoder would refuse every run but another of :smoke."""
+    run = runs.config(words="", model__image_px=32)
+    runs.write(tmp_path / "run", run)
+    config = of_run(runs.config(name, init_from=str(tmp_path / "run")))
+    assert run.model.to_dict().items() <= config.model.to_dict().items() and run.model.variant == "mini"
+    assert initial.encoders(config, fresh(config)[1])
+
+
+def test_positions_are_those_of_the_weights(tmp_path, capsys):
+    """A plain Hugging Face ViT has learned ones, which no config of ours but DINO's has by default."""
+    learned = runs.write(tmp_path / "run", runs.config(model__positions="learned"))["encoder"]
+    weights, settings = torch_vit.to_huggingface(learned, heads=2, patch_px=4, image_px=32)
+    huggingface.write(tmp_path / "folder", weights, settings, 0.4978, 0.2449)
+    for folder in ("run", "folder"):
+        config = of_run(runs.config(init_from=str(tmp_path / folder)))
+        assert config.model.positions == "learned" and "model.positions='learned', as there" in capsys.readouterr().out
+        assert_starts_from(initialise(config, *fresh(config)), learned)
+    table = posemb.sincos_2d((8, 8), 64)
+    plain = {key: value for key, value in learned.items() if key != "pos_embed"}
+    weights, settings = torch_vit.to_huggingface(plain, heads=2, patch_px=4, image_px=32, position_table=table)
+    huggingface.write(tmp_path / "fixed", weights, settings, 0.4978, 0.2449)
+    for positions in ("sincos", "learned"):  # learned ones have room for them
+        config = runs.config(init_from=str(tmp_path / "fixed"), model__positions=positions)
+        assert of_run(config).model.positions == positions
+
+
+def test_a_head_takes_the_size_of_a_hugging_face_folder(tmp_path):
+    size = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
+    assert torch_vit.size_of({**size, "patch_size": 32, "image_size": 384}) == {
+        "variant": "B",
+        "patch_px": 32,
+        "image_px": 384,
+    }
+    with pytest.raises(ValueError, match="width 768, 11 layers and 12 heads, as none of ours .*mini: 128, 4, 4"):
+        torch_vit.size_of({**size, "num_hidden_layers": 11})
+    assert torch_resnet.variant_of({}) == "resnet50"
+    with pytest.raises(ValueError, match="is none of resnet_test, resnet18.*depths: ours .*pre-trained"):
+        torch_resnet.variant_of({"depths": [9, 9, 9, 9]})
+    learned = runs.write(tmp_path / "run", runs.config())["encoder"]
+    table = posemb.sincos_2d((8, 8), 64)
+    weights, settings = torch_vit.to_huggingface(learned, heads=2, patch_px=4, image_px=32, position_table=table)
+    huggingface.write(tmp_path / "folder", weights, settings, 0.4978, 0.2449)
+    config = of_run(runs.config("finetune", "", init_from=str(tmp_path / "folder")))
+    assert (config.model.variant, config.model.patch_px, config.model.image_px) == ("test", 4, 32)
+
+
+def test_a_text_encoder_has_the_words_of_the_vocabulary(tmp_path):
+    words = tokenizer.train(["Clear lungs. No pleural effusion."] * 2)
+    tokenizer.save(words, tmp_path)
+    config = runs.config("sista", "", text__tokenizer=str(tmp_path))
+    config.text.vocab_size = None
+    assert of_run(config).text.vocab_size == len(words) and config.text.vocab_size is None
+    config.text.vocab_size = 4000
+    assert of_run(config).text.vocab_size == 4000
 
 
 def test_a_head_takes_the_model_of_its_run(tmp_path):
@@ -219,13 +299,10 @@ def test_a_head_takes_the_model_of_its_run(tmp_path):
     assert of_run(of_run(config)).model == of_run(config).model and of_run(run) is run
 
 
-def test_a_head_without_a_run_has_a_model_too(tmp_path):
+def test_a_head_without_a_run_has_a_model_too():
     for name, words, variant in (("finetune", "", "mini"), ("segment", "resnet", "resnet18")):
         config = of_run(runs.config(name, words))
         assert config.model.variant == variant and methods.make(config).image_px == config.model.image_px
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match="is a Hugging Face folder: name the variant that it holds"):
-        of_run(runs.config("finetune", "", init_from=str(tmp_path)))
 
 
 PRETRAINING = [name for name in methods.available() if name not in ("supervised", "segment", "detect")]

@@ -1,6 +1,7 @@
 """The user's table of a folder set, read as the mapping says: columns by field, in the words of the schema."""
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +12,8 @@ from cxrjax.datasets.manifest import listed
 from cxrjax.datasets.mapping import Mapping, MappingError
 from cxrjax.datasets.table import UNKNOWN, column, pattern, read_table
 
+SEPARATORS = ("|", ";", ",", "/")
+"""What stands between the labels of a cell in most tables."""
 _SPLITS = {
     **dict.fromkeys(("train", "training", "trn", "tr"), "train"),
     **dict.fromkeys(("val", "valid", "validate", "validation", "dev"), "val"),
@@ -147,12 +150,26 @@ def _listed_labels(frame: pandas.DataFrame, mapping: Mapping, path: Path) -> tup
     if not mapping.labels:
         return [None] * len(frame), set()
     rows: list[set[str] | None] = []
-    for cell in column(frame, mapping.labels, path):
+    cells = column(frame, mapping.labels, path)
+    _check_separator(cells, mapping, path)
+    for cell in cells:
         parts = [part.strip() for part in cell.split(mapping.separator)]
         parts = [part for part in parts if part and part.lower() not in UNKNOWN]
         renamed = {mapping.label_values.get(part, part) for part in parts}
         rows.append({name for name in renamed if name is not None} if parts else None)
     return rows, set().union(*(row for row in rows if row))
+
+
+def _check_separator(cells: Sequence[str], mapping: Mapping, path: Path) -> None:
+    """Raises MappingError where another sign divides cells into labels that other cells have alone."""
+    alone = {cell.strip() for cell in cells}
+    for sign in SEPARATORS:
+        several = [cell for cell in alone if sign in cell and {part.strip() for part in cell.split(sign)} <= alone]
+        if several and sign != mapping.separator and not any(mapping.separator in cell for cell in alone):
+            raise MappingError(
+                f"The separator {mapping.separator!r} is in no cell of the column {mapping.labels!r} of {path.name}, "
+                f"but {sign!r} stands between labels in {listed(sorted(several))}: give --separator '{sign}'."
+            )
 
 
 def _projections(frame: pandas.DataFrame, mapping: Mapping, path: Path) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
 
+from cxrjax.config import nearest
 from cxrjax.datasets import schema
 from cxrjax.input import records
 
@@ -105,9 +106,9 @@ def _versions(directory: Path) -> list[Path]:
 
 
 def _not_found(name: str, data_dir: Path) -> str:
-    there = ", ".join(converted(data_dir)) or "none"
+    near, there = nearest(name, converted(data_dir)).removeprefix("."), ", ".join(converted(data_dir)) or "none"
     return (
-        f"Set {name!r} is neither a set in {data_dir} nor the path of a converted one. Converted there: {there}. "
+        f"Set {name!r} is neither a set in {data_dir} nor the path of a converted one. Converted there: {there}.{near} "
         f"Convert it with `python -m cxrjax.prepare {name} --raw DIR` (`--list` names the known sets), or point "
         "$CXRJAX_DATA to the folder that holds it."
     )

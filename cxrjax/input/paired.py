@@ -110,6 +110,11 @@ class StudyReader:
         return Path(self.vocabulary) if self.vocabulary else converted_sets.open_set(self.set).directory
 
 
+def vocabulary_size(config: ConfigDict) -> int:
+    """The pieces of the vocabulary that reports are read with. Raises ValueError where there is none."""
+    return _load(str(StudyReader(config).folder)).vocab_size
+
+
 @functools.lru_cache(maxsize=8)
 def _load(folder: str) -> tokenizer.Tokenizer:
     return tokenizer.load(folder)

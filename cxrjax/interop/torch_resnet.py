@@ -204,18 +204,28 @@ def _architecture(variant: str) -> dict[str, Any]:
     }
 
 
-def _check_architecture(config: Mapping[str, Any], variant: str) -> None:
-    def differences(name):
-        # A config.json leaves out what is the default, which ResNet-50 has throughout.
-        default = _architecture("resnet50")
-        return {
-            key: f"{key}: ours {value}, pre-trained {config.get(key, default[key])}"
-            for key, value in _architecture(name).items()
-            if config.get(key, default[key]) != value
-        }
+def variant_of(config: Mapping[str, Any]) -> str:
+    """The variant of a Hugging Face config.json; raises ValueError where it is none of ours."""
+    fitting = next((name for name in resnet.VARIANTS if not _differences(config, name)), None)
+    if fitting is None:
+        near = "; ".join(_differences(config, "resnet50").values())
+        raise ValueError(f"The ResNet is none of {', '.join(resnet.VARIANTS)} (of resnet50: {near}); take another.")
+    return fitting
 
-    if found := differences(variant):
-        fitting = next((name for name in resnet.VARIANTS if not differences(name)), None)
+
+def _differences(config: Mapping[str, Any], name: str) -> dict[str, str]:
+    # A config.json leaves out what is the default, which ResNet-50 has throughout.
+    default = _architecture("resnet50")
+    return {
+        key: f"{key}: ours {value}, pre-trained {config.get(key, default[key])}"
+        for key, value in _architecture(name).items()
+        if config.get(key, default[key]) != value
+    }
+
+
+def _check_architecture(config: Mapping[str, Any], variant: str) -> None:
+    if found := _differences(config, variant):
+        fitting = next((name for name in resnet.VARIANTS if not _differences(config, name)), None)
         advice = f"Set variant={fitting!r} in the config" if fitting else "None of our variants fits; take another"
         raise ValueError(f"The pre-trained ResNet is no {variant}: {'; '.join(found.values())}. {advice}.")
 

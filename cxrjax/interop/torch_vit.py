@@ -25,9 +25,13 @@ import numpy as np
 
 from cxrjax.interop.channels import fold, spread
 from cxrjax.interop.huggingface import Pretrained, read
-from cxrjax.models import posemb
+from cxrjax.models import posemb, vit
 
 MODEL_TYPES = ("vit", "vit_mae")
+SIZES = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
+"""The keys of a config.json for width, depth and heads, with what transformers takes where they are left out."""
+POSITIONS_DIFFER = 1e-5
+"""The least difference of a table of positions from a fixed one that is more than rounding."""
 # Parts of our blocks whose parameters map one to one; the fused qkv is split by hand.
 BLOCK_PARTS = {
     "norm1": "layernorm_before",
@@ -174,6 +178,36 @@ def from_huggingface(
     return params
 
 
+def size_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """variant, image_px and patch_px of a Hugging Face config.json.
+
+    Raises ValueError where its width, depth and heads are of no variant of ours, listing them.
+    """
+    size = vit.Size(*(config.get(key, default) for key, default in SIZES.items()))
+    variant = next((name for name, ours in vit.VARIANTS.items() if ours == size), None)
+    if variant is None:
+        known = "; ".join(f"{name}: {ours.width}, {ours.depth}, {ours.heads}" for name, ours in vit.VARIANTS.items())
+        raise ValueError(
+            f"The ViT has width {size.width}, {size.depth} layers and {size.heads} heads, as none of ours ({known}); "
+            "take another."
+        )
+    return {"variant": variant, "image_px": config.get("image_size", 224), "patch_px": config.get("patch_size", 16)}
+
+
+def positions_of(pretrained: Pretrained) -> str:
+    """The word of `posemb.KINDS` for a model's positions: a fixed table that they equal, or else "learned"."""
+    size = size_of(pretrained.config)
+    grid, width = _grid(size["image_px"], size["patch_px"]), vit.VARIANTS[size["variant"]].width
+    arrays = _Arrays(_strip(pretrained.weights), 0)
+    table = arrays.take("embeddings.position_embeddings", 1, 1 + grid * grid, width)[0, 1:]
+    fixed = (kind for kind in posemb.KINDS if kind != "learned")
+    return next((kind for kind in fixed if _is_fixed(table, posemb.fixed(kind, (grid, grid), width))), "learned")
+
+
+def _is_fixed(table: np.ndarray, fixed: np.ndarray | None) -> bool:
+    return fixed is not None and bool(np.abs(table - fixed).max() <= POSITIONS_DIFFER)
+
+
 class _Arrays:
     """A model's arrays, each of the shape that is asked for; one that is absent or of another shape is a ValueError."""
 
@@ -302,7 +336,7 @@ def _without_positions(found: dict[str, Any], position_table: Any) -> dict[str, 
     if np.shape(position_table) != positions.shape:
         raise ValueError(f"position_table has the shape {np.shape(position_table)}; expected {positions.shape}.")
     difference = np.abs(np.asarray(position_table) - positions).max()
-    if difference > 1e-5:
+    if difference > POSITIONS_DIFFER:
         raise ValueError(
             f"The pre-trained model's positions differ from our fixed table (by up to {difference:.3g}). "
             "Set positions='learned' in the config, so that they are loaded too."

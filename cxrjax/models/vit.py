@@ -201,7 +201,10 @@ class ViT(nn.Module):
         if self.positions not in posemb.KINDS:
             raise ValueError(f"positions must be one of {', '.join(posemb.KINDS)}, got {self.positions!r}")
         if self.patch_px < 1 or self.image_px < 1 or self.image_px % self.patch_px:
-            raise ValueError(f"pictures of {self.image_px} px do not divide into patches of {self.patch_px} px")
+            raise ValueError(
+                f"pictures of {self.image_px} px do not divide into patches of {self.patch_px} px: model.image_px must "
+                "be a multiple of model.patch_px"
+            )
 
     @nn.compact
     def __call__(

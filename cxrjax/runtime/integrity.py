@@ -94,7 +94,7 @@ def remark(step: epath.Path) -> None:
     )
 
 
-def replace(file: Any, content: dict) -> None:
+def replace(file: Any, content: Any) -> None:
     """Writes JSON so that a reader finds the old file or the new one, never a part."""
     partial = file.parent / f"{file.name}.partial"
     partial.write_text(json.dumps(content, indent=1))

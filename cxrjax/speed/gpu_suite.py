@@ -278,10 +278,10 @@ def _with_words(config: Any) -> Iterator[Any]:
     if "text" not in config:
         yield config
         return
-    from cxrjax import stand_ins
+    from cxrjax import initial, stand_ins
 
     with stand_ins.of(config) as worded:
-        yield worded
+        yield initial.of_run(worded)
 
 
 HEADING = (

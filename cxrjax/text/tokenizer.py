@@ -20,6 +20,8 @@ from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 VOCABULARY = "vocab.txt"
+SIZE = 8192
+"""The most pieces of a vocabulary that is trained, by default."""
 SETTINGS = "tokenizer_config.json"
 
 
@@ -109,7 +111,7 @@ def load(path: str | Path, lowercase: bool | None = None) -> Tokenizer:
         raise ValueError(f"{file} cannot be used: {error}") from None
 
 
-def train(texts: Iterable[str], size: int = 8192, min_frequency: int = 2, lowercase: bool = True) -> tuple[str, ...]:
+def train(texts: Iterable[str], size: int = SIZE, min_frequency: int = 2, lowercase: bool = True) -> tuple[str, ...]:
     """Trains a WordPiece vocabulary: the special tokens, every character alone and as "##", then merged pieces.
 
     size: at most so many pieces. min_frequency: how often two pieces must meet to be merged. The same texts give the
