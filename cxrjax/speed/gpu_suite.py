@@ -237,6 +237,8 @@ def settings(entry: Entry, tiny: bool) -> Any:
         config.update_from_flattened_dict(entry.changes)
     config.batch_size = 8 if tiny else entry.batch_size
     config.duration = {"total_steps": STEPS}
+    if "text" in config and config.text.vocab_size is None:  # no set is read that would tell
+        config.text.vocab_size = 1024
     return config
 
 
@@ -278,10 +280,10 @@ def _with_words(config: Any) -> Iterator[Any]:
     if "text" not in config:
         yield config
         return
-    from cxrjax import initial, stand_ins
+    from cxrjax import stand_ins
 
     with stand_ins.of(config) as worded:
-        yield initial.of_run(worded)
+        yield worded
 
 
 HEADING = (
