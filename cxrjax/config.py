@@ -158,8 +158,8 @@ def pretrain() -> ConfigDict:
             },
             "input": {"threads": integer(), "workers": 0},  # threads: by default one for each core, 16 at most
             "compile_cache": True,  # keep compiled programs in the data folder, so that a resumed run finds them
-            "mesh": {"data": -1},
-            "sharding": (),  # (regex over parameter paths, partition) pairs; () replicates the parameters
+            "sharding": "",  # or fsdp: each device keeps a part of parameters, moments and their averages
+            "mesh": {"data": integer(), "fsdp": integer()},  # groups of devices, and how many share one train state
             "checkpoint": {
                 "every_minutes": 10.0,
                 "every_steps": integer(),

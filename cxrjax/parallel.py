@@ -1,8 +1,10 @@
 """The mesh and what lies where on it: the only file that names devices.
 
-Losses and methods are written on global arrays; here the batch is spread over the axes `data` and `fsdp`, and the
-parameters and optimizer moments follow a table of (regex over the path, partition). Every function works the same on
-one device, on eight, and on several hosts.
+Losses and methods are written on global arrays; here the batch is spread over the axes `data` and `fsdp`, and of the
+train state each device of the axis `fsdp` keeps one part (ZeRO: Rajbhandari et al., SC 2020, arXiv 1910.02054; "fully
+sharded" in PyTorch). A step gathers the parameters once, as large as they are, works on its part of the batch as
+without parts, and reduces each gradient to the part that its device updates: the bytes of one all-reduce of the
+gradients. Every function works the same on one device, on eight, and on several hosts.
 """
 
 import math
@@ -16,6 +18,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 BATCH_AXES = ("data", "fsdp")
+SMALL = 2**12
+"""Arrays of fewer numbers stay whole: to gather them would take the time of an exchange and save next to nothing."""
 
 
 def num_devices(mesh: Mesh | None = None) -> int:
@@ -30,6 +34,23 @@ def oldest_gpu() -> tuple[int, int] | None:
     known = [getattr(device, "compute_capability", "") for device in jax.local_devices()]
     parts = [capability.split(".") for capability in known if re.fullmatch(r"\d+\.\d+", str(capability))]
     return min(((int(major), int(minor)) for major, minor in parts), default=None)
+
+
+def run_mesh(config: Any, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh of a run, from config.mesh and config.sharding.
+
+    mesh.data: copies of the train state, by default as many as the devices make. mesh.fsdp: devices that share a copy,
+    by default 1, and with sharding="fsdp" all that `data` leaves. devices: as in `make_mesh`.
+    Raises ValueError for another word or axis, and where the sizes do not fit the devices.
+    """
+    word, given = config.sharding or "", {name: size for name, size in config.mesh.items() if size is not None}
+    if word not in ("", "fsdp"):
+        raise ValueError(f"sharding = {word!r}: it is 'fsdp', or empty for a whole train state on every device")
+    if unknown := sorted(given.keys() - set(BATCH_AXES)):
+        raise ValueError(f"mesh has no axis {', '.join(unknown)}: give mesh.data, mesh.fsdp or both")
+    fsdp = given.get("fsdp", -1 if word else 1)
+    data = given.get("data", -1)
+    return make_mesh({"data": 1 if data == fsdp == -1 else data, "fsdp": fsdp}, devices)
 
 
 def make_mesh(axes: Mapping[str, int] | None = None, devices: Sequence[Any] | None = None) -> Mesh:
@@ -86,24 +107,41 @@ def check_batch(batch_size: int, mesh: Mesh, process_count: int | None = None) -
     )
 
 
-def shardings(abstract_tree: Any, mesh: Mesh, rules: Sequence[tuple[str, Sequence]] = ()) -> Any:
-    """A tree of NamedSharding for a tree of arrays or ShapeDtypeStruct.
+def shardings(abstract_tree: Any, mesh: Mesh) -> Any:
+    """Where a train state, or a tree within it, lies on a mesh: a NamedSharding for each array or ShapeDtypeStruct.
 
-    rules: (regex, partition) pairs; the first regex found (`re.search`) in a leaf's path "a/b/c" wins, and a leaf that
-    none fits is replicated. A partition is one entry per axis: a mesh axis name, a tuple of names, or None.
-    Optimizer moments carry the parameter's path inside theirs ("0/mu/encoder/cls"), so do not anchor with ^.
-    Raises ValueError naming the leaf where a partition has too many axes, an unknown name, or does not divide.
+    Over the axis `fsdp` kernels are cut along their inputs, the last axis but one, and where this does not divide, as
+    all other arrays, along the last. Vectors, biases, scales, SMALL arrays and those that do not divide stay whole.
+    Raises ValueError where there are large arrays and none of them divides.
     """
-    return jax.tree_util.tree_map_with_path(lambda keys, leaf: _leaf_sharding(keys, leaf, mesh, rules), abstract_tree)
+    found = jax.tree.map_with_path(lambda keys, leaf: _sharding(keys, leaf, mesh), abstract_tree)
+    sizes = {_path(keys): leaf for keys, leaf in jax.tree.leaves_with_path(abstract_tree) if _may_be_cut(keys, leaf)}
+    if sizes and state_parts(mesh) > 1 and all(each.is_fully_replicated for each in jax.tree.leaves(found)):
+        largest = max(sizes, key=lambda path: sizes[path].size)
+        raise ValueError(
+            f"fsdp={state_parts(mesh)} divides the width of no large array, such as {largest} "
+            f"{tuple(sizes[largest].shape)}: give a mesh.fsdp that divides the width of the network"
+        )
+    return found
 
 
-def abstract(tree: Any, mesh: Mesh, rules: Sequence[tuple[str, Sequence]] = ()) -> Any:
+def abstract(tree: Any, mesh: Mesh) -> Any:
     """`tree` (arrays or `jax.eval_shape` output) as ShapeDtypeStructs that know their place on `mesh`."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         tree,
-        shardings(tree, mesh, rules),
+        shardings(tree, mesh),
     )
+
+
+def gathered(tree: Any, mesh: Mesh) -> Any:
+    """Within a jitted step: the tree whole on every device of the mesh, whatever parts it comes in."""
+    return jax.lax.with_sharding_constraint(tree, replicated(mesh))
+
+
+def scattered(tree: Any, mesh: Mesh) -> Any:
+    """Within a jitted step: the tree, such as a gradient, in the parts of `shardings`; sums are reduced to these."""
+    return jax.lax.with_sharding_constraint(tree, shardings(tree, mesh))
 
 
 def to_global(host_batch: Any, mesh: Mesh) -> Any:
@@ -132,18 +170,29 @@ def batch_parts(mesh: Mesh) -> int:
     return math.prod(size for name, size in mesh.shape.items() if name in BATCH_AXES)
 
 
-def _leaf_sharding(keys, leaf, mesh: Mesh, rules) -> NamedSharding:
-    path = jax.tree_util.keystr(keys, simple=True, separator="/")
-    partition = next((tuple(partition) for pattern, partition in rules if re.search(pattern, path)), ())
-    said = f"{path} {tuple(leaf.shape)}: partition {partition}"
-    if len(partition) > len(leaf.shape):
-        raise ValueError(f"{said} has more axes than the array; give at most {len(leaf.shape)} entries")
-    for size, names in zip(leaf.shape, partition, strict=False):
-        names = () if names is None else (names,) if isinstance(names, str) else tuple(names)
-        unknown = [name for name in names if name not in mesh.shape]
-        if unknown:
-            raise ValueError(f"{said} names {unknown}; the mesh has the axes {dict(mesh.shape)}")
-        parts = math.prod(mesh.shape[name] for name in names)
-        if size % parts:
-            raise ValueError(f"{said} does not fit: {size} cannot be divided into {parts}; change the rule or the mesh")
-    return NamedSharding(mesh, PartitionSpec(*partition))
+def state_parts(mesh: Mesh) -> int:
+    """In how many parts the train state lies on a mesh."""
+    return mesh.shape.get("fsdp", 1)
+
+
+def _sharding(keys: tuple, leaf: Any, mesh: Mesh) -> NamedSharding:
+    count, last = state_parts(mesh), len(leaf.shape) - 1
+    # A kernel's outputs may be those of several (q, k and v), and rows of a table are looked up one by one: a cut
+    # through these would make devices exchange more than parts.
+    inputs = [last - 1] if _name(keys) == "kernel" else []
+    axes = [axis for axis in (*inputs, last) if leaf.shape[axis] % count == 0] if _may_be_cut(keys, leaf) else []
+    if count == 1 or not axes:
+        return replicated(mesh)
+    return NamedSharding(mesh, PartitionSpec(*[None] * axes[0], "fsdp"))
+
+
+def _may_be_cut(keys: tuple, leaf: Any) -> bool:
+    return len(leaf.shape) > 1 and _name(keys) not in ("bias", "scale") and math.prod(leaf.shape) >= SMALL
+
+
+def _name(keys: tuple) -> str:
+    return _path(keys).rpartition("/")[2]
+
+
+def _path(keys: tuple) -> str:
+    return jax.tree_util.keystr(keys, simple=True, separator="/")

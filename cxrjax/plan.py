@@ -29,6 +29,8 @@ from cxrjax.step import program
 USABLE = 0.92
 """Share of a device's memory that a step may take; our choice: the rest is for the runtime and what is freed in pieces.
 On GPUs jax takes three quarters unless XLA_PYTHON_CLIENT_MEM_FRACTION says more."""
+WORTH = 0.1
+"""Of a device's usable memory: where sharding frees less it is no part of further changes; our choice."""
 EFFICIENCIES = (0.4, 0.25)
 """Shares of the peak at which times are given; our choice: what leads, and what good pre-training of ViTs reaches."""
 
@@ -93,10 +95,10 @@ def plan(config: ConfigDict, target: hardware.Target, pictures: int | None = Non
     Raises ValueError for a config that cannot be laid out on the target, aot.NoCompiler.
     """
     shared.check(config)
-    mesh = parallel.make_mesh(config.mesh, aot.devices(target))
+    mesh = parallel.run_mesh(config, aot.devices(target))
     if mesh.size < target.count:
         raise ValueError(
-            f"mesh {dict(config.mesh)} leaves devices of {target} idle: plan for {mesh.size}, or make one -1"
+            f"mesh {dict(mesh.shape)} leaves devices of {target} idle: plan for {mesh.size}, or leave mesh.data out"
         )
     parallel.check_batch(config.batch_size, mesh)
     pictures = pictures or count_pictures(config)
@@ -181,18 +183,34 @@ def candidates(config: ConfigDict, found: Plan) -> Iterator[dict[str, Any]]:
     Numbers of slices and sizes of batches double or halve from the first at which the temporaries, shrunk in
     proportion, could fit.
     """
-    cheaper: dict[str, Any] = {}
-    if "remat" in config.model and config.model.remat != "full":
-        cheaper = {"model.remat": "full"}
+    usable, count = USABLE * found.target.device.memory_bytes, found.target.count
+    # A step whose train state lies in parts exchanges as many bytes as one with whole ones, so this costs the least.
+    sharded = {"sharding": "fsdp"} if count > 1 and _is_whole(config) else {}
+    freed = found.memory.arguments * (1 - 1 / count) if sharded else 0.0
+    if sharded and found.memory.peak - freed <= usable:
+        yield sharded
+    cheaper = {"model.remat": "full"} if "remat" in config.model and config.model.remat != "full" else {}
+    if cheaper:
         yield cheaper
-    room = USABLE * found.target.device.memory_bytes - found.memory.arguments
+    state, shrink = found.memory.arguments, 8 if cheaper else 1
+    if freed >= WORTH * usable:
+        state -= freed
+        if cheaper:
+            yield {**cheaper, **sharded}
+        cheaper = {**cheaper, **sharded}
+    room = usable - state
     if room <= 0:
         return
-    least = 2 ** max(1, math.ceil(math.log2(found.memory.temporaries / room / (8 if cheaper else 1))))
+    least = 2 ** max(1, math.ceil(math.log2(found.memory.temporaries / room / shrink)))
     parts = [least, 2 * least, 4 * least]
-    per_device = config.batch_size // found.target.count
+    per_device = config.batch_size // count
     yield from ({**cheaper, "accumulate": n} for n in parts if per_device % n == 0)
     yield from ({**cheaper, "batch_size": config.batch_size // n} for n in parts if per_device % n == 0)
+
+
+def _is_whole(config: ConfigDict) -> bool:
+    """Whether the train state is whole on every device because nothing was said of the mesh."""
+    return not config.sharding and config.mesh.get("fsdp") is None and config.mesh.get("data") in (None, -1)
 
 
 def lines(found: Plan) -> list[str]:

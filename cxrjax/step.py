@@ -23,18 +23,27 @@ class TrainState(NamedTuple):
     opt_state: Any
 
 
-def make_step(method: Method, optimizer: optax.GradientTransformation, root: jax.Array, slices: int = 1) -> Callable:
+def make_step(
+    method: Method,
+    optimizer: optax.GradientTransformation,
+    root: jax.Array,
+    slices: int = 1,
+    mesh: Mesh | None = None,
+) -> Callable:
     """The pure training step (TrainState, batch) -> (TrainState, scalars), to be jitted by the caller.
 
     root: the run's key. Randomness is folded from (root, "loss", step), so a resumed step draws what it would have.
     slices: of the batch, over which the gradient is accumulated, see `accumulate`.
+    mesh: over which the train state lies in parts, see `parallel`; None where it is whole on every device.
     """
     value_and_gradient = accumulate.value_and_grad(method, slices)
 
     def step(train_state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         index, params, state, opt_state = train_state
         key = rng.fold(root, "loss", index)
-        (loss, aux), gradient = value_and_gradient(params, state, batch, key, index)
+        used = (params, state) if mesh is None else parallel.gathered((params, state), mesh)
+        (loss, aux), gradient = value_and_gradient(*used, batch, key, index)
+        gradient = gradient if mesh is None else parallel.scattered(gradient, mesh)
         updates, opt_state = optimizer.update(gradient, opt_state, params)
         params = cast(Params, optax.apply_updates(params, updates))
         scalars = {"train/loss": loss}
@@ -72,11 +81,11 @@ def program(
         params, state = method.init(rng.fold(root, "init"), example)
         return TrainState(jnp.zeros((), jnp.int32), params, state, optimizer.init(params))
 
-    abstract = parallel.abstract(jax.eval_shape(init), mesh, config.sharding)
+    abstract = parallel.abstract(jax.eval_shape(init), mesh)
     accumulate.check(config, method, abstract.state, mesh)
     layout = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     step = jax.jit(
-        make_step(method, optimizer, root, config.accumulate),
+        make_step(method, optimizer, root, config.accumulate, mesh),
         in_shardings=(layout, parallel.batch_sharding(mesh)),
         out_shardings=(layout, parallel.replicated(mesh)),
         donate_argnums=0,

@@ -44,7 +44,7 @@ class Run(NamedTuple):
 def build(config: ConfigDict) -> Run:
     """Reads the config, opens the sets and traces the initialisation; nothing is trained or written."""
     shared.check(config)
-    mesh = parallel.make_mesh(config.mesh)
+    mesh = parallel.run_mesh(config)
     parallel.check_batch(config.batch_size, mesh)
     # Made here to say what it learns from, and below once more, when the sources have told how many steps there are.
     sources, remarks = training_sources(config, methods.make(config))

@@ -25,7 +25,7 @@ def compiled(name: str, dtype: str) -> str:
     for part in ("text", "similarity"):
         if "dtype" in config.get(part, {}):
             config[part].dtype = dtype
-    mesh = parallel.make_mesh(config.mesh, aot.devices(TARGET))
+    mesh = parallel.run_mesh(config, aot.devices(TARGET))
     with stand_ins.of(config) as standing_in, aot.answering_for(TARGET):
         method = methods.make(standing_in, 6)
         made = program(standing_in, method, mesh, 6, 40)

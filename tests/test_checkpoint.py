@@ -21,8 +21,6 @@ from cxrjax import checkpoint, optim, parallel
 from cxrjax.runtime import integrity
 from tests import runs
 
-RULES = [("blocks/kernel", (None, "data"))]
-
 
 class TrainState(NamedTuple):
     step: Any
@@ -34,7 +32,7 @@ class TrainState(NamedTuple):
 def train_state(seed=0, **config):
     draw = np.random.default_rng(seed)
     params = {
-        "encoder": {"blocks": {"kernel": jnp.asarray(draw.normal(size=(3, 8, 4)), jnp.float32)}, "cls": jnp.ones(4)},
+        "encoder": {"blocks": {"kernel": jnp.asarray(draw.normal(size=(3, 64, 32)), jnp.float32)}, "cls": jnp.ones(4)},
         "head": {"bias": jnp.asarray(draw.normal(size=5), jnp.bfloat16)},
     }
     transformation, _ = optim.make(runs.optim(lr=0.1, wd=0.1, **config), params, 10, 8, 1)
@@ -44,7 +42,7 @@ def train_state(seed=0, **config):
 
 
 def abstract(state, devices=1):
-    return parallel.abstract(state, parallel.make_mesh({"data": devices}), RULES)
+    return parallel.abstract(state, parallel.make_mesh({"fsdp": devices}))
 
 
 def assert_same(found, expected):
@@ -67,8 +65,8 @@ def run(tmp_path_factory):
     mesh = parallel.make_mesh({"data": 4, "fsdp": 2})
     states = {step: train_state(step) for step in range(1, 6)}
     scores = {1: 0.2, 2: 0.9, 3: float("nan"), 4: 0.4, 5: 0.3}
-    placed = {step: jax.device_put(state, parallel.shardings(state, mesh, RULES)) for step, state in states.items()}
-    assert len(placed[1].params["encoder"]["blocks"]["kernel"].sharding.device_set) == 8
+    placed = {step: jax.device_put(state, parallel.shardings(state, mesh)) for step, state in states.items()}
+    assert placed[1].params["encoder"]["blocks"]["kernel"].sharding.shard_shape((3, 64, 32)) == (3, 32, 32)
     save(
         workdir / "checkpoints",
         *((step, state, {"auroc": scores[step]}) for step, state in placed.items()),
@@ -83,7 +81,7 @@ def run(tmp_path_factory):
 def test_made_on_eight_devices_restores_on_any(run, devices):
     workdir, states = run
     devices = {"data": 1} if devices == 1 else {"data": 4, "fsdp": devices // 4}
-    target = parallel.abstract(states[5], parallel.make_mesh(devices), RULES)
+    target = parallel.abstract(states[5], parallel.make_mesh(devices))
     with checkpoint.open(workdir / "checkpoints", keep_latest=9) as checkpoints:
         found = checkpoints.restore(5, target)
     assert_same(found, states[5])
@@ -302,7 +300,7 @@ def test_mismatch_names_the_leaves_before_reading(run, monkeypatch):
     assert lines[1:] == [
         "missing params/encoder/register int32[]",
         "unexpected params/encoder/cls float32[4]",
-        "different params/encoder/blocks/kernel float32[3,8,4] != float32[3,8,6] expected",
+        "different params/encoder/blocks/kernel float32[3,64,32] != float32[3,8,6] expected",
         "different params/head/bias bfloat16[5] != float32[5] expected",
     ]
 

@@ -90,32 +90,58 @@ ALLOWED = {
 }
 
 
+# Eight devices that share one train state also gather what lies in parts, once.
+IN_PARTS = ["spcl", "mae", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sista", "mlvicx"))]
+
+
 @pytest.mark.parametrize("name", ALLOWED)
 def test_devices_exchange_what_is_named_and_nothing_else(name):
-    config, allowed = runs.config(name), ALLOWED[name]
+    text, abstract = _compiled(name, parallel.make_mesh({"data": DEVICES}))
+    _assert_allowed(text, abstract, ALLOWED[name])
+
+
+@pytest.mark.parametrize("name", IN_PARTS)
+def test_parts_are_gathered_once_and_gradients_reduced_once(name):
+    text, abstract = _compiled(name, parallel.make_mesh({"data": 1, "fsdp": DEVICES}))
+    counts, other = dict(ALLOWED[name].counts), {kind: dict(each) for kind, each in ALLOWED[name].other.items()}
+    in_parts = [leaf for leaf in jax.tree.leaves((abstract.params, abstract.state)) if _is_in_parts(leaf)]
+    learned = [leaf for leaf in jax.tree.leaves(abstract.params) if _is_in_parts(leaf)]
+    assert sum(leaf.size for leaf in learned) > 0.9 * sum(leaf.size for leaf in jax.tree.leaves(abstract.params))
+    counts["all-gather"] += len(in_parts)
+    other["all-gather"]["what lies in parts"] = SCALAR * sum(leaf.size for leaf in in_parts)
+    other["all-reduce"]["of each part the norm of its gradient and of its update"] = 2 * SCALAR * len(learned)
+    _assert_allowed(text, abstract, ALLOWED[name]._replace(counts=counts, other=other))
+
+
+def _is_in_parts(leaf):
+    return not leaf.sharding.is_fully_replicated
+
+
+def _compiled(name, mesh):
+    """The text of a step that is compiled for a mesh, and its train state."""
+    config = runs.config(name)
     method = methods.make(config, total_steps=6)
-    mesh = parallel.make_mesh({"data": DEVICES})
     program = step.program(config, method, mesh, total_steps=6, examples=B)
     sharding = parallel.batch_sharding(mesh)
     batch = {
         key: jax.ShapeDtypeStruct((B, *x.shape[1:]), x.dtype, sharding=sharding)
         for key, x in methods.blank_batch(method).items()
     }
-    text = program.step.lower(program.abstract, batch).compile().as_text()
+    return program.step.lower(program.abstract, batch).compile().as_text(), program.abstract
 
+
+def _assert_allowed(text, abstract, allowed):
     found = aot.collectives(text)
     assert {kind: each.count for kind, each in found.items() if each.count > allowed.counts.get(kind, 0)} == {}
 
     # Sums of x and x² and their count, which are all that is in float64; those of the gradient are in float32.
-    norms = [width for width in _widths(program.abstract.state) for _ in range(allowed.passes)]
+    norms = [width for width in _widths(abstract.state) for _ in range(allowed.passes)]
     exchanged = [re.split(r" all-reduce(?:-start)?\(", line)[0] for line in text.splitlines() if " all-reduce" in line]
     sums = sorted(int(size) for shape in exchanged for size in re.findall(r"f64\[(\d+)\]", shape))
     assert sums == sorted(2 * width + 1 for width in norms)
 
     sizes = {kind: sum(parts.values()) for kind, parts in allowed.other.items()}
-    sizes["all-reduce"] += (
-        allowed.gradients * SCALAR * sum(leaf.size for leaf in jax.tree.leaves(program.abstract.params))
-    )
+    sizes["all-reduce"] += allowed.gradients * SCALAR * sum(leaf.size for leaf in jax.tree.leaves(abstract.params))
     sizes["all-reduce"] += sum(8 * (2 * width + 1) + SCALAR * 2 * width for width in norms)
     assert {kind: each.bytes for kind, each in found.items() if each.bytes > sizes[kind]} == {}
 

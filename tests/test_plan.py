@@ -77,6 +77,37 @@ def test_changes_are_tried_from_the_smallest():
     assert list(plan.candidates(config, a_plan(target, (too_much, 1, too_much))))[1:] == []
 
 
+def test_sharding_is_tried_where_it_helps():
+    target = hardware.parse("h100:8")
+    usable = plan.USABLE * target.device.memory_bytes
+
+    def tried(state, temporaries, **changes):
+        found = a_plan(target, (int(state * usable), int(temporaries * usable), int((state + temporaries) * usable)))
+        return list(plan.candidates(runs.config(batch_size=64, model__remat="dots", **changes), found))
+
+    sharded, full = {"sharding": "fsdp"}, {"model.remat": "full"}
+    # Enough by itself; only with recomputation; a state too large for one device, with parts of the batch; too small.
+    assert tried(0.5, 0.6)[:3] == [sharded, full, {**full, **sharded}]
+    assert tried(0.4, 0.9)[:2] == [full, {**full, **sharded}]
+    assert [each["sharding"] for each in tried(1.1, 3.0) if "accumulate" in each] == 3 * ["fsdp"]
+    assert sharded not in tried(0.05, 2.0) and {**full, **sharded} not in tried(0.05, 2.0)
+    # A mesh that was chosen stays.
+    for changes in ({"mesh__fsdp": 2}, {"mesh__data": 8}, {"sharding": "fsdp"}):
+        assert not any("sharding" in each for each in tried(0.5, 0.6, **changes))
+
+
+def test_sharding_is_the_advice_where_the_train_state_is_what_does_not_fit(on_cpu, phantom_dir, monkeypatch, capsys):
+    """The memory of the pretended devices lies between what parts of the train state need and what whole ones do."""
+    monkeypatch.setenv("CXRJAX_DATA", str(phantom_dir))
+    config = runs.config(batch_size=16)
+    whole, parts = (plan.plan(_with(config, sharding=word), on_cpu(8)) for word in ("", "fsdp"))
+    assert parts.memory.arguments < whole.memory.arguments / 5
+    assert parts.checkpoint_bytes == whole.checkpoint_bytes
+    target = on_cpu(8, memory_bytes=int((whole.memory.peak + parts.memory.peak) / 2 / plan.USABLE))
+    plan.advise(config, whole._replace(target=target), None)
+    assert capsys.readouterr().out.splitlines()[-1] == "fits with --config.sharding=fsdp"
+
+
 def test_advice_followed_fits(on_cpu, phantom_dir, monkeypatch, capsys):
     """The memory of the pretended device lies between what half of the batch needs and what the whole does."""
     monkeypatch.setenv("CXRJAX_DATA", str(phantom_dir))

@@ -30,7 +30,7 @@ def from_method(
     """The encoder of a method with these parameters.
 
     name: in results, such as the run's; config: whatever beside the parameters decides on the features (variant, mean
-    and deviation of the input); mesh: by default all devices; parameters that are not on it yet are copied to each.
+    and deviation of the input); mesh: by default all devices, each of which gets a copy of the parameters.
     content: digest of parameters and state, where it is known.
     attention: whether pictures that a results page may show get a map of attention, which takes another compilation.
     One compilation per method serves every step and set.
@@ -93,5 +93,7 @@ def _watched(encode: Callable) -> Callable:
 
 
 def _on(mesh: jax.sharding.Mesh, leaf: Any) -> Any:
-    placed = getattr(getattr(leaf, "sharding", None), "mesh", None)
-    return leaf if placed == mesh else jax.device_put(leaf, parallel.replicated(mesh))
+    """The leaf whole on every device, also where training keeps it in parts."""
+    whole, placed = parallel.replicated(mesh), getattr(leaf, "sharding", None)
+    is_there = placed is not None and placed.is_equivalent_to(whole, leaf.ndim)
+    return leaf if is_there else jax.device_put(leaf, whole)
