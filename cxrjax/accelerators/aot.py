@@ -10,6 +10,7 @@ Source: jax.experimental.topologies; MaxText's train_compile.py does the same fo
 import contextlib
 import importlib.metadata
 import importlib.util
+import math
 import os
 import re
 import shutil
@@ -34,7 +35,10 @@ class NoCompiler(ValueError):
 
 
 class Collective(NamedTuple):
-    """One kind of data exchange between devices: how many in a step, and the bytes of their results on one device."""
+    """One kind of data exchange between devices: how many in a step, and the bytes of whole arrays on one device.
+
+    Those are what a gather or a reduction gives, and what a reduction to parts is given.
+    """
 
     count: int
     bytes: int
@@ -181,6 +185,8 @@ _SHAPE = re.compile(r"\b(pred|[suf]\d+|bf16|f8\w+|c\d+)\[([\d,]*)\]")
 _COLLECTIVE = re.compile(
     r"(all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|ragged-all-to-all)(-start)?\("
 )
+# Which devices exchange: "{{0,1},{2,3}}", "[2,2]<=[4]" or "mesh['a'=2,'b'=2] {'b'}".
+_GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\]|mesh\[([^]]*)\] *\{([^}]*)\})")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
 _CALLED = re.compile(r"(?:body|condition|calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
@@ -188,7 +194,7 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
 def collectives(text: str) -> dict[str, Collective]:
-    """Data exchanges in one run of a compiled program: kind → how many, and the bytes of their results.
+    """Data exchanges in one run of a compiled program, by kind.
 
     text: `compiled.as_text()`, optimised HLO. What stands in a loop counts as often as the loop runs, and of an
     asynchronous pair its start counts.
@@ -209,7 +215,8 @@ def collectives(text: str) -> dict[str, Collective]:
             shapes = [_bytes(*shape) for shape in _SHAPE.findall(line[: match.start()])]
             # The start of an asynchronous gather, scatter or permute returns its operand as well.
             both = match[2] and match[1] != "all-reduce"
-            found[here].append((match[1], max(shapes, default=0) if both else sum(shapes)))
+            parts = _group_size(line) if match[1] == "reduce-scatter" and not both else 1
+            found[here].append((match[1], max(shapes, default=0) if both else parts * sum(shapes)))
     counts, sizes = Counter(), Counter()
 
     def walk(name: str, times: int) -> None:
@@ -221,6 +228,17 @@ def collectives(text: str) -> dict[str, Collective]:
 
     walk(entry, 1)
     return {kind: Collective(counts[kind], sizes[kind]) for kind in sorted(counts)}
+
+
+def _group_size(line: str) -> int:
+    """Between how many devices a line of HLO exchanges; 1 where it does not say."""
+    if not (match := _GROUPS.search(line)):
+        return 1
+    if match[1]:
+        return match[1].count(",") + 1
+    if match[2]:
+        return int(match[2])
+    return math.prod(int(size) for name, size in re.findall(r"('[^']*')=(\d+)", match[3]) if name in match[4])
 
 
 def _bytes(kind: str, shape: str) -> int:

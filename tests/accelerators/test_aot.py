@@ -35,6 +35,14 @@ def test_exchanges_in_loops_count_as_often_as_the_loop_runs():
     }
 
 
+@pytest.mark.parametrize("groups", ["{{0,1,2,3},{4,5,6,7}}", "[2,4]<=[8]", "mesh['axis_0'=2,'axis_1'=4] {'axis_1'}"])
+def test_a_reduction_to_parts_counts_what_is_reduced(groups):
+    """Its result is a part, and a quarter of what four devices exchange."""
+    line = f"  %r = f32[8,16]{{1,0}} reduce-scatter(%x), channel_id=1, replica_groups={groups}, dimensions={{0}}"
+    found = aot.collectives(f"ENTRY %main (x: f32[32,16]) -> f32[8,16] {{\n{line}\n}}\n")
+    assert found == {"reduce-scatter": aot.Collective(1, 32 * 16 * 4)}
+
+
 def test_a_program_without_exchanges_has_none():
     compiled = jax.jit(lambda x: (x @ x).sum()).lower(jax.ShapeDtypeStruct((8, 8), "float32")).compile()
     assert aot.collectives(compiled.as_text()) == {}

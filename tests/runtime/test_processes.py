@@ -36,7 +36,7 @@ with lock.hold(workdir):
     with checkpoint.open(workdir / "checkpoints") as saved:
         saved.save(1, state, {})
         saved.wait()
-        abstract = parallel.abstract({"w": np.zeros(6, np.float32), "step": np.int32(0)}, mesh, [("w", ("fsdp",))])
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
         found = saved.restore(1, abstract)
     assert found["w"].addressable_data(0).tolist() == mine.tolist()
     print(hosts.whole(found)["w"].tolist())
@@ -78,8 +78,8 @@ def pair(folder):
     return run(2, folder / "pair")
 
 
-def run(count, workdir):
-    codes, outputs = processes.ended(processes.together(count, workdir, **OPTIONS))
+def run(count, workdir, **options):
+    codes, outputs = processes.ended(processes.together(count, workdir, **OPTIONS, **options))
     assert codes == [0] * count, outputs
     assert "step 16: phantom_probe" in outputs[0]
     return workdir
@@ -101,19 +101,19 @@ def assert_close(workdir, expected):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [2, 4])
-def test_several_processes_train_as_one_does(folder, alone, count):
+@pytest.mark.parametrize(("count", "sharding"), [(2, ""), (4, ""), (2, "fsdp")])
+def test_several_processes_train_as_one_does(folder, alone, count, sharding):
     """They log, judge and save once; the losses are those of one process."""
-    workdir = run(count, folder / f"{count} processes")
+    workdir = run(count, folder / f"{count} processes {sharding}", sharding=sharding)
     assert_close(workdir, alone)
     assert checkpoint.steps(workdir) == checkpoint.steps(alone)
     assert len(list((workdir / "tensorboard").iterdir())) == 1
     assert (workdir / "evals" / "phantom_probe" / str(STEPS) / "results.json").exists()
 
 
-def broken(workdir, number, victims, count=2):
+def broken(workdir, number, victims, count=2, **options):
     """Ends the run at a step after its first checkpoint by a signal; all have to end by themselves."""
-    several = processes.together(count, workdir, **OPTIONS)
+    several = processes.together(count, workdir, **OPTIONS, **options)
     processes.wait_until(lambda: 4 in checkpoint.steps(workdir), several)
     for victim in victims:
         several[victim].send_signal(number)
@@ -151,10 +151,13 @@ def test_other_settings_are_refused(pair):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 4), (4, 2)])
-def test_goes_on_with_another_number_of_processes(folder, alone, before, after):
-    workdir = folder / f"{before} then {after}"
-    codes, outputs = broken(workdir, signal.SIGTERM, range(before), before)
+@pytest.mark.parametrize(
+    ("before", "after", "sharding"), [(2, 1, ""), (1, 2, ""), (2, 4, ""), (4, 2, ""), (2, 1, "fsdp")]
+)
+def test_goes_on_with_another_number_of_processes(folder, alone, before, after, sharding):
+    """And with a whole train state where it was in parts."""
+    workdir = folder / f"{before} then {after} {sharding}"
+    codes, outputs = broken(workdir, signal.SIGTERM, range(before), before, sharding=sharding)
     assert codes == [143] * before, outputs
     newest = checkpoint.steps(workdir)[-1]
     codes, outputs = processes.ended(processes.together(after, workdir, **OPTIONS))
