@@ -182,6 +182,17 @@ def test_steps_compile_for_a_gpu_with_fused_attention_in_half_precision_alone(na
         assert (found["forward"] > 0, found["backward"] > 0) == (fused, fused), found
 
 
+def test_eight_gpus_gather_parts_once_and_reduce_gradients_to_parts_once():
+    """Beside them S-PCL exchanges embeddings, what is too small for parts, and numbers to log."""
+    (found,) = compile_all(["spcl:float32:8"]).values()
+    assert not found["error"], found
+    assert found["in_parts"] > 300_000 and found["exchanges"].keys() == {"all-gather", "all-reduce", "reduce-scatter"}
+    for kind in ("all-gather", "reduce-scatter"):
+        count, size = found["exchanges"][kind]
+        assert count <= 5 and found["in_parts"] <= size < found["in_parts"] + 20_000, found
+    assert found["exchanges"]["all-reduce"][1] < 20_000
+
+
 RECIPES = [
     (name, word)
     for name in methods.available()

@@ -212,11 +212,15 @@ def collectives(text: str) -> dict[str, Collective]:
         for names in _BRANCHES.findall(line):
             calls[here] += [(name.strip().lstrip("%"), 1) for name in names.split(",")]
         if match := _COLLECTIVE.search(line):
-            shapes = [_bytes(*shape) for shape in _SHAPE.findall(line[: match.start()])]
-            # The start of an asynchronous gather, scatter or permute returns its operand as well.
-            both = match[2] and match[1] != "all-reduce"
-            parts = _group_size(line) if match[1] == "reduce-scatter" and not both else 1
-            found[here].append((match[1], max(shapes, default=0) if both else parts * sum(shapes)))
+            # Contexts of a permute are scalars of u32.
+            shapes = [_bytes(*shape) for shape in _SHAPE.findall(line[: match.start()]) if shape != ("u32", "")]
+            # The start of an asynchronous gather, scatter or permute returns its operands before its results.
+            if match[2] and match[1] != "all-reduce":
+                half = len(shapes) // 2
+                size = max(sum(shapes[:half]), sum(shapes[half:]))
+            else:
+                size = sum(shapes) * (_group_size(line) if match[1] == "reduce-scatter" else 1)
+            found[here].append((match[1], size))
     counts, sizes = Counter(), Counter()
 
     def walk(name: str, times: int) -> None:

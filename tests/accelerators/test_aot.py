@@ -35,12 +35,29 @@ def test_exchanges_in_loops_count_as_often_as_the_loop_runs():
     }
 
 
+def program(line):
+    return f"ENTRY %main (x: f32[32,16]) -> f32[8,16] {{\n  %x = {line}\n}}\n"
+
+
 @pytest.mark.parametrize("groups", ["{{0,1,2,3},{4,5,6,7}}", "[2,4]<=[8]", "mesh['axis_0'=2,'axis_1'=4] {'axis_1'}"])
 def test_a_reduction_to_parts_counts_what_is_reduced(groups):
     """Its result is a part, and a quarter of what four devices exchange."""
-    line = f"  %r = f32[8,16]{{1,0}} reduce-scatter(%x), channel_id=1, replica_groups={groups}, dimensions={{0}}"
-    found = aot.collectives(f"ENTRY %main (x: f32[32,16]) -> f32[8,16] {{\n{line}\n}}\n")
-    assert found == {"reduce-scatter": aot.Collective(1, 32 * 16 * 4)}
+    line = f"f32[8,16]{{1,0}} reduce-scatter(%p), channel_id=1, replica_groups={groups}, dimensions={{0}}"
+    assert aot.collectives(program(line)) == {"reduce-scatter": aot.Collective(1, 32 * 16 * 4)}
+
+
+@pytest.mark.parametrize(
+    ("shapes", "kind", "numbers"),
+    [
+        ("((f32[2]{0}, f32[2,64]{1,0}), (f32[16]{0}, /*index=3*/f32[16,64]{1,0}))", "all-gather", 16 + 16 * 64),
+        ("((f32[16]{0}, f32[16,64]{1,0}), (f32[2]{0}, f32[2,64]{1,0}))", "reduce-scatter", 16 + 16 * 64),
+        ("((f32[16,64]{1,0}), f32[2,64]{1,0})", "reduce-scatter", 16 * 64),
+        ("(f32[8]{0}, f32[8]{0}, u32[], u32[])", "collective-permute", 8),
+    ],
+)
+def test_several_arrays_that_are_exchanged_as_one_count_all(shapes, kind, numbers):
+    """The start of an exchange names what goes in and what comes out."""
+    assert aot.collectives(program(f"{shapes} {kind}-start(%p, %q)")) == {kind: aot.Collective(1, 4 * numbers)}
 
 
 def test_a_program_without_exchanges_has_none():
