@@ -23,7 +23,7 @@ def tell(config: ConfigDict, workdir: Path | None) -> None:
 
 
 def _training(config: ConfigDict, workdir: Path) -> Iterator[str]:
-    mesh = parallel.make_mesh(config.mesh)
+    mesh = parallel.run_mesh(config)
     parallel.check_batch(config.batch_size, mesh)
     for entry in checks.entries(config).values():
         yield f"judges     {entry['name']} on {_place(entry['set'])}, " + (
