@@ -42,6 +42,7 @@ COMMANDS = {
         "figures", "where words are seen", 'figures --checkpoint runs/r --set phantom --sentence "..." --output DIR'
     ),
     "plan": Command("plan", "does it fit, and how long", "plan spcl:chestxray14 --on h100:8", True),
+    "doctor": Command("doctor", "what this machine can do, and what is wrong", "doctor --fast"),
     "benchmark": Command("benchmark", "cost and speed here", "benchmark spcl --steps 5", True),
 }
 HELP = ("--help", "-h", "help")

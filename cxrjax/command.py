@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import itertools
+import logging
 import os
 import re
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
+from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from cxrjax import keys, named
@@ -36,6 +38,7 @@ def run(main: Callable, doc: str | None, define: Callable[[], None] | None = Non
         "config", None, "NAME[:WORDS] of a config, a file of your own, or config.json of a run", lock_config=True
     )
     flags.DEFINE_bool("debug", False, "show the traceback of an error")
+    flags.DEFINE_enum("log", "warning", ("debug", "info", "warning", "error"), "the least that libraries may say")
     flags.DEFINE_bool("keys", False, "print every setting of the config with what is said of it, and do nothing")
     if define:
         define()
@@ -64,17 +67,32 @@ def _run(main: Callable) -> None:
         stray = flags.FLAGS(as_flags(argv))[1:]
         if stray:
             raise ValueError(f"unexpected arguments {stray}: everything is said as --flag=value")
+        _set_log_level(flags.FLAGS.log)
         config = flags.FLAGS.config
         check_open(opened, config)
         config.update_from_flattened_dict(dict.fromkeys([*opened, *other_units(changed(argv), config)]))
     if flags.FLAGS["keys"].value:
         print(keys.listing(config, named.find(_given(sys.argv[1:]))[0]))
         return
-    given = Path(_given(sys.argv[1:]))
-    stem = Path(config.get("method") or config.job).stem if given.suffix == ".json" else given.name.replace(".py", "")
-    name = re.sub(r"[^A-Za-z0-9]+", "-", stem).strip("-")
+    name = title(_given(sys.argv[1:]), config)
     with _mistakes_as_sentences(debug, (ValueError, OSError, FloatingPointError, *UNEXPECTED)):
         main(config, name, flags.FLAGS)
+
+
+def _set_log_level(name: str) -> None:
+    """Of Python's logging and of absl's, which the libraries below us use; what a run prints itself is no log."""
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger().setLevel(name.upper())
+    absl_logging.set_verbosity(name)
+
+
+def title(given: str, config: ConfigDict) -> str:
+    """ "configs/spcl.py:smoke" → "spcl-smoke"; of a config.json the method or the job."""
+    path = Path(given)
+    stem = (
+        Path(str(config.get("method") or config.job)).stem if path.suffix == ".json" else path.name.replace(".py", "")
+    )
+    return re.sub(r"[^A-Za-z0-9]+", "-", stem).strip("-")
 
 
 def taken_back(argv: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -32,7 +32,18 @@ if TYPE_CHECKING:
 else:
     ConfigDict = ml_collections.ConfigDict
 
-FREE = ("checkpoint", "compile_cache", "evals", "grid", "input", "log_every_steps", "mesh", "profile_steps", "sharding")
+FREE = (
+    "checkpoint",
+    "compile_cache",
+    "evals",
+    "grid",
+    "input",
+    "log_every_steps",
+    "mesh",
+    "profile_steps",
+    "sharding",
+    "trackers",
+)
 """Keys that may change between a run and its resumption: the numbers of the training do not depend on them."""
 
 DTYPES = ("float32", "bfloat16")
@@ -167,6 +178,7 @@ def pretrain() -> ConfigDict:
                 "best_metric": "",  # name of an eval metric; "" keeps the latest only
             },
             "log_every_steps": 20,
+            "trackers": "",  # where a run is shown as well: wandb, mlflow, trackio (cxrjax/trackers.py)
             "profile_steps": 0,  # a trace by JAX's profiler of so many steps in <workdir>/profile
             "evals": {},
             "grid": "",  # a run for each combination, such as "data.fraction=0.01,0.1; seed=0,1,2": cxrjax/grid.py

@@ -16,18 +16,16 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import jax
 import numpy as np
 import pandas
 import pyarrow
 from pyarrow import parquet
 from tqdm import tqdm
 
-from cxrjax import parallel, trained
+from cxrjax import encoder
 from cxrjax.datasets import files
 from cxrjax.export import step_name
 from cxrjax.imaging import pixels, reader
-from cxrjax.input import crops
 
 SCHEMA = pyarrow.schema(
     [
@@ -59,13 +57,10 @@ def embed(
     Raises ValueError where no picture is found, or `output` comes from another checkpoint or is no such table.
     """
     paths, output = find(images), Path(output)
-    model = trained.load(checkpoint, step)
-    table = _existing(output, model.digest)
+    model = encoder.load(checkpoint, step)
+    table = _existing(output, model.trained.digest)
     done = set(table["path"].to_pylist())
     waiting = [path for path in paths if files.printable(path) not in done]
-    mesh = parallel.make_mesh()
-    batch_size = -(-batch_size // parallel.num_devices(mesh)) * parallel.num_devices(mesh)
-    encode = jax.jit(lambda params, state, pictures: model.method.encode(params, state, pictures)["pooled"])
     _save(table, output)  # so that a disk that refuses does so before the work
 
     unreadable, saved_at = [], time.monotonic()
@@ -75,10 +70,7 @@ def embed(
                 unreadable += [(files.printable(path), picture) for path, picture in found if isinstance(picture, str)]
                 good = [(path, picture) for path, picture in found if not isinstance(picture, str)]
                 if good:
-                    batch = np.zeros((batch_size, model.method.image_px, model.method.image_px, 1), np.uint8)
-                    for row, (_, picture) in enumerate(good):
-                        batch[row, :, :, 0] = crops.fit(picture.pixels, model.method.image_px)
-                    features = np.asarray(encode(model.params, model.state, parallel.to_global(batch, mesh)))
+                    features = model.pooled([picture.pixels for _, picture in good], batch_size)
                     table = pyarrow.concat_tables([table, _rows(good, features)])
                 if time.monotonic() - saved_at > SAVE_SECONDS:
                     _save(table, output)
@@ -133,7 +125,7 @@ def _read(path: Path, admit: Sequence[str]) -> pixels.Picture | str:
 def _rows(good: Sequence[tuple[Path, pixels.Picture]], features: np.ndarray) -> pyarrow.Table:
     columns = {
         "path": [files.printable(path) for path, _ in good],
-        "embedding": list(features[: len(good)].astype(np.float32)),
+        "embedding": list(features),
         "height": [picture.source_height for _, picture in good],
         "width": [picture.source_width for _, picture in good],
         "steps": [list(picture.steps) for _, picture in good],

@@ -28,13 +28,13 @@ from cxrjax import config as shared
 from cxrjax.config import ConfigDict
 from cxrjax.evals.base import bounds
 from cxrjax.evals.run import logged
+from cxrjax.longer import FINISHED
 from cxrjax.reporting import compare
 from cxrjax.runtime import hosts
 
 REPEATED = ("seed", "data.fold", "data.fraction_seed")
 TUNED = ("optim", "duration", "batch_size", "augment", "views")
 """Sections of which the best values are wanted; what else is varied (an encoder, a share of the labels) is compared."""
-FINISHED = "finished.json"
 
 
 class Line(NamedTuple):
@@ -71,15 +71,15 @@ class Choice(NamedTuple):
 def run(config: ConfigDict, workdir: Path, claim: Callable, fit: Callable, resamples: int = 1000) -> list[Line]:
     """Trains what is not finished and writes grid.json and grid.md into workdir.
 
-    claim: (workdir, config), raises where the folder holds a run with other settings, finished or not. fit: (config,
-    workdir), trains or resumes. With several hosts the first one writes, and alone gets the lines.
+    claim: (workdir, config) -> config, raises where the folder holds a run with other settings, finished or not. fit:
+    (config, workdir), trains or resumes. With several hosts the first one writes, and alone gets the lines.
     """
     combinations = parse(config)
     for settings in combinations:
         shared.check(cell_of(config, settings))
     for settings in combinations:
         cell, folder = cell_of(config, settings), folder_of(workdir, settings)
-        claim(folder, cell)
+        cell = claim(folder, cell)
         if (folder / FINISHED).exists():
             print(f"finished already: {folder}", flush=True)
             continue

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from cxrjax import checkpoint, command
+from cxrjax import checkpoint, command, longer
 from cxrjax import config as shared
 from cxrjax.accelerators import compile_cache
 from cxrjax.config import ConfigDict
@@ -36,14 +36,29 @@ def main(config: ConfigDict, name: str, options: Any) -> None:
 
 def pretrain(config: ConfigDict, name: str, options: Any) -> None:
     """One run, or where config.grid is given one for each of its combinations."""
-    from cxrjax import dry_run, grid, initial, train
+    from cxrjax import dry_run
 
-    resumed = bool(options.workdir) and bool(checkpoint.steps(options.workdir))
-    config = _with_precision(initial.of_run(config, resumed, builds=not options.dry_run))
-    name = f"{name}-grid" if config.grid else name
-    workdir = _workdir(config, name, options)
+    config = whole(config, options.workdir, builds=not options.dry_run)
+    workdir = folder(config, f"{name}-grid" if config.grid else name, options.workdir)
     if options.dry_run:
         return dry_run.tell(config, workdir)
+    fit(config, workdir)
+
+
+def whole(config: ConfigDict, workdir: str | Path | None, builds: bool = True) -> ConfigDict:
+    """A config of pre-training with all that its numbers depend on: the model of init_from, JAX's own precision.
+
+    workdir: the run's, where it was given. builds: as of `initial.of_run`.
+    """
+    from cxrjax import initial
+
+    resumed = bool(workdir) and bool(checkpoint.steps(workdir))
+    return _with_precision(initial.of_run(config, resumed, builds=builds))
+
+
+def fit(config: ConfigDict, workdir: Path) -> None:
+    """Trains what the config says into a folder that no other process uses, or resumes it, or makes it longer."""
+    from cxrjax import grid, train
 
     print(compile_cache.use(config.compile_cache), flush=True)
     missing = [place for place in (workdir, *workdir.parents) if not place.exists()]
@@ -53,15 +68,14 @@ def pretrain(config: ConfigDict, name: str, options: Any) -> None:
         if config.grid:
             grid.run(config, workdir, claim, train.fit)
         else:
-            claim(workdir, config)
-            train.fit(config, workdir)
+            train.fit(claim(workdir, config), workdir)
     print(f"done: {workdir}", flush=True)
 
 
 def evaluate(config: ConfigDict, name: str, options: Any) -> None:
     from cxrjax import dry_run, evaluate
 
-    workdir = _workdir(config, name, options) if options.workdir else None
+    workdir = folder(config, name, options.workdir) if options.workdir else None
     if options.dry_run:
         return dry_run.tell(config, workdir)
     print(compile_cache.use(config.compile_cache), flush=True)
@@ -72,23 +86,26 @@ def report(config: ConfigDict, name: str, options: Any) -> None:
     from cxrjax import dry_run
     from cxrjax.reporting import results_page
 
-    workdir = _workdir(config, name, options)
+    workdir = folder(config, name, options.workdir)
     if options.dry_run:
         return dry_run.tell(config, workdir)
     page = results_page.write(config, workdir)
     print(f"done: {page}, with report.md and report.json beside it", flush=True)
 
 
-def _workdir(config: ConfigDict, name: str, options: Any) -> Path:
-    disk.check_local(options.workdir or "")
-    return Path(options.workdir or Path("runs") / f"{name}-{shared.digest(config)}")
+def folder(config: ConfigDict, name: str, given: str | Path | None) -> Path:
+    """The folder of a run: the given one, or one under runs/ that its settings name."""
+    disk.check_local(given or "")
+    return Path(given or Path("runs") / f"{name}-{shared.digest(config)}")
 
 
-def claim(workdir: Path, config: ConfigDict) -> None:
-    """Writes config.json, or checks that the run that has begun in `workdir` has the same settings.
+def claim(workdir: Path, config: ConfigDict) -> ConfigDict:
+    """Writes config.json, or checks that the run that has begun in `workdir` has the same settings; returns the config.
 
-    Raises ValueError listing the settings that differ: resuming under other settings would be neither run. A run that
-    was refused before its first step leaves the folder to the next.
+    A finished run may be given a longer duration and nothing else: it goes on from its last step with its optimizer,
+    and config.lengthened says at which steps that was done (see `longer`). Raises ValueError listing the settings that
+    differ: resuming under other settings would be neither run. A run that was refused before its first step leaves the
+    folder to the next.
     """
     file = workdir / "config.json"
     if not file.exists() and (there := checkpoint.steps(workdir)):
@@ -97,14 +114,30 @@ def claim(workdir: Path, config: ConfigDict) -> None:
             "put it back to resume them, or choose another --workdir"
         )
     if file.exists() and ((workdir / "pictures.json").exists() or checkpoint.steps(workdir)):
-        changed = shared.differences(shared.read(file), config)
-        if changed:
+        before = shared.read(file)
+        config = longer.carried_over(before, config)
+        changed = shared.differences(before, config)
+        if changed and longer.can_be(workdir, before, config):
+            config = longer.lengthened(workdir, before, config)
+            if hosts.is_first():
+                longer.put(workdir, lambda: _write(file, config))
+        elif changed:
             raise ValueError(
                 f"{workdir} holds a run with other settings ({'; '.join(changed[:10])}); choose another --workdir, "
-                "or give the old settings to resume it"
+                "or give the old settings to resume it. A finished run can be given a longer duration"
             )
-        return
+        return config
+    if config.get("lengthened"):
+        raise ValueError(
+            f"this is the config of a run that was made longer after the steps {tuple(config.lengthened)}, and no "
+            "single run repeats that: train for the shorter duration first, then for the longer one in one --workdir"
+        )
     workdir.mkdir(parents=True, exist_ok=True)
+    _write(file, config)
+    return config
+
+
+def _write(file: Path, config: ConfigDict) -> None:
     partial = file.with_name(f".config.json.{uuid.uuid4().hex}")  # hosts may come here at the same time
     partial.write_text(shared.to_json(config))
     partial.rename(file)

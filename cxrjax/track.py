@@ -11,7 +11,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,24 @@ import jax
 import numpy as np
 from tensorboard.compat.proto import event_pb2 as _event_pb2
 from tensorboard.compat.proto import summary_pb2 as _summary_pb2
+from tensorboard.compat.proto import tensor_pb2 as _tensor_pb2
+from tensorboard.compat.proto import types_pb2 as _types_pb2
+from tensorboard.plugins.hparams import metadata as hparams
+from tensorboard.plugins.hparams import plugin_data_pb2 as _plugin_data_pb2
+from tensorboard.plugins.text import metadata as texts
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tqdm import tqdm
 
+from cxrjax import trackers
 from cxrjax.runtime import hosts
 from cxrjax.runtime.goodput import Goodput
 
 # Protocol buffers make their classes when they are imported, which type checkers cannot follow.
 event_pb2: Any = _event_pb2
 summary_pb2: Any = _summary_pb2
+tensor_pb2: Any = _tensor_pb2
+types_pb2: Any = _types_pb2
+plugin_data_pb2: Any = _plugin_data_pb2
 
 _SECONDS_BETWEEN_LINES = 10
 _SECONDS = "time/seconds/"
@@ -51,7 +60,8 @@ class Tracker:
 
     start: the step resumed from; records of later steps, and a line cut off by a kill, are taken out of metrics.jsonl.
     every: steps between records, see `due`. batch_size is global. time_of: where the run's time goes, which the records
-    tell in seconds of all starts.
+    tell in seconds of all starts. settings: of the run, by dotted key, for TensorBoard and other trackers. others: the
+    names of those, see `trackers`.
     """
 
     def __init__(
@@ -62,6 +72,8 @@ class Tracker:
         every: int = 50,
         start: int = 0,
         time_of: Goodput | None = None,
+        settings: Mapping[str, Any] | None = None,
+        others: Sequence[str] = (),
     ):
         self.workdir = Path(workdir)
         self.total_steps, self.batch_size, self.every = total_steps, batch_size, every
@@ -84,10 +96,13 @@ class Tracker:
                 for events in (self.workdir / "tensorboard").glob("events.out.tfevents.*"):
                     events.unlink()
             self._tensorboard = EventFileWriter(str(self.workdir / "tensorboard"))
+            self._others = trackers.together(others, self.workdir, settings or {})
             if start:
                 # TensorBoard forgets what an earlier session wrote from this step on.
                 session = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
                 self._tensorboard.add_event(event_pb2.Event(step=start + 1, wall_time=time.time(), session_log=session))
+            if settings and start == 0:
+                self._show(0, _settings(settings))
             if sys.stderr.isatty():
                 self._bar = tqdm(total=total_steps, initial=start, unit="step", dynamic_ncols=True)
 
@@ -101,6 +116,7 @@ class Tracker:
             if self._writes:
                 self._file.close()
                 self._tensorboard.close()
+                self._others.close()
             if self._bar is not None:
                 self._bar.close()
 
@@ -149,6 +165,7 @@ class Tracker:
         path.write_bytes(encoded)
         shown = summary_pb2.Summary.Image(height=image.shape[0], width=image.shape[1], encoded_image_string=encoded)
         self._show(step, [summary_pb2.Summary.Value(tag=name, image=shown)])
+        self._others.picture(step, name, path)
 
     def _write_pending(self, check: bool) -> None:
         if self._pending is None:
@@ -162,6 +179,7 @@ class Tracker:
             finite = {name: value if math.isfinite(value) else None for name, value in timed.items()}
             self._append(json.dumps({"step": step, **finite}))
             self._show(step, [summary_pb2.Summary.Value(tag=k, simple_value=v) for k, v in timed.items()])
+            self._others.scalars(step, {name: value for name, value in finite.items() if value is not None})
             self._latest |= {name: value for name, value in values.items() if name.endswith(tuple(_SHOWN))}
             self._progress(step, "train/loss" in values, rate, when)
         if check:
@@ -205,6 +223,25 @@ class Tracker:
         left = round((self.total_steps - step) * seconds / steps) if steps else None
         said += [f"ETA {datetime.timedelta(seconds=left)}"] if left else []
         print(f"step {step}/{self.total_steps} ({step / self.total_steps:.0%})  {'  '.join(said)}", flush=True)
+
+
+def _settings(settings: Mapping[str, Any]) -> list:
+    """The config as TensorBoard's text, and for its page of hyper-parameters."""
+    table = "\n".join(["| setting | value |", "|---|---|", *(f"| {k} | `{v!r}` |" for k, v in settings.items())])
+    text = tensor_pb2.TensorProto(dtype=types_pb2.DT_STRING, string_val=[table.encode()])
+    start = plugin_data_pb2.SessionStartInfo(start_time_secs=time.time())
+    for key, value in settings.items():
+        if isinstance(value, bool):
+            start.hparams[key].bool_value = value
+        elif isinstance(value, int | float):
+            start.hparams[key].number_value = value
+        elif value not in (None, "", ()):
+            start.hparams[key].string_value = str(value)
+    begins = hparams.create_summary_metadata(plugin_data_pb2.HParamsPluginData(session_start_info=start))
+    return [
+        summary_pb2.Summary.Value(tag="config", metadata=texts.create_summary_metadata("", ""), tensor=text),
+        summary_pb2.Summary.Value(tag=hparams.SESSION_START_INFO_TAG, metadata=begins, tensor=hparams.NULL_TENSOR),
+    ]
 
 
 def _words(latest: Mapping[str, float]) -> list[str]:

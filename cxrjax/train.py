@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from einops import rearrange
 
-from cxrjax import checkpoint, checks, initial, lineage, methods, optim, parallel
+from cxrjax import checkpoint, checks, initial, lineage, methods, optim, parallel, trackers
 from cxrjax import config as shared
 from cxrjax.config import ConfigDict, determining, judged, names
 from cxrjax.evals import run as evals
@@ -114,6 +114,8 @@ def fit(config: ConfigDict, workdir: Path) -> TrainState:
     Saves every checkpoint.every_minutes (or every_steps), on SIGTERM and at the end. Raises track.NonFinite, naming the
     term, when a logged or saved step holds NaN or infinity; SystemExit(143) once the state is safe after a SIGTERM.
     """
+    others = names(config.trackers if "trackers" in config else "")
+    trackers.check(others)
     time_of = Goodput()
     with time_of.span("compiling"):
         run = build(config)
@@ -149,7 +151,16 @@ def fit(config: ConfigDict, workdir: Path) -> TrainState:
             {"the arrays at the start": lambda: hosts.local_digest(train_state)}, "give all hosts the same files"
         )
         with (
-            Tracker(workdir, run.total_steps, config.batch_size, config.log_every_steps, start, time_of) as tracker,
+            Tracker(
+                workdir,
+                run.total_steps,
+                config.batch_size,
+                config.log_every_steps,
+                start,
+                time_of,
+                shared.flat(config.to_dict()),
+                others,
+            ) as tracker,
             profiling.traced(workdir / "profile", config.profile_steps if hosts.is_first() else 0, start) as after_step,
         ):
             if start == 0:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas
 import pytest
 
-from cxrjax import embed, methods
+from cxrjax import embed, methods, parallel
 from cxrjax.input import crops
 from tests import dicom_files, runs
 
@@ -118,8 +118,8 @@ def test_rows_survive_an_interruption(run, pictures, tmp_path, monkeypatch):
         return original(path)
 
     monkeypatch.setattr(embed.reader, "read", interrupted)
-    monkeypatch.setattr(embed.parallel, "num_devices", lambda mesh: 1)
-    monkeypatch.setattr(embed.parallel, "to_global", lambda batch, mesh: batch)
+    monkeypatch.setattr(parallel, "num_devices", lambda mesh: 1)
+    monkeypatch.setattr(parallel, "to_global", lambda batch, mesh: batch)
     with pytest.raises(KeyboardInterrupt):
         command(run, [tmp_path / "pictures"], output, "--batch-size", "1")
     assert 1 <= len(pandas.read_parquet(output)) <= 2

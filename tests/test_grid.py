@@ -86,6 +86,7 @@ def test_a_grid_goes_on_where_it_stopped_and_is_tabulated(tmp_path, monkeypatch)
 
     def claim(folder, config):
         claimed.append(folder.name)
+        return config
 
     with pytest.raises(SystemExit):
         grid.run(config, tmp_path, claim, trainer(monkeypatch, trained, fail_at=3), resamples=20)
@@ -114,7 +115,7 @@ def test_what_is_tuned_is_chosen_by_the_validation_patients(tmp_path, monkeypatc
         cell.data.fraction = cell.optim.lr if cell.encoder == "learned" else 1.1 - cell.optim.lr
         train(cell, folder)
 
-    lines = grid.run(config, tmp_path, lambda *_: None, fit, resamples=20)
+    lines = grid.run(config, tmp_path, lambda _, config: config, fit, resamples=20)
     choices = grid.choose(config, tmp_path, grid.parse(config))
     assert {(one.by, one.runs) for one in choices} == {("classify auroc on phantom_smoke", 2)}
     chosen = [{"encoder": "learned", "optim.lr": 0.1}, {"encoder": "frozen", "optim.lr": 1.0}]

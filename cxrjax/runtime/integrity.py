@@ -40,6 +40,12 @@ def write(step: epath.Path) -> None:
     replace(step / DIGESTS, content)
 
 
+def bind(step: epath.Path, *, to_config: bool) -> None:
+    """Lets a step that has digests be of the config.json that is there now, or of whichever is."""
+    if known := _read(step):
+        replace(step / DIGESTS, known | {"config": _config(step) if to_config else None})
+
+
 def is_known(step: epath.Path) -> bool:
     """Whether a step has digests."""
     return (step / DIGESTS).exists()

@@ -1,0 +1,106 @@
+"""A trained encoder in Python: pictures in, vectors out.
+
+encoder = cxrjax.load("runs/x")
+vectors = encoder.embed(["a.dcm", "b.png"])                        # b d
+patches = encoder.embed(array, patches=True)                       # b p q d
+looked = encoder.attention(array)                                  # b p q, of [CLS] in the last block
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cxrjax import parallel, trained
+from cxrjax.evals import encoders
+from cxrjax.imaging import arrays
+from cxrjax.input import crops
+
+THREADS = 4  # that read pictures
+
+
+def load(directory: str | Path, step: int | str = "latest") -> "Encoder":
+    """The encoder of a run.
+
+    directory: a workdir, its checkpoints folder or one step's folder. step: number, "latest" or "best".
+    Raises CheckpointNotFound, CheckpointMismatch, and ValueError where the run's config.json is gone.
+    """
+    return Encoder(trained.load(directory, step))
+
+
+class Encoder:
+    """A trained encoder. trained: its config, method and parameters. px: side of the pictures that it sees."""
+
+    def __init__(self, model: trained.Trained):
+        self.trained, self.px = model, model.method.image_px
+        self._mesh = parallel.make_mesh()
+        name = model.config.method
+        self._encoder = encoders.from_method(
+            model.method, model.params, model.state, name=name, mesh=self._mesh, content=model.digest, attention=True
+        )
+
+    def __repr__(self) -> str:
+        found = self.trained
+        return f"<cxrjax.Encoder: {found.config.method}, step {found.step} of {found.workdir}, sees {self.px} px>"
+
+    def embed(
+        self, images: Any, *, patches: bool = False, value_range: arrays.Range | None = None, batch_size: int = 64
+    ) -> np.ndarray:
+        """Vectors b d of pictures, float32; with patches=True those of their patches, b p q d.
+
+        images: a path, a DICOM dataset, an array h w or b h w, or a list of these. Arrays are uint8 or uint16, or any
+        numbers with value_range. Each picture is fitted to the encoder's size: short side first, then the middle.
+        value_range: the values that become black and white; without it uint16 is taken by its own robust range.
+        Raises ValueError naming the picture and the reason; an empty batch and colour are refused too.
+        """
+        kind = "patches" if patches else "pooled"
+        return self._of(images, value_range, batch_size, lambda batch: self._encoder.encode(batch)[kind])
+
+    def pooled(self, pictures: Sequence[np.ndarray], size: int) -> np.ndarray:
+        """Vectors b d of at most `size` pictures, uint8 h w; of one size only one program is compiled."""
+        return self._run(pictures, size, lambda batch: self._encoder.encode(batch)["pooled"])
+
+    def attention(self, images: Any, *, value_range: arrays.Range | None = None, batch_size: int = 64) -> np.ndarray:
+        """How much [CLS] attends to each patch in the last block, mean over the heads: b p q, which sum to at most 1.
+
+        Arguments as of `embed`. Raises ValueError for an encoder whose vector is no [CLS] of a Vision Transformer.
+        """
+        attention = self._encoder.attention
+        found = self._of(images, value_range, batch_size, attention) if attention is not None else None
+        if found is None:
+            raise ValueError(
+                f"{self!r} has no such map: its vector is no [CLS] of a ViT; embed(images, patches=True) gives patches"
+            )
+        return found
+
+    def _run(self, pictures: Sequence[np.ndarray], size: int, of: Callable[[Any], Any]) -> Any:
+        """What `of` finds on a batch of `size` pictures, filled up with black; without the black ones."""
+        size = -(-size // parallel.num_devices(self._mesh)) * parallel.num_devices(self._mesh)
+        batch = np.zeros((size, self.px, self.px, 1), np.uint8)
+        for row, picture in enumerate(pictures):
+            batch[row, :, :, 0] = crops.fit(picture, self.px)
+        found = of(parallel.to_global(batch, self._mesh))
+        return None if found is None else np.asarray(found, np.float32)[: len(pictures)]
+
+    def _of(self, images: Any, value_range: arrays.Range | None, batch_size: int, of: Callable[[Any], Any]) -> Any:
+        given = arrays.separate(images)
+        size = min(batch_size, 1 << (len(given) - 1).bit_length())  # few sizes, so that little is compiled
+        parts = [self._run(pictures, size, of) for pictures in _read(given, value_range, size)]
+        return None if parts[0] is None else np.concatenate(parts)
+
+
+def _read(given: Sequence[Any], value_range: arrays.Range | None, size: int) -> Iterator[list[np.ndarray]]:
+    """Batches of pictures as uint8 h w."""
+
+    def read(number: int) -> np.ndarray:
+        try:
+            return arrays.grey(given[number], value_range)
+        except ValueError as error:
+            name = f" ({given[number]})" if isinstance(given[number], str | Path) else ""
+            raise ValueError(f"picture {number}{name}: {error}") from None
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        for start in range(0, len(given), size):
+            yield list(pool.map(read, range(start, min(start + size, len(given)))))
