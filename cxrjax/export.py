@@ -4,11 +4,11 @@
 
 The folder holds config.json, model.safetensors, preprocessor_config.json, README.md (the model card) and lineage.json
 (what it was trained on, and what that started from: `lineage`), and loads with
-`transformers.ViTModel.from_pretrained(FOLDER, add_pooling_layer=False)`, or if the encoder is a ResNet with
-`transformers.ResNetModel.from_pretrained(FOLDER)`. A method that learns from reports also leaves its text encoder, in
-FOLDER/text, for `transformers.BertModel` and `BertTokenizer`; projections to the joint space stay behind. Where torch
-and transformers are installed, the features of both sides are compared before anything is put in place; nothing is
-written if they differ.
+`transformers.ViTModel.from_pretrained(FOLDER, add_pooling_layer=False)`. A ViT with LayerScale is a DINOv2 and loads
+with `AutoModel`, a ResNet with `transformers.ResNetModel.from_pretrained(FOLDER)`. A method that learns from reports
+also leaves its text encoder, in FOLDER/text, for `transformers.BertModel` and `BertTokenizer`; projections to the joint
+space stay behind. Where torch and transformers are installed, the features of both sides are compared before anything
+is put in place; nothing is written if they differ.
 """
 
 import argparse
@@ -26,8 +26,8 @@ import numpy as np
 
 from cxrjax import lineage, model_card, trained
 from cxrjax.config import ConfigDict
-from cxrjax.interop import huggingface, torch_bert, torch_resnet, torch_vit
-from cxrjax.models import bert, posemb, resnet, text_tower, vit
+from cxrjax.interop import huggingface, torch_bert, torch_dinov2, torch_resnet, torch_vit
+from cxrjax.models import bert, posemb, resnet, text_tower, transformer, vit
 from cxrjax.text import tokenizer
 
 TOLERANCE = 1e-4
@@ -112,13 +112,17 @@ def encoder_weights(model: trained.Trained) -> tuple[dict[str, np.ndarray], dict
         image_px = enlarge_px or architecture.image_px
         return torch_resnet.to_huggingface(params, statistics, variant=variant, image_px=image_px)
     size, grid = vit.VARIANTS[variant], architecture.image_px // architecture.patch_px
+    sides = {"heads": size.heads, "patch_px": architecture.patch_px, "image_px": architecture.image_px}
+    if "layer_scale1" in params["blocks"]:
+        return torch_dinov2.to_huggingface(params, **sides, model=architecture)
+    params = {name: tree for name, tree in params.items() if name != "mask_token"}  # which no whole picture meets
+    if "cls_pos" in params:
+        params["cls"] = params["cls"] + params.pop("cls_pos")
     return torch_vit.to_huggingface(
         params,
-        heads=size.heads,
-        patch_px=architecture.patch_px,
-        image_px=architecture.image_px,
+        **sides,
         position_table=posemb.fixed(architecture.positions, (grid, grid), size.width),
-        eps=vit.LAYER_NORM_EPS,
+        eps=architecture.get("eps", transformer.LAYER_NORM_EPS),
     )
 
 
@@ -185,8 +189,13 @@ def _their_features(folder: str | Path, images: np.ndarray, architecture: Config
         if config["model_type"] == "resnet":
             out = transformers.ResNetModel.from_pretrained(folder).eval()(**inputs)
             return out.pooler_output.flatten(1).numpy(), out.last_hidden_state.permute(0, 2, 3, 1).numpy()
-        model = transformers.ViTModel.from_pretrained(folder, add_pooling_layer=False).eval()
-        tokens = model(**inputs).last_hidden_state.numpy()
+        if config["model_type"] == "vit":
+            model = transformers.ViTModel.from_pretrained(folder, add_pooling_layer=False)
+        else:
+            model = transformers.AutoModel.from_pretrained(folder)
+        tokens = model.eval()(**inputs).last_hidden_state.numpy()
+    registers = config.get("num_register_tokens", 0)
+    tokens = np.concatenate([tokens[:, :1], tokens[:, 1 + registers :]], axis=1)
     side = config["image_size"] // config["patch_size"]
     pooled = tokens[:, 0] if architecture.pool == "cls" else tokens[:, 1:].mean(axis=1)
     return pooled, tokens[:, 1:].reshape(len(images), side, side, -1)

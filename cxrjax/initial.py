@@ -10,7 +10,7 @@ import numpy as np
 from cxrjax import checkpoint, recipes, trained
 from cxrjax.config import ConfigDict, names, nearest_folder
 from cxrjax.input import converted_sets, paired
-from cxrjax.interop import huggingface, torch_bert, torch_resnet, torch_swin, torch_vit
+from cxrjax.interop import huggingface, torch_bert, torch_dinov2, torch_resnet, torch_swin, torch_vit
 from cxrjax.methods.base import encoder_params
 from cxrjax.models import bert, posemb, resnet, vit
 from cxrjax.report_encoders import report_encoder
@@ -115,14 +115,19 @@ def _start(config: ConfigDict) -> Start | None:
         run = run_of(config)
         assert run is not None
         return Start(run.model.to_dict(), run.standardise, f"a run of {run.method}")
-    pretrained = huggingface.read(folder, (*torch_vit.MODEL_TYPES, *torch_resnet.MODEL_TYPES))
+    of_vit = (*torch_vit.MODEL_TYPES, *torch_dinov2.MODEL_TYPES)
+    pretrained = huggingface.read(folder, (*of_vit, *torch_resnet.MODEL_TYPES))
     of_resnet = pretrained.config["model_type"] in torch_resnet.MODEL_TYPES
     if of_resnet:
         px = pretrained.config.get("image_size", 224)
         model = recipes.resnet(torch_resnet.variant_of(pretrained.config), px)
     else:
         model = recipes.vit(**torch_vit.size_of(pretrained.config))
-        model["positions"] = torch_vit.positions_of(pretrained)
+        if pretrained.config["model_type"] in torch_dinov2.MODEL_TYPES:
+            options = torch_dinov2.options(pretrained.config)
+            model |= {name: value for name, value in options.items() if name != "mask_token"}  # for training on alone
+        else:
+            model["positions"] = torch_vit.positions_of(pretrained)
     return Start(model, None, f"a Hugging Face {'ResNet' if of_resnet else 'ViT'}")
 
 
@@ -295,21 +300,17 @@ def _from_huggingface(config: ConfigDict, folder: str, wanted: Any) -> tuple[dic
             "and deviation can be folded into the first layer."
         )
     model, of_resnet = config.model, config.model.variant in resnet.VARIANTS
-    pretrained = huggingface.read(folder, (torch_resnet if of_resnet else torch_vit).MODEL_TYPES)
+    of_vit = (*torch_vit.MODEL_TYPES, *torch_dinov2.MODEL_TYPES)
+    pretrained = huggingface.read(folder, torch_resnet.MODEL_TYPES if of_resnet else of_vit)
     mean, std = _scale(config, config.standardise, pretrained)
     if of_resnet:
         return torch_resnet.from_huggingface(pretrained, model.variant, mean=mean, std=std, channels=model.channels)
     size, grid = vit.VARIANTS[model.variant], model.image_px // model.patch_px
-    encoder = torch_vit.load_into(
-        wanted,
-        pretrained,
-        heads=size.heads,
-        image_px=model.image_px,
-        mean=mean,
-        std=std,
-        position_table=posemb.fixed(model.positions, (grid, grid), size.width),
-    )
-    return encoder, {}
+    options = {"heads": size.heads, "image_px": model.image_px, "mean": mean, "std": std}
+    if pretrained.config["model_type"] in torch_dinov2.MODEL_TYPES:
+        return torch_dinov2.load_into(wanted, pretrained, **options), {}
+    table = posemb.fixed(model.positions, (grid, grid), size.width)
+    return torch_vit.load_into(wanted, pretrained, **options, position_table=table), {}
 
 
 def _leaves(tree: Any) -> list[tuple[str, Any]]:

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from cxrjax.interop.arrays import Arrays, channels_of, channels_wanted, check_shapes, flatten, grid_of
 from cxrjax.interop.channels import fold, spread
 from cxrjax.interop.huggingface import Pretrained, read
 from cxrjax.models import posemb, vit
@@ -41,8 +42,6 @@ BLOCK_PARTS = {
     "mlp/fc2": "output.dense",
 }
 QKV = ("attention.attention.query", "attention.attention.key", "attention.attention.value")
-# What a checkpoint may carry beside the encoder, and that an encoder does not need.
-IGNORED = ("pooler.", "classifier.", "decoder.", "lm_head.", "mask_token", "embeddings.mask_token")
 
 
 def to_huggingface(
@@ -70,12 +69,16 @@ def to_huggingface(
     Raises:
       ValueError: the tree, the patch, the picture size and the heads do not fit together.
     """
-    flat = _flatten(params)
+    flat = flatten(params)
     _check_tree(flat)
+    if extra := sorted({"registers", "cls_pos", "blocks/layer_scale1/scale"} & set(flat)):
+        raise ValueError(
+            f"Hugging Face's ViTModel has no place for {extra}; a DINOv2 has, which also wants model.layer_scale."
+        )
     layers, width, _ = flat["blocks/attention/qkv/kernel"].shape
-    own_channels = _channels_of(flat["patch_embed/kernel"], patch_px)
+    own_channels = channels_of(flat["patch_embed/kernel"], patch_px)
     _check_heads(width, heads)
-    grid = _grid(image_px, patch_px)
+    grid = grid_of(image_px, patch_px)
     _check_channels(own_channels, channels)
     kernel = flat["patch_embed/kernel"].reshape(patch_px, patch_px, own_channels, width).transpose(3, 2, 0, 1)
     weights = {
@@ -155,13 +158,13 @@ def from_huggingface(
     if config.get("hidden_act", "gelu") != "gelu":
         raise ValueError(f"The model uses hidden_act={config['hidden_act']!r}; our ViT computes the exact GELU only.")
     patch_px, width = config["patch_size"], config["hidden_size"]
-    arrays = _Arrays(_strip(pretrained.weights), config["num_hidden_layers"])
+    arrays = Arrays(_strip(pretrained.weights), config["num_hidden_layers"])
     projection = "embeddings.patch_embeddings.projection."
     kernel = arrays.take(f"{projection}weight", width, config.get("num_channels", 3), patch_px, patch_px)
     kernel, constant = fold(kernel, pretrained.mean, pretrained.std, mean, std, channels)
     kernel = kernel.transpose(2, 3, 1, 0).reshape(-1, width).astype(np.float32)
     bias = (arrays.take(f"{projection}bias", width) + constant).astype(np.float32)
-    grid, new_grid = _grid(config["image_size"], patch_px), _grid(image_px, patch_px)
+    grid, new_grid = grid_of(config["image_size"], patch_px), grid_of(image_px, patch_px)
     positions = arrays.take("embeddings.position_embeddings", 1, 1 + grid * grid, width)[0]
     cls = arrays.take("embeddings.cls_token", 1, 1, width).reshape(width) + positions[0]
     positions = posemb.resize(positions[1:], (grid, grid), (new_grid, new_grid))
@@ -197,8 +200,8 @@ def size_of(config: Mapping[str, Any]) -> dict[str, Any]:
 def positions_of(pretrained: Pretrained) -> str:
     """The word of `posemb.KINDS` for a model's positions: a fixed table that they equal, or else "learned"."""
     size = size_of(pretrained.config)
-    grid, width = _grid(size["image_px"], size["patch_px"]), vit.VARIANTS[size["variant"]].width
-    arrays = _Arrays(_strip(pretrained.weights), 0)
+    grid, width = grid_of(size["image_px"], size["patch_px"]), vit.VARIANTS[size["variant"]].width
+    arrays = Arrays(_strip(pretrained.weights), 0)
     table = arrays.take("embeddings.position_embeddings", 1, 1 + grid * grid, width)[0, 1:]
     fixed = (kind for kind in posemb.KINDS if kind != "learned")
     return next((kind for kind in fixed if _is_fixed(table, posemb.fixed(kind, (grid, grid), width))), "learned")
@@ -208,39 +211,7 @@ def _is_fixed(table: np.ndarray, fixed: np.ndarray | None) -> bool:
     return fixed is not None and bool(np.abs(table - fixed).max() <= POSITIONS_DIFFER)
 
 
-class _Arrays:
-    """A model's arrays, each of the shape that is asked for; one that is absent or of another shape is a ValueError."""
-
-    def __init__(self, weights: Mapping[str, np.ndarray], layers: int):
-        self.weights, self.layers = weights, layers
-        self.used: set[str] = set()
-
-    def take(self, name: str, *shape: int) -> np.ndarray:
-        if name not in self.weights:
-            there = f"it has {len(self.weights)}, such as {sorted(self.weights)[:4]}"
-            raise ValueError(f"The model has no array {name!r}; {there}.")
-        if self.weights[name].shape != shape:
-            raise ValueError(f"{name} has the shape {self.weights[name].shape}; its config.json asks for {shape}.")
-        self.used.add(name)
-        return np.asarray(self.weights[name], np.float32)
-
-    def stack(self, part: str, leaf: str, *shape: int) -> np.ndarray:
-        """The same array of every layer, on a new first axis."""
-        return np.stack([self.take(f"encoder.layer.{i}.{part}.{leaf}", *shape) for i in range(self.layers)])
-
-    def linear(self, part: str, inputs: int, outputs: int) -> dict[str, np.ndarray]:
-        kernel = self.stack(part, "weight", outputs, inputs).swapaxes(1, 2)
-        return {"kernel": kernel, "bias": self.stack(part, "bias", outputs)}
-
-    def norm(self, part: str, width: int) -> dict[str, np.ndarray]:
-        return {"scale": self.stack(part, "weight", width), "bias": self.stack(part, "bias", width)}
-
-    def unused(self) -> list[str]:
-        """The names of the arrays that nothing took, without those that an encoder does not need."""
-        return sorted(name for name in self.weights if name not in self.used and not name.startswith(IGNORED))
-
-
-def _blocks(arrays: _Arrays, config: Mapping[str, Any]) -> dict[str, Any]:
+def _blocks(arrays: Arrays, config: Mapping[str, Any]) -> dict[str, Any]:
     """The tree of the blocks, stacked over the layers; the three projections of attention become one."""
     width, mlp_width = config["hidden_size"], config["intermediate_size"]
     qkv_kernel = [arrays.stack(part, "weight", width, width).swapaxes(1, 2) for part in QKV]
@@ -284,34 +255,12 @@ def load_into(
       ValueError: the two encoders differ; every leaf that does is named.
     """
     pretrained = folder if isinstance(folder, Pretrained) else read(folder, MODEL_TYPES)
-    patch_px = pretrained.config["patch_size"]
-    wanted = _flatten(params, shapes=True)
-    if wanted["patch_embed/kernel"][0] not in (patch_px**2, 3 * patch_px**2):
-        raise ValueError(
-            f"Our patch embedding has {wanted['patch_embed/kernel'][0]} inputs per patch; patches of {patch_px} px, "
-            f"which the pre-trained model uses, have {patch_px**2} (grey) or {3 * patch_px**2}. "
-            f"Set patch_px={patch_px} in the config, or start from another model."
-        )
-    if heads != pretrained.config["num_attention_heads"]:
-        raise ValueError(
-            f"Our encoder has {heads} attention heads, the pre-trained model "
-            f"{pretrained.config['num_attention_heads']}; choose the variant that has as many."
-        )
-    channels = wanted["patch_embed/kernel"][0] // patch_px**2
+    wanted = flatten(params, shapes=True)
+    channels = channels_wanted(wanted, pretrained.config, heads)
     found = from_huggingface(pretrained, image_px=image_px, mean=mean, std=std, channels=channels)
     if "pos_embed" not in wanted:
         found = _without_positions(found, position_table)
-    shapes = _flatten(found, shapes=True)
-    differences = [
-        f"{name}: ours {wanted.get(name, 'absent')}, pre-trained {shapes.get(name, 'absent')}"
-        for name in sorted(wanted | shapes)
-        if wanted.get(name) != shapes.get(name)
-    ]
-    if differences:
-        raise ValueError(
-            f"The pre-trained encoder does not fit ours in {len(differences)} parameters: "
-            f"{'; '.join(differences[:20])}. Choose the variant and picture size of the pre-trained model."
-        )
+    check_shapes(found, wanted)
     return found
 
 
@@ -349,16 +298,6 @@ def _strip(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name.removeprefix("vit."): array for name, array in weights.items()}
 
 
-def _channels_of(kernel: np.ndarray, patch_px: int) -> int:
-    channels, rest = divmod(kernel.shape[0], patch_px**2)
-    if rest or not channels:
-        raise ValueError(
-            f"The patch embedding has {kernel.shape[0]} inputs per patch, which is no multiple of "
-            f"{patch_px} x {patch_px} px; give the patch_px that the encoder was trained with."
-        )
-    return channels
-
-
 def _check_tree(flat: Mapping[str, np.ndarray]) -> None:
     missing = sorted({"patch_embed/kernel", "cls", "norm/scale", "blocks/attention/qkv/kernel"} - set(flat))
     if missing:
@@ -379,21 +318,3 @@ def _check_channels(own: int, channels: int) -> None:
 def _check_heads(width: int, heads: int) -> None:
     if heads < 1 or width % heads:
         raise ValueError(f"heads={heads} does not divide the encoder's width {width}.")
-
-
-def _grid(image_px: int, patch_px: int) -> int:
-    grid, rest = divmod(image_px, patch_px)
-    if rest or not grid:
-        raise ValueError(f"Pictures of {image_px} px cannot be cut into patches of {patch_px} px; give a multiple.")
-    return grid
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "", shapes: bool = False) -> dict[str, Any]:
-    """Leaves by path "a/b/c": float32 arrays, or their shapes."""
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}/", shapes)
-        else:
-            flat[f"{prefix}{key}"] = tuple(value.shape) if shapes else np.asarray(value, np.float32)
-    return flat

@@ -15,8 +15,8 @@ V_g V    local_views.count           large crops, all crops                     
 h        projector.hidden, out       Linear–BatchNorm–ReLU twice, then Linear         512, 64; 2048, 512
 z̄       loss.centre                 of the large crops (the paper), or of "all"      global
 
-No teacher, predictor, queue or stop-gradient. Each view is a sample of its own for EP, over all devices' b pictures,
-and so are the BatchNorms of h; `loss.per_view=False` makes all views one sample, as stable-pretraining does.
+No teacher, predictor, queue or stop-gradient. Each view is a sample of its own for EP, over all devices' b pictures;
+`loss.per_view=False` makes all views one sample, as stable-pretraining does. The BatchNorms of h are over all views.
 
 **λ belongs to a batch.** EP has the factor b: of a perfect Gaussian its mean is 1.0525 for any b (the loss does not
 fall below that times λ), while a collapse costs 0.402 b. At half the batch the same λ pulls half as hard against inv.

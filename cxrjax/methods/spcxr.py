@@ -42,7 +42,7 @@ from cxrjax.methods.trunk import encode_by, pictures
 from cxrjax.models import backbone, heads, linen
 from cxrjax.models.decoders import INITIAL as PIXEL_HEADS
 from cxrjax.models.decoders import PixelHead
-from cxrjax.models.vit import LAYER_NORM_EPS
+from cxrjax.models.transformer import LAYER_NORM_EPS
 
 
 def make(config: Config) -> Method:
@@ -98,7 +98,7 @@ def make(config: Config) -> Method:
         """x̃ b v h w 1 → the encoder's outputs for (b v) pictures, and x̂ b v h w 1."""
         images = rearrange(images, "b v h w c -> (b v) h w c")
         outputs = linen.apply(encoder, params["encoder"], images, intermediates=True, paths=paths)
-        tokens = averaged_tokens(params["encoder"]["norm"], outputs["blocks"], blocks)
+        tokens = averaged_tokens(params["encoder"]["norm"], outputs["blocks"], blocks, 1 + encoder.registers)
         restored = linen.apply(decoder, params["decoder"], tokens, grid(images))
         return outputs, rearrange(restored, "(b v) h w c -> b v h w c", v=2)
 
@@ -148,13 +148,13 @@ def make(config: Config) -> Method:
     return Method(*functions, px, couples_batch=contrasts or config.loss.groups > 1, parts=parts)
 
 
-def averaged_tokens(norm: dict, outputs: jax.Array, blocks: tuple[int, ...]) -> jax.Array:
-    """T of the module's docstring: b n d from the outputs l b 1+n d of all blocks, counted from 1.
+def averaged_tokens(norm: dict, outputs: jax.Array, blocks: tuple[int, ...], first: int = 1) -> jax.Array:
+    """T of the module's docstring: b n d from the outputs l b first+n d of all blocks, counted from 1.
 
     norm: parameters of the encoder's final LayerNorm.
     """
     mean = outputs[np.asarray(blocks) - 1].astype(jnp.float32).mean(axis=0)
-    return linen.apply(nn.LayerNorm(epsilon=LAYER_NORM_EPS), norm, mean)[:, 1:]
+    return linen.apply(nn.LayerNorm(epsilon=LAYER_NORM_EPS), norm, mean)[:, first:]
 
 
 def recons_blocks(words: str, depth: int) -> tuple[int, ...]:

@@ -110,7 +110,7 @@ def _vit(module: ViT, pool: str) -> Backbone:
         pooled = out["cls"] if pool == "cls" else out["patches"].mean(axis=1)
         features = {"pooled": pooled, "patches": out["patches"].reshape(len(images), p, q, -1)}
         if levels:
-            blocks = out["blocks"] if drop_cls else out["blocks"][:, :, 1:]
+            blocks = out["blocks"][:, :, -p * q :]
             features["levels"] = blocks.reshape(-1, *features["patches"].shape)
         return features, state
 

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 
 from cxrjax.models import linen
 from cxrjax.models.attention import attend
-from cxrjax.models.vit import NORMAL, REMAT, Linear, Size, gelu, init_stacked
+from cxrjax.models.transformer import NORMAL, REMAT, Linear, gelu, init_stacked
+from cxrjax.models.vit import Size
 
 # `base` is BERT's own size, `base6` its lower half, which MGCA keeps of Bio_ClinicalBERT; `test` and `mini` are ours.
 VARIANTS = {"test": Size(64, 2, 2), "mini": Size(128, 3, 4), "base6": Size(768, 6, 12), "base": Size(768, 12, 12)}

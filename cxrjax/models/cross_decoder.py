@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from cxrjax.models import linen
 from cxrjax.models.attention import attend
-from cxrjax.models.vit import REMAT, Linear, init_stacked
+from cxrjax.models.transformer import REMAT, Linear, init_stacked
 
 LAYER_NORM_EPS = 1e-5  # PyTorch's
 

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from cxrjax.models.vit import NORMAL, TORCH_CONV, XAVIER, Linear, gelu
+from cxrjax.models.transformer import NORMAL, TORCH_CONV, XAVIER, Linear, gelu
 
 INITIAL = {"normal": NORMAL, "xavier": XAVIER}
 """Name of an initialisation of PixelHead -> of its linear layers."""

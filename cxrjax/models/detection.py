@@ -19,7 +19,8 @@ from cxrjax.models.backbone import Backbone
 from cxrjax.models.batchnorm import BatchNorm
 from cxrjax.models.decoders import Deconvolution
 from cxrjax.models.resnet import ResNet
-from cxrjax.models.vit import TORCH_CONV, ViT, gelu
+from cxrjax.models.transformer import TORCH_CONV, gelu
+from cxrjax.models.vit import ViT
 
 # (width, height) in pixels of 416: Redmon and Farhadi 2018, section 2.3; three for each of the levels, coarse to fine.
 PRIORS = (((116, 90), (156, 198), (373, 326)), ((30, 61), (62, 45), (59, 119)), ((10, 13), (16, 30), (33, 23)))

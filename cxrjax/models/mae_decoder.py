@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from cxrjax.models import linen, posemb
-from cxrjax.models.vit import LAYER_NORM_EPS, NORMAL, REMAT, Block, Linear, init_stacked
+from cxrjax.models.transformer import LAYER_NORM_EPS, NORMAL, REMAT, Block, Linear, init_stacked
 
 
 class MAEDecoder(nn.Module):

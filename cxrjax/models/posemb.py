@@ -35,15 +35,24 @@ def fixed(positions: str, grid: tuple[int, int], width: int) -> np.ndarray | Non
     return None if positions == "learned" else sincos_2d(grid, width, rows_first=positions == "sincos_rows")
 
 
-def resize(table: jax.Array, old: tuple[int, int], new: tuple[int, int], offset: float = 0.0) -> jax.Array:
+def resize(
+    table: jax.Array, old: tuple[int, int], new: tuple[int, int], offset: float = 0.0, antialias: bool = False
+) -> jax.Array:
     """Bicubic resize of a learned patch table: (p·q) d on the `old` grid → (p·q) d on the `new` one.
 
     As torch.nn.functional.interpolate(mode="bicubic", align_corners=False) has it, so that weights from and for PyTorch
     mean the same: kernel a = −0.75 (jax.image.resize has −0.5), border repeated, no antialiasing. offset: added to the
     new sides where places are computed, as DINO's code does (0.1), which asks for a scale_factor and not for a size.
+    antialias: as interpolate(antialias=True) has it instead, whose kernel is wider where it shrinks and has a = −0.5,
+    as that of jax.image.resize; encoders with registers were trained with it. Raises ValueError for it with an offset.
     """
+    if antialias and offset:
+        raise ValueError(f"resize_offset = {offset} and resize_antialias cannot be combined: set one of them")
     if old == new:
         return table
+    if antialias:
+        grid = jnp.asarray(table).reshape(*old, -1)
+        return jax.image.resize(grid, (*new, grid.shape[-1]), "cubic", precision="highest").reshape(new[0] * new[1], -1)
     rows, columns = (_bicubic(o, n, offset) for o, n in zip(old, new, strict=True))
     grid = jnp.asarray(table).reshape(*old, -1)
     return jnp.einsum("pi,qj,ijd->pqd", rows, columns, grid, precision="highest").reshape(new[0] * new[1], -1)

@@ -15,7 +15,7 @@ from einops import rearrange
 
 from cxrjax.models import attention, backbone, linen
 from cxrjax.models.interpolation import resize_matrix
-from cxrjax.models.vit import LAYER_NORM_EPS, ViT
+from cxrjax.models.vit import ViT
 
 
 class Regions(NamedTuple):
@@ -62,13 +62,15 @@ def enlarged(images: jax.Array, px: int) -> jax.Array:
 def cls_attention(module: ViT, params: Mapping[str, Any], blocks: jax.Array) -> jax.Array:
     """How much [CLS] attends to each of the n patches in a ViT's last block, mean over the heads: b n, no gradient.
 
-    params: of the ViT; blocks: l b 1+n d, what it gives with `intermediates`. A row sums to 1 less what [CLS] gives
-    itself.
+    params: of the ViT; blocks: l b 1+r+n d, what it gives with `intermediates`. A row sums to 1 less what [CLS] gives
+    itself and the registers.
     """
     last = jax.tree.map(lambda leaf: leaf[-1], params["blocks"])
-    norm = nn.LayerNorm(epsilon=LAYER_NORM_EPS, dtype=module.dtype, parent=None)
+    norm = nn.LayerNorm(epsilon=module.eps, dtype=module.dtype, parent=None)
     y = linen.apply(norm, last["norm1"], blocks[-2])
-    return attention.of_first_token(y, last["attention"]["qkv"], module.size.heads).mean(axis=1)[:, 1:]
+    return attention.of_first_token(y, last["attention"]["qkv"], module.size.heads).mean(axis=1)[
+        :, 1 + module.registers :
+    ]
 
 
 def _vit(module, pool, wanted):

@@ -18,7 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from cxrjax.models.batchnorm import STATISTICS, BatchNorm
 from cxrjax.models.convolution import convolve
-from cxrjax.models.vit import REMATS
+from cxrjax.models.transformer import REMATS
 
 
 class Size(NamedTuple):

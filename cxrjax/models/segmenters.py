@@ -16,7 +16,7 @@ from cxrjax.models.batchnorm import BatchNorm
 from cxrjax.models.decoders import UNETR, Deconvolution
 from cxrjax.models.interpolation import both_axes, pool_matrix, resize_matrix
 from cxrjax.models.resnet import ResNet
-from cxrjax.models.vit import Linear
+from cxrjax.models.transformer import Linear
 
 FEATURES = {"unetr": 16, "setr_pup": 64, "upernet": 512, "unet": 16}
 """Kind -> the `features` of its paper or code."""

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from cxrjax.losses.pairs import NEVER, normalise
-from cxrjax.models.vit import TORCH_CONV, Linear, gelu
+from cxrjax.models.transformer import TORCH_CONV, Linear, gelu
 
 Count = TypeVar("Count", int, jax.Array)
 

@@ -19,7 +19,7 @@ import numpy as np
 from einops import rearrange
 
 from cxrjax.models import linen
-from cxrjax.models.vit import NORMAL, REMAT, TORCH_CONV, Linear, Mlp, init_stacked
+from cxrjax.models.transformer import NORMAL, REMAT, TORCH_CONV, Linear, Mlp, init_stacked
 
 
 class Size(NamedTuple):

@@ -8,6 +8,9 @@ Xavier-uniform linears by default, one [CLS] token without a position. Three thi
   backward pass (remat="dots") is fastest on a CPU and takes little memory; `unroll=True` is the plain loop on the same
   parameters.
 * `cls_only=True` computes the last block for the [CLS] query alone, exactly, when nothing reads the patches.
+
+What DINOv2's ViTs have beside this is off by default and changes nothing then: LayerScale (Touvron et al., ICCV 2021),
+register tokens (Darcet et al., ICLR 2024), a position of [CLS], a token in the place of hidden patches, SwiGLU.
 """
 
 import math
@@ -17,10 +20,21 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange, repeat
 
 from cxrjax.models import linen, posemb
-from cxrjax.models.attention import attend
+from cxrjax.models.transformer import (
+    LAYER_NORM_EPS,
+    NORMAL,
+    REMAT,
+    REMATS,
+    TORCH_CONV,
+    XAVIER,
+    Block,
+    Linear,
+    init_stacked,
+)
 
 
 class Size(NamedTuple):
@@ -41,14 +55,6 @@ VARIANTS = {
     "L": Size(1024, 24, 16),
 }
 
-LAYER_NORM_EPS = 1e-6
-
-XAVIER = nn.initializers.xavier_uniform()
-# trunc_normal_(std=0.02) of PyTorch code cuts at ±2, which is 100 deviations: a plain normal distribution.
-NORMAL = nn.initializers.normal(0.02)
-# What PyTorch gives a convolution that nobody initialises: U(±1/√fan_in).
-TORCH_CONV = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-
 
 class Initial(NamedTuple):
     patch_embed: Callable
@@ -60,6 +66,8 @@ class Initial(NamedTuple):
 INITIAL = {
     "xavier": Initial(XAVIER, XAVIER, XAVIER, NORMAL),  # MAE
     "normal": Initial(TORCH_CONV, NORMAL, NORMAL, NORMAL),  # DINO, GMML
+    "i_jepa": Initial(NORMAL, NORMAL, NORMAL, NORMAL),
+    "dinov2": Initial(TORCH_CONV, NORMAL, NORMAL, nn.initializers.normal(1e-6)),
     # MoCo v3: the matrices of q, k and v each for itself, √2 larger than as one.
     "moco_v3": Initial(
         XAVIER, nn.initializers.variance_scaling(2.0, "fan_avg", "uniform"), XAVIER, nn.initializers.normal(1e-6)
@@ -70,86 +78,7 @@ INITIAL = {
 EMBED = ("kept", "all")
 """When only some patches are kept, which ones are embedded."""
 
-REMATS = ("none", "dots", "full")
-REMAT = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
-
-
-class Linear(nn.Module):
-    """Dense layer with kernel (in, out) and a bias from 0; `columns` computes a slice of the outputs only."""
-
-    features: int
-    dtype: jnp.dtype = jnp.float32
-    kernel_init: Callable = XAVIER
-
-    @nn.compact
-    def __call__(self, x: jax.Array, columns: slice = slice(None)) -> jax.Array:
-        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        # One product of rows (b·n) d: with b and n apart XLA's CPU backward pass is slower.
-        rows = x.astype(self.dtype).reshape(-1, x.shape[-1])
-        y = rows @ kernel[:, columns].astype(self.dtype) + bias[columns].astype(self.dtype)
-        return y.reshape(*x.shape[:-1], -1)
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention, b n d → b n d; with `queries` = m only the first m tokens ask, b m d."""
-
-    heads: int
-    dtype: jnp.dtype = jnp.float32
-    kernel_init: Callable = XAVIER
-    qkv_init: Callable = XAVIER
-
-    @nn.compact
-    def __call__(self, x: jax.Array, queries: int | None = None) -> jax.Array:
-        d = x.shape[-1]
-        qkv = Linear(3 * d, self.dtype, self.qkv_init, name="qkv")
-        if queries is None:
-            q, k, v = jnp.split(qkv(x), 3, axis=-1)
-        else:
-            q = qkv(x[:, :queries], slice(0, d))
-            k, v = jnp.split(qkv(x, slice(d, 3 * d)), 2, axis=-1)
-        return Linear(d, self.dtype, self.kernel_init, name="out")(attend(q, k, v, self.heads))
-
-
-class Mlp(nn.Module):
-    """Linear → exact GELU → Linear, hidden width 4·d."""
-
-    dtype: jnp.dtype = jnp.float32
-    kernel_init: Callable = XAVIER
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        hidden = Linear(4 * x.shape[-1], self.dtype, self.kernel_init, name="fc1")(x)
-        return Linear(x.shape[-1], self.dtype, self.kernel_init, name="fc2")(gelu(hidden))
-
-
-def gelu(x: jax.Array) -> jax.Array:
-    """Exact GELU as PyTorch computes it; nn.gelu(approximate=False) takes erfc, which is slower on CPU."""
-    return x * (0.5 + 0.5 * jax.lax.erf(x * 0.5**0.5))
-
-
-class Block(nn.Module):
-    """Pre-norm Transformer block, b n d → b n d (b m d with `queries` = m)."""
-
-    heads: int
-    dtype: jnp.dtype = jnp.float32
-    kernel_init: Callable = XAVIER
-    qkv_init: Callable = XAVIER
-
-    @nn.compact
-    def __call__(self, x: jax.Array, keep: jax.Array | None = None, queries: int | None = None) -> jax.Array:
-        """`keep`: (2, b, 1, 1) factors of the two residual branches (stochastic depth), or None."""
-
-        def branch(y, i):
-            return y if keep is None else y * keep[i].astype(y.dtype)
-
-        def norm(name):
-            return nn.LayerNorm(epsilon=LAYER_NORM_EPS, dtype=self.dtype, name=name)
-
-        attention = Attention(self.heads, self.dtype, self.kernel_init, self.qkv_init, name="attention")
-        y = attention(norm("norm1")(x), queries)
-        x = x[:, :queries] + branch(y, 0)
-        return x + branch(Mlp(self.dtype, self.kernel_init, name="mlp")(norm("norm2")(x)), 1)
+WORDS = {"ffn": ("mlp", "swiglu"), "drop_path_shape": ("linear", "uniform")}
 
 
 class ViT(nn.Module):
@@ -159,6 +88,13 @@ class ViT(nn.Module):
     learned ones on another grid, see `posemb.resize`. drop_path: rate of the last block, linear over depth. dtype: of
     the computation; parameters are float32. remat: what a block recomputes in the backward pass: "none" nothing, "dots"
     all but its linear layers, "full" everything. initialisation: of the linear layers and [CLS], see INITIAL.
+
+    Of DINOv2: layer_scale: what the factors of the branches start from, None for none. registers: tokens between [CLS]
+    and the patches, learned, without a position. cls_position: [CLS] has a learned one. mask_token: there is a token
+    for hidden patches, see `mask` below. ffn: "mlp" or "swiglu". drop_path_shape: "linear", or "uniform", all blocks
+    alike. drop_path_subset: exactly ⌊b (1 − rate)⌋ pictures, one at least, keep a branch, and not each by its own coin.
+    resize_antialias: of learned positions on a smaller grid.
+    mlp_ratio: hidden width of the MLP over d. eps: of every LayerNorm.
     """
 
     variant: str = "B"
@@ -172,6 +108,16 @@ class ViT(nn.Module):
     unroll: bool = False
     initialisation: str = "xavier"
     resize_offset: float = 0.0
+    layer_scale: float | None = None
+    registers: int = 0
+    cls_position: bool = False
+    mask_token: bool = False
+    ffn: str = "mlp"
+    drop_path_shape: str = "linear"
+    drop_path_subset: bool = False
+    resize_antialias: bool = False
+    mlp_ratio: float = 4.0
+    eps: float = LAYER_NORM_EPS
 
     @property
     def size(self) -> Size:
@@ -183,13 +129,21 @@ class ViT(nn.Module):
         """Factors … l 2 on both branches of each of the l blocks, for pictures in this shape, b or b v.
 
         0 with a probability that grows linearly over the blocks to drop_path, else 1 / (1 − probability). None where
-        drop_path is 0.
+        drop_path is 0. See drop_path_shape and drop_path_subset.
         """
         if not self.drop_path:
             return None
         depth = self.size.depth
-        survive = 1 - jnp.linspace(0, self.drop_path, depth).reshape(depth, 1, 1)
-        keep = jax.random.bernoulli(key, survive, (depth, 2, math.prod(shape))) / survive
+        least = self.drop_path if self.drop_path_shape == "uniform" else 0
+        survive = 1 - jnp.linspace(least, self.drop_path, depth).reshape(depth, 1, 1)
+        if self.drop_path_subset:
+            b = math.prod(shape)
+            rates = np.linspace(least, self.drop_path, depth)[:, None, None]
+            kept = np.maximum(np.floor(b * (1 - rates) + 1e-9), 1)
+            order = jnp.argsort(jnp.argsort(jax.random.uniform(key, (depth, 2, b)), axis=-1), axis=-1)
+            keep = jnp.where(order < kept, b / kept, 0.0)
+        else:
+            keep = jax.random.bernoulli(key, survive, (depth, 2, math.prod(shape))) / survive
         return jnp.moveaxis(keep.reshape(depth, 2, *shape), (0, 1), (-2, -1))
 
     def check(self) -> None:
@@ -198,6 +152,9 @@ class ViT(nn.Module):
             raise ValueError(f"remat must be one of {', '.join(REMATS)}, got {self.remat!r}")
         if self.initialisation not in INITIAL:
             raise ValueError(f"initialisation must be one of {', '.join(INITIAL)}, got {self.initialisation!r}")
+        for name, there in WORDS.items():
+            if (value := getattr(self, name)) not in there:
+                raise ValueError(f"{name} must be one of {', '.join(there)}, got {value!r}")
         if self.positions not in posemb.KINDS:
             raise ValueError(f"positions must be one of {', '.join(posemb.KINDS)}, got {self.positions!r}")
         if self.patch_px < 1 or self.image_px < 1 or self.image_px % self.patch_px:
@@ -217,17 +174,21 @@ class ViT(nn.Module):
         intermediates: bool = False,
         drop_cls: bool = False,
         paths: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        lengths: jax.Array | None = None,
     ) -> dict[str, jax.Array]:
         """Encodes whole pictures, or the kept tokens of each view of each picture.
 
         images: b h w c float. ids_keep: b n or b v n, token numbers in raster order. embed: "kept" embeds only those
         patches, "all" embeds every patch and then gathers (same numbers, the cost that MAE-type code has).
         drop_cls: runs the patches without [CLS], as encoders that never had one. paths: as the method `paths` draws
-        them, which turns stochastic depth on.
+        them, which turns stochastic depth on. mask: bool b n, patches in whose place the mask token stands; they keep
+        their position. lengths: int b, how many of ids_keep b n are there, the first ones; what the rest gives means
+        nothing and reaches nothing.
 
         Returns float32 arrays, after the final LayerNorm: "cls" b d (b v d with views) unless drop_cls; "patches"
-        b n d (b v n d) unless cls_only; with intermediates, "blocks" l b 1+n d (l b n d with drop_cls), the output of
-        every block before the LayerNorm.
+        b n d (b v n d) unless cls_only; with intermediates, "blocks" l b 1+r+n d (l b r+n d with drop_cls), the output
+        of every block before the LayerNorm, with r registers.
         """
         width, depth, heads = self.size
         grid = (images.shape[1] // self.patch_px, images.shape[2] // self.patch_px)
@@ -243,8 +204,16 @@ class ViT(nn.Module):
 
         x = rearrange(images, "b (p i) (q j) c -> b (p q) (i j c)", i=self.patch_px, j=self.patch_px)
         views = None
+        if mask is not None and ids_keep is not None:
+            raise ValueError("ids_keep leaves patches out and mask hides them in their places: give one of them")
+        hidden = self.param("mask_token", nn.initializers.zeros, (width,)) if self.mask_token else None
         if ids_keep is None:
-            x = patch_embed(x) + position
+            x = patch_embed(x)
+            if mask is not None:
+                if hidden is None:
+                    raise ValueError("mask needs a token for hidden patches: build the ViT with mask_token=True")
+                x = jnp.where(mask[..., None], hidden.astype(self.dtype), x)
+            x = x + position
         else:
             views = ids_keep.shape[1] if ids_keep.ndim == 3 else None
             ids = ids_keep if views else ids_keep[:, None]  # b v n
@@ -255,20 +224,30 @@ class ViT(nn.Module):
             # Pictures stay the slow axis, so that a sharded batch keeps its shards: no data moves between devices.
             x = rearrange(x, "b v n d -> (b v) n d")
         cls = self.param("cls", initial.cls, (width,)).astype(self.dtype)
-        if not drop_cls:
-            x = jnp.concatenate([repeat(cls, "d -> b 1 d", b=x.shape[0]), x], axis=1)
+        if self.cls_position:
+            cls = cls + self.param("cls_pos", NORMAL, (width,)).astype(self.dtype)
+        first = [] if drop_cls else [repeat(cls, "d -> b 1 d", b=x.shape[0])]
+        if self.registers:
+            registers = self.param("registers", nn.initializers.normal(1e-6), (self.registers, width))
+            first.append(repeat(registers.astype(self.dtype), "r d -> b r d", b=x.shape[0]))
+        if first:
+            x = jnp.concatenate([*first, x], axis=1)
+        lead = x.shape[1] - (ids_keep.shape[-1] if ids_keep is not None else grid[0] * grid[1])
+        if lengths is not None:
+            lengths = lengths + lead
 
-        block = Block(heads, self.dtype, initial.linear, initial.qkv, parent=None)
+        shape = (self.layer_scale, self.ffn == "swiglu", self.mlp_ratio, self.eps)
+        block = Block(heads, self.dtype, initial.linear, initial.qkv, *shape, parent=None)
         blocks = self.param("blocks", init_stacked(block, depth, jnp.zeros((1, 1, width))))
         keep = None if paths is None else rearrange(paths, "... l r -> l r (...) 1 1")
-        x, outputs = self._run(block, blocks, x, keep, cls_only, intermediates)
-        x = nn.LayerNorm(epsilon=LAYER_NORM_EPS, dtype=jnp.float32, name="norm")(x)
+        x, outputs = self._run(block, blocks, x, keep, lengths, cls_only, intermediates)
+        x = nn.LayerNorm(epsilon=self.eps, dtype=jnp.float32, name="norm")(x)
         if views:
             x = rearrange(x, "(b v) n d -> b v n d", v=views)
 
         out: dict[str, Any] = {} if drop_cls else {"cls": x[..., 0, :]}
         if not cls_only:
-            out["patches"] = x if drop_cls else x[..., 1:, :]
+            out["patches"] = x[..., lead:, :]
         if intermediates:
             out["blocks"] = outputs
         return out
@@ -278,15 +257,16 @@ class ViT(nn.Module):
             return jnp.asarray(table, self.dtype)
         side = self.image_px // self.patch_px
         table = self.param("pos_embed", nn.initializers.normal(0.02), (side * side, width))
-        return posemb.resize(table, (side, side), grid, self.resize_offset).astype(self.dtype)
+        options = {"offset": self.resize_offset, "antialias": self.resize_antialias}
+        return posemb.resize(table, (side, side), grid, **options).astype(self.dtype)
 
     def _as_used(self, path: tuple, leaf: jax.Array) -> jax.Array:
         return leaf.astype(self.dtype) if path[-1].key == "kernel" else leaf
 
-    def _run(self, block, blocks, x, keep, cls_only, intermediates):
+    def _run(self, block, blocks, x, keep, lengths, cls_only, intermediates):
         def layer(x, inputs):
             params, keep = inputs
-            x = linen.apply(block, params, x, keep)
+            x = linen.apply(block, params, x, keep, lengths=lengths)
             return x, x if intermediates else None
 
         if cls_only and intermediates:
@@ -301,21 +281,10 @@ class ViT(nn.Module):
         body = layer if self.remat == "none" else jax.checkpoint(layer, prevent_cse=False, policy=REMAT[self.remat])
         x, outputs = jax.lax.scan(body, x, scanned, unroll=max(depth, 1) if self.unroll else 1)
         if cls_only:
-            x = linen.apply(block, last[0], x, last[1], queries=1)
+            x = linen.apply(block, last[0], x, last[1], queries=1, lengths=lengths)
         return x, outputs
 
 
 def _gather(tokens: jax.Array, ids: jax.Array) -> jax.Array:
     """tokens b n d, ids b v k → b v k d."""
     return jax.vmap(lambda t, i: t[i])(tokens, ids)
-
-
-def init_stacked(block: nn.Module, depth: int, *inputs: Any) -> Callable:
-    """Initialiser of `depth` blocks stacked on a leading axis, each from its own key; inputs: of one block."""
-
-    def init(key):
-        # Parameters are float32 in any case, and fused attention has no form for this vmap.
-        plain = block.clone(dtype=jnp.float32)
-        return jax.vmap(lambda k: linen.init(plain, k, *inputs))(jax.random.split(key, depth))
-
-    return init

@@ -31,7 +31,8 @@ from cxrjax.input.studies import studies
 from cxrjax.interop import torch_bert
 from cxrjax.losses import contrastive, masked
 from cxrjax.models.bert import VARIANTS, Bert
-from cxrjax.models.vit import NORMAL, Linear, Size, gelu
+from cxrjax.models.transformer import NORMAL, Linear, gelu
+from cxrjax.models.vit import Size
 from cxrjax.text import masking, reports, tokenizer
 
 FOLDER = "report_encoder"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cxrjax.interop import huggingface, torch_vit
-from cxrjax.models import posemb, vit
+from cxrjax.models import posemb, transformer, vit
 
 MEAN, STD = 0.4978, 0.2449
 THEIR_MEAN, THEIR_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -100,7 +100,7 @@ def test_exported_model_gives_our_features(tmp_path, variant, positions, own_cha
     images = pictures(px, own_channels)
     ours, theirs = our_features(model, params, images), their_features(tmp_path, images, MEAN, STD)
     assert np.abs(ours).max() > 0.5
-    assert json.loads((tmp_path / "config.json").read_text())["layer_norm_eps"] == vit.LAYER_NORM_EPS
+    assert json.loads((tmp_path / "config.json").read_text())["layer_norm_eps"] == transformer.LAYER_NORM_EPS
     np.testing.assert_allclose(ours, theirs, atol=TOLERANCE)
 
 

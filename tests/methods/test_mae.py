@@ -11,7 +11,8 @@ from cxrjax.input import crops, device
 from cxrjax.methods import mae
 from cxrjax.models import posemb
 from cxrjax.models.mae_decoder import MAEDecoder
-from cxrjax.models.vit import Block, ViT
+from cxrjax.models.transformer import Block
+from cxrjax.models.vit import ViT
 from cxrjax.speed import cost
 from tests import runs
 from tests.methods import oracles

@@ -96,12 +96,14 @@ def test_initialisations(images):
         ("xavier", (2 / 256) ** 0.5, xavier, 0.02),
         ("moco_v3", xavier, xavier, 1e-6),
         ("normal", 0.02, 192**-0.5, 0.02),
+        ("i_jepa", 0.02, 0.02, 0.02),
+        ("dinov2", 0.02, 192**-0.5, 1e-6),
     ):
         params = VIT.clone(initialisation=kind).init(jax.random.key(0), images)["params"]
         assert float(params["cls"].std()) == pytest.approx(cls, rel=0.3)
         assert float(params["blocks"]["attention"]["qkv"]["kernel"].std()) == pytest.approx(qkv, rel=0.03)
         assert float(params["patch_embed"]["kernel"].std()) == pytest.approx(embedding, rel=0.05)
-    with pytest.raises(ValueError, match="one of xavier, normal, moco_v3, got 'zeros'"):
+    with pytest.raises(ValueError, match="one of xavier, normal, i_jepa, dinov2, moco_v3, got 'zeros'"):
         VIT.clone(initialisation="zeros").init(jax.random.key(0), images)
 
 
@@ -251,3 +253,101 @@ def test_learned_positions_are_parameters_and_fixed_ones_are_not(params, images)
     learned = jax.eval_shape(VIT.clone(positions="learned").init, jax.random.key(0), images)["params"]
     assert learned["pos_embed"].shape == (16, 64)
     assert "pos_embed" not in params["params"]
+
+
+FULL = ViT("test", 8, 32, registers=3, layer_scale=1e-5, cls_position=True, mask_token=True, positions="learned")
+
+
+@pytest.fixture(scope="module")
+def full(images):
+    """Parameters of FULL, all of them noise."""
+    shapes = jax.eval_shape(FULL.init, jax.random.key(0), images)["params"]
+    rng = np.random.default_rng(0)
+    return {"params": jax.tree.map(lambda leaf: 0.1 * rng.standard_normal(leaf.shape, np.float32), shapes)}
+
+
+def test_parameters_are_those_of_dinov2():
+    """DINOv2's own, of three channels: S/14 at 224 px, B/14 at 224 and 518 px, with four registers, and L/14."""
+    options = {"channels": 3, "positions": "learned", "cls_position": True, "mask_token": True, "layer_scale": 1e-5}
+    counted = []
+    for variant, px, registers in (("S", 224, 0), ("B", 224, 0), ("B", 518, 0), ("B", 518, 4), ("L", 224, 0)):
+        model = ViT(variant, 14, px, registers=registers, **options)
+        shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, px, px, 3)))
+        counted.append(sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)))
+    assert counted == [21_629_184, 85_725_696, 86_580_480, 86_583_552, 303_228_928]
+    swiglu = jax.eval_shape(ViT("L", ffn="swiglu").init, jax.random.key(0), np.zeros((1, 224, 224, 1)))["params"]
+    assert swiglu["blocks"]["mlp"]["fc2"]["kernel"].shape == (24, 2736, 1024)
+
+
+def test_layer_scale_starts_with_almost_nothing(images):
+    params = jax.jit(FULL.init)(jax.random.key(0), images)
+    assert np.all(params["params"]["blocks"]["layer_scale1"]["scale"] == np.float32(1e-5))
+    blocks = apply(params, images, vit=FULL, intermediates=True)["blocks"]
+    assert blocks.shape == (2, 3, 1 + 3 + 16, 64)
+    assert np.abs(blocks[1] - blocks[0]).max() < 1e-3 * np.abs(blocks[0][:, 4:]).max()
+
+
+def test_registers_have_no_order_and_no_position(full, images):
+    """Permuted rows give permuted outputs, and leave [CLS] and patches as they were."""
+    permuted = {"params": {**full["params"], "registers": full["params"]["registers"][::-1]}}
+    one, other = (apply(params, images, vit=FULL, intermediates=True) for params in (full, permuted))
+    for name in ("cls", "patches"):
+        np.testing.assert_allclose(one[name], other[name], atol=1e-5)
+    np.testing.assert_allclose(one["blocks"][:, :, 1:4], other["blocks"][:, :, 3:0:-1], atol=1e-5)
+    assert np.abs(one["blocks"][:, :, 1] - one["blocks"][:, :, 2]).max() > 1e-2
+
+
+def test_hidden_patches_show_nothing_of_their_pixels(full, images):
+    """With no attention a hidden place depends on its position only; with it others see the mask token there."""
+    mask = np.arange(16)[None] % 3 == np.arange(3)[:, None]
+    run = jax.jit(lambda params, images: FULL.apply(params, images, mask=mask))
+    deaf = jax.tree.map_with_path(lambda k, x: 0 * x if any(p.key == "attention" for p in k) else x, full)
+    one, other = run(deaf, images)["patches"], run(deaf, images + 1)["patches"]
+    np.testing.assert_array_equal(one[mask], other[mask])
+    assert np.abs(one - other)[~mask].min(axis=1).max() > 1e-5
+    assert np.abs(run(full, images)["cls"] - apply(full, images, vit=FULL)["cls"]).max() > 1e-5
+    with pytest.raises(ValueError, match="mask_token=True"):
+        jax.eval_shape(lambda i: VIT.init(jax.random.key(0), i, mask=mask), images)
+    with pytest.raises(ValueError, match="give one of them"):
+        jax.eval_shape(lambda i: FULL.apply(full, i, mask[:, :4] * 1, mask=mask), images)
+
+
+def test_tokens_that_are_not_there_reach_nothing(full, images):
+    """Of kept tokens the first so many: value of [CLS] and of those, and no gradient through the rest."""
+    ids = np.stack([np.random.default_rng(s).permutation(16)[:7] for s in range(3)])
+    lengths = jnp.array([5, 7, 2])
+
+    @jax.jit
+    def run(params, images, ids):
+        return FULL.apply(params, images, ids, lengths=lengths)
+
+    found, other = run(full, images, ids), run(full, images, np.where(np.arange(7) < lengths[:, None], ids, 0))
+    np.testing.assert_array_equal(found["cls"], other["cls"])
+    alone = apply(full, images[:1], ids[:1, :5], vit=FULL)
+    np.testing.assert_allclose(found["cls"][0], alone["cls"][0], atol=1e-5)
+    np.testing.assert_allclose(found["patches"][0, :5], alone["patches"][0], atol=1e-5)
+
+
+def test_stochastic_depth_of_a_subset_and_alike_in_all_blocks():
+    """⌊b (1 − rate)⌋ of b pictures keep a branch, at b over that; one at least. Uniform: the first block drops too."""
+    subset = ViT("mini", drop_path=0.4, drop_path_shape="uniform", drop_path_subset=True)
+    paths = np.asarray(subset.paths(jax.random.key(0), 8))  # b l 2
+    assert paths.shape == (8, 4, 2)
+    np.testing.assert_allclose(np.sort(paths, axis=0)[:, 0, 0], [0] * 4 + [2] * 4)
+    assert np.all((paths > 0).sum(axis=0) == 4)
+    assert len({branch.tobytes() for branch in paths.reshape(8, 8).T}) > 1
+    np.testing.assert_array_equal(subset.paths(jax.random.key(0), 1), np.ones((1, 4, 2)))
+    each = np.asarray(ViT("mini", drop_path=0.4, drop_path_shape="uniform").paths(jax.random.key(0), 4000))
+    np.testing.assert_allclose((each > 0).mean(axis=0), 0.6, atol=0.03)
+    with pytest.raises(ValueError, match="drop_path_shape must be one of linear, uniform, got 'flat'"):
+        ViT(drop_path_shape="flat").check()
+
+
+@pytest.mark.parametrize("side", [3, 9])
+def test_positions_are_resized_with_antialiasing_as_torch_does(side):
+    torch = pytest.importorskip("torch")
+    table = np.random.default_rng(0).standard_normal((49, 8), np.float32)
+    grid = torch.from_numpy(table).reshape(1, 7, 7, 8).permute(0, 3, 1, 2)
+    theirs = torch.nn.functional.interpolate(grid, size=side, mode="bicubic", antialias=True)[0].permute(1, 2, 0)
+    found = posemb.resize(table, (7, 7), (side, side), antialias=True)
+    np.testing.assert_allclose(found, theirs.reshape(-1, 8), atol=1e-5)
