@@ -24,6 +24,7 @@ CASES = {
     "byol": ("byol", {"model__drop_path": 0.4}),
     "vicreg": ("vicreg", {"model__drop_path": 0.4}),
     "barlow_twins": ("barlow_twins", {}),
+    "ijepa": ("ijepa", {"model__drop_path": 0.4}),
     "lejepa": ("lejepa", {"model__drop_path": 0.4}),
     "supervised": ("supervised", {"model__drop_path": 0.4}),
     "supervised_classes": ("supervised", {"task": "multiclass"}),

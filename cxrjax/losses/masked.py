@@ -52,6 +52,35 @@ def patch_errors(
     return _rows(error * hidden), _rows(hidden)
 
 
+REGRESSIONS = ("smooth_l1", "l2")
+
+
+def regression_errors(
+    prediction: jax.Array, target: jax.Array, there: jax.Array, kind: str = "smooth_l1"
+) -> tuple[jax.Array, jax.Array]:
+    """The sum of errors of predicted tokens over those of every picture that are there, and how many these are.
+
+    prediction, target: b m t d; the target is taken as it is after `standardised`, without gradient. there: bool, of a
+    shape that broadcasts to b m t. kind: the mean over d of ½ δ² for |δ| < 1 and |δ| − ½ beyond ("smooth_l1"), or of δ²
+    ("l2"). Returns b and b. Source: I-JEPA (Assran et al., CVPR 2023), released code; l2 is its paper's.
+    """
+    delta = prediction.astype(jnp.float32) - jax.lax.stop_gradient(standardised(target))
+    if kind == "l2":
+        each = delta**2
+    else:
+        size = jnp.abs(delta)
+        each = jnp.where(size < 1, 0.5 * delta**2, size - 0.5)
+    counted = jnp.broadcast_to(there, each.shape[:-1]).astype(jnp.float32)
+    return _rows(each.mean(axis=-1) * counted), _rows(counted)
+
+
+def standardised(x: jax.Array, eps: float = 1e-5) -> jax.Array:
+    """A LayerNorm over the last axis without parameters, float32: x less its mean, over √(variance + eps)."""
+    x = x.astype(jnp.float32)
+    x = x - x.mean(axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps)
+
+
 def masked_tokens(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Mean cross-entropy over the labelled tokens of all texts, in nats; 0 where nothing is labelled.
 

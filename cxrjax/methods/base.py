@@ -223,14 +223,19 @@ def target_of(params: Params, state: State) -> Params:
     return {name: params[name] for name in state["target"]}
 
 
-def ramp(config: Config, start: float, end: float = 1.0) -> Callable[[jax.Array | int], jax.Array]:
-    """step -> a number that goes from `start` to `end` along half a cosine over the whole run: momenta of targets.
+def ramp(
+    config: Config, start: float, end: float = 1.0, shape: str = "cosine"
+) -> Callable[[jax.Array | int], jax.Array]:
+    """step -> a number that goes from `start` to `end` over the whole run: momenta of targets.
 
+    shape: "cosine", along half of one, or "linear".
     The run's steps are config.duration.total_steps; `methods.make(config, total_steps)` puts them there for durations
     in epochs or examples, which only the trainer can convert. A method made without them encodes as ever, and asking
     for the number raises ValueError.
     """
     what = f"from {start} to {end} "
+    if shape == "linear":
+        return lambda step: start + (end - start) * jnp.minimum(step / _total_steps(config, what), 1.0)
     return lambda step: optim.cosine_ramp(step, _total_steps(config, what), start, end)
 
 
