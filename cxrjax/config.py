@@ -76,6 +76,9 @@ RANGES = {
     "optim.trust_coefficient": "(0, inf)",
     "optim.grad_clip": "(0, inf)",
     "optim.clip_per_tensor": "(0, inf)",
+    "optim.clip_per_part": "(0, inf)",
+    "optim.held_share": "[0, 1]",
+    "optim.sqrt_lr": "(0, inf)",
     "optim.layer_decay": "(0, 1]",
     "input.*": "whole [0, inf)",
     "checkpoint.every_minutes": "(0, inf]",
@@ -144,6 +147,7 @@ def pretrain() -> ConfigDict:
                 "name": "adamw",
                 "base_lr": number(),
                 "lr": number(),
+                "sqrt_lr": number(),  # for a batch of 1024, with the root of the batch
                 "lr_start": 0.0,  # where the warm-up begins
                 "lr_end": 0.0,
                 "lr_end_ratio": number(),  # lr_end as a share of the highest rate
@@ -162,10 +166,13 @@ def pretrain() -> ConfigDict:
                 "lr_in_momentum": True,  # of LARS: False scales by the rate after the momentum
                 "grad_clip": number(),  # of the norm of all gradients
                 "clip_per_tensor": number(),
+                "clip_per_part": number(),  # of encoder and heads, each by itself
                 "layer_decay": number(),
                 "lr_mults": (),
                 "wd_mults": (),
                 "frozen": (),
+                "held": (),  # at a learning rate of 0 for the first held_share of the run
+                "held_share": 0.0,
             },
             "input": {"threads": integer(), "workers": 0},  # threads: by default one for each core, 16 at most
             "compile_cache": True,  # keep compiled programs in the data folder, so that a resumed run finds them

@@ -10,6 +10,7 @@ said per layer (layer decay, of "blocks" alone, "no decay on 1-D parameters", th
 is therefore done per slice of that axis.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,6 +24,7 @@ KEYS = {
     "name": "adamw | lars | sgd",
     "lr": "peak learning rate as it is",
     "base_lr": "peak learning rate for a batch of 256, scaled linearly with the batch",
+    "sqrt_lr": "peak learning rate for a batch of 1024, scaled with the root of the batch",
     "lr_start": "learning rate at step 0, from which the warm-up rises",
     "lr_end": "learning rate at the last step",
     "lr_end_ratio": "the same as a share of the peak",
@@ -41,15 +43,18 @@ KEYS = {
     "lr_in_momentum": "lars: whether the momentum adds up steps, learning rate included, or scaled gradients",
     "grad_clip": "largest global norm of the gradient",
     "clip_per_tensor": "largest norm of the gradient of each parameter by itself",
+    "clip_per_part": "largest norm of the gradient of each network by itself: of all below the first name of a path",
     "layer_decay": "each layer's learning rate is this times the next one's",
     "lr_mults": "[(regex, factor)] on the learning rate",
     "wd_mults": "[(regex, factor)] on the weight decay",
     "frozen": "[regex] of parameters that keep their value",
+    "held": "[regex] of parameters whose learning rate is 0 at first; their moments move",
+    "held_share": "for which share of the run",
 }
 _UNITS = ("steps", "epochs", "examples")
-_NO_DECAY = re.compile(r"(^|/)(cls|mask_token|pos_embed)$")
+_NO_DECAY = re.compile(r"(^|/)(cls|cls_pos|mask_token|pos_embed|registers)$")
 _STACKED = re.compile(r"(^|/)(blocks|layers|lower)/")  # of a ViT or Swin; of a BERT, learned and frozen
-_EMBEDDING = re.compile(r"^(cls|mask_token|pos_embed|patch_embed)(/|$)")
+_EMBEDDING = re.compile(r"^(cls|cls_pos|mask_token|pos_embed|patch_embed|registers)(/|$)")
 
 
 def make(
@@ -69,6 +74,12 @@ def make(
     schedule = _schedule(config, total_steps, batch_size, steps_per_epoch * batch_size)
     decay = _decay_schedule(config, total_steps)
     transformation = _transformation(config, abstract_params, schedule, decay)
+    if config["held"]:
+        held = _rules("held", [(regex, True) for regex in config["held"]] + [("", False)], abstract_params)
+        begin = round(config["held_share"] * total_steps)
+        # Last, so that neither a step nor the decay moves what is held.
+        still = optax.scale_by_schedule(lambda step: jnp.where(step < begin, 0.0, 1.0))
+        transformation = optax.chain(transformation, optax.masked(still, held))
     if (clip := _clip(config)) is not None:
         transformation = optax.chain(clip, transformation)
     if config["frozen"]:
@@ -121,11 +132,16 @@ def cosine_ramp(step: Any, total: int, start: float, end: float) -> Any:
 
 
 def _schedule(config: dict, total_steps: int, batch_size: int, examples_per_epoch: float) -> optax.Schedule:
-    lr, base_lr, ratio = (config[key] for key in ("lr", "base_lr", "lr_end_ratio"))
-    if (lr is None) == (base_lr is None):
-        given = "neither" if lr is None else {"lr": lr, "base_lr": base_lr}
-        raise ValueError(f"{given} given: give exactly one of lr (as it is) and base_lr (times batch / 256)")
-    peak = base_lr * batch_size / 256 if lr is None else lr
+    ratio = config["lr_end_ratio"]
+    factors = {"lr": 1.0, "base_lr": batch_size / 256, "sqrt_lr": math.sqrt(batch_size / 1024)}
+    given = {key: config[key] for key in factors if config[key] is not None}
+    if len(given) != 1:
+        raise ValueError(
+            f"{given or 'neither'} given: give exactly one of lr (as it is), base_lr (times batch / 256) and sqrt_lr "
+            "(times √(batch / 1024))"
+        )
+    ((key, value),) = given.items()
+    peak = value * factors[key]
     if config["lr_end"] and ratio is not None:
         raise ValueError(f"lr_end = {config['lr_end']} and lr_end_ratio = {ratio} given: give one of them")
     end = config["lr_end"] if ratio is None else ratio * peak
@@ -157,14 +173,19 @@ def _decay_schedule(config: dict, total_steps: int) -> optax.Schedule:
 
 
 def _clip(config: dict) -> optax.GradientTransformation | None:
-    whole, each = config["grad_clip"], config["clip_per_tensor"]
-    if whole is not None and each is not None:
+    whole, each, part = (config[key] for key in ("grad_clip", "clip_per_tensor", "clip_per_part"))
+    if sum(value is not None for value in (whole, each, part)) > 1:
         raise ValueError(
-            f"grad_clip = {whole} (one norm of the whole gradient) and clip_per_tensor = {each} (a norm for each "
-            "parameter) given: give one of them"
+            f"grad_clip = {whole} (one norm of the whole gradient), clip_per_tensor = {each} (a norm for each "
+            f"parameter) and clip_per_part = {part} (a norm for each network): give one of them"
         )
     if whole is not None:
         return optax.clip_by_global_norm(whole)
+    if part is not None:
+        clip = _clip_as_torch(part)
+        return optax.stateless(
+            lambda updates, params: {name: clip.update(tree, optax.EmptyState())[0] for name, tree in updates.items()}
+        )
     return None if each is None else _per_tensor(_clip_as_torch(each))
 
 

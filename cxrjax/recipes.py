@@ -194,7 +194,7 @@ def smoke(config: ConfigDict) -> None:
         config.text.update({"init_from": "", "dtype": "float32"})
     config.batch_size = 16
     config.duration.update({"total_steps": 6, "total_epochs": None})
-    config.optim.update({"lr": 1e-3, "base_lr": None, "warmup_steps": 2, "warmup_epochs": None})
+    config.optim.update({"lr": 1e-3, "base_lr": None, "sqrt_lr": None, "warmup_steps": 2, "warmup_epochs": None})
     config.optim.warmup_examples = None
     config.log_every_steps = 2
     if config.data.sets == "phantom":

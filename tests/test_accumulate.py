@@ -21,6 +21,7 @@ CASES = {
     "simclr": ("simclr", {"model__drop_path": 0.4}),
     "moco_v3": ("moco_v3", {"model__drop_path": 0.4}),
     "dino": ("dino", {"model__drop_path": 0.4, "loss__assignment": "centre"}),
+    "dinov2": ("dinov2", {"model__drop_path": 0.4, "loss__assignment": "centre"}),
     "byol": ("byol", {"model__drop_path": 0.4}),
     "vicreg": ("vicreg", {"model__drop_path": 0.4}),
     "barlow_twins": ("barlow_twins", {}),

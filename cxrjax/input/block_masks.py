@@ -108,3 +108,60 @@ def _between(ends: Sequence[float], u: float) -> float:
 
 def _padded(ids: np.ndarray, count: int) -> np.ndarray:
     return np.pad(ids, (0, count - len(ids))).astype(np.int32)
+
+
+class Rectangles(NamedTuple):
+    """DINOv2's masks: rectangles that are added until a share of a crop's patches is hidden.
+
+    crops: how many of the large crops of a picture are masked, which of them by chance. ratio: share of the patches.
+    aspect: least height / width, and greatest width / height. least, most: cells of a rectangle; most = 0 is half of
+    the grid. A rectangle never spans the whole height or width.
+    Source: BEiT and iBOT, as DINOv2's released code has it, which masks half of all crops of a batch.
+    """
+
+    crops: int = 1
+    ratio: tuple[float, float] = (0.1, 0.5)
+    aspect: float = 0.3
+    least: int = 4
+    most: int = 0
+
+    def draw(self, rng: np.random.Generator, views: int, grid: tuple[int, int]) -> dict[str, np.ndarray]:
+        """ "hidden" bool views n; "hidden_ids" int32 c, those of all views in order; "hidden_count" of views.
+
+        The ids count through the views, view · n + patch, with zeros behind those in use.
+        """
+        n = grid[0] * grid[1]
+        mask = np.zeros((views, n), bool)
+        for view in rng.permutation(views)[: self.crops]:
+            mask[view] = self.mask(rng, int(n * _between(self.ratio, rng.random())), grid).ravel()
+        count = mask.sum(axis=1).astype(np.int32)
+        ids = _padded(np.flatnonzero(mask), self.capacity(grid))
+        return {"hidden": mask, "hidden_ids": ids, "hidden_count": count}
+
+    def capacity(self, grid: tuple[int, int]) -> int:
+        """The most patches of a picture that are hidden."""
+        return max(self.crops * int(grid[0] * grid[1] * self.ratio[1]), 1)
+
+    def mask(self, rng: np.random.Generator, wanted: int, grid: tuple[int, int]) -> np.ndarray:
+        """bool p q with `wanted` hidden cells, or a few less where ten rectangles in turn do not fit."""
+        mask, hidden = np.zeros(grid, bool), 0
+        while hidden < wanted:
+            left = min(wanted - hidden, self.most or grid[0] * grid[1] // 2)
+            added = self._add(rng, mask, left)
+            if not added:
+                break
+            hidden += added
+        return mask
+
+    def _add(self, rng: np.random.Generator, mask: np.ndarray, most: int) -> int:
+        for _ in range(10):
+            area = _between((self.least, most), rng.random())
+            aspect = math.exp(rng.uniform(math.log(self.aspect), -math.log(self.aspect)))
+            h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if h < mask.shape[0] and w < mask.shape[1]:
+                top, left = (int(rng.integers(side - of + 1)) for side, of in zip(mask.shape, (h, w), strict=True))
+                window = mask[top : top + h, left : left + w]
+                if 0 < (added := int((~window).sum())) <= most:
+                    window[:] = True
+                    return added
+        return 0

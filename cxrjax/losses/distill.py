@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from cxrjax.losses import prototypes
-from cxrjax.losses.pairs import normalise
+from cxrjax.losses.pairs import NEVER, diagonal, normalise, pairwise
 
 
 def byol(predictions: jax.Array, targets: jax.Array) -> jax.Array:
@@ -65,3 +65,37 @@ def sinkhorn(logits: jax.Array, temperature: float | jax.Array, iterations: int 
 def entropy(probabilities: jax.Array) -> jax.Array:
     """−Σ_k p log p of … k, without gradient: 0 when one takes all, log k when all are equal."""
     return jax.scipy.special.entr(jax.lax.stop_gradient(probabilities)).sum(axis=-1)
+
+
+def ibot(students: jax.Array, targets: jax.Array, weights: jax.Array, temperature: float) -> jax.Array:
+    """iBOT's loss of masked tokens: Σ_j w_j H(q_j, softmax(s_j / τ_s)).
+
+    students: … k logits of masked tokens. targets: … k probabilities of the teacher for the same tokens, unmasked.
+    weights: …, 0 for what is no masked token; 1 / |m| / crops for those of a crop with |m| masked ones.
+    Source: iBOT (Zhou et al., ICLR 2022), as DINOv2 (Oquab et al., 2304.07193) has it.
+    """
+    log_p = jax.nn.log_softmax(students.astype(jnp.float32) / temperature)
+    rows = -jnp.sum(jax.lax.stop_gradient(targets.astype(jnp.float32)) * log_p, axis=-1)
+    return jnp.sum(jax.lax.stop_gradient(weights) * rows)
+
+
+def koleo(x: jax.Array, *, groups: int = 1, itself: bool = False, eps: float = 1e-8) -> tuple[jax.Array, jax.Array]:
+    """−mean log of the distance of every row to its nearest other one, rows of unit length; and the least distance.
+
+    x: M d. groups: neighbours within M/groups consecutive rows, which is what code without a gather over devices does.
+    itself: a row whose others are all opposite to it is its own neighbour, as in the released code, which sets the
+    cosine with itself to −1 and not aside. eps: added to lengths, differences and distances, as there, so that equal
+    rows give 17 to 20 and no gradient.
+    Source: KoLeo (Sablayrolles et al., ICLR 2019) as DINOv2 (Oquab et al., 2304.07193) has it, released code.
+    """
+    if groups > 1:
+        loss, least = jax.vmap(lambda part: koleo(part, itself=itself, eps=eps))(x.reshape(groups, -1, x.shape[-1]))
+        return loss.mean(), least.min()
+    x = x.astype(jnp.float32)
+    length = jnp.sqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), eps**2))
+    x = x / length
+    cosines = jnp.where(diagonal(len(x)), -1.0 if itself else NEVER, pairwise(x, x))
+    # Of equals the first: a row of −1 alone then takes itself where it comes first, as torch's maximum does.
+    nearest = jnp.argmax(jax.lax.stop_gradient(cosines), axis=1)
+    distance = jnp.sqrt(jnp.sum((x - x[nearest] + eps) ** 2, axis=-1))
+    return -jnp.log(distance + eps).mean(), jax.lax.stop_gradient(distance).min()

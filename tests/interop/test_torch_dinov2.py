@@ -1,13 +1,16 @@
 """Features of our ViT and of transformers' Dinov2Model, with and without registers, are the same numbers, both ways."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
+from cxrjax import initial, methods
 from cxrjax.interop import huggingface, torch_dinov2
 from cxrjax.models import vit
+from tests import runs
 from tests.interop.test_torch_vit import MEAN, STD, THEIR_MEAN, THEIR_STD, TOLERANCE, pictures
 
 torch = pytest.importorskip("torch")
@@ -87,3 +90,16 @@ def test_what_is_no_dinov2_is_refused(tmp_path):
     params = jax.jit(plain.init)(jax.random.key(0), np.zeros((1, 32, 32, 1)))["params"]
     with pytest.raises(ValueError, match="no DINOv2: .*layer_scale1.* missing"):
         torch_dinov2.to_huggingface(params, heads=2, patch_px=8, image_px=32, model={})
+
+
+def test_a_run_starts_from_it(tmp_path):
+    """Every leaf of the encoder of a method that has the folder's kind of ViT."""
+    theirs(tmp_path, 0, False)
+    config = runs.config("dinov2", init_from=str(tmp_path), model__patch_px=8, model__layer_scale=1.0)
+    params, state = jax.eval_shape(methods.make(config).init, jax.random.key(0), None)
+    found = initial._named_encoders(config, SimpleNamespace(params=params, state=state))["encoder"]
+    assert jax.tree.map(np.shape, found) == jax.tree.map(np.shape, params["encoder"])
+    config.model.layer_scale = None
+    plain, state = jax.eval_shape(methods.make(config).init, jax.random.key(0), None)
+    with pytest.raises(ValueError, match="blocks/layer_scale1/scale: ours absent"):
+        initial._named_encoders(config, SimpleNamespace(params=plain, state=state))
