@@ -19,6 +19,15 @@ DICOM = "02aa804e-bde0afdd-112c0b34-7bc16630-4e384014"
 
 # Relative path -> text; builders open no picture, so pictures are empty files.
 DOWNLOADS = {
+    "candid_ptx": {
+        "Pneumothorax_reports.csv": "filename,SOPInstanceUID,StudyInstanceUID,EncodedPixels,Report\n"
+        'P1_1_0.dcm,1.2.3,1.2.9,1 2 3 4,"CHEST\nA small pneumothorax, on the left."\n'
+        "P2_1_0.dcm,1.2.4,1.2.8,-1,Clear.\n",
+        "acute_rib_fracture.csv": "anon_SOPUID,annotation_ref,mask_rle\n1.2.4,a,1 2\n",
+        "chest_tube.csv": "anon_SOPUID,annotation_ref,mask_rle\n1.2.3,a,5 6\n1.2.4,b,-1\n",
+        "dataset/1.2.3": "",
+        "dataset/1.2.4": "",
+    },
     "chestxray14": {
         "Data_Entry_2017_v2020.csv": "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,"
         "View Position,OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]\n"
@@ -154,6 +163,12 @@ DOWNLOADS = {
         "indiana_projections.csv": "uid,filename,projection\n1,1_IM-0001-4001.dcm.png,Frontal\n",
         "images/images_normalized/1_IM-0001-4001.dcm.png": "",
     },
+}
+DOWNLOADS["nih_google"] = DOWNLOADS["chestxray14"] | {
+    "four_findings_expert_labels/validation_labels.csv": "Image Index,Finding Labels,Patient ID,Fracture,Pneumothorax,"
+    "Airspace opacity,Nodule or mass\n00000001_000.png,Mass,1,NO,YES,NO,YES\n",
+    "four_findings_expert_labels/test_labels.csv": "Image Index,Finding Labels,Patient ID,Fracture,Pneumothorax,"
+    "Airspace opacity,Nodule or mass\n00000002_000.png,Mass,2,YES,NO,,HEDGE\n",
 }
 
 
