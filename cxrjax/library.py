@@ -7,6 +7,7 @@ from typing import Any
 from cxrjax import command, encoder, main
 from cxrjax import config as shared
 from cxrjax.encoder import Encoder
+from cxrjax.runtime import bucket
 
 
 def pretrain(
@@ -39,5 +40,5 @@ def pretrain(
     shared.check(settings)
     settings = main.whole(settings, workdir)
     folder = main.folder(settings, command.title(config, settings), workdir)
-    main.fit(settings, folder)
+    main.fit(settings, folder, str(workdir) if bucket.is_address(workdir) else None)
     return encoder.load(folder)

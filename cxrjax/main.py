@@ -20,7 +20,8 @@ from cxrjax import checkpoint, command, longer
 from cxrjax import config as shared
 from cxrjax.accelerators import compile_cache
 from cxrjax.config import ConfigDict
-from cxrjax.runtime import disk, hosts, leftovers, lock
+from cxrjax.datasets import schema
+from cxrjax.runtime import bucket, disk, hosts, leftovers, lock
 
 
 def main(config: ConfigDict, name: str, options: Any) -> None:
@@ -29,6 +30,8 @@ def main(config: ConfigDict, name: str, options: Any) -> None:
     if config.job not in jobs:
         raise ValueError(f"config.job is {config.job!r}; it must be one of {', '.join(jobs)}")
     shared.check(config)
+    if config.job != "pretrain" or not bucket.is_address(options.workdir):
+        disk.check_local(options.workdir or "")
     if options.distributed or options.coordinator:
         print(hosts.connect(options.coordinator, options.processes, options.process, options.bind), flush=True)
     jobs[config.job](config, name, options)
@@ -42,7 +45,7 @@ def pretrain(config: ConfigDict, name: str, options: Any) -> None:
     workdir = folder(config, f"{name}-grid" if config.grid else name, options.workdir)
     if options.dry_run:
         return dry_run.tell(config, workdir)
-    fit(config, workdir)
+    fit(config, workdir, options.workdir if bucket.is_address(options.workdir) else None)
 
 
 def whole(config: ConfigDict, workdir: str | Path | None, builds: bool = True) -> ConfigDict:
@@ -56,20 +59,24 @@ def whole(config: ConfigDict, workdir: str | Path | None, builds: bool = True) -
     return _with_precision(initial.of_run(config, resumed, builds=builds))
 
 
-def fit(config: ConfigDict, workdir: Path) -> None:
-    """Trains what the config says into a folder that no other process uses, or resumes it, or makes it longer."""
+def fit(config: ConfigDict, workdir: Path, bucket_address: str | None = None) -> None:
+    """Trains what the config says into a folder that no other process uses, or resumes it, or makes it longer.
+
+    bucket_address: of the bucket that the folder stands for, see `bucket.mirrored`.
+    """
     from cxrjax import grid, train
 
     print(compile_cache.use(config.compile_cache), flush=True)
     missing = [place for place in (workdir, *workdir.parents) if not place.exists()]
-    with lock.hold(workdir), _taken_away_if_refused(workdir, missing):
+    mirrored = bucket.mirrored(bucket_address, workdir) if bucket_address else contextlib.nullcontext()
+    with lock.hold(workdir), _taken_away_if_refused(workdir, missing), mirrored:
         if hosts.is_first():
             leftovers.tidy(workdir)
         if config.grid:
             grid.run(config, workdir, claim, train.fit)
         else:
             train.fit(claim(workdir, config), workdir)
-    print(f"done: {workdir}", flush=True)
+    print(f"done: {bucket_address or workdir}", flush=True)
 
 
 def evaluate(config: ConfigDict, name: str, options: Any) -> None:
@@ -94,7 +101,15 @@ def report(config: ConfigDict, name: str, options: Any) -> None:
 
 
 def folder(config: ConfigDict, name: str, given: str | Path | None) -> Path:
-    """The folder of a run: the given one, or one under runs/ that its settings name."""
+    """The folder of a run: the given one, or one under runs/ that its settings name.
+
+    Of one that is trained in a bucket it is the folder of this machine that the run works in. Raises ValueError for a
+    bucket where only a disk will do.
+    """
+    if config.job == "pretrain" and bucket.is_address(given):
+        if jax.process_count() > 1:
+            raise ValueError(f"{given} is for one host: several need a folder that all of them see")
+        return bucket.place(str(given), schema.data_dir() / "buckets")
     disk.check_local(given or "")
     return Path(given or Path("runs") / f"{name}-{shared.digest(config)}")
 
@@ -183,7 +198,9 @@ def _define_flags() -> None:
     flags.DEFINE_integer("processes", None, "how many processes there are, with --coordinator")
     flags.DEFINE_integer("process", None, "which of them this is, from 0, with --coordinator")
     flags.DEFINE_string("bind", None, "address:port that the first process listens on (default: all addresses)")
-    flags.DEFINE_string("workdir", None, "folder of the run; the same folder resumes (default: under runs/)")
+    flags.DEFINE_string(
+        "workdir", None, "folder of the run, or gs://BUCKET/FOLDER; the same one resumes (default: under runs/)"
+    )
 
 
 if __name__ == "__main__":

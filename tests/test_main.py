@@ -33,7 +33,8 @@ def run(*arguments):
         (("--config=configs/spcl.py", "smoke"), "unexpected arguments ['smoke']"),
         (("--config=configs/spcl.py:smoke", "--config.data.sets=fantom", "--workdir={tmp}/run"), "fantom"),
         (("--config=configs/spcl.py:smoke", "--workdir=/dev/null/run"), "error: Not a directory"),
-        (("--config=configs/spcl.py:smoke", "--workdir=gs://bucket/run"), "error: gs://bucket/run is an address, and"),
+        (("--config=configs/spcl.py:smoke", "--workdir=http://host/run"), "error: http://host/run is an address, and"),
+        (("--config=configs/report.py", "--workdir=gs://bucket/run"), "error: gs://bucket/run is an address, and"),
     ],
 )
 def test_mistakes_are_sentences(arguments, sentence, tmp_path, monkeypatch):

@@ -12,15 +12,15 @@ import optax
 import pandas
 import pytest
 
-from cxrjax import checkpoint, methods, optim, parallel, rng, train
+from cxrjax import checkpoint, methods, parallel, rng, train
 from cxrjax import config as shared
 from cxrjax.evals import run as evals
 from cxrjax.input import converted_sets, crops, source
-from cxrjax.methods import Aux, Method
 from cxrjax.step import TrainState, make_step
 from cxrjax.track import NonFinite
 from tests import radiographs, runs
 from tests.processes import records
+from tests.tiny_method import LINE, line
 
 
 @pytest.fixture(autouse=True)
@@ -73,31 +73,6 @@ def test_a_run_leaves_its_records(tmp_path, capsys):
     assert "2 device(s)" in said and re.search(r"of 0:0\d:\d\d: .*% compiling.*% judging", said)
 
 
-def line():
-    """A method of 64 numbers: w·(x + noise) of the mean picture x, and a state that says what it was given."""
-
-    def loss(params, state, batch, key, step):
-        mean = batch["image"].astype(jnp.float32).mean((0, 1)).ravel() / 255
-        value = (step + 1) * jnp.sum(params["w"] * (mean + jax.random.normal(key, (64,))))
-        return value, Aux({**state, "mean": mean}, {"product": value}, {"largest": mean.max()})
-
-    def init(key, batch):
-        zeros = jnp.zeros(64)
-        return {"w": jax.random.normal(key, (64,))}, {
-            "mean": zeros,
-            "average": zeros,
-            "after": jnp.zeros((), jnp.int32),
-        }
-
-    def make_views(example, generator):
-        return {"image": crops.views(crops.decode(example["image"]), generator, crops.Crop(8, scale=(0.3, 1.0)))}
-
-    def after(params, state, step):
-        return {**state, "average": optim.ema(state["average"], params["w"], 0.5), "after": step}
-
-    return Method(make_views, init, loss, after, encode=lambda params, state, images: {}, image_px=8)
-
-
 def test_a_step_draws_updates_and_follows_in_this_order():
     """The key of the step, the gradient, the optimizer with its moments, the new parameters, then `after` with them."""
     root, momentum, rate = jax.random.key(7), 0.9, 0.1
@@ -123,9 +98,6 @@ def test_a_step_draws_updates_and_follows_in_this_order():
         np.testing.assert_allclose(train_state.params["w"], w, atol=1e-5)
         np.testing.assert_allclose(train_state.state["average"], average, atol=1e-5)
         np.testing.assert_allclose(train_state.state["mean"], mean, atol=1e-5)
-
-
-LINE = {"batch_size": 8, "mesh__data": 1, "log_every_steps": 1, "evals": {}, "optim__warmup_steps": 2}
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, monkeypatch):

@@ -61,6 +61,6 @@ def check_local(folder: str | os.PathLike) -> None:
     """Raises ValueError for the address of a bucket, such as gs://…, which would become a local folder of that name."""
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", str(folder)):
         raise ValueError(
-            f"{folder} is an address, and a work folder is on a disk: mount the bucket (gcsfuse does for gs://) and "
-            "give the folder that it is mounted at"
+            f"{folder} is an address, and only a run of one host can work in a bucket (gs://BUCKET/FOLDER): copy the "
+            "folder to a disk, or mount the bucket (gcsfuse does for gs://) and give the folder that it is mounted at"
         )

@@ -69,6 +69,12 @@ def check(folder: Path) -> None:
             raise InUse(f"{_held[place].lost}. This process was stopped for so long that it counted as dead: it ends")
 
 
+def lose(workdir: Path, said: str) -> None:
+    """Makes `check` raise, because of what `said` tells, for a folder that this process holds."""
+    if (owner := _held.get(Path(workdir).absolute())) is not None:
+        owner.lost = said
+
+
 class _Owner:
     def __init__(self, workdir: Path, descriptor: int, nonce: str):
         self.workdir, self.descriptor, self.nonce, self.lost = workdir, descriptor, nonce, ""
@@ -82,7 +88,7 @@ class _Owner:
             with contextlib.suppress(OSError):  # a disk that is away for a while
                 now = _read(self.descriptor)
                 if now and now.get("nonce") != self.nonce:
-                    self.lost = _sentence(self.workdir, now)
+                    self.lost = sentence(self.workdir, now)
                     return
                 os.utime(self.descriptor)
 
@@ -104,11 +110,11 @@ def _take(workdir: Path) -> _Owner:
         locks = _lock(workdir, descriptor)
         _wait_for_death(workdir, descriptor, locks)
         nonce = uuid.uuid4().hex
-        _write(descriptor, _self() | {"nonce": nonce})
+        _write(descriptor, identity() | {"nonce": nonce})
         if not locks:  # another start may have seen the same dead owner
             time.sleep(1)
             if (now := _read(descriptor)).get("nonce") != nonce:
-                raise InUse(_sentence(workdir, now))
+                raise InUse(sentence(workdir, now))
     except BaseException:
         os.close(descriptor)
         raise
@@ -121,7 +127,7 @@ def _lock(workdir: Path, descriptor: int) -> bool:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES):
-            raise InUse(_sentence(workdir, _read(descriptor))) from None
+            raise InUse(sentence(workdir, _read(descriptor))) from None
         if error.errno not in _NO_LOCKS:
             raise
         return False
@@ -130,7 +136,7 @@ def _lock(workdir: Path, descriptor: int) -> bool:
 
 def _wait_for_death(workdir: Path, descriptor: int, locks: bool) -> None:
     """Returns when the owner that the file names is dead; raises InUse when it shows a sign of life."""
-    owner, me = _read(descriptor), _self()
+    owner, me = _read(descriptor), identity()
     if not owner or not owner.get("pid"):
         return
     here = owner.get("boot") == me["boot"] and bool(me["boot"])
@@ -139,15 +145,15 @@ def _wait_for_death(workdir: Path, descriptor: int, locks: bool) -> None:
     if all(owner.get(key) == me[key] for key in ("host", "boot", "namespace")):
         if owner["pid"] != os.getpid() and (locks or not _alive(owner)):
             return
-        raise InUse(_sentence(workdir, owner))
+        raise InUse(sentence(workdir, owner))
     seen, waited = os.fstat(descriptor).st_mtime_ns, False
     while (left := STALE_S - _age_s(workdir, descriptor)) > 0:
         if not waited:
-            print(f"{_sentence(workdir, owner)} If it gives no sign of life for {left:.0f} s, it is dead.", flush=True)
+            print(f"{sentence(workdir, owner)} If it gives no sign of life for {left:.0f} s, it is dead.", flush=True)
             waited = True
         time.sleep(min(1, left))
         if os.fstat(descriptor).st_mtime_ns != seen:
-            raise InUse(_sentence(workdir, _read(descriptor) or owner))
+            raise InUse(sentence(workdir, _read(descriptor) or owner))
 
 
 def _age_s(workdir: Path, descriptor: int) -> float:
@@ -160,7 +166,8 @@ def _age_s(workdir: Path, descriptor: int) -> float:
         probe.unlink()
 
 
-def _self() -> dict[str, Any]:
+def identity() -> dict[str, Any]:
+    """What an owner says of itself."""
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
@@ -228,7 +235,8 @@ def _write(descriptor: int, content: dict) -> None:
     os.fsync(descriptor)
 
 
-def _sentence(workdir: Path, owner: dict) -> str:
+def sentence(workdir: Any, owner: dict) -> str:
+    """Who has a work folder, and what to do."""
     who = f"process {owner.get('pid', '?')} on {owner.get('host', 'an unknown machine')}"
     return (
         f"{workdir} is in use by {who} since {owner.get('since', 'an unknown time')} ({owner.get('command', '?')}): "
