@@ -75,11 +75,8 @@ def make(
     decay = _decay_schedule(config, total_steps)
     transformation = _transformation(config, abstract_params, schedule, decay)
     if config["held"]:
-        held = _rules("held", [(regex, True) for regex in config["held"]] + [("", False)], abstract_params)
-        begin = round(config["held_share"] * total_steps)
         # Last, so that neither a step nor the decay moves what is held.
-        still = optax.scale_by_schedule(lambda step: jnp.where(step < begin, 0.0, 1.0))
-        transformation = optax.chain(transformation, optax.masked(still, held))
+        transformation = optax.chain(transformation, _hold(config, abstract_params, total_steps))
     if (clip := _clip(config)) is not None:
         transformation = optax.chain(clip, transformation)
     if config["frozen"]:
@@ -172,6 +169,13 @@ def _decay_schedule(config: dict, total_steps: int) -> optax.Schedule:
     return lambda step: cosine_ramp(step, total_steps, start, end)
 
 
+def _hold(config: dict, abstract_params: Any, total_steps: int) -> optax.GradientTransformation:
+    """Updates of the parameters that `held` names are zero for the first held_share of the steps."""
+    held = _rules("held", [(regex, True) for regex in config["held"]] + [("", False)], abstract_params)
+    begin = round(config["held_share"] * total_steps)
+    return optax.masked(optax.scale_by_schedule(lambda step: jnp.where(step < begin, 0.0, 1.0)), held)
+
+
 def _clip(config: dict) -> optax.GradientTransformation | None:
     whole, each, part = (config[key] for key in ("grad_clip", "clip_per_tensor", "clip_per_part"))
     if sum(value is not None for value in (whole, each, part)) > 1:
@@ -183,9 +187,11 @@ def _clip(config: dict) -> optax.GradientTransformation | None:
         return optax.clip_by_global_norm(whole)
     if part is not None:
         clip = _clip_as_torch(part)
-        return optax.stateless(
-            lambda updates, params: {name: clip.update(tree, optax.EmptyState())[0] for name, tree in updates.items()}
-        )
+
+        def clip_parts(updates: Any, params: Any) -> Any:
+            return {name: clip.update(tree, optax.EmptyState())[0] for name, tree in updates.items()}
+
+        return optax.stateless(clip_parts)
     return None if each is None else _per_tensor(_clip_as_torch(each))
 
 

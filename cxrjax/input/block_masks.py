@@ -35,7 +35,7 @@ class Blocks(NamedTuple):
     independent_aspect: bool = True
     context_cut: str = "random"
 
-    def draw(self, rng: np.random.Generator, grid: tuple[int, int]) -> dict[str, np.ndarray]:
+    def draw(self, rng: np.random.Generator, grid: tuple[int, int]) -> dict[str, np.ndarray | np.int32]:
         """ "context" int32 k with "context_count" of them in use, and "targets" int32 m t with "target_count".
 
         All targets of a picture have one size. The ids are in order, and zeros behind those in use.

@@ -72,7 +72,7 @@ def check_shapes(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     shapes = flatten(found, shapes=True)
     differences = [
         f"{name}: ours {wanted.get(name, 'absent')}, pre-trained {shapes.get(name, 'absent')}"
-        for name in sorted(wanted | shapes)
+        for name in sorted({*wanted, *shapes})
         if wanted.get(name) != shapes.get(name)
     ]
     if differences:

@@ -52,7 +52,9 @@ def resize(
         return table
     if antialias:
         grid = jnp.asarray(table).reshape(*old, -1)
-        return jax.image.resize(grid, (*new, grid.shape[-1]), "cubic", precision="highest").reshape(new[0] * new[1], -1)
+        shape = (*new, grid.shape[-1])
+        grid = jax.image.resize(grid, shape, "cubic", precision=jax.lax.Precision.HIGHEST)
+        return grid.reshape(new[0] * new[1], -1)
     rows, columns = (_bicubic(o, n, offset) for o, n in zip(old, new, strict=True))
     grid = jnp.asarray(table).reshape(*old, -1)
     return jnp.einsum("pi,qj,ijd->pqd", rows, columns, grid, precision="highest").reshape(new[0] * new[1], -1)
