@@ -206,7 +206,7 @@ def find(directory: str | os.PathLike, step: int | str = "latest") -> epath.Path
     if not directory.is_dir():
         raise CheckpointNotFound(
             f"no folder {directory}; give a work folder, its 'checkpoints', or one step in it"
-            + nearest_folder(directory)
+            + nearest_folder(str(directory))
         )
     if directory.name.isdigit() and _record(directory) is not None:
         if step not in ("latest", "best", int(directory.name)):

@@ -150,7 +150,9 @@ def test_not_found_says_what_is_there(run, below, step, message):
 
 def test_best_without_metrics_says_what_is_stored(tmp_path):
     save(tmp_path, (1, {"w": jnp.ones(2)}, {"loss": 1.0}))
-    with pytest.raises(checkpoint.CheckpointNotFound, match=r"none of the steps \[1\] has the metric None .*'loss'"):
+    with pytest.raises(
+        checkpoint.CheckpointNotFound, match=r"named no checkpoint.best_metric .* one of the steps \[1\]"
+    ):
         checkpoint.find(tmp_path, "best")
 
 

@@ -149,7 +149,7 @@ def _read_workbook(path: Path) -> pandas.DataFrame:
         first, *others = map(str, workbook.sheet_names)
         if others:
             _remark(f"Of the sheets of {path.name} the first, {first!r}, was read, not {', '.join(map(repr, others))}.")
-        return workbook.parse(first, dtype=object, na_filter=False)
+        return pandas.read_excel(workbook, sheet_name=first, dtype=object, na_filter=False)
 
 
 def _read_json(path: Path, encoding: str | None) -> pandas.DataFrame:

@@ -333,7 +333,10 @@ class _Absent(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 class _Any(type):
-    """A class whose every attribute is such a class."""
+    """A class whose every attribute is such a class, and which gives itself when it is called."""
+
+    def __call__(cls, *_: Any, **__: Any) -> Any:
+        return cls
 
     def __getattr__(cls, name: str) -> Any:
         if name.startswith("__"):

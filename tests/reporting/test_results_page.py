@@ -255,9 +255,8 @@ def test_a_reference_can_be_named_and_what_cannot_be_compared_is_said(written, t
     config = config.copy_and_resolve_references()
     save(tmp_path / "fewer", tables[0][1:])
     config.update({"runs": f"{config.runs.split(',')[0]},fewer={tmp_path / 'fewer'}", "resamples": 5})
-    main.main(
-        config, "report", types.SimpleNamespace(workdir=str(tmp_path / "out"), distributed=False, coordinator=None)
-    )
+    options = types.SimpleNamespace(workdir=str(tmp_path / "out"), distributed=False, coordinator=None, dry_run=False)
+    main.main(config, "report", options)
     text = (tmp_path / "out" / "report.md").read_text()
     assert "no paired differences at 100% of the labels: predictions of different pictures" in text
     assert "As saved by each run" in text
