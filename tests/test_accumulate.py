@@ -34,6 +34,7 @@ CASES = {
     "sista": ("sista", {}),
     "gloria": ("gloria", {"loss__cls_is_a_word": True}),
     "mgca": ("mgca", {"model__drop_path": 0.4}),
+    "fane": ("fane", {"model__drop_path": 0.4}),
     "frontal_lateral": ("frontal_lateral", {"defects__lateral_stochastic_depth": True}),
     "spcxr": ("spcxr", {"model__drop_path": 0.4}),
     "sit": ("spcxr", {"contrast__weight": 1.0}),

@@ -22,7 +22,7 @@ OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(2e-3, eps=1e-
 # What is off by default and couples the batch in its own way.
 ALSO = {"spcxr": {"contrast__weight": 1.0}, "dino": {"loss__assignment": "centre"}}
 ALSO |= {name: {"augment__jitter": 0.5} for name in ("supervised", "segment", "detect", "convirt")}
-NO_DRAWS = ("gloria", "mgca", "sista", "ijepa")  # their pictures are drawn on the host, and nothing in the loss
+NO_DRAWS = ("gloria", "mgca", "sista", "fane", "ijepa")  # their pictures are drawn on the host, and nothing in the loss
 FINDINGS = ("no acute disease", "left pleural effusion", "opacity of the right base", "enlarged heart")
 
 
