@@ -82,7 +82,7 @@ MISTAKES = [
         f"{SPCL} --config.init_from={{tmp}}/spc",
         "init_from='{tmp}/spc': there is no such folder; Did you mean '{tmp}/spcl'?",
     ),
-    (f"{SPCL} --workdir=gs://bucket/run", "gs://bucket/run is an address; mount the bucket"),
+    ("main --config=configs/report.py --workdir=gs://bucket/run", "gs://bucket/run is an address; mount the bucket"),
     (f"{SPCL} --workdir=/dev/null/run", "Not a directory: /dev/null/run"),
     (f"{TUNE} --config.labels=Mas", "'Mas'; Mass, Effusion"),
     (f"{TUNE} --config.encoder=forzen", "'forzen'; frozen"),

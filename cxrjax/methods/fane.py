@@ -158,7 +158,7 @@ class StudyReader(paired.StudyReader):
         super().__init__(config)
         self.most = config.sentences.most
 
-    def __call__(self, study: Mapping[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray | np.int32]:
+    def __call__(self, study: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         found = super().__call__(study, rng)
         written = self.sentences(study["report"])
         if self.cleaning != "mgca":
