@@ -120,8 +120,9 @@ def completion(shell: str) -> str:
 
     if shell not in ("bash", "zsh"):
         raise SystemExit(f"error: completion is for bash or zsh, not {shell!r}: source <(cxrjax completion bash)")
-    evaluations = [name.removeprefix("eval_") for name in named.available() if name.startswith("eval_")]
-    others = [name for name in named.available() if not name.startswith("eval_") and name != "report"]
+    known = named.available()
+    evaluations = [name.removeprefix("eval_") for name in known if name.startswith("eval_")]
+    others = [name for name in known if not name.startswith("eval_") and name != "report"]
     options = "--help --keys --dry-run --workdir"
     return "\n".join(
         [

@@ -47,6 +47,7 @@ from cxrjax.methods.base import Aux, Config, Method, Parts, joined, progress, ra
 from cxrjax.methods.trunk import multi_crop
 from cxrjax.models import backbone, heads, linen
 from cxrjax.models.prototypes import Prototypes
+from cxrjax.models.transformer import gather
 
 WEIGHTS = ("dino_weight", "ibot_weight", "koleo_weight")
 
@@ -191,8 +192,7 @@ def make(config: Config) -> Method:
 
 def picked(patches: jax.Array, ids: jax.Array) -> jax.Array:
     """patches b v n d, ids b c that count through the views → b c d."""
-    rows = rearrange(patches, "b v n d -> b (v n) d")
-    return jax.vmap(lambda tokens, i: tokens[i])(rows, ids)
+    return gather(rearrange(patches, "b v n d -> b (v n) d"), ids)
 
 
 def _head(head: Config, dtype: jnp.dtype) -> tuple[heads.MLP, Prototypes]:

@@ -43,6 +43,7 @@ from cxrjax.methods import settings
 from cxrjax.methods.base import Aux, Config, Method, Parts, encoder_params, joined, ramp, target_of
 from cxrjax.models import backbone, linen
 from cxrjax.models.predictor import Predictor
+from cxrjax.models.transformer import gather
 from cxrjax.models.vit import ViT
 
 
@@ -78,7 +79,7 @@ def make(config: Config) -> Method:
             prepared[name] for name in ("context", "context_count", "targets", "target_count")
         )
         seen = linen.apply(encoder, encoder_params(state["target"], state), images, drop_cls=True)["patches"]  # b n d
-        wanted = jax.vmap(lambda tokens, ids: tokens[ids])(jax.lax.stop_gradient(seen), targets)  # b m t d
+        wanted = gather(jax.lax.stop_gradient(seen), targets)  # b m t d
         options = {"drop_cls": True, "lengths": count, "paths": prepared["paths"]}
         known = linen.apply(encoder, encoder_params(params, state), images, context, **options)["patches"]  # b k d
         predicted = linen.apply(predictor, params["predictor"], known, context, count, targets, target_count, grid)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from cxrjax.models import linen
 from cxrjax.models.attention import attend
-from cxrjax.models.transformer import NORMAL, REMAT, Linear, gelu, init_stacked
+from cxrjax.models.transformer import NORMAL, Linear, gelu, init_stacked, run_stacked
 from cxrjax.models.vit import Size
 
 # `base` is BERT's own size, `base6` its lower half, which MGCA keeps of Bio_ClinicalBERT; `test` and `mini` are ours.
@@ -72,8 +72,7 @@ class Bert(nn.Module):
         def layer(x, params):
             return linen.apply(block, params, x, lengths), None
 
-        body = layer if self.remat == "none" else jax.checkpoint(layer, prevent_cse=False, policy=REMAT[self.remat])
-        return jax.lax.scan(body, x, blocks)[0]
+        return run_stacked(layer, x, blocks, self.remat)[0]
 
     def _check(self, ids):
         if self.norm not in NORMS:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from cxrjax.models import linen
 from cxrjax.models.attention import attend
-from cxrjax.models.transformer import REMAT, Linear, init_stacked
+from cxrjax.models.transformer import Linear, init_stacked, run_stacked
 
 LAYER_NORM_EPS = 1e-5  # PyTorch's
 
@@ -52,8 +52,7 @@ class CrossDecoder(nn.Module):
 
         if not self.cross_in_every_layer:
             x = Read(self.depth, self.heads, self.residual, self.dtype, name="read")(x, context)
-        body = layer if self.remat == "none" else jax.checkpoint(layer, prevent_cse=False, policy=REMAT[self.remat])
-        x, _ = jax.lax.scan(body, x, self.param("blocks", init_stacked(block, self.depth, token, token)))
+        x, _ = run_stacked(layer, x, self.param("blocks", init_stacked(block, self.depth, token, token)), self.remat)
         return _norm(jnp.float32, "norm")(x)
 
 

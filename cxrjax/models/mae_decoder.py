@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from cxrjax.models import linen, posemb
-from cxrjax.models.transformer import LAYER_NORM_EPS, NORMAL, REMAT, Block, Linear, init_stacked
+from cxrjax.models.transformer import LAYER_NORM_EPS, NORMAL, Block, Linear, gather, init_stacked, run_stacked
 
 
 class MAEDecoder(nn.Module):
@@ -38,7 +38,7 @@ class MAEDecoder(nn.Module):
         known = Linear(self.width, self.dtype, name="embed")(known)  # b 1+k d
         mask_token = self.param("mask_token", NORMAL, (self.width,)).astype(self.dtype)
         shuffled = jnp.concatenate([known[:, 1:], jnp.broadcast_to(mask_token, (b, n - kept, self.width))], axis=1)
-        x = jax.vmap(lambda tokens, ids: tokens[ids])(shuffled, ids_restore)  # b n d
+        x = gather(shuffled, ids_restore)  # b n d
         x = x + jnp.asarray(posemb.sincos_2d(grid, self.width), self.dtype)
         x = jnp.concatenate([known[:, :1], x], axis=1)
 
@@ -48,7 +48,6 @@ class MAEDecoder(nn.Module):
             return linen.apply(block, params, x), None
 
         blocks = self.param("blocks", init_stacked(block, self.depth, jnp.zeros((1, 1, self.width))))
-        body = layer if self.remat == "none" else jax.checkpoint(layer, prevent_cse=False, policy=REMAT[self.remat])
-        x, _ = jax.lax.scan(body, x, blocks, unroll=self.depth if self.unroll else 1)
+        x, _ = run_stacked(layer, x, blocks, self.remat, unroll=self.depth if self.unroll else 1)
         x = nn.LayerNorm(epsilon=LAYER_NORM_EPS, dtype=self.dtype, name="norm")(x)
         return Linear(self.values, self.dtype, name="pixels")(x)[:, 1:].astype(jnp.float32)

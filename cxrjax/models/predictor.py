@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from einops import rearrange, repeat
 
 from cxrjax.models import linen, posemb
-from cxrjax.models.transformer import LAYER_NORM_EPS, NORMAL, REMAT, Block, Linear, init_stacked
+from cxrjax.models.transformer import LAYER_NORM_EPS, NORMAL, Block, Linear, gather, init_stacked, run_stacked
 
 
 class Predictor(nn.Module):
@@ -48,7 +48,7 @@ class Predictor(nn.Module):
         # Places first, then the context, then what fills up: attention then looks at so many of the first tokens.
         place = jnp.arange(t + k)
         taken = jnp.clip(place - target_count[:, None], 0, k - 1)  # b t+k
-        behind = repeat(jax.vmap(lambda tokens, i: tokens[i])(known, taken), "b n w -> b m n w", m=m)
+        behind = repeat(gather(known, taken), "b n w -> b m n w", m=m)
         is_place = rearrange(place < target_count[:, None], "b n -> b 1 n 1")
         x = jnp.where(is_place, jnp.pad(asked, ((0, 0), (0, 0), (0, k), (0, 0))), behind)
         # Pictures stay the slow axis, so that a sharded batch keeps its shards.
@@ -61,8 +61,7 @@ class Predictor(nn.Module):
             return linen.apply(block, params, x, lengths=lengths), None
 
         blocks = self.param("blocks", init_stacked(block, self.depth, jnp.zeros((1, 1, self.width))))
-        body = layer if self.remat == "none" else jax.checkpoint(layer, prevent_cse=False, policy=REMAT[self.remat])
-        x, _ = jax.lax.scan(body, x, blocks, unroll=self.depth if self.unroll else 1)
+        x, _ = run_stacked(layer, x, blocks, self.remat, unroll=self.depth if self.unroll else 1)
         x = nn.LayerNorm(epsilon=LAYER_NORM_EPS, dtype=self.dtype, name="norm")(x[:, :t])
         x = Linear(self.out, self.dtype, NORMAL, name="project")(x)
         return rearrange(x, "(b m) t d -> b m t d", b=b).astype(jnp.float32)

@@ -19,7 +19,7 @@ import numpy as np
 from einops import rearrange
 
 from cxrjax.models import linen
-from cxrjax.models.transformer import NORMAL, REMAT, TORCH_CONV, Linear, Mlp, init_stacked
+from cxrjax.models.transformer import NORMAL, TORCH_CONV, Linear, Mlp, init_stacked, run_stacked
 
 
 class Size(NamedTuple):
@@ -120,8 +120,7 @@ class Stage(nn.Module):
 
         blocks = self.param("blocks", init_stacked(block, self.depth, jnp.zeros((1, 1, 1, d)), False))
         pairs = jax.tree.map(lambda leaf: rearrange(leaf, "(l s) ... -> l s ...", s=2), (blocks, keep))
-        body = pair if self.remat == "none" else jax.checkpoint(pair, prevent_cse=False, policy=REMAT[self.remat])
-        x, _ = jax.lax.scan(body, x, pairs)
+        x, _ = run_stacked(pair, x, pairs, self.remat)
         if not self.merge:
             return x
         x = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)))

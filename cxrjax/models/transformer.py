@@ -160,3 +160,17 @@ def init_stacked(block: nn.Module, depth: int, *inputs: Any) -> Callable:
         return jax.vmap(lambda k: linen.init(plain, k, *inputs))(jax.random.split(key, depth))
 
     return init
+
+
+def run_stacked(layer: Callable, x: Any, stacked: Any, remat: str, unroll: int = 1) -> tuple[Any, Any]:
+    """x after layer(x, inputs) → (x, output) for each slice of `stacked` in turn, and the outputs on a leading axis.
+
+    remat: a word of REMATS, what the backward pass computes again. unroll: slices that are compiled one after another.
+    """
+    body = layer if remat == "none" else jax.checkpoint(layer, prevent_cse=False, policy=REMAT[remat])
+    return jax.lax.scan(body, x, stacked, unroll=unroll)
+
+
+def gather(tokens: jax.Array, ids: jax.Array) -> jax.Array:
+    """The tokens of each picture that its ids name: b n d, ids int b … → b … d."""
+    return jax.vmap(lambda own, i: own[i])(tokens, ids)

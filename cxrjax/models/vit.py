@@ -27,13 +27,14 @@ from cxrjax.models import linen, posemb
 from cxrjax.models.transformer import (
     LAYER_NORM_EPS,
     NORMAL,
-    REMAT,
     REMATS,
     TORCH_CONV,
     XAVIER,
     Block,
     Linear,
+    gather,
     init_stacked,
+    run_stacked,
 )
 
 
@@ -218,9 +219,9 @@ class ViT(nn.Module):
             views = ids_keep.shape[1] if ids_keep.ndim == 3 else None
             ids = ids_keep if views else ids_keep[:, None]  # b v n
             if embed == "kept":
-                x = patch_embed(_gather(x, ids)) + position[ids]
+                x = patch_embed(gather(x, ids)) + position[ids]
             else:
-                x = _gather(patch_embed(x) + position, ids)
+                x = gather(patch_embed(x) + position, ids)
             # Pictures stay the slow axis, so that a sharded batch keeps its shards: no data moves between devices.
             x = rearrange(x, "b v n d -> (b v) n d")
         cls = self.param("cls", initial.cls, (width,)).astype(self.dtype)
@@ -278,13 +279,7 @@ class ViT(nn.Module):
             last = jax.tree.map(lambda a: a[-1], scanned)
             scanned = jax.tree.map(lambda a: a[:-1], scanned)
         depth = jax.tree.leaves(scanned)[0].shape[0]
-        body = layer if self.remat == "none" else jax.checkpoint(layer, prevent_cse=False, policy=REMAT[self.remat])
-        x, outputs = jax.lax.scan(body, x, scanned, unroll=max(depth, 1) if self.unroll else 1)
+        x, outputs = run_stacked(layer, x, scanned, self.remat, unroll=max(depth, 1) if self.unroll else 1)
         if cls_only:
             x = linen.apply(block, last[0], x, last[1], queries=1, lengths=lengths)
         return x, outputs
-
-
-def _gather(tokens: jax.Array, ids: jax.Array) -> jax.Array:
-    """tokens b n d, ids b v k → b v k d."""
-    return jax.vmap(lambda t, i: t[i])(tokens, ids)
