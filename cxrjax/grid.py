@@ -23,7 +23,7 @@ import jax
 import numpy as np
 import pandas
 
-from cxrjax import checkpoint
+from cxrjax import checkpoint, ranges
 from cxrjax import config as shared
 from cxrjax.config import ConfigDict
 from cxrjax.evals.base import bounds
@@ -76,7 +76,7 @@ def run(config: ConfigDict, workdir: Path, claim: Callable, fit: Callable, resam
     """
     combinations = parse(config)
     for settings in combinations:
-        shared.check(cell_of(config, settings))
+        ranges.check(cell_of(config, settings))
     for settings in combinations:
         cell, folder = cell_of(config, settings), folder_of(workdir, settings)
         cell = claim(folder, cell)

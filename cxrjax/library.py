@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cxrjax import command, encoder, main
+from cxrjax import command, encoder, main, ranges
 from cxrjax import config as shared
 from cxrjax.encoder import Encoder
 from cxrjax.runtime import bucket
@@ -37,7 +37,7 @@ def pretrain(
     if not judge:
         with settings.unlocked():
             settings.evals = {}
-    shared.check(settings)
+    ranges.check(settings)
     settings = main.whole(settings, workdir)
     folder = main.folder(settings, command.title(config, settings), workdir)
     main.fit(settings, folder, str(workdir) if bucket.is_address(workdir) else None)

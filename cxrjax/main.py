@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from cxrjax import checkpoint, command, longer
+from cxrjax import checkpoint, command, longer, ranges
 from cxrjax import config as shared
 from cxrjax.accelerators import compile_cache
 from cxrjax.config import ConfigDict
@@ -29,7 +29,7 @@ def main(config: ConfigDict, name: str, options: Any) -> None:
     jobs = {"pretrain": pretrain, "evaluate": evaluate, "report": report}
     if config.job not in jobs:
         raise ValueError(f"config.job is {config.job!r}; it must be one of {', '.join(jobs)}")
-    shared.check(config)
+    ranges.check(config)
     if config.job != "pretrain" or not bucket.is_address(options.workdir):
         disk.check_local(options.workdir or "")
     if options.distributed or options.coordinator:

@@ -17,8 +17,7 @@ from typing import Any, NamedTuple
 import jax
 from absl import flags
 
-from cxrjax import command, initial, methods, optim, parallel, stand_ins, train
-from cxrjax import config as shared
+from cxrjax import command, initial, methods, optim, parallel, ranges, stand_ins, train
 from cxrjax.accelerators import aot, hardware
 from cxrjax.config import ConfigDict, names
 from cxrjax.datasets import catalogue
@@ -94,7 +93,7 @@ def plan(config: ConfigDict, target: hardware.Target, pictures: int | None = Non
     pictures: in one epoch; by default those of the converted sets, or else what their publishers count.
     Raises ValueError for a config that cannot be laid out on the target, aot.NoCompiler.
     """
-    shared.check(config)
+    ranges.check(config)
     mesh = parallel.run_mesh(config, aot.devices(target))
     if mesh.size < target.count:
         raise ValueError(

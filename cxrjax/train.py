@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from einops import rearrange
 
-from cxrjax import checkpoint, checks, initial, lineage, methods, optim, parallel, trackers
+from cxrjax import checkpoint, checks, initial, lineage, methods, optim, parallel, ranges, trackers
 from cxrjax import config as shared
 from cxrjax.config import ConfigDict, determining, judged, names
 from cxrjax.evals import run as evals
@@ -43,7 +43,7 @@ class Run(NamedTuple):
 
 def build(config: ConfigDict) -> Run:
     """Reads the config, opens the sets and traces the initialisation; nothing is trained or written."""
-    shared.check(config)
+    ranges.check(config)
     mesh = parallel.run_mesh(config)
     parallel.check_batch(config.batch_size, mesh)
     # Made here to say what it learns from, and below once more, when the sources have told how many steps there are.

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from cxrjax import command, saved_config
+from cxrjax import command, ranges, saved_config
 from cxrjax import config as shared
 from tests import runs
 
@@ -54,4 +54,4 @@ def test_help_lists_the_flags():
 @pytest.mark.parametrize("dtype", ["fp16", "float16", "bfloat"])
 def test_dtypes_that_are_none_are_refused(dtype):
     with pytest.raises(ValueError, match="model.dtype = .*: it must be float32 or bfloat16"):
-        shared.check(runs.config(model__dtype=dtype))
+        ranges.check(runs.config(model__dtype=dtype))

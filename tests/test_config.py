@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from cxrjax import config as shared
-from cxrjax import older
+from cxrjax import older, ranges
 from tests import runs
 
 
@@ -93,7 +93,7 @@ def test_a_damaged_config_is_named(tmp_path):
 )
 def test_bad_values_and_keys_are_named_with_what_would_do(changes, message):
     with pytest.raises(ValueError, match=message):
-        shared.check(runs.config(**changes))
+        ranges.check(runs.config(**changes))
 
 
 def test_a_seed_is_a_whole_number():
@@ -101,10 +101,10 @@ def test_a_seed_is_a_whole_number():
     with config.ignore_type():
         config.seed = 1.5
     with pytest.raises(ValueError, match="seed = 1.5: it must be a whole number"):
-        shared.check(config)
+        ranges.check(config)
 
 
 @pytest.mark.parametrize("path", sorted(runs.CONFIGS.glob("*.py")), ids=lambda path: path.stem)
 def test_all_configs_pass(path):
     for word in ("", *runs.words(path.stem)):
-        shared.check(runs.config(path.stem, word))
+        ranges.check(runs.config(path.stem, word))

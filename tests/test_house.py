@@ -21,6 +21,7 @@ FLOORS = (
         "older",
         "optim",
         "parallel",
+        "ranges",
         "rng",
         "runtime",
         "saved_config",
