@@ -1,4 +1,4 @@
-"""Starting a run from encoders that exist already: Hugging Face folders, or a workdir of ours."""
+"""Starting a run from encoders that exist already, or teaching it by them: Hugging Face folders, workdirs of ours."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,11 +16,11 @@ from cxrjax.models import bert, posemb, resnet, vit
 from cxrjax.report_encoders import report_encoder
 from cxrjax.runtime import hosts
 
-PLACES = ("encoder", "text", "lateral")
+PLACES = ("encoder", "text", "lateral", "teachers")
 
 
 class Start(NamedTuple):
-    """What is known of the encoder at config.init_from before it is read.
+    """What is known of an encoder before it is read: of that at config.init_from, or of a teacher.
 
     model: keys of config.model. standardise: of the run that it is of; None for a Hugging Face folder. said: what it
     is, for messages.
@@ -38,13 +38,15 @@ def of_run(config: ConfigDict, resumed: bool = False, builds: bool = True) -> Co
     features that were trained; and then `standardise` is the run's too. What is given, such as image_px, drop_path,
     dtype or remat, stays, but for the small encoder of `:smoke`, and for positions, which are part of what was trained.
     Without init_from it is filled by `recipes.vit` or `recipes.resnet`. text.vocab_size: as many as the vocabulary has.
+    teachers.networks: the models of teachers.init_from.
     resumed: of a run that has a checkpoint, what it started from may be gone. builds: whether a phantom may be built to
     count its vocabulary; else that of a set which is not there stays open.
     Raises CheckpointNotFound (there is nothing at init_from) or ValueError (it does not fit), naming the keys to set.
     """
     _check_folders(config)
+    config = _with_teachers(config)
     try:
-        start = _start(config)
+        start = _start(config.init_from, "init_from") if config.init_from else None
     except checkpoint.CheckpointNotFound:
         if not resumed:
             raise
@@ -106,14 +108,28 @@ def _check_folders(config: ConfigDict) -> None:
             )
 
 
-def _start(config: ConfigDict) -> Start | None:
-    """What config.init_from names; None where it is ""."""
-    folder = config.init_from
-    if not folder:
-        return None
+def _with_teachers(config: ConfigDict) -> ConfigDict:
+    """The config with the model and the scale of each encoder at teachers.init_from, as teachers.networks by number."""
+    folders = names(config.teachers.init_from) if "teachers" in config else ()
+    if not folders:
+        return config
+    config, networks = config.copy_and_resolve_references(), {}
+    given = {"dtype": config.model.dtype, "image_px": config.teachers.image_px}
+    for number, folder in enumerate(folders):
+        start = _start(folder, "teachers.init_from")
+        model = start.model | {key: value for key, value in given.items() if value}
+        if start.standardise is None and "positions" in model and model["image_px"] != start.model["image_px"]:
+            model["positions"] = "learned"  # the folder's, resized, are those of no table
+        networks[str(number)] = {"model": model, "standardise": start.standardise or recipes.standardise()}
+    with config.unlocked():
+        config.teachers.networks = networks
+    return config
+
+
+def _start(folder: str, key: str) -> Start:
+    """What is in the folder that a key of the config names."""
     if not is_huggingface(folder):
-        run = run_of(config)
-        assert run is not None
+        run = _run_at(folder, key)
         return Start(run.model.to_dict(), run.standardise, f"a run of {run.method}")
     of_vit = (*torch_vit.MODEL_TYPES, *torch_dinov2.MODEL_TYPES)
     pretrained = huggingface.read(folder, (*of_vit, *torch_resnet.MODEL_TYPES))
@@ -137,14 +153,17 @@ def run_of(config: ConfigDict) -> ConfigDict | None:
     Raises CheckpointNotFound, naming the key and what comes close.
     """
     folder = config.init_from
-    if not folder or is_huggingface(folder):
-        return None
+    return None if not folder or is_huggingface(folder) else _run_at(folder, "init_from")
+
+
+def _run_at(folder: str, key: str) -> ConfigDict:
+    """The config of the run in the folder that a key of the config names; raises CheckpointNotFound naming the key."""
     try:
         return trained.settings(folder)[-1]
     except checkpoint.CheckpointNotFound as error:
         said = str(error) if Path(folder).is_dir() else "there is no such folder"
         raise checkpoint.CheckpointNotFound(
-            f"init_from={folder!r}: {said}; give the work folder of a run, or a local folder of a Hugging Face ViT or "
+            f"{key}={folder!r}: {said}; give the work folder of a run, or a local folder of a Hugging Face ViT or "
             f"ResNet{nearest_folder(folder)}"
         ) from None
 
@@ -159,6 +178,7 @@ def encoders(config: ConfigDict, abstract: Any) -> dict[str, Any]:
     config.text.init_from: a Hugging Face folder of a BERT, or "reports" for the one that is trained on the reports of
     the first set (`report_encoders.report_encoder`). It may know fewer words than text.vocab_size.
     config.lateral.init_from: a Hugging Face folder of a Swin, for the second encoder of frontal_lateral.
+    config.teachers.init_from: folders as of init_from, of the frozen encoders that distill learns from.
     abstract: the train state's shapes and shardings. Raises ValueError where the encoders do not fit.
     """
     found = dict(_leaves(_named_encoders(config, abstract)))
@@ -199,11 +219,7 @@ def _named_encoders(config: ConfigDict, abstract: Any) -> dict[str, dict[str, An
     found = {}
     if folder := config.init_from:
         wanted = encoder_params(abstract.params, abstract.state)
-        if is_huggingface(folder):
-            encoder, statistics = _from_huggingface(config, folder, wanted)
-        else:
-            encoder, statistics = _from_run(config.model, folder, wanted, _statistics(abstract.state))
-        found["encoder"] = _merged(encoder, statistics)
+        found["encoder"] = _merged(*_encoder(config, folder, wanted, _statistics(abstract.state)))
     if "text" in config and config.text.init_from:
         found["text"] = _text(config, _whole("text", abstract))
     if "lateral" in config and config.lateral.init_from:
@@ -215,7 +231,20 @@ def _named_encoders(config: ConfigDict, abstract: Any) -> dict[str, dict[str, An
         pretrained = huggingface.read(lateral.init_from, torch_swin.MODEL_TYPES)
         mean, std = _scale(config, lateral.standardise, pretrained)
         found["lateral"] = torch_swin.from_huggingface(pretrained, lateral.variant, mean=mean, std=std)
+    if "teachers" in config and config.teachers.init_from:
+        found["teachers"] = {}
+        for number, folder in enumerate(names(config.teachers.init_from)):
+            network, wanted = config.teachers.networks[str(number)], abstract.state["frozen"]["teachers"][str(number)]
+            read = _encoder(network, folder, wanted["params"], wanted["stats"])
+            found["teachers"][str(number)] = dict(zip(("params", "stats"), read, strict=True))
     return found
+
+
+def _encoder(config: ConfigDict, folder: str, wanted: Any, statistics: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The parameters and the running statistics of an encoder of config.model, which sees config.standardise."""
+    if is_huggingface(folder):
+        return _from_huggingface(config, folder, wanted)
+    return _from_run(config.model, folder, wanted, statistics)
 
 
 def _scale(config: ConfigDict, standardise: Any, pretrained: huggingface.Pretrained) -> tuple[Any, Any]:

@@ -23,6 +23,8 @@ Entry = dict[str, Any]
 def of(config: ConfigDict) -> list[Entry]:
     """What a run with these settings starts from; empty where that is noise."""
     found = _encoder(config.init_from) if config.init_from else []
+    for folder in names(config.teachers.init_from) if "teachers" in config else ():
+        found += [{**entry, "part": "teacher"} for entry in _encoder(folder)]
     for part in ("text", "lateral"):
         folder = config[part].init_from if part in config else ""
         if folder == paired.OF_REPORTS:
@@ -81,7 +83,9 @@ def _pictures(workdir: Path) -> Entry:
 
 
 def _sentence(entry: Entry) -> str:
-    part = {"encoder": "", "text": "Text encoder: ", "lateral": "Lateral encoder: "}[entry["part"]]
+    part = {"encoder": "", "text": "Text encoder: ", "lateral": "Lateral encoder: ", "teacher": "Teacher: "}[
+        entry["part"]
+    ]
     if entry["kind"] == "run":
         count = f"{entry['pictures']:,} pictures of " if "pictures" in entry else ""
         return (

@@ -18,6 +18,8 @@ def config(name="spcl", words="smoke", **changes):
     found.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
     if "text" in found and found.text.vocab_size is None:  # the command takes it from the vocabulary
         found.text.vocab_size = 1024
+    if words != "" and "teachers" in found and not found.teachers.networks:  # and these from the folders of teachers
+        found.teachers.networks = _module(name).get_config("smoke").teachers.networks
     return found
 
 

@@ -16,7 +16,7 @@ from tests import runs
 
 METHODS = [name for name in methods.available() if name not in ("segment", "detect")]  # heads: tests/test_protocols.py
 SIZES = ("chestxray14", "mimic_cxr", "five_sets")
-ONE_VIEW = ("ijepa", "mae", "supervised")
+ONE_VIEW = ("distill", "ijepa", "mae", "supervised")
 
 
 def words(method):

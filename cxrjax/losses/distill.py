@@ -1,10 +1,11 @@
-"""Losses that teach an online network the outputs of a slowly moving target network, on global arrays.
+"""Losses that teach one network the outputs of another, moving behind it or frozen, on global arrays.
 
 Targets are taken as they are: no gradient reaches them. All numbers are float32.
 """
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from cxrjax.losses import prototypes
 from cxrjax.losses.pairs import NEVER, diagonal, normalise, pairwise
@@ -17,6 +18,17 @@ def byol(predictions: jax.Array, targets: jax.Array) -> jax.Array:
     """
     target = normalise(jax.lax.stop_gradient(targets))
     return jnp.square(normalise(predictions) - target).sum(axis=-1).mean()
+
+
+def features(predictions: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """How far vectors are from a frozen network's: the means of 1 − cos(ŷ, t) and of smooth L1 over all vectors.
+
+    predictions, targets: … d. Smooth L1 is the mean over d of ½ δ² for |δ| < 1, else |δ| − ½.
+    Source: AM-RADIO (Ranzinger et al., CVPR 2024, 2312.06709), which weighs them 0.9 and 0.1 for patches.
+    """
+    predictions, targets = (x.astype(jnp.float32) for x in (predictions, jax.lax.stop_gradient(targets)))
+    cosine = jnp.sum(normalise(predictions) * normalise(targets), axis=-1)
+    return jnp.mean(1 - cosine), jnp.mean(optax.losses.huber_loss(predictions, targets))
 
 
 def dino(students: jax.Array, targets: jax.Array, temperature: float) -> jax.Array:

@@ -40,3 +40,23 @@ def test_byol_compares_half_precision_in_float32():
     q = jnp.asarray([[1.0, 1e-3]], jnp.bfloat16)
     loss = distill.byol(q, jnp.asarray([[1.0, 0.0]], jnp.bfloat16))
     assert loss.dtype == jnp.float32 and float(loss) == pytest.approx(1e-6, rel=0.02)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_features_are_compared_by_cosine_and_smooth_l1(dtype):
+    """Against PyTorch, value and gradient, over all vectors of b p q; the frozen network gets none."""
+    keys = jax.random.split(jax.random.key(1))
+    cast, (y, t) = rounded(dtype, *(2 * jax.random.normal(key, (3, 2, 2, 5)) for key in keys))
+
+    def weighed(y, t):
+        cosine, smooth_l1 = distill.features(y, t)
+        return 0.9 * cosine + 0.1 * smooth_l1
+
+    value, (to_y, to_t) = jax.value_and_grad(weighed, argnums=(0, 1))(*cast)
+    ours, theirs = torch.tensor(y, requires_grad=True), torch.tensor(t)
+    cosine = torch.nn.functional.cosine_similarity(ours, theirs, dim=-1)
+    expected = 0.9 * (1 - cosine).mean() + 0.1 * torch.nn.functional.smooth_l1_loss(ours, theirs)
+    expected.backward()
+    assert float(value) == pytest.approx(expected.item(), rel=1e-5)
+    assert_gradient(to_y, ours.grad, dtype, atol=1e-7)
+    assert not np.any(to_t)
