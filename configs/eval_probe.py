@@ -3,17 +3,21 @@
     python -m cxrjax.main --config=configs/eval_probe.py --config.checkpoint=runs/…    phantom findings
     python -m cxrjax.main --config=configs/eval_probe.py:five_sets --config.checkpoint=runs/…    small sets
     python -m cxrjax.main --config=configs/eval_probe.py:knn --config.checkpoint=runs/…    k-NN
+    python -m cxrjax.main --config=configs/eval_probe.py:shortcuts --config.checkpoint=runs/…    what they explain
     python -m cxrjax.main --config=configs/eval_probe.py:five_sets --config.references=pixels --workdir=runs/pixels
 
 The probe is a logistic regression on standardised features; its strength is chosen on the validation patients. Every
 number comes with its 95 % interval over resampled test patients, and with the paired difference to each reference: the
-same encoder before training, and a linear model of 32×32 pixels. Cost: one pass over each set, then seconds.
+same encoder before training, and a linear model of 32×32 pixels. `shortcuts` adds models that look at anything but the
+findings (cxrjax/evals/shortcuts.py), a sentence on how much of the result they reach, and the probe on labels that
+patients have exchanged. Cost: one pass over each set, then seconds; with `shortcuts` five passes.
 """
 
 from cxrjax import config as shared
 from cxrjax import recipes, tasks
+from cxrjax.evals.run import COMMON
 
-WORDS = ("phantom", "five_sets", "knn", "smoke")
+WORDS = ("phantom", "five_sets", "knn", "shortcuts", "smoke")
 
 
 def get_config(arg: str = ""):
@@ -29,6 +33,11 @@ def get_config(arg: str = ""):
             "task": {"kind": "multilabel"},
             "projections": "PA,AP",
         }
+    if "shortcuts" in words:
+        config.references += ",metadata,blur,without_lungs,lungs"
+        for name, entry in list(config.evals.items()):
+            kept = {key: value for key, value in entry.items() if key in COMMON}
+            config.evals[f"{name}_shuffled"] = {**kept, "judge": "shuffled"}
     if "smoke" in words:
         recipes.smoke_evals(config)
     return config

@@ -10,10 +10,10 @@ import jax
 
 from cxrjax import methods, trained
 from cxrjax.config import ConfigDict, determining, names
-from cxrjax.evals import encoders
+from cxrjax.evals import encoders, shortcuts
 from cxrjax.evals.base import Encoder, Result, bounds
-from cxrjax.evals.run import complete, evaluate, number_or_none, place, summary
-from cxrjax.reporting import compare
+from cxrjax.evals.run import EvaluationError, complete, evaluate, number_or_none, place, summary
+from cxrjax.reporting import compare, explained
 from cxrjax.runtime import hosts
 
 
@@ -46,12 +46,23 @@ def _run(config: Any, workdir: Path | None) -> dict[str, dict[str, Result]]:
             as_reference = found is None or number > 0
             named = {**entry, "name": f"{entry['name']}-{encoder.name}"} if as_reference else entry
             trained_with = None if found is None or as_reference else found.config
-            result = results[key][encoder.name] = evaluate(encoder, named, workdir, config.seed, trained_with)
+            try:
+                result = evaluate(encoder, named, workdir, config.seed, trained_with)
+            except EvaluationError as error:
+                if not isinstance(error.__cause__, shortcuts.NoMasks):
+                    raise
+                print(f"{entry['name']} on {entry['set']}: {encoder.name} was left out: {error.__cause__}", flush=True)
+                continue
+            results[key][encoder.name] = result
             print(f"{entry['name']} on {entry['set']}: {encoder.name}, {summary(result)}", flush=True)
             for note in result.notes:
                 print(f"  note: {note}")
             if number and found is not None:
                 _compare(workdir, entry, subjects[0], results[key][subjects[0].name], encoder, result, config.seed)
+        if found is not None:
+            areas = {name: result.metrics.get("auroc") for name, result in results[key].items()}
+            if said := explained.sentence(subjects[0].name, areas):
+                print(f"  {said}")
     return results
 
 
@@ -66,9 +77,12 @@ def _reference(name: str, found: trained.Trained | None, seed: int) -> Encoder:
         return encoders.pixels()
     if name == "random" and found is not None:
         return _untrained(found, seed)
+    shortcut = shortcuts.of(name, found and _of_checkpoint(found))
+    if shortcut is not None:
+        return shortcut
     raise ValueError(
-        f"references: {name!r} is not to be had; choose of 'pixels' and 'random', which needs a checkpoint for its "
-        "config"
+        f"references: {name!r} is not to be had; choose of 'pixels' and 'metadata', and with a checkpoint of 'random' "
+        f"and {', '.join(repr(one) for one in shortcuts.SAID if one != 'metadata')}"
     )
 
 

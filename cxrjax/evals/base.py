@@ -7,7 +7,7 @@ An evaluator sees an `Encoder` (images in, features out) and never a method, a c
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ import pandas
 from cxrjax.config import names
 from cxrjax.datasets import schema
 from cxrjax.input import policies
+from cxrjax.input.source import Source
 from cxrjax.methods.base import Answers
 
 KINDS = ("binary", "multilabel", "multiclass")
@@ -80,7 +81,8 @@ class Encoder(NamedTuple):
     mesh: where encode wants its images; None for host arrays. joint: of an encoder that was trained with reports.
     answers: of one that was trained to answer for labels; encode then gives "logits" too. target: of one that was
     trained to make masks; encode then gives "mask_logits" b h w 1. attention: compiled, images -> b p q, where its
-    [CLS] attends, or None (see `attention.maps`).
+    [CLS] attends, or None (see `attention.maps`). read: (source, batch size, limit_bytes) -> the batches that encode
+    takes; None for the pictures of the source, fitted to image_px (see `pictures.batches`).
     """
 
     encode: Callable[[Any], dict[str, Any]]
@@ -93,6 +95,7 @@ class Encoder(NamedTuple):
     answers: Answers | None = None
     target: str = ""
     attention: Callable[[Any], Any] | None = None
+    read: Callable[[Source, int, float], Iterator[np.ndarray]] | None = None
 
 
 class FeatureTable(NamedTuple):

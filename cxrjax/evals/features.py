@@ -9,6 +9,7 @@ import os
 import zipfile
 import zlib
 from collections import deque
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -103,7 +104,8 @@ def share(source: Source, batch_size: int, mesh: jax.sharding.Mesh | None) -> tu
 def _encode(encoder: Encoder, source: Source, batch_size: int, pictures_bytes: float) -> np.ndarray:
     own, size = share(source, batch_size, encoder.mesh)
     running, done = deque(), []
-    for images in pictures.batches(own, encoder.image_px, size, limit_bytes=pictures_bytes):
+    fitted = partial(pictures.batches, own, encoder.image_px, size, limit_bytes=pictures_bytes)
+    for images in fitted() if encoder.read is None else encoder.read(own, size, pictures_bytes):
         images = images if encoder.mesh is None else parallel.to_global(images, encoder.mesh)
         running.append(encoder.encode(images)["pooled"])
         if len(running) > 1:  # fetch a batch only while the next one is computed

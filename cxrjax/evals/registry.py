@@ -14,6 +14,6 @@ import importlib
 
 from cxrjax.evals.judge import Judge
 
-NAMES = ("probe", "knn", "zeroshot", "classify", "detect", "segment", "retrieve")
+NAMES = ("probe", "knn", "shuffled", "zeroshot", "classify", "detect", "segment", "retrieve")
 
 JUDGES: dict[str, Judge] = {name: importlib.import_module(f"cxrjax.evals.{name}").JUDGE for name in NAMES}

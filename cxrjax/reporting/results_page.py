@@ -21,7 +21,7 @@ import pandas
 from cxrjax.config import ConfigDict
 from cxrjax.evals.base import Interval
 from cxrjax.evals.predictions import judged_labels
-from cxrjax.reporting import collect, compare, page, sections
+from cxrjax.reporting import collect, compare, explained, page, sections
 from cxrjax.reporting.sections import Judged, Options, Section
 
 ABOUT = (
@@ -85,6 +85,7 @@ def section(question: collect.Question, options: Options) -> Section:
     main = judged.comparison
     said = f"{main.pictures:,} pictures of {main.patients:,} patients. Differences to {judged.reference}."
     parts.append(page.Text(said))
+    parts += [page.Text(one) for one in _explained(judged)]
     parts += [page.Notes(notes)] if notes else []
     parts += sections.comparisons(found, tables_of)
     for name, one in _sections(judged, options).items():
@@ -106,6 +107,18 @@ def _judged(
     several = len(tables_of) > 1 or any(len(runs) > 1 for runs in tables.values())
     remark = f"At {top:.0%} of the labels; of several runs the first." if several else ""
     return Judged(question, tables, found[top], reference, remark)
+
+
+def _explained(judged: Judged) -> list[str]:
+    """What shortcuts explain of each subject that is no reference of a run; only references of its own folder count."""
+    runs = judged.question.runs
+    areas = {name: row.get("auroc") for name, row in judged.comparison.metrics.items()}
+    references = {run.subject: run for run in runs if collect.is_reference(run.results)}
+    found = []
+    for run in {run.subject: run for run in runs if run.subject not in references}.values():
+        near = [name for name, one in references.items() if one.workdir == run.workdir or name == "metadata"]
+        found.append(explained.sentence(run.subject, {name: areas.get(name) for name in (run.subject, *near)}))
+    return [said for said in found if said]
 
 
 def _sections(judged: Judged, options: Options) -> dict[str, Section]:

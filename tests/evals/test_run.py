@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from cxrjax import config as shared
 from cxrjax import evaluate
-from cxrjax.evals import encoders, probe, run
+from cxrjax.evals import encoders, probe, run, shortcuts
 from cxrjax.evals.base import Encoder, Joint, digest
 from cxrjax.evals.features import features
 from cxrjax.evals.joint import TOKENS
@@ -220,15 +220,27 @@ def test_a_checkpoint_is_compared_with_random_and_pixels(phantom_dir, tmp_path, 
     trained_with.method = "blank"
     loaded = evaluate.trained.Trained(trained_with, method, params, state, 9, "d", tmp_path)
     monkeypatch.setattr(evaluate.trained, "load", lambda directory, step: loaded)
-    config = ConfigDict({"checkpoint": "DIR", "step": "latest", "seed": 0, "references": "random,pixels"})
+    config = ConfigDict({"checkpoint": "DIR", "step": "latest", "seed": 0, "references": ""})
+    config.references = "random,pixels,metadata,blur,lungs"
     config.evals = {"findings": entry(phantom_dir, projections="PA,AP")}
     found = evaluate.run(config)["findings"]
-    assert list(found) == ["blank", "random", "pixels-32"]
+    assert list(found) == ["blank", "random", "pixels-32", "metadata", "blur-16", "lungs"]
     versus = json.loads((tmp_path / "evals" / "findings" / "9" / "versus-pixels-32.json").read_text())
     gain = found["blank"].metrics["auroc"].value - found["pixels-32"].metrics["auroc"].value
     assert versus["auroc"]["value"] == pytest.approx(gain)
     assert (tmp_path / "evals" / "findings-random" / "0" / "results.json").is_file()
-    assert "blank minus random: auroc" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "blank minus random: auroc" in printed and "blank minus lungs: auroc" in printed
+    assert "the AUROC of blank" in printed or "The AUROC of blank" in printed
+
+    def without_masks(*given, **options):
+        raise shortcuts.NoMasks("nobody drew them")
+
+    config.references = "lungs,metadata"
+    unread = encoders.pixels(8)._replace(name="lungs", read=without_masks)
+    monkeypatch.setattr(shortcuts, "masked", lambda encoder, keep_lungs: unread)
+    assert list(evaluate.run(config)["findings"]) == ["blank", "metadata"]
+    assert "lungs was left out: nobody drew them" in capsys.readouterr().out
 
 
 def judged(judge, data_dir, skill):

@@ -17,7 +17,7 @@ from cxrjax.evals.base import Interval
 from cxrjax.evals.predictions import LEAST_SCORE, choose, quality
 from cxrjax.input import converted_sets
 from cxrjax.input import source as sources
-from cxrjax.reporting import charts, collect, compare, examples, page, results_page
+from cxrjax.reporting import charts, collect, compare, examples, page, results_page, sections
 from tests import runs
 
 LABELS = ("Mass", "<b>Edema|</b>")
@@ -70,6 +70,17 @@ def test_runs_that_differ_in_seed_and_share_are_one_subject_and_references_count
     assert [run.subject for run in together.runs] == ["same", "pixels-32", "same"]
     (apart,), _ = collect.collect(f"all={tmp_path}")
     assert {run.subject for run in apart.runs} == {"all/grid/0-0.1", "all/other", "all/third", "pixels-32"}
+
+
+def test_the_page_says_what_shortcuts_explain(tmp_path):
+    save(tmp_path / "a", predictions(skill=3.0), set="clinic")
+    save(tmp_path / "a", predictions(1, skill=0.7), encoder="metadata", reference=True, step=0, set="clinic")
+    save(tmp_path / "b", predictions(2, skill=3.0), set="clinic")
+    (question,), _ = collect.collect(f"ours={tmp_path / 'a'},theirs={tmp_path / 'b'}")
+    options = sections.Options("", 50, 0, 0, "", str(tmp_path), 0.5)
+    said = [part.text for part in results_page.section(question, options).parts if isinstance(part, page.Text)]
+    for name in ("ours", "theirs"):
+        assert any(f"the AUROC of {name} lies above chance" in text and "border" in text for text in said)
 
 
 def test_other_questions_stand_apart_and_the_finished_step_counts(tmp_path):
