@@ -1,6 +1,7 @@
 """Configs by name, from anywhere: those that come with cxrjax, those in ./configs, files, and config.json of a run."""
 
 import difflib
+import importlib
 import importlib.util
 import re
 import sys
@@ -12,8 +13,11 @@ PACKAGE = Path(__file__).parent
 COME_WITH = (PACKAGE / "configs", PACKAGE.parent / "configs")
 """In an installed package, and in a clone."""
 HERE = Path("configs")
-PLUGINS = "cxrjax.methods"
-"""Group of entry points: method name = module with make(config), and get_config(words) to be trained by its name."""
+METHODS, JUDGES, TRACKERS = "cxrjax.methods", "cxrjax.judges", "cxrjax.trackers"
+"""Groups of entry points, name = module, by which other installed packages bring theirs.
+
+A method has make(config), and get_config(words) to be trained by its name; a judge has JUDGE; a tracker has open.
+"""
 
 
 def available() -> dict[str, Path]:
@@ -48,9 +52,22 @@ def find(given: str) -> tuple[Path, str]:
     return file, words
 
 
-def plug_ins() -> dict[str, str]:
-    """Methods that other installed packages bring: name → module."""
-    return {point.name: point.module for point in metadata.entry_points(group=PLUGINS)}
+def plug_ins(group: str = METHODS) -> dict[str, str]:
+    """What other installed packages bring: name → module."""
+    return {point.name: point.module for point in metadata.entry_points(group=group)}
+
+
+def brought(given: str, group: str) -> ModuleType | None:
+    """The module of a file "mine.py", or of a plug-in of that name; None where there is neither.
+
+    Raises ValueError for a file that is not there.
+    """
+    if given.endswith(".py"):
+        if not Path(given).is_file():
+            raise ValueError(f"there is no file {given!r}")
+        return load(Path(given))
+    module = plug_ins(group).get(given)
+    return importlib.import_module(module) if module else None
 
 
 def origin(module: str) -> Path:

@@ -3,6 +3,9 @@
 `config.trackers = "wandb,mlflow"` asks for them. Their own environment variables say where they keep things
 (WANDB_MODE=offline, MLFLOW_TRACKING_URI, TRACKIO_DIR). The project is cxrjax, or CXRJAX_PROJECT. A resumed run goes on
 under its name; a tracker that fails is told once and left out, since metrics.jsonl has everything.
+
+A tracker of your own is a file with `open(workdir, settings) -> Shown`, named by its path, or by the name that an
+installed package gives it in the group of entry points "cxrjax.trackers".
 """
 
 import hashlib
@@ -13,6 +16,8 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
+
+from cxrjax import named
 
 INSTALL = {name: f"pip install 'cxrjax[{name}]'" for name in ("wandb", "mlflow", "trackio")}
 
@@ -112,6 +117,8 @@ def check(names: Sequence[str]) -> None:
 
 def _opened(name: str, workdir: Path, settings: Mapping[str, Any]) -> Shown:
     module = _module(name)
+    if name not in INSTALL:
+        return module.open(workdir, settings)
     if name == "mlflow":
         return Mlflow(module, workdir, settings)
     if name == "trackio":
@@ -122,7 +129,13 @@ def _opened(name: str, workdir: Path, settings: Mapping[str, Any]) -> Shown:
 
 def _module(name: str) -> Any:
     if name not in INSTALL:
-        raise ValueError(f"trackers: there is no {name!r}; there are {', '.join(INSTALL)}")
+        module = named.brought(name, named.TRACKERS)
+        if module is None:
+            known = [*INSTALL, *named.plug_ins(named.TRACKERS)]
+            raise ValueError(f"trackers: there is no {name!r}; there are {', '.join(known)}, or the file of your own")
+        if not hasattr(module, "open"):
+            raise ValueError(f"trackers: {name} has no open(workdir, settings), as docs/add/tracker.md shows it")
+        return module
     try:
         return importlib.import_module(name)
     except ImportError as error:

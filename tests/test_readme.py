@@ -1,7 +1,8 @@
 """The documents: links lead somewhere, commands and settings exist, names of the code are its names, and blocks run.
 
-A block whose info string is `sh run` is run. The blocks of the README come first and those of the pages follow in one
-folder, so that a page can judge or export the run which the README starts.
+A block whose info string is `sh run` is run, and `python file=NAME` is written to that file before. The blocks of the
+README come first and those of the pages follow in one folder, so that a page can judge or export the run which the
+README starts.
 """
 
 import ast
@@ -33,6 +34,11 @@ def blocks(text: str) -> list[tuple[str, str]]:
     return re.findall(r"^```([^\n]*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
+def files(text: str) -> dict[str, str]:
+    """{name: body} of the blocks that are written to files."""
+    return {info.removeprefix("python file="): body for info, body in blocks(text) if info.startswith("python file=")}
+
+
 def prose(text: str) -> str:
     return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
 
@@ -60,7 +66,12 @@ def in_full(words: list[str]) -> list[str]:
     if words[0] != "cxrjax" or words[1] not in __main__.COMMANDS:
         return words
     module, given = __main__.COMMANDS[words[1]].module, __main__.as_python(words[1], words[2:])
-    return ["python", "-m", f"cxrjax.{module}", *(re.sub(r"^--config=(\w+)", config_file, word) for word in given)]
+    return [
+        "python",
+        "-m",
+        f"cxrjax.{module}",
+        *(re.sub(r"^--config=(\w+)(?!\w|\.py)", config_file, word) for word in given),
+    ]
 
 
 def config_file(flag: re.Match) -> str:
@@ -140,8 +151,9 @@ def test_commands_and_their_settings_exist(page):
     for name, words in re.findall(r"configs/(\w+)\.py(?::([\w,]+))?", text):
         keys(name, words)
     options = {f"--{option}" for entry in catalogue.SETS.values() for option in entry.options}
+    own = {f"--config={name}" for each in PAGES for name in files(each.read_text())}
     for words in commands(text):
-        if not module(words):
+        if not module(words) or any(word.partition(":")[0] in own for word in words):  # those that are of the page run
             continue
         given = re.search(r"--config=configs/(\w+)\.py(?::([\w,]+))?", " ".join(words))
         if given:
@@ -181,6 +193,8 @@ def test_blocks_that_are_marked_run(tmp_path):
     environment |= {"PATH": f"{python.parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     environment |= {"CXRJAX_DATA": str(tmp_path / "data"), "JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
     for page in PAGES:
+        for name, body in files(page.read_text()).items():
+            (tmp_path / name).write_text(body)
         for body in (body for info, body in blocks(page.read_text()) if info == "sh run"):
             done = subprocess.run(
                 ["bash", "-euc", body], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600

@@ -94,3 +94,22 @@ def test_tensorboard_has_the_settings(tmp_path):
     content = events.SummaryMetadata(hparams.SESSION_START_INFO_TAG).plugin_data.content
     found = hparams.parse_session_start_info_plugin_data(content).hparams
     assert found["optim.lr"].number_value == 0.1 and found["cls_shortcut"].bool_value and "init_from" not in found
+
+
+def test_a_tracker_of_ones_own_is_a_file(tmp_path):
+    own = tmp_path / "own.py"
+    own.write_text(
+        "import types\n"
+        "def open(workdir, settings):\n"
+        "    note = lambda *given: (workdir / 'told.txt').open('a').write(f'{given}\\n')\n"
+        "    end = lambda: note('closed', settings['method'])\n"
+        "    return types.SimpleNamespace(scalars=note, picture=note, close=end)\n"
+    )
+    a_run(tmp_path / "x", [str(own)])
+    told = (tmp_path / "x" / "told.txt").read_text()
+    assert "1.5" in told and "views.png" in told and told.endswith("('closed', 'spcl')\n")
+    (tmp_path / "empty.py").write_text("")
+    with pytest.raises(ValueError, match="empty.py has no open"):
+        trackers.check([str(tmp_path / "empty.py")])
+    with pytest.raises(ValueError, match="there is no 'wandbb'; there are wandb, .* or the file of your own"):
+        trackers.check(["wandbb"])

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from cxrjax.config import ConfigDict, folds, judged, names
-from cxrjax.evals import metrics, pictures
+from cxrjax.evals import metrics, pictures, registry
 from cxrjax.evals.base import Encoder, Result, bounds, digest, make_task
 from cxrjax.evals.features import features, source_digest
 from cxrjax.evals.judge import RENAMED, Entry, Judge, Opened
@@ -140,7 +140,8 @@ def scalars(entry: Mapping[str, Any], result: Result) -> dict[str, float]:
 def logged(entry: Mapping[str, Any], metric: str) -> str:
     """What a metric of an entry is called in the logs; one of the validation pictures is given as val_<metric>."""
     entry = complete(entry)
-    prefix = f"{entry['judge']}_" if JUDGES[entry["judge"]].prefixed else ""
+    judge = registry.find(entry["judge"])
+    prefix = f"{judge.name}_" if judge.prefixed else ""
     return f"eval/{entry['set']}/{entry['task']['name']}/{prefix}{metric}"
 
 
@@ -151,10 +152,7 @@ def complete(entry: Mapping[str, Any]) -> dict[str, Any]:
     does not take.
     """
     given = entry.to_dict() if isinstance(entry, ConfigDict) else dict(entry)
-    name = given.get("judge", COMMON["judge"])
-    if name not in JUDGES:
-        raise ValueError(f"judge {name!r} is not known; choose one of {list(JUDGES)}")
-    judge = JUDGES[name]
+    judge = registry.find(given.get("judge", COMMON["judge"]))
     known = {**COMMON, **judge.keys}
     if unknown := sorted(set(given) - set(known)):
         raise ValueError("; ".join(_unknown(key, judge) for key in unknown))
@@ -164,13 +162,13 @@ def complete(entry: Mapping[str, Any]) -> dict[str, Any]:
     task = full["task"] = dict(full["task"])
     if judge.task_name:
         if set(task) - {"name"}:
-            raise ValueError(f"judge {name!r} takes no task, got {task}; {judge.instead_of_task}")
+            raise ValueError(f"judge {judge.name!r} takes no task, got {task}; {judge.instead_of_task}")
         task["name"] = task.get("name") or judge.task_name
     elif not task.get("name"):
         record = make_task(task)
         sides = ["+".join(names) for names in (record.positive, record.negative, record.labels) if names]
         task["name"] = _plain("-vs-".join(sides) or "all")
-    full["name"] = full["name"] or _plain(f"{full['set']}-{task['name']}-{name}")
+    full["name"] = full["name"] or _plain(f"{full['set']}-{task['name']}-{judge.name}")
     return full
 
 
@@ -194,12 +192,12 @@ def check(entry: Mapping[str, Any]) -> dict[str, Any]:
     """
     entry = complete(entry)
     chosen, _ = sources(entry)
-    JUDGES[entry["judge"]].check(entry, chosen)
+    registry.find(entry["judge"]).check(entry, chosen)
     return entry
 
 
 def _judge(encoder: Encoder, entry: dict[str, Any], workdir: Path, seed: int) -> Result:
-    judge = JUDGES[entry["judge"]]
+    judge = registry.find(entry["judge"])
     chosen, notes = sources(entry, judge.box_labels(encoder))
     pictures_bytes = entry["pictures_gib"] * 2**30
     table_of = partial(
@@ -219,7 +217,7 @@ def sources(entry: Entry, box_labels: tuple[str, ...] = ()) -> tuple[dict[str, S
 
     box_labels: of the boxes that the entry may require; () all.
     """
-    judge, converted = JUDGES[entry["judge"]], open_set(entry["set"], entry["data_dir"] or None)
+    judge, converted = registry.find(entry["judge"]), open_set(entry["set"], entry["data_dir"] or None)
     found, notes, filters = {}, [], {"projections": names(entry["projections"]) or None}
     filters |= {key: entry[key] for key in ("folds", "fold")}
     needed = required(entry["require"], box_labels)

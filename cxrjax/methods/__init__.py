@@ -7,7 +7,6 @@ gives it in the group of entry points "cxrjax.methods".
 import difflib
 import importlib
 import pkgutil
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -43,16 +42,15 @@ def make(config: Config, total_steps: int | None = None) -> Method:
 
 
 def _module(name: str) -> ModuleType:
-    if name.endswith(".py"):
-        if not Path(name).is_file():
-            raise ValueError(f"config.method is {name!r}, and there is no such file; a method is made by it alone")
-        return named.load(Path(name))
-    plugins, ours = named.plug_ins(), available()
-    if name in ours or name in plugins:
-        return importlib.import_module(f"cxrjax.methods.{name}" if name in ours else plugins[name])
-    near = difflib.get_close_matches(name, [*ours, *plugins], n=1)
+    ours = available()
+    if name in ours:
+        return importlib.import_module(f"cxrjax.methods.{name}")
+    if (module := named.brought(name, named.METHODS)) is not None:
+        return module
+    known = [*ours, *named.plug_ins(named.METHODS)]
+    near = difflib.get_close_matches(name, known, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"there is no method {name!r}; available: {', '.join([*ours, *plugins])}, or a file.{hint}")
+    raise ValueError(f"there is no method {name!r}; available: {', '.join(known)}, or a file.{hint}")
 
 
 def blank_batch(method: Method) -> dict[str, np.ndarray]:

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import pandas
 
 from cxrjax.config import FREE, names, read
-from cxrjax.evals.registry import JUDGES
+from cxrjax.evals import registry
+from cxrjax.evals.judge import Judge
 from cxrjax.evals.run import saved
 
 _ASKED = ("set", "judge", "require", "limit", "folds")
@@ -98,7 +99,7 @@ def collect(runs: str | Sequence[str]) -> Collected:
     for one, subject in zip(found, subjects, strict=True):
         entry, data = one.results["entry"], one.config.get("data", {})
         task = {key: value for key, value in entry.get("task", {}).items() if key != "name"}
-        judge = JUDGES.get(entry["judge"])
+        judge = _judge(entry["judge"])
         asked = _asked(entry, task, judge.asks if judge else ())
         share = data if judge and judge.judges_head else entry
         run = Run(
@@ -155,6 +156,14 @@ def _evaluations(given: str, place: Path, notes: list[str]) -> Iterator[_Found]:
                 notes.append(f"{path} was left out: {error}")
                 continue
             yield _Found(given, place, path.parent, workdir, _likeness(config, workdir), config, results)
+
+
+def _judge(name: str) -> Judge | None:
+    """None for a judge that is not there any more: results that it left are shown all the same."""
+    try:
+        return registry.find(name)
+    except ValueError:
+        return None
 
 
 def _subjects(found: Sequence[_Found]) -> list[str]:

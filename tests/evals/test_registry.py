@@ -7,7 +7,7 @@ import numpy as np
 import pandas
 import pytest
 
-from cxrjax.evals import run
+from cxrjax.evals import registry, run
 from cxrjax.evals.registry import JUDGES
 from cxrjax.input import overlap
 
@@ -131,3 +131,21 @@ def test_validation_labels_are_needed_only_where_there_is_a_choice(name, several
     check(run.complete(entry(name, **single)), sources)
     with pytest.raises(ValueError, match="both values in the test pictures"):
         check(run.complete(entry(name, **single)), {**sources, "test": source("test", 1, 1)})
+
+
+def test_a_judge_of_ones_own_is_a_file(tmp_path):
+    """That a whole one runs, docs/add/judge.md shows."""
+    own = tmp_path / "own.py"
+    own.write_text(
+        "from cxrjax.evals.judge import Judge\n"
+        "JUDGE = Judge('mine', judge=None, splits=('test',), keys={'own': 1}, task_name='x', instead_of_task='y')\n"
+    )
+    full = run.complete({"judge": str(own), "set": "s"})
+    assert full["own"] == 1 and full["name"] == "s-x-mine" and run.logged(full, "m") == "eval/s/x/mine_m"
+    (tmp_path / "empty.py").write_text("")
+    with pytest.raises(ValueError, match="empty.py has no JUDGE"):
+        registry.find(str(tmp_path / "empty.py"))
+    with pytest.raises(ValueError, match="there is no file '.*gone.py'"):
+        registry.find(str(tmp_path / "gone.py"))
+    with pytest.raises(ValueError, match="judge 'prob' is not known; choose one of .*'probe'.* or give the file"):
+        registry.find("prob")

@@ -1,0 +1,153 @@
+"""What the site has beside the pages of this folder: a page for each method, set and room of the code, made from it.
+
+MkDocs calls the `on_` functions (`hooks` in mkdocs.yml), mkdocstrings `Docstrings`. The pages are made while the site
+is built and lie nowhere else, so that they cannot differ from the code.
+"""
+
+import ast
+import importlib
+import re
+from functools import cache
+from pathlib import Path
+
+import griffe
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+from cxrjax import keys, methods, named
+from cxrjax.datasets import catalogue
+
+ROOT = Path(__file__).parents[1]
+SECTIONS = {"methods": "Methods", "sets": "Data", "api": "API", "add": "Add your own", "records": "Records"}
+"""The section of the navigation that a folder of pages belongs to."""
+
+COST = ROOT / "docs/records/2026-11-30-cost.md"
+RUN_BY_NONE = ("__init__", "__main__")
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Adds the pages that are made, and those of folders with a section of their own, to the navigation."""
+    sections = {title: pages for entry in config.nav or [] if isinstance(entry, dict) for title, pages in entry.items()}
+    written = {f"{path.parent.name}/{path.name}": path.read_text() for path in sorted((ROOT / "docs").glob("*/*.md"))}
+    for path, text in (made() | written).items():
+        pages = sections[SECTIONS[path.partition("/")[0]]]
+        if path not in pages:
+            pages.append({text.partition("\n")[0].removeprefix("# "): path})
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    for path, text in made().items():
+        files.append(File.generated(config, path, content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Blocks say what a test does with them: `sh run` becomes sh, and `python file=mine.py` a block with that title."""
+    markdown = re.sub(r"^```(\w+) (?:run|tests)$", r"```\1", markdown, flags=re.MULTILINE)
+    return re.sub(r"^```(\w+) file=(\S+)$", r'```\1 title="\2"', markdown, flags=re.MULTILINE)
+
+
+class Docstrings(griffe.Extension):
+    """Docstrings as Markdown, for mkdocstrings."""
+
+    def on_instance(self, *, obj: griffe.Object, **others) -> None:
+        if obj.docstring:
+            obj.docstring.value = as_markdown(obj.docstring.value)
+
+
+@cache
+def made() -> dict[str, str]:
+    """{path in the site: text} of all pages that are made."""
+    return {
+        **{f"methods/{name}.md": of_method(name) for name in methods.available()},
+        **{f"sets/{name}.md": of_set(name) for name in catalogue.SETS},
+        **{f"api/{room}.md": text for room, text in rooms().items()},
+    }
+
+
+def of_method(name: str) -> str:
+    """What the method's file and its config say at their top, what it costs, and every setting."""
+    file = named.available()[name]
+    title, _, rest = docstring(ROOT / f"cxrjax/methods/{name}.py").partition("\n")
+    method, _, paper = title.partition(": ")
+    config = named.load(file).get_config("")
+    return "\n\n".join(
+        [
+            f"# {method if paper else name}",
+            paper or title,
+            as_markdown(rest.strip("\n")),
+            "## Its config",
+            f"`configs/{name}.py`, or `cxrjax train {name}`.",
+            as_markdown(docstring(file)),
+            *of_cost(method),
+            "## Settings",
+            f"```text\n{keys.listing(config, file)}\n```",
+        ]
+    )
+
+
+def of_cost(method: str) -> list[str]:
+    """The rows of the record of costs that begin with the name of a method."""
+    head, rule, *rows = [line for line in COST.read_text().splitlines() if line.startswith("|")]
+    names = {row: re.split(r", (?=[a-zρ\d])| \(", row.split("|")[1].strip())[0] for row in rows}
+    ours = [row for row in rows if method.casefold() in [one.strip().casefold() for one in names[row].split(",")]]
+    text = "Giga multiply–accumulates a picture, forward / training step ([record](../records/2026-11-30-cost.md)):"
+    return ["## Cost", text, "\n".join([head, rule, *ours])] if ours else []
+
+
+def of_set(name: str) -> str:
+    """What a set is, where it is had, how it is converted, and what its publisher counts."""
+    entry, file = catalogue.SETS[name], ROOT / f"cxrjax/datasets/{name}.py"
+    lead, _, rest = docstring(file).partition("\n")
+    published = getattr(importlib.import_module(f"cxrjax.datasets.{name}"), "PUBLISHED", {}) if file.exists() else {}
+    options = [f"* `--{option}`: {', '.join(choices)}" for option, choices in entry.options.items()]
+    counts = [f"| {what} | {count:,} |" for what, count in published.items() if isinstance(count, int)]
+    told = ["## What its publisher counts", "\n".join(["| what | count |", "|---|---:|", *counts])] if counts else []
+    return "\n\n".join(
+        [
+            f"# {name}",
+            lead or entry.title,
+            f"* Size: {entry.size}\n* Licence: {entry.licence}\n* Access: {entry.access}\n* Where: {entry.where}",
+            f"```sh\npython -m cxrjax.prepare {name} --raw DIR\n```",
+            *(["\n".join(["Choices, the first is the default:\n", *options])] if options else []),
+            as_markdown(rest.strip("\n")),
+            *told,
+        ]
+    )
+
+
+def rooms() -> dict[str, str]:
+    """A page for `cxrjax` itself, one for each folder of the code, and one for the files beside the folders."""
+    code = ROOT / "cxrjax"
+    beside = [f"cxrjax.{file.stem}" for file in sorted(code.glob("*.py")) if file.stem not in RUN_BY_NONE]
+    found = {"cxrjax": ("cxrjax", ["cxrjax"]), "beside": ("Files beside the rooms", beside)}
+    for folder in sorted(path.parent for path in code.glob("*/__init__.py")):
+        inside = [f"cxrjax.{folder.name}.{file.stem}" for file in sorted(folder.glob("[!_]*.py"))]
+        found[folder.name] = (f"cxrjax.{folder.name}", [f"cxrjax.{folder.name}", *inside])
+    return {
+        room: "\n\n".join([f"# {title}", *(f"::: {module}" for module in modules)])
+        for room, (title, modules) in found.items()
+    }
+
+
+def docstring(file: Path) -> str:
+    return (ast.get_docstring(ast.parse(file.read_text())) or "") if file.exists() else ""
+
+
+def as_markdown(text: str) -> str:
+    """A docstring, whose equations are indented and whose tables have columns of blanks: both are shown as they are."""
+    return "\n\n".join(map(paragraph, text.split("\n\n")))
+
+
+def paragraph(text: str) -> str:
+    lines = text.strip("\n").splitlines()
+    columns = [re.search(r"\S {2,}\S", line) for line in lines]
+    if lines and (all(line.startswith("    ") for line in lines) or (len(lines) > 1 and all(columns))):
+        block = "\n".join(lines)
+        return f"```text\n{block}\n```" if columns[0] and not lines[0].startswith(" ") else block
+    words = "\n".join(lines).split("`")  # every second one is code
+    return "`".join(
+        part if at % 2 else part.replace("<", "&lt;").replace("][", "]\\[") for at, part in enumerate(words)
+    )
