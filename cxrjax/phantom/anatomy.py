@@ -245,22 +245,22 @@ def heart(body: Anatomy) -> list[Ellipsoid]:
 
 
 def heart_span(body: Anatomy, rays: Rays) -> Span:
-    return hull(*(part.span(rays) for part in heart(body)))
+    return hull(heart(body), rays)
 
 
 def air_test(body: Anatomy) -> Callable[[np.ndarray], np.ndarray]:
-    """A function that tells for points (n, 3) whether they lie in aerated lung: bool (n)."""
+    """A function that tells for points (3, n) whether they lie in aerated lung: bool (n)."""
     within = {side: [s for s in (lung(side), aerated(body, side), dry(body, side)) if s is not None] for side in SIDES}
     without = {side: [dome(body, side), mediastinum(body), *heart(body)] for side in SIDES}
 
     def in_air(points):
-        inside = np.zeros(len(points), bool)
+        inside = np.zeros(points.shape[1], bool)
         for side in SIDES:
-            chosen = np.flatnonzero((points[:, 0] > 0) == (side > 0))
+            chosen = np.flatnonzero((points[0] > 0) == (side > 0))
             for limit in within[side]:
-                chosen = chosen[limit.inside(points[chosen])]
+                chosen = chosen[limit.inside(points.take(chosen, axis=1))]
             for solid in without[side]:
-                chosen = chosen[~solid.inside(points[chosen])]
+                chosen = chosen[~solid.inside(points.take(chosen, axis=1))]
             inside[chosen] = True
         return inside
 

@@ -131,7 +131,7 @@ def _place(body: Anatomy, side: int, zone: str, margin: float, rng: np.random.Ge
     in_air = air_test(body)
     for gap in (margin, 0.5 * margin, 0.0):
         steps = gap * np.concatenate([np.zeros((1, 3)), np.eye(3), -np.eye(3)])
-        free = in_air((points + steps[:, None]).reshape(-1, 3)).reshape(len(steps), -1).all(0)
+        free = in_air((points + steps[:, None]).reshape(-1, 3).T).reshape(len(steps), -1).all(0)
         if free.any():
             return points[np.argmax(free)]
     return np.array([float(x[0]), float(y[0]), highest])

@@ -8,7 +8,7 @@ import numpy as np
 from cxrjax.phantom import anatomy, skeleton
 from cxrjax.phantom.anatomy import FAT, LUNG, SIDES, SOFT, Anatomy
 from cxrjax.phantom.findings import Finding, filled, visible
-from cxrjax.phantom.projection import Grains, Rays, Span, common, deposit, hull, remaining_length
+from cxrjax.phantom.projection import Grains, Rays, Span, common, deposit, hull, remaining_length, seen
 
 
 class Radiograph(NamedTuple):
@@ -39,7 +39,7 @@ class _Integrals(NamedTuple):
 
 def shared_grains(body: Anatomy, spacing: float) -> list[Grains]:
     """The tubes that are the same in every picture of a study, of elements about `spacing` centimetres apart."""
-    return [part(body, spacing) for part in (skeleton.bones, skeleton.airways, skeleton.vessels)]
+    return [grains for part in (skeleton.bones, skeleton.airways, skeleton.vessels) for grains in part(body, spacing)]
 
 
 def render(
@@ -105,30 +105,34 @@ def _rays(frontal: bool, size: tuple[int, int], body: Anatomy, rng: np.random.Ge
 def _integrate(
     body: Anatomy, findings: list[Finding], grains: list[Grains], rays: Rays, rng: np.random.Generator
 ) -> _Integrals:
-    total, middle, heart = _flesh(body, rays)
+    total = _flesh(body, rays)
+    heart = anatomy.heart_span(body, rays)
     field = np.zeros(total.shape, bool)
     air, space = np.zeros_like(total), np.zeros_like(total)
     pleural = {"Effusion": np.zeros_like(total), "Pneumothorax": np.zeros_like(total)}
     for side in SIDES:
-        lung, dome = anatomy.lung(side).span(rays), anatomy.dome(body, side).span(rays)
-        cuts = [heart, middle, dome]
+        window, lung = seen(anatomy.lung(side), rays)
+        here = rays.cut(window)
+        cuts = [heart.cut(window), anatomy.mediastinum(body).span(here), anatomy.dome(body, side).span(here)]
         space_here = remaining_length(lung, cuts)
-        field |= _field(lung, cuts, rays)
+        field[window] |= _field(lung, cuts, space_here, rays)
         air_here = space_here
-        total -= (SOFT - LUNG) * space_here
+        change = -(SOFT - LUNG) * space_here
         inner, dry = anatomy.aerated(body, side), anatomy.dry(body, side)
         thinner = anatomy.aerated(body, side, peel=0.1)
         if inner is not None and thinner is not None:
-            air_here = remaining_length(common(lung, inner.span(rays)), cuts)
-            pleura = np.maximum(air_here - remaining_length(common(lung, thinner.span(rays)), cuts), 0)
-            pleural["Pneumothorax"] += space_here - air_here
-            total += SOFT * 0.8 * pleura - LUNG * (space_here - air_here)
-            total += LUNG * 0.8 * body.on(body.collapse, side) * air_here
+            air_here = remaining_length(common(lung, inner.span(here)), cuts)
+            pleura = np.maximum(air_here - remaining_length(common(lung, thinner.span(here)), cuts), 0)
+            pleural["Pneumothorax"][window] += space_here - air_here
+            change += SOFT * 0.8 * pleura - LUNG * (space_here - air_here)
+            change += LUNG * 0.8 * body.on(body.collapse, side) * air_here
         if dry is not None:
-            air_here = remaining_length(common(lung, dry.span(rays)), cuts)
-            pleural["Effusion"] += space_here - air_here
-            total += (SOFT - LUNG) * (space_here - air_here)
-        air, space = air + air_here, space + space_here
+            air_here = remaining_length(common(lung, dry.span(here)), cuts)
+            pleural["Effusion"][window] += space_here - air_here
+            change += (SOFT - LUNG) * (space_here - air_here)
+        total[window] += change
+        air[window] += air_here
+        space[window] += space_here
     total += air * LUNG * 0.06 * _texture(total.shape, rays.pixel, rng, finest=0.35)
     masks = []
     for finding in findings:
@@ -141,29 +145,30 @@ def _integrate(
         masks.append(visible(finding, thickness, space, heart.far > heart.near))
     total += skeleton.vertebrae(body, rays)
     for blob, density in skeleton.bone_blobs(body):
-        window = blob.window(rays)
-        total[window] += density * blob.span(rays.cut(window)).length()
-    total += deposit([*grains, skeleton.shoulders(body, rays.pixel)], rays)
+        window, span = seen(blob, rays)
+        total[window] += density * span.length()
+    total += deposit([*grains, *skeleton.shoulders(body, rays.pixel)], rays)
     return _Integrals(np.maximum(total, 0), field, heart.length() > 0, masks)
 
 
-def _flesh(body: Anatomy, rays: Rays) -> tuple[np.ndarray, Span, Span]:
-    """Attenuation of the body as if it had no air and no bone; the spans of mediastinum and heart."""
-    skin = hull(*(part.span(rays) for part in anatomy.torso(body)))
-    flesh = hull(*(part.span(rays) for part in anatomy.torso(body, depth=0.6 + 0.5 * body.fat)))
+def _flesh(body: Anatomy, rays: Rays) -> np.ndarray:
+    """Attenuation of the body as if it had no air in the lungs and no bone."""
+    skin = hull(anatomy.torso(body), rays)
+    flesh = hull(anatomy.torso(body, depth=0.6 + 0.5 * body.fat), rays)
     total = FAT * skin.length() + (SOFT - FAT) * flesh.length()
     for outer, density in [(limb, SOFT) for limb in anatomy.limbs(body)] + [(b, FAT) for b in anatomy.breasts(body)]:
-        window = outer.window(rays)
-        span = outer.span(rays.cut(window))
-        total[window] += density * (span.length() - common(span, Span(skin.near[window], skin.far[window])).length())
-    total -= SOFT * anatomy.stomach_gas(body, rays)
-    return total, anatomy.mediastinum(body).span(rays), anatomy.heart_span(body, rays)
+        window, span = seen(outer, rays)
+        total[window] += density * (span.length() - common(span, skin.cut(window)).length())
+    return total - SOFT * anatomy.stomach_gas(body, rays)
 
 
-def _field(lung: Span, cuts: list[Span], rays: Rays) -> np.ndarray:
-    """The lung as a reader outlines it: frontal, beside heart and above diaphragm; lateral, wherever air shows."""
+def _field(lung: Span, cuts: list[Span], space: np.ndarray, rays: Rays) -> np.ndarray:
+    """The lung as a reader outlines it: frontal, beside heart and above diaphragm; lateral, wherever air shows.
+
+    space: centimetres of `lung` that none of `cuts` covers.
+    """
     if abs(rays.across[0]) < abs(rays.across[1]):
-        return remaining_length(lung, cuts) > 1.0
+        return space > 1.0
     hidden = np.any([cut.far > cut.near for cut in cuts], axis=0)
     return (lung.far > lung.near) & ~hidden
 

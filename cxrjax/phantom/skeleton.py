@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from cxrjax.phantom.anatomy import BONE, LEFT, LUNG, RIGHT, SIDES, SOFT, Anatomy, air_test, bezier, lung_outline
-from cxrjax.phantom.projection import Grains, Rays, ellipsoid, gather, tubes
+from cxrjax.phantom.projection import Grains, Rays, ellipsoid, tubes
 
 RIB_END = np.radians([125, 138, 146, 148, 147, 145, 142, 136, 126, 114, 92, 70])
 RIB_DROP = np.array([2.6, 4.4, 5.8, 6.8, 7.6, 8.3, 8.9, 9.2, 9.2, 8.8, 7.6, 5.5])
@@ -19,14 +19,14 @@ def spine_y(body: Anatomy, z: np.ndarray) -> np.ndarray:
     return 6.0 + body.kyphosis * (1 - ((z - 1.0) / 13.0) ** 2) + 0.02 * np.clip(-z - 12, 0, None) ** 1.5
 
 
-def bones(body: Anatomy, spacing: float) -> Grains:
+def bones(body: Anatomy, spacing: float) -> list[Grains]:
     """Ribs, breast bone and the processes of the vertebrae; the vertebral bodies are in `vertebrae`."""
-    parts = [_ribs(body, spacing), _spinous_processes(body, spacing)]
+    parts = [_ribs(body, spacing), *_spinous_processes(body, spacing)]
     breast_bone = [[(0, -6.2, 8.4), (0, -8.4, 4.0), (0, -9.6, -1.0), (0, -10.4, -6.5)]]
     parts.append(
         tubes(bezier(np.array(breast_bone, float)), (1.7, 0.5), 0.7 * spacing, hollow=0.25, facing=(1.0, 0.0, 0.0))
     )
-    return gather(parts).weighted(BONE * body.bone)
+    return [part.weighted(BONE * body.bone) for part in parts]
 
 
 def _ribs(body: Anatomy, spacing: float) -> Grains:
@@ -44,7 +44,7 @@ def _ribs(body: Anatomy, spacing: float) -> Grains:
     return tubes(np.array(lines), (0.62, 0.36), spacing, hollow=0.22)
 
 
-def _spinous_processes(body: Anatomy, spacing: float) -> Grains:
+def _spinous_processes(body: Anatomy, spacing: float) -> list[Grains]:
     z = np.arange(-17, 16, VERTEBRA_STEP)
     y = spine_y(body, z)
     back = np.stack([np.stack([0 * z, y + 2.6, z], -1), np.stack([0 * z, y + 5.0, z - 1.9], -1)], 1)
@@ -54,15 +54,13 @@ def _spinous_processes(body: Anatomy, spacing: float) -> Grains:
         )
         for s in SIDES
     ]
-    return gather(
-        [
-            tubes(back, (0.55, 0.3), spacing, hollow=0.4),
-            tubes(np.concatenate(sides), (0.4, 0.3), spacing, hollow=0.3),
-        ]
-    )
+    return [
+        tubes(back, (0.55, 0.3), spacing, hollow=0.4),
+        tubes(np.concatenate(sides), (0.4, 0.3), spacing, hollow=0.3),
+    ]
 
 
-def shoulders(body: Anatomy, spacing: float) -> Grains:
+def shoulders(body: Anatomy, spacing: float) -> list[Grains]:
     """Collar bones, shoulder blades and upper arms, which move when the arms are raised."""
 
     def both(*points):
@@ -85,7 +83,7 @@ def shoulders(body: Anatomy, spacing: float) -> Grains:
         tubes(spine_of_blade, (0.5, 0.3), spacing, hollow=0.3),
         tubes(both(*arm), (1.15, 1.15), 0.8 * spacing, hollow=0.2, facing=(1.0, 0.0, 0.0)),
     ]
-    return gather(parts).weighted(BONE * body.bone)
+    return [part.weighted(BONE * body.bone) for part in parts]
 
 
 def bone_blobs(body: Anatomy) -> list:
@@ -107,6 +105,8 @@ def vertebrae(body: Anatomy, rays: Rays) -> np.ndarray:
     middle = spine_y(body, z)
     offset = rays.columns * (rays.across[1] if facing_side else rays.across[0]) - (middle if facing_side else 0.0)
     half, depth = (1.55, 1.75) if facing_side else (1.75, 1.55)
+    near = (np.abs(offset) < 1.3 * half).any(0)  # columns of the picture that the vertebrae can reach
+    offset = offset[:, near]
     slope = np.gradient(middle[:, 0], z[:, 0])[:, None] if facing_side else 0.0
     phase = (z - slope * offset) / VERTEBRA_STEP
     from_plate = np.abs(phase - np.floor(phase) - 0.5) * VERTEBRA_STEP
@@ -117,38 +117,36 @@ def vertebrae(body: Anatomy, rays: Rays) -> np.ndarray:
     bone = 1 / (1 + np.exp((from_plate - height) / 0.06))
     plate = np.exp(-(((from_plate - height + 0.1) / 0.1) ** 2))
     attenuation = BONE * body.bone * (0.10 * bone + 0.17 * plate + 0.08 * rim * bone)
-    return (chord * attenuation * float(rays.scale[0 if facing_side else 1])).astype(np.float32)
+    integral = np.zeros(rays.size, np.float32)
+    integral[:, near] = chord * attenuation * float(rays.scale[0 if facing_side else 1])
+    return integral
 
 
-def airways(body: Anatomy, spacing: float) -> Grains:
+def airways(body: Anatomy, spacing: float) -> list[Grains]:
     """Windpipe and main bronchi: air in soft tissue."""
     trachea = bezier(np.array([[(0.1, 0.2, 20.0), (0.0, 0.6, 12.0), (-0.35, 2.2, 3.6)]]))
     bronchi = bezier(np.array([
         [(-0.3, 2.2, 3.8), (-1.6, 2.3, 2.6), (-3.6, 2.5, 0.6)],
         [(-0.3, 2.2, 3.8), (1.5, 2.4, 2.8), (4.3, 2.8, 1.4)],
     ]))  # fmt: skip
-    return gather(
-        [
-            tubes(trachea, (0.85, 0.85), spacing, facing=(1.0, 0.0, 0.0)),
-            tubes(bronchi, (0.6, 0.6), spacing),
-        ]
-    ).weighted(-SOFT)
+    parts = [tubes(trachea, (0.85, 0.85), spacing, facing=(1.0, 0.0, 0.0)), tubes(bronchi, (0.6, 0.6), spacing)]
+    return [part.weighted(-SOFT) for part in parts]
 
 
-def vessels(body: Anatomy, spacing: float) -> Grains:
+def vessels(body: Anatomy, spacing: float) -> list[Grains]:
     """Aorta, upper vena cava and the lungs' vessel trees, as far as they lie in air."""
     wide, fine = 1.4 * body.aorta, 0.85 * spacing
     arch = [(0.3, -3.0, 3.0), (0.8, -2.6, 8.6), (3.9, 0.8, 8.6), (2.5 + 0.3 * body.aorta, 4.0, 3.5)]
     descending = [(2.5 + 0.3 * body.aorta, 4.0, 3.6), (2.4, 5.2, -3.0), (1.0, 5.0, -16.0)]
     cava = [(-2.4, -1.2, 11.0), (-2.3, -1.5, 6.0), (-2.2, -1.2, -1.0)]
-    parts = [
+    great = [
         tubes(bezier(np.array([arch])), (wide, wide), fine, facing=(1.0, 0.0, 0.0)),
         tubes(bezier(np.array([descending])), (wide * 0.92, wide * 0.92), fine, facing=(1.0, 0.0, 0.0)),
         tubes(bezier(np.array([cava])), (0.95, 0.95), fine, facing=(1.0, 0.0, 0.0)),
     ]
-    great, in_air = gather(parts), air_test(body)
-    great = great.weighted(in_air(great.points.T))
-    return gather([great, *_trees(body, in_air, spacing)]).weighted((SOFT - LUNG) * 1.3)
+    in_air = air_test(body)
+    parts = [part.among(in_air(part.points)) for part in great] + _trees(body, in_air, spacing)
+    return [part.weighted((SOFT - LUNG) * 1.3) for part in parts]
 
 
 def _trees(body: Anatomy, in_air: Callable, spacing: float) -> list[Grains]:
@@ -189,7 +187,7 @@ def _trees(body: Anatomy, in_air: Callable, spacing: float) -> list[Grains]:
 
 def _branches(in_air: Callable, lines: np.ndarray, radius: np.ndarray, spacing: float) -> Grains:
     tested = lines[:, ::3]
-    keep = in_air(tested.reshape(-1, 3).astype(np.float32)).reshape(tested.shape[:2])
+    keep = in_air(np.moveaxis(tested.astype(np.float32), -1, 0).reshape(3, -1)).reshape(tested.shape[:2])
     chosen = keep.any(1)
     radius = np.broadcast_to(radius, (*lines.shape[:2], 1))[chosen]
     return tubes(lines[chosen], radius, spacing, keep=keep[chosen])

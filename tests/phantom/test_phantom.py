@@ -17,7 +17,7 @@ from PIL import Image
 
 import cxrjax
 from cxrjax.datasets import schema, writer
-from cxrjax.phantom import phantom_set, projection
+from cxrjax.phantom import anatomy, phantom_set, projection
 from cxrjax.phantom.dictation import dictate
 from cxrjax.phantom.findings import FINDINGS, LABELS, Finding
 from cxrjax.phantom.study import make_study, patient_of, records, split_of
@@ -59,7 +59,7 @@ def test_ellipsoid_chords_equal_a_sampled_integral(frontal):
     for row, column in ((40, 44), (52, 35), (60, 50)):
         horizontal = rays.columns[0, column] * rays.across + depth[:, None] * rays.along
         points = np.concatenate([horizontal, np.full((len(depth), 1), rays.rows[row, 0])], 1)
-        sampled = body.inside(points).sum() * 0.02
+        sampled = body.inside(points.T).sum() * 0.02
         assert body.span(rays).length()[row, column] == pytest.approx(sampled, abs=0.05)
         blurred = np.exp(-(((points - body.centre) @ body.matrix.T) ** 2).sum(-1)).sum() * 0.02
         assert body.gaussian_length(rays)[row, column] == pytest.approx(blurred, rel=1e-3)
@@ -67,6 +67,26 @@ def test_ellipsoid_chords_equal_a_sampled_integral(frontal):
     outside = body.span(rays).length().copy()
     outside[window] = 0
     assert not outside.any()
+
+
+@pytest.mark.parametrize("frontal", [True, False])
+def test_stacks_of_slices_are_seen_where_they_are(frontal):
+    body, rays = anatomy.lung(anatomy.LEFT), _straight_rays(frontal)
+    window, span = projection.seen(body, rays)
+    depth = np.arange(-20, 20, 0.02)
+    for row, column in ((40, 52), (60, 48), (30, 44)):
+        horizontal = rays.columns[0, column] * rays.across + depth[:, None] * rays.along
+        points = np.concatenate([horizontal, np.full((len(depth), 1), rays.rows[row, 0])], 1)
+        sampled = body.inside(points.T).sum() * 0.02
+        assert sampled > 1
+        assert body.span(rays).length()[row, column] == pytest.approx(sampled, abs=0.05)
+    length = body.span(rays).length()
+    np.testing.assert_allclose(span.length(), length[window], atol=1e-4)
+    assert not length[: window[0].start].any(), "above the apex"
+    both = projection.hull([body, projection.ellipsoid((8.0, 12.0, 0.0), (3.0, 3.0, 3.0))], rays)
+    assert (both.length() >= length).all()
+    length[window] = 0
+    assert not length.any()
 
 
 def test_what_remains_of_a_span_is_what_no_cut_covers():
