@@ -1,6 +1,7 @@
 """What a config asks for, held against its sets before a step is trained: what would fail, or mislead, at the end."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 from cxrjax import config as shared
 from cxrjax.config import ConfigDict, names
@@ -46,14 +47,15 @@ def entries(config: ConfigDict) -> dict[str, dict]:
     }
 
 
-def judges(config: ConfigDict) -> None:
-    """Raises ValueError for what a judge would refuse once the training is done, and for a metric of none of them."""
+def judge_keys(config: ConfigDict) -> None:
+    """Raises ValueError for a judge, or a key of its entry, that is not known, and for a metric of none of the judges.
+
+    Opens no set.
+    """
     places = []
     for name, entry in entries(config).items():
-        try:
-            full = evals.check(entry)
-        except ValueError as error:
-            raise ValueError(f"evals.{name}: {error}") from error
+        with _named(name):
+            full = evals.complete(entry)
         places.append(f"eval/{full['set']}/{full['task']['name']}/")
     best = config.checkpoint.best_metric
     if best and not best.startswith(tuple(places)):
@@ -61,6 +63,21 @@ def judges(config: ConfigDict) -> None:
             f"checkpoint.best_metric = {best!r} is no metric of config.evals; theirs begin with "
             f"{', '.join(places) or 'nothing: there is no judge'}"
         )
+
+
+def judges(config: ConfigDict) -> None:
+    """Raises ValueError for what a judge would refuse of its set once the training is done."""
+    for name, entry in entries(config).items():
+        with _named(name):
+            evals.check(entry)
+
+
+@contextlib.contextmanager
+def _named(judge: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"evals.{judge}: {error}") from error
 
 
 def labels(config: ConfigDict, pictures: Sequence[source.Source]) -> None:

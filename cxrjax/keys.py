@@ -39,11 +39,10 @@ def comments(file: Path, function: str = "") -> dict[str, str]:
         body = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function)
     found: dict[str, str] = {}
     for prefix, value in _settings(body):
-        if isinstance(value, ast.Call):
-            elsewhere = _source(file, tree, value.func)
+        for section, called in _calls(prefix, value):
+            elsewhere = _source(file, tree, called.func)
             if elsewhere is not None:
-                found |= {_join(prefix, key): said for key, said in comments(*elsewhere).items()}
-                continue
+                found |= {_join(section, key): said for key, said in comments(*elsewhere).items()}
         for key, line, last in _entries(prefix, value):
             said = beside.pop(last, "") or above.pop(line, "") if key else ""
             if said:
@@ -85,6 +84,18 @@ def _entries(prefix: str, value: ast.expr) -> Iterator[tuple[str, int, int]]:
                 for key, line, last in _entries(_join(prefix, str(name.value)), inner):
                     yield key, min(line, name.lineno), last
     yield prefix, value.lineno, value.end_lineno or value.lineno
+
+
+def _calls(prefix: str, value: ast.expr) -> Iterator[tuple[str, ast.Call]]:
+    """(dotted key, call) of a value and of all that it spreads or holds, as in `{**recipes.vit(), "head": head()}`."""
+    if isinstance(value, ast.Call):
+        yield prefix, value
+    elif isinstance(value, ast.Dict):
+        for name, inner in zip(value.keys, value.values, strict=True):
+            if name is None:
+                yield from _calls(prefix, inner)
+            elif isinstance(name, ast.Constant):
+                yield from _calls(_join(prefix, str(name.value)), inner)
 
 
 def _key(node: ast.expr) -> str | None:

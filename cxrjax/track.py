@@ -245,11 +245,15 @@ def _settings(settings: Mapping[str, Any]) -> list:
 
 
 def _words(latest: Mapping[str, float]) -> list[str]:
-    """["loss 2.5", "knn 0.71/0.64"]: what several sets were judged stands side by side, by name."""
+    """["loss 2.5", "knn phantom 0.71 clinic 0.64"]: what was judged has its set before it."""
     found = []
     for end, word in _SHOWN.items():
-        numbers = [f"{latest[name]:.4g}" for name in sorted(latest) if name.endswith(end)]
-        found += [f"{word} {'/'.join(numbers)}"] if numbers else []
+        numbers = [
+            f"{name.split('/')[1]} {latest[name]:.4g}" if name.startswith("eval/") else f"{latest[name]:.4g}"
+            for name in sorted(latest)
+            if name.endswith(end)
+        ]
+        found += [" ".join([word, *numbers])] if numbers else []
     return found
 
 

@@ -116,8 +116,9 @@ def fit(config: ConfigDict, workdir: Path) -> TrainState:
     """
     others = names(config.trackers if "trackers" in config else "")
     trackers.check(others)
+    checks.judge_keys(config)  # before sets are opened: a phantom may have to be rendered for it
     time_of = Goodput()
-    with time_of.span("compiling"):
+    with time_of.span("opening"):
         run = build(config)
         checks.judges(config)
     if hosts.is_first():

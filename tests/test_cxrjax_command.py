@@ -90,6 +90,18 @@ def test_keys_are_listed_with_comments():
     assert "# or frozen: the head alone learns" in head and "of every fraction alike" not in head
 
 
+def test_comments_are_found_behind_what_a_section_spreads_or_holds(tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text(
+        "from cxrjax import recipes\n\n\ndef get_config(arg=''):\n"
+        "    config.model = {**recipes.vit(), 'wide': 3}  # ours\n"
+        "    config.both = {'left': recipes.vit()}\n"
+    )
+    said = keys.comments(file)
+    assert said["model.positions"] == said["both.left.positions"] == "or learned"
+    assert said["model.wide"] == "ours"
+
+
 def test_completion_knows_commands_and_configs():
     script = __main__.completion("bash")
     words = 'COMP_WORDS=(cxrjax train fro); COMP_CWORD=2; _cxrjax; echo "${COMPREPLY[@]}"'

@@ -222,8 +222,8 @@ def test_progress_shows_a_collapse_and_the_last_judgement(tmp_path, capsys, monk
     ]
     assert said == [
         "step 1/4 (25%)  loss 2.5  std 0.03125  rank 1",
-        "step 2/4 (50%)  loss 2.25  std 0.03125  rank 1  knn 0.75/0.625  probe 0.5",
-        "step 4/4 (100%)  loss 2  std 0.03125  rank 1  knn 0.75/0.5  probe 0.5",
+        "step 2/4 (50%)  loss 2.25  std 0.03125  rank 1  knn nih 0.75 phantom 0.625  probe nih 0.5",
+        "step 4/4 (100%)  loss 2  std 0.03125  rank 1  knn nih 0.75 phantom 0.5  probe nih 0.5",
     ]
     assert lines(tmp_path)[0]["train/monitor/effective_rank"] == 1 and len(lines(tmp_path)) == 5
 
@@ -249,4 +249,4 @@ def test_bar_on_a_terminal(tmp_path):
     out, _ = process.communicate()
     assert process.returncode == 0 and out == b""
     last = shown.decode().strip().split("\r")[-1]
-    assert re.search(r"100%.*20/20 .*loss 0.25, std 0.75, knn 0.625", last), last
+    assert re.search(r"100%.*20/20 .*loss 0.25, std 0.75, knn phantom 0.625", last), last

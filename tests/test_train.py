@@ -70,7 +70,16 @@ def test_a_run_leaves_its_records(tmp_path, capsys):
     assert predictions["overlay/map"].notna().any(), "attention on the pictures that a report may show"
     assert json.loads((tmp_path / "pictures.json").read_text())["phantom_smoke/train"]["pictures"] > 30
     said = capsys.readouterr().out
-    assert "2 device(s)" in said and re.search(r"of 0:0\d:\d\d: .*% compiling.*% judging", said)
+    assert "2 device(s)" in said and re.search(r"of 0:0\d:\d\d: .*% opening sets.*% compiling.*% judging", said)
+
+
+def test_a_misspelt_key_of_a_judge_is_found_before_sets_are_opened(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "build", lambda config: pytest.fail("a set was opened"))
+    config = runs.config("spcl", evals__phantom_probe__set="phantom")
+    with config.unlocked():
+        config.evals.phantom_probe.solvr = "logistic"
+    with pytest.raises(ValueError, match="evals.phantom_probe: evaluation key 'solvr'.*Did you mean 'solver'"):
+        train.fit(config, tmp_path)
 
 
 def test_a_step_draws_updates_and_follows_in_this_order():

@@ -4,9 +4,10 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping
 
-KINDS: tuple[str, ...] = ("stepping", "compiling", "input", "judging", "saving", "restoring", "lost")
-"""input: the device had nothing to do until the next batch came. lost: to restarts, what was computed and not kept."""
-_WORDS = {"input": "waiting for input", "lost": "lost to restarts"}
+KINDS: tuple[str, ...] = ("stepping", "opening", "compiling", "input", "judging", "saving", "restoring", "lost")
+"""opening: sets, which may mean rendering a phantom, and tracing the model. input: the device had nothing to do until
+the next batch came. lost: to restarts, what was computed and not kept."""
+_WORDS = {"opening": "opening sets", "input": "waiting for input", "lost": "lost to restarts"}
 
 
 class Goodput:
