@@ -11,7 +11,8 @@ teachers.init_from names runs of any method and local folders of Hugging Face Vi
 teacher sees pictures at its own size; teachers.image_px makes all see another one, with resized positions: at 224 px
 RAD-DINO has 256 patches in place of 1369. Watch pooled_cosine_to_teacher_0 and teacher_0_std: what a teacher does not
 tell apart no student learns.
-Cost per picture of a ViT-S/16 student: 4.6 G multiply–accumulates forward, and each teacher's own forward.
+Cost per picture with a ViT-B/14 such as RAD-DINO as teacher, multiply–accumulates forward: 156.2 G at its 518 px and
+28.0 G at 224 px for a ViT-S/16; 155.5 G and 27.3 G for a ResNet-50.
 """
 
 from ml_collections import config_dict

@@ -79,6 +79,7 @@ def pretrain() -> ConfigDict:
             "data": {
                 "sets": "phantom",
                 "weights": (),  # one per set; () draws every picture equally often
+                "order": "mixed",  # of several sets; or cyclic: all of one after all of the other
                 "split": "train",
                 "unit": "picture",  # or study: its pictures and its report together, for image–text methods
                 "require": "",  # of a study: frontal, lateral, report; of a picture: boxes, or boxes or <label>
@@ -242,6 +243,8 @@ def determining(config: ConfigDict) -> dict:
             found.pop(key, None)
     if "data" in found:
         found["data"] = found["data"] | {"judged_on": ", ".join(judged(config))}
+        if found["data"].get("order") == "mixed":  # what older runs did, whose folders keep their names
+            del found["data"]["order"]
     return json.loads(json.dumps(found))
 
 

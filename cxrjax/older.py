@@ -16,6 +16,7 @@ ADDED: dict[str, tuple[str | tuple[str, ...], Any]] = {
     "grid": ("data.sets", ""),
     "accumulate": ("batch_size", 1),
     "accumulate_batch_norm": ("batch_size", "whole"),
+    "data.order": ("data.sets", "mixed"),
     "data.unit": ("data.sets", "picture"),
     "data.require": ("data.sets", ""),
     "data.fraction_seed": ("data.sets", 0),

@@ -61,6 +61,7 @@ def build(config: ConfigDict) -> Run:
         config.seed,
         jax.process_index(),
         jax.process_count(),
+        config.data.order,
     )
     return Run(
         method, mesh, sources, batches, total_steps, *program(config, method, mesh, total_steps, examples), remarks

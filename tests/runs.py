@@ -20,6 +20,8 @@ def config(name="spcl", words="smoke", **changes):
         found.text.vocab_size = 1024
     if words != "" and "teachers" in found and not found.teachers.networks:  # and these from the folders of teachers
         found.teachers.networks = _module(name).get_config("smoke").teachers.networks
+    if words != "" and "heads" in found and not found.heads:  # and these from the sets that are trained on
+        found.heads = _module(name).get_config("smoke").heads
     return found
 
 

@@ -27,6 +27,7 @@ CASES = {
     "barlow_twins": ("barlow_twins", {}),
     "ijepa": ("ijepa", {"model__drop_path": 0.4}),
     "lejepa": ("lejepa", {"model__drop_path": 0.4}),
+    "ark": ("ark", {"model__drop_path": 0.4}),
     "distill": ("distill", {"model__drop_path": 0.4}),
     "supervised": ("supervised", {"model__drop_path": 0.4}),
     "supervised_classes": ("supervised", {"task": "multiclass"}),

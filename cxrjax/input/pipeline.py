@@ -31,20 +31,31 @@ def dataset(
     seed: int,
     process_index: int = 0,
     process_count: int = 1,
+    order: str = "mixed",
 ) -> grain.MapDataset:
     """Endless batches of one host, by step: `dataset(...)[step]` -> dict of NumPy arrays.
 
     sources: the sets to draw from. Each is passed through in a new order every epoch.
     weights: share of each set in the stream (Grain rounds it to within 1 %); by default proportional to size.
+    order: of several sets, "mixed", or "cyclic": an epoch of the first, then one of the second, and so on, again and
+        again; only batches that begin in one set and end in the next hold both.
     views: (example, rng) -> dict of arrays or scalars.
     batch_size: of all hosts together, b; this host's batches have leading axis b // process_count. They are the rows
         process_index * b // process_count and on of the batch that one host alone would get.
-    Raises ValueError for no source, weights that do not match, or a batch that the hosts cannot share evenly.
+    Raises ValueError for no source, weights that do not match, another word as order, weights in a cycle, or a batch
+    that the hosts cannot share evenly.
     """
     _check(sources, weights, batch_size, process_index, process_count)
+    if order not in ("mixed", "cyclic") or (order == "cyclic" and weights is not None):
+        raise ValueError(
+            f"data.order must be 'mixed', or 'cyclic' without data.weights, got {order!r} with weights {weights}"
+        )
     orders = [_Epochs(number, len(source), seed) for number, source in enumerate(sources)]
     shares = [len(source) for source in sources] if weights is None else list(weights)
-    addresses = orders[0] if len(orders) == 1 else grain.MapDataset.mix(orders, shares)
+    if len(orders) == 1:
+        addresses = orders[0]
+    else:
+        addresses = _Cycle(orders) if order == "cyclic" else grain.MapDataset.mix(orders, shares)
     rows = batch_size // process_count
     return _HostBatches(addresses, partial(_read, tuple(sources), views), seed, batch_size, process_index * rows, rows)
 
@@ -124,6 +135,31 @@ class _Epochs(grain.MapDataset):
             near = {other: known for other, known in self._orders.items() if abs(other - epoch) == 1}
             self._orders = near | {epoch: order}
         return order
+
+
+class _Cycle(grain.MapDataset):
+    """Endless (set number, record number): an epoch of each set after an epoch of the set before."""
+
+    def __init__(self, orders: Sequence[_Epochs]):
+        super().__init__(orders)
+        self.orders, self.ends = orders, np.cumsum([order.size for order in orders])
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    @overload
+    def __getitem__(self, index: slice) -> grain.MapDataset: ...
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[int, int]: ...
+
+    def __getitem__(self, index: int | slice) -> tuple[int, int] | grain.MapDataset:
+        if isinstance(index, slice):
+            return self.slice(index)
+        epoch, place = divmod(index, int(self.ends[-1]))
+        number = int(np.searchsorted(self.ends, place, side="right"))
+        order = self.orders[number]
+        return order[epoch * order.size + place - int(self.ends[number]) + order.size]
 
 
 class _HostBatches(grain.MapDataset):

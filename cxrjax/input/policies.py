@@ -41,3 +41,14 @@ def apply(labels: np.ndarray, label_names: Sequence[str], policy: str) -> np.nda
     uncertain = np.array([by_name.get(name, usual) for name in label_names], np.int8)
     decided = np.where(labels == UNCERTAIN, uncertain, labels)
     return np.where(decided == NOT_MENTIONED, ABSENT, decided).astype(np.int8)
+
+
+def answers(codes: np.ndarray, known: Sequence[str], wanted: Sequence[str], policy: str) -> np.ndarray:
+    """The wanted labels of one picture: int8 c, 1 present, 0 absent, −1 not known.
+
+    codes: int8 k in the schema's codes, of the k labels `known` to its set. policy: a name of POLICIES, or "" for none.
+    """
+    if policy:
+        codes = apply(codes, known, policy)
+    of_label = dict(zip(known, codes, strict=True))
+    return np.array([max(of_label.get(name, UNCERTAIN), UNCERTAIN) for name in wanted], np.int8)

@@ -34,12 +34,13 @@ from cxrjax.methods.trunk import encode_by
 from cxrjax.models import backbone, heads
 
 KINDS = ("pooled", "patches")
+WEIGHTS = tuple(f"{kind}_{name}" for kind in KINDS for name in ("cosine", "smooth_l1"))
 
 
 def make(config: Config) -> Method:
     """config: model, teachers, head, loss, views, augment, standardise; see configs/distill.py for every key."""
     settings.counts(config, "head.hidden")
-    settings.weights(config, *(f"loss.{kind}.{name}" for kind in KINDS for name in ("cosine", "smooth_l1")))
+    settings.weights(config, *(f"loss.{name.replace('_', '.', 1)}" for name in WEIGHTS))
     if not config.teachers.networks:
         raise ValueError(
             "there is nobody to learn from: give --config.teachers.init_from=FOLDER, runs or Hugging Face folders of "
@@ -70,11 +71,8 @@ def make(config: Config) -> Method:
         return {"student": y, "targets": targets}, stats
 
     def loss_of(params, state, features, prepared, step):
-        student, sums = (
-            features["student"],
-            {f"{kind}_{name}": 0.0 for kind in KINDS for name in ("cosine", "smooth_l1")},
-        )
-        watched = monitors.embedding(student["pooled"])
+        student = features["student"]
+        sums, watched = dict.fromkeys(WEIGHTS, 0.0), monitors.embedding(student["pooled"])
         for name, targets in features["targets"].items():
             for kind in KINDS:
                 predicted, _ = heads.run(head[name], params["heads"][name][kind], {}, student[kind], train=True)
@@ -90,11 +88,10 @@ def make(config: Config) -> Method:
         params, stats = encoder.init(rng.fold(key, "encoder"))
         started, frozen = {}, {}
         for name, teacher in teachers.items():
-            of_kinds = {
-                kind: heads.start(head[name], rng.fold(key, f"{kind}_{name}"), encoder.width)[0] for kind in KINDS
-            }
-            started[name] = of_kinds
-            frozen[name] = dict(zip(("params", "stats"), teacher.init(rng.fold(key, f"teacher_{name}")), strict=True))
+            keys = {kind: rng.fold(key, f"{kind}_{name}") for kind in KINDS}
+            started[name] = {kind: heads.start(head[name], keys[kind], encoder.width)[0] for kind in KINDS}
+            read, of_it = teacher.init(rng.fold(key, f"teacher_{name}"))  # in whose place the folder's come
+            frozen[name] = {"params": read, "stats": of_it}
         state = {"batch_stats": {"encoder": stats}, "frozen": {"teachers": frozen}}
         return {"encoder": params, "heads": started}, state
 

@@ -25,7 +25,6 @@ import numpy as np
 
 from cxrjax import monitors, rng
 from cxrjax.config import names
-from cxrjax.datasets.schema import UNCERTAIN
 from cxrjax.input import converted_sets, device, policies
 from cxrjax.losses import classification
 from cxrjax.methods import settings
@@ -84,7 +83,7 @@ def make(config: Config) -> Method:
         # A picture of no set has no labels: `blank_batch` makes one.
         known = label_names()[example["set"]] if example["set"] else ()
         codes = example["labels"] if example["set"] else np.zeros(0, np.int8)
-        return {**single.views(example, rng), "labels": answers(codes, known, labels, config.policy)}
+        return {**single.views(example, rng), "labels": policies.answers(codes, known, labels, config.policy)}
 
     def encode(params, state, images):
         images = device.standardise(images, **config.standardise)
@@ -95,18 +94,6 @@ def make(config: Config) -> Method:
     parts = Parts(prepare, embed, loss_of, weight, keeps_statistics=config.encoder == "frozen")
     functions, options = (make_views, init, joined(parts), keep_state, encode), {"couples_batch": False, "parts": parts}
     return Method(*functions, config.model.image_px, answers=answer, **options)
-
-
-def answers(codes: np.ndarray, known: Sequence[str], wanted: Sequence[str], policy: str) -> np.ndarray:
-    """The wanted labels of one picture: int8 c, 1 present, 0 absent, −1 not known.
-
-    codes: int8 k in the schema's codes, of the k labels `known` to its set. policy: a name of `policies.POLICIES`, or
-    "" for none.
-    """
-    if policy:
-        codes = policies.apply(codes, known, policy)
-    of_label = dict(zip(known, codes, strict=True))
-    return np.array([max(of_label.get(name, UNCERTAIN), UNCERTAIN) for name in wanted], np.int8)
 
 
 def of_sets(label_names: dict[str, Sequence[str]], wanted: Sequence[str]) -> dict[str, Sequence[str]]:

@@ -75,6 +75,22 @@ def test_every_epoch_has_every_picture_once_in_a_new_order(both):
     assert not np.array_equal(epochs[0], epochs[1]) and not np.array_equal(epochs[1], epochs[2])
 
 
+def test_sets_come_one_after_the_other_in_a_cycle(both):
+    """Every picture of the first, then every one of the second, in new orders in the next round."""
+    sizes = [len(each) for each in both]
+    stream = pipeline.dataset(both, None, two_views, 1, seed=0, order="cyclic")
+    rounds = [[stream[r * sum(sizes) + i] for i in range(sum(sizes))] for r in range(2)]
+    seen = [[(bool(one["from_rich"][0]), int(one["record"][0])) for one in each] for each in rounds]
+    for each in seen:
+        assert [rich for rich, _ in each] == [True] * sizes[0] + [False] * sizes[1]
+        assert len(set(each)) == sum(sizes)
+    assert seen[0][: sizes[0]] != seen[1][: sizes[0]] and seen[0][sizes[0] :] != seen[1][sizes[0] :]
+    with pytest.raises(ValueError, match="'cyclic' without data.weights, got 'cyclic' with weights"):
+        pipeline.dataset(both, [1, 2], two_views, 4, seed=0, order="cyclic")
+    with pytest.raises(ValueError, match="must be 'mixed', or 'cyclic' without data.weights, got 'one'"):
+        pipeline.dataset(both, None, two_views, 4, seed=0, order="one")
+
+
 def test_a_picture_is_cut_anew_in_every_epoch(both):
     stream = pipeline.dataset(both[:1], None, two_views, 26, seed=0)
     first, second = (stream[epoch]["image"][np.argsort(stream[epoch]["record"])] for epoch in (0, 1))

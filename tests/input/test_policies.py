@@ -48,3 +48,20 @@ def test_unknown_policies_and_other_label_axes_are_refused():
         make_task({"kind": "multilabel", "policy": "u_ones"})
     with pytest.raises(ValueError, match=r"\(2, 6\) do not have the 5 names"):
         policies.apply(CODES, NAMES[:5], "U-Ones")
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        ("", [0, 1, -1, -1, -1]),
+        ("U-Ignore", [0, 1, -1, 0, -1]),
+        ("U-Zeros", [0, 1, 0, 0, -1]),
+        ("U-Ones", [0, 1, 1, 0, -1]),
+    ],
+)
+def test_answers_by_policy(policy, expected):
+    """Absent, present, uncertain, not mentioned, and a label that the set does not have, which no policy decides."""
+    codes, known = np.asarray([1, -1, 0, -2], np.int8), ("Mass", "Edema", "Effusion", "Nodule")
+    found = policies.answers(codes, known, ("Effusion", "Mass", "Edema", "Nodule", "Tuberculosis"), policy)
+    assert found.dtype == np.int8
+    np.testing.assert_array_equal(found, expected)

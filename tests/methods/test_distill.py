@@ -19,10 +19,10 @@ from tests.test_initial import TrainState
 def folders(tmp_path_factory):
     """A run of a ResNet that sees 16 px, one of a ViT, and what an export of the ViT would be."""
     folder = tmp_path_factory.mktemp("teachers")
-    runs.write(folder / "resnet", runs.config("simclr", model__variant="resnet_test", model__image_px=16), seed=1)
-    learned = runs.write(folder / "vit", runs.config("mae", standardise__mean=0.3, model__pool="cls"), seed=2)[
-        "encoder"
-    ]
+    config = runs.config("simclr", model__variant="resnet_test", model__image_px=16, standardise__mean=0.4)
+    runs.write(folder / "resnet", config, seed=1)
+    config = runs.config("mae", standardise__mean=0.3, model__pool="cls")
+    learned = runs.write(folder / "vit", config, seed=2)["encoder"]
     table = posemb.sincos_2d((8, 8), 64)
     exported = torch_vit.to_huggingface(learned, heads=2, patch_px=4, image_px=32, position_table=table)
     huggingface.write(folder / "exported", *exported, 0.3, 0.2449)

@@ -14,23 +14,6 @@ from tests import runs
 from tests.methods import oracles
 
 
-@pytest.mark.parametrize(
-    ("policy", "expected"),
-    [
-        ("", [0, 1, -1, -1, -1]),
-        ("U-Ignore", [0, 1, -1, 0, -1]),
-        ("U-Zeros", [0, 1, 0, 0, -1]),
-        ("U-Ones", [0, 1, 1, 0, -1]),
-    ],
-)
-def test_answers_by_policy(policy, expected):
-    """Absent, present, uncertain, not mentioned, and a label that the set does not have, which no policy decides."""
-    codes, known = np.asarray([1, -1, 0, -2], np.int8), ("Mass", "Edema", "Effusion", "Nodule")
-    found = supervised.answers(codes, known, ("Effusion", "Mass", "Edema", "Nodule", "Tuberculosis"), policy)
-    assert found.dtype == np.int8
-    np.testing.assert_array_equal(found, expected)
-
-
 def test_sets_and_labels_must_meet():
     sets = {"tb": ("Normal", "Tuberculosis"), "nih": ("Pneumonia", "No Finding")}
     assert supervised.of_sets(sets, ("Tuberculosis", "Pneumonia")) == sets
