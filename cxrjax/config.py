@@ -37,6 +37,7 @@ FREE = (
     "grid",
     "input",
     "log_every_steps",
+    "look_every_steps",
     "mesh",
     "profile_steps",
     "sharding",
@@ -134,6 +135,7 @@ def pretrain() -> ConfigDict:
                 "best_metric": "",  # name of an eval metric; "" keeps the latest only
             },
             "log_every_steps": 20,
+            "look_every_steps": integer(),  # views.png is drawn so often, beside the start and the end: cxrjax/look.py
             "trackers": "",  # where a run is shown as well: wandb, mlflow, trackio (cxrjax/trackers.py)
             "profile_steps": 0,  # a trace by JAX's profiler of so many steps in <workdir>/profile
             "evals": {},

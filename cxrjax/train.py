@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
-from einops import rearrange
 
-from cxrjax import checkpoint, checks, initial, lineage, methods, optim, parallel, ranges, trackers
+from cxrjax import checkpoint, checks, initial, lineage, look, methods, optim, parallel, ranges, trackers
 from cxrjax import config as shared
 from cxrjax.config import ConfigDict, determining, judged, names
 from cxrjax.evals import run as evals
@@ -165,17 +163,22 @@ def fit(config: ConfigDict, workdir: Path) -> TrainState:
             ) as tracker,
             profiling.traced(workdir / "profile", config.profile_steps if hosts.is_first() else 0, start) as after_step,
         ):
+            weights = config.data.weights or None
+            draw = look.Drawing(run.method, run.sources, weights, config.seed, run.mesh)
             if start == 0:
-                tracker.picture("views", views_sheet(run.batches[0]["image"]))
+                with time_of.span("compiling"):  # which is nearly all that the first drawing takes
+                    draw(train_state, tracker, 0)
             # A run may have ended after it saved the step, and before its judges had looked at it.
             judges = _due(checks.entries(config), run, start) if start else {}
             undone = hosts.is_first() and not (tracker.judged and _judged(judges, start, workdir))
             if judges and parallel.any_process(undone):
                 _judge(config, run, train_state, start, saved, tracker, workdir, judges)
-            return _loop(config, run, train_state, start, saved, tracker, workdir, interrupted, after_step)
+            return _loop(config, run, train_state, start, saved, tracker, workdir, interrupted, after_step, draw)
 
 
-def _loop(config: ConfigDict, run, train_state, start, saved, tracker, workdir, interrupted, after_step) -> TrainState:
+def _loop(
+    config: ConfigDict, run, train_state, start, saved, tracker, workdir, interrupted, after_step, draw
+) -> TrainState:
     batches = pipeline.iterator(run.batches, start, pipeline.threads(config.input.threads), config.input.workers)
     saved_at, newest, entries, votes = time.monotonic(), start, checks.entries(config), hosts.Votes()
     every, best = config.checkpoint.every_steps, config.checkpoint.best_metric
@@ -208,6 +211,10 @@ def _loop(config: ConfigDict, run, train_state, start, saved, tracker, workdir, 
             with time_of.span("saving"):
                 saved.wait()
             _leave(done, saved, interrupted, time_of)
+        every_look: Any = config.get("look_every_steps")
+        if done == run.total_steps or (every_look and done % every_look == 0):
+            with time_of.span("judging"):
+                draw(train_state, tracker, done)
         if judges:
             tracker.check_finite(done, scalars)
             try:
@@ -288,11 +295,6 @@ def _started_from(config: ConfigDict) -> ConfigDict | None:
     """The config of the run that the encoder comes from; None where there is none, or no longer."""
     with contextlib.suppress(checkpoint.CheckpointNotFound):
         return initial.run_of(config)
-
-
-def views_sheet(images: np.ndarray, most: int = 8) -> np.ndarray:
-    """The first `most` examples of a batch side by side, one row per view: b v h w 1 → (v·h) (b·w) uint8."""
-    return rearrange(images[:most], "b v h w 1 -> (v h) (b w)")
 
 
 def _check_pictures(workdir, sources, start):

@@ -28,7 +28,7 @@ FLOORS = (
         "track",
         "trackers",
     },
-    {"imaging", "losses", "text"},
+    {"drawing", "imaging", "losses", "text"},
     {"datasets", "models", "monitors"},
     {"accelerators", "phantom"},
     {"input", "interop"},
@@ -42,6 +42,7 @@ FLOORS = (
         "initial",
         "lineage",
         "longer",
+        "look",
         "model_card",
         "protocols",
         "recipes",
@@ -69,7 +70,7 @@ FLOORS = (
     },
 )
 # These know nothing of ours: they can be read, tested and taken elsewhere by themselves.
-ALONE = ("imaging", "text", "losses")
+ALONE = ("drawing", "imaging", "text", "losses")
 
 
 def room(module: str) -> str:

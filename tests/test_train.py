@@ -11,9 +11,11 @@ import numpy as np
 import optax
 import pandas
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cxrjax import checkpoint, methods, parallel, rng, train
+from cxrjax import checkpoint, look, methods, parallel, rng, train
 from cxrjax import config as shared
+from cxrjax.drawing import panels, style
 from cxrjax.evals import run as evals
 from cxrjax.input import converted_sets, crops, source
 from cxrjax.step import TrainState, make_step
@@ -63,8 +65,10 @@ def test_a_run_leaves_its_records(tmp_path, capsys):
         lines[0]
     )
     assert 0 <= lines[-1]["eval/phantom_smoke/all/auroc"] <= 1
-    sheet = cv2.imread(str(tmp_path / "views.png"), cv2.IMREAD_GRAYSCALE)
-    assert sheet.shape == (32, 8 * 32) and sheet.std() > 10
+    sheet = cv2.imread(str(tmp_path / "views.png"))
+    assert sheet.shape[1] == look.EXAMPLES * (160 + style.GAP_PX), "the same parts again: not drawn twice"
+    hidden = np.all(sheet[..., ::-1] == style.HIDDEN, axis=2).sum() / (2 * look.EXAMPLES * 160**2)
+    assert hidden == 1 - 8 / 64, "both parts have 8 of 64 patches"
     assert (tmp_path / "evals" / "phantom_probe" / "6" / "results.json").exists()
     predictions = pandas.read_parquet(tmp_path / "evals" / "phantom_probe" / "6" / "predictions.parquet")
     assert predictions["overlay/map"].notna().any(), "attention on the pictures that a report may show"
@@ -138,6 +142,24 @@ def test_the_seed_decides_where_a_run_starts_and_what_it_sees(monkeypatch):
     for found in (starts, pictures):
         np.testing.assert_array_equal(found[0], found[1])
         assert (found[0] != found[2]).mean() > 0.5
+
+
+def test_the_start_stands_beside_the_newest(tmp_path, monkeypatch):
+    """A picture that the network changes is drawn at the start, every two steps and at the end, in TensorBoard too."""
+
+    def shown(params, state, batch, key):
+        given = batch["image"][:, 0, ..., 0]
+        return [panels.Panel("given", given), panels.Panel("changed", given + 255 * jnp.sin(params["w"]).reshape(8, 8))]
+
+    monkeypatch.setattr(methods, "make", lambda config, total_steps=None: line()._replace(look=shown))
+    train.fit(runs.config(**LINE, duration__total_steps=5, look_every_steps=2), tmp_path)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Images("views")] == [0, 2, 4, 5]
+    first, *_, last = (cv2.imdecode(np.frombuffer(e.encoded_image_string, np.uint8), 1) for e in events.Images("views"))
+    assert last.shape == (len(first), 2 * first.shape[1], 3)
+    np.testing.assert_array_equal(last[:, : first.shape[1]], first)
+    np.testing.assert_array_equal(last, cv2.imread(str(tmp_path / "views.png")))
 
 
 def test_nan_stops_the_run_and_keeps_what_was_saved(tmp_path):

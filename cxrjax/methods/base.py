@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cxrjax import optim
+from cxrjax.drawing.panels import Panel, rows
 
 Config: TypeAlias = Any  # a ConfigDict, of whose keys a type checker knows nothing
 Params: TypeAlias = dict[str, Any]
@@ -96,6 +97,20 @@ class EncoderParams(Protocol):
     def __call__(self, params: Params, state: State, /) -> Params: ...
 
 
+class Look(Protocol):
+    """What the network is given of a few examples, and of a method that can be seen at work, what it makes of them.
+
+    batch: as for the loss, of these examples alone. key: for draws as in training. Called under `jax.jit`.
+    """
+
+    def __call__(self, params: Params, state: State, batch: Batch, key: jax.Array, /) -> list[Panel]: ...
+
+
+def as_given(params: Params, state: State, batch: Batch, key: jax.Array) -> list[Panel]:
+    """`look` of a method that has none of its own: its views, as the host made them."""
+    return rows("view", batch["image"])
+
+
 def encoder_params(params: Params, state: State) -> Params:
     """All parameters of the encoder: the learned ones, and those that the method keeps as they started.
 
@@ -161,6 +176,7 @@ class Method(NamedTuple):
     joint: of a method that learns from reports as well. answers: of a method whose encode gives logits.
     target: of one whose encode gives mask logits, what they are a mask of (see `input.masks`).
     box_labels: of one that learns named boxes, their labels: pictures that must have a box must have one of these.
+    look: see `Look`.
     """
 
     views: Views
@@ -176,6 +192,7 @@ class Method(NamedTuple):
     answers: Answers | None = None
     target: str = ""
     box_labels: tuple[str, ...] = ()
+    look: Look = as_given
 
 
 class Aux(NamedTuple):
@@ -206,6 +223,14 @@ def with_statistics(state: State, stats: State) -> State:
     if "encoder" not in state.get("batch_stats", {}):
         return state
     return {**state, "batch_stats": {**state["batch_stats"], "encoder": stats}}
+
+
+def outside(ids: jax.Array, grid: tuple[int, int], count: jax.Array | None = None) -> jax.Array:
+    """b p q bool, the cells of a grid p q that are not among the ids b k. count: b, how many of the ids are in use."""
+    used = jnp.ones(ids.shape, bool) if count is None else jnp.arange(ids.shape[1]) < count[:, None]
+    cells = jnp.arange(grid[0] * grid[1])
+    inside = jnp.any((ids[:, :, None] == cells) & used[:, :, None], axis=1)
+    return ~inside.reshape(-1, *grid)
 
 
 def total(terms: Mapping[str, jax.Array]) -> jax.Array:

@@ -129,4 +129,4 @@ def make(config: Config) -> Method:
 
     parts = Parts(crops.prepare, embed, loss_of)
     functions = crops.views, init, joined(parts), after, encode
-    return Method(*functions, config.model.image_px, parts=parts, encoder=encoder)
+    return Method(*functions, config.model.image_px, parts=parts, encoder=encoder, look=crops.look)

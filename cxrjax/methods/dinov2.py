@@ -40,6 +40,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from cxrjax import monitors, optim, rng
+from cxrjax.drawing.panels import Panel
 from cxrjax.input import block_masks, device
 from cxrjax.losses import distill, prototypes
 from cxrjax.methods import settings
@@ -175,6 +176,14 @@ def make(config: Config) -> Method:
     def make_views(example, rng):
         return {**crops.views(example, rng), **rectangles.draw(rng, 2, grid)}
 
+    def look(params, state, batch, key):
+        found = crops.look(params, state, batch, key)
+        for v in range(2):
+            hidden = rearrange(batch["hidden"][:, v], "b (p q) -> b p q", p=grid[0])
+            label = f"large crop {v + 1}, with what the student is not given"
+            found[v] = Panel(label, found[v].images, hidden=hidden)
+        return found
+
     def after(params, state, step):
         return {**state, "target": optim.ema(state["target"], target_of(params, state), momentum(step))}
 
@@ -187,7 +196,7 @@ def make(config: Config) -> Method:
 
     parts = Parts(prepare, embed, loss_of)
     functions = make_views, init, joined(parts), after, encode
-    return Method(*functions, config.model.image_px, parts=parts, encoder=encoder)
+    return Method(*functions, config.model.image_px, parts=parts, encoder=encoder, look=look)
 
 
 def picked(patches: jax.Array, ids: jax.Array) -> jax.Array:

@@ -144,7 +144,8 @@ def make(config: Config) -> Method:
 
     joint, parts = towers.joint(image_vectors, text_vectors), Parts(prepare, embed, loss_of)
     functions = reader, init, joined(parts), keep_state, towers.encode
-    return Method(*functions, config.model.image_px, parts=parts, joint=joint)
+    look = towers.look(joint, prepare)
+    return Method(*functions, config.model.image_px, parts=parts, joint=joint, look=look)
 
 
 class StudyReader(paired.StudyReader):

@@ -36,6 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cxrjax import monitors, rng
+from cxrjax.drawing.panels import Panel
 from cxrjax.input import device, paired
 from cxrjax.input.studies import pick
 from cxrjax.losses import distill, masked, prototypes
@@ -139,12 +140,24 @@ def make(config: Config) -> Method:
         words, word_mask = bert.words(t, word_index, ids.shape[1])
         return normalise(g_t), normalise(words), word_mask
 
+    def look(params, state, batch, key):
+        prepared = prepare(batch, key)
+        guesses = embed(params, state, prepared)[0]["guesses"]
+        known = jnp.where(guesses < reader.tokenizer.vocab_size, guesses, reader.tokenizer.unk_id)
+        guessed = jnp.where(prepared["labels"] != masking.IGNORED, known, masking.IGNORED)
+        words = {"report as the network reads it": "hidden", "words that were hidden": "labels"}
+        views = "frontal picture", "lateral picture, black where there is none"
+        rows = [Panel(label, batch["image"][:, v, ..., 0]) for v, label in enumerate(views)]
+        rows += [Panel(label, ids=prepared[name], spell=towers.spell) for label, name in words.items()]
+        rows.append(Panel("words that it guesses for them", ids=guessed, spell=towers.spell))
+        return rows
+
     towers = Towers(net.frontal, net.text, reader, scales[0])
     joint, whole = towers.joint(image_vectors, text_vectors), Parts(prepare, embed, loss_of)
     functions, parts = (reader, init, joined(whole), keep_state, towers.encode), whole
     if wrong.last_caption_selects:
         parts = "with defects.last_caption_selects the last report of the batch chooses the patches of all studies"
-    return Method(*functions, config.model.image_px, parts=parts, joint=joint)
+    return Method(*functions, config.model.image_px, parts=parts, joint=joint, look=look)
 
 
 def contrast(

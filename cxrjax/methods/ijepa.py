@@ -37,10 +37,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from cxrjax import monitors, optim, rng
+from cxrjax.drawing.panels import Panel
 from cxrjax.input import block_masks, crops, device
 from cxrjax.losses import masked
 from cxrjax.methods import settings
-from cxrjax.methods.base import Aux, Config, Method, Parts, encoder_params, joined, ramp, target_of
+from cxrjax.methods.base import Aux, Config, Method, Parts, encoder_params, joined, outside, ramp, target_of
 from cxrjax.models import backbone, linen
 from cxrjax.models.predictor import Predictor
 from cxrjax.models.transformer import gather
@@ -112,6 +113,16 @@ def make(config: Config) -> Method:
         image = crops.views(crops.decode(example["image"]), rng, crop)
         return {"image": image, **blocks.draw(rng, grid)}
 
+    def look(params, state, batch, key):
+        prepared = prepare(batch, key)
+        images, targets, count = (prepared[name] for name in ("images", "targets", "target_count"))
+        blocks_apart = [outside(targets[:, m], grid, count) for m in range(targets.shape[1])]
+        context = outside(prepared["context"], grid, prepared["context_count"])
+        return [
+            Panel("context, which the encoder is given", images[..., 0], hidden=context),
+            Panel(f"the {len(blocks_apart)} blocks to predict", images[..., 0], hidden=jnp.stack(blocks_apart).all(0)),
+        ]
+
     def after(params, state, step):
         return {**state, "target": optim.ema(state["target"], target_of(params, state), momentum(step))}
 
@@ -124,7 +135,7 @@ def make(config: Config) -> Method:
 
     parts = Parts(prepare, embed, loss_of, weight=lambda prepared: masked_tokens(prepared).sum())
     functions = make_views, init, joined(parts), after, encode
-    return Method(*functions, config.model.image_px, couples_batch=cuts, parts=parts, encoder=learned)
+    return Method(*functions, config.model.image_px, couples_batch=cuts, parts=parts, encoder=learned, look=look)
 
 
 def masked_tokens(prepared: dict) -> jax.Array:

@@ -87,4 +87,5 @@ def make(config: Config) -> Method:
         return params, {"batch_stats": stats}
 
     encode, parts = encode_by(encoder, config.standardise), Parts(prepare, embed, loss_of)
-    return Method(crops.views, init, joined(parts), keep_state, encode, config.model.image_px, parts=parts)
+    functions = crops.views, init, joined(parts), keep_state, encode
+    return Method(*functions, config.model.image_px, parts=parts, look=crops.look)

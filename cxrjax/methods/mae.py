@@ -31,6 +31,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from cxrjax import monitors, rng
+from cxrjax.drawing.panels import Panel
 from cxrjax.input import crops, device
 from cxrjax.losses import masked
 from cxrjax.methods import settings
@@ -65,17 +66,21 @@ def make(config: Config) -> Method:
         return {"images": images, "keep": ids_keep, "restore": ids_restore, "hidden": hidden, "paths": paths}
 
     def embed(params, state, prepared):
-        images, options = prepared["images"], {"embed": config.masking.embed, "paths": prepared["paths"]}
-        out = linen.apply(encoder, params["encoder"], images, prepared["keep"], **options)
-        tokens = out["cls"], out["patches"]  # b d, b k d
-        prediction = linen.apply(decoder, params["decoder"], *tokens, prepared["restore"], (side, side))  # b n P·P·c
-        pixels = rearrange(images, "b (p i) (q j) c -> b (p q) (i j c)", i=px, j=px)
+        out, prediction, pixels = reconstruct(params, prepared)
         error, hidden = masked.patch_errors(prediction, pixels, prepared["hidden"], config.loss.normalise)
         return {"error": error, "hidden": hidden, "pooled": pooled(out)}, {}
 
     def loss_of(params, state, features, prepared, step):
         value = masked.quotient(features["error"], features["hidden"])
         return value, Aux(state, {"reconstruction": value}, monitors.embedding(features["pooled"]))
+
+    def reconstruct(params, prepared):
+        """Of the kept patches the encoder's output; of all the decoder's and the true pixels, b n P·P·c each."""
+        images, options = prepared["images"], {"embed": config.masking.embed, "paths": prepared["paths"]}
+        out = linen.apply(encoder, params["encoder"], images, prepared["keep"], **options)
+        tokens = out["cls"], out["patches"]  # b d, b k d
+        prediction = linen.apply(decoder, params["decoder"], *tokens, prepared["restore"], (side, side))
+        return out, prediction, rearrange(images, "b (p i) (q j) c -> b (p q) (i j c)", i=px, j=px)
 
     def standardised(images):
         grey = device.standardise(images, **config.standardise)
@@ -97,9 +102,25 @@ def make(config: Config) -> Method:
     def pooled(out):
         return out["cls"] if config.model.pool == "cls" else out["patches"].mean(axis=1)
 
+    def look(params, state, batch, key):
+        prepared = prepare(batch, key)
+        _, prediction, pixels = reconstruct(params, prepared)
+        if config.loss.normalise:  # it knows neither mean nor contrast of a patch, and is given the true ones here
+            spread = jnp.sqrt(pixels.var(-1, keepdims=True, ddof=1) + 1e-6)
+            prediction = prediction * spread + pixels.mean(-1, keepdims=True)
+        images, hidden = prepared["images"][..., 0], rearrange(prepared["hidden"], "b (p q) -> b p q", p=side)
+        whole_picture = jnp.where(prepared["hidden"][..., None], prediction, pixels)
+        drawn = rearrange(whole_picture, "b (p q) (i j c) -> b (p i) (q j) c", p=side, i=px, j=px)[..., 0]
+        known = " (mean and contrast of each are given)" if config.loss.normalise else ""
+        return [
+            Panel("picture", images),
+            Panel(f"what the encoder is given: {kept} of {side * side} patches", images, hidden=hidden),
+            Panel(f"hidden patches reconstructed{known}", drawn),
+        ]
+
     encode, parts = encode_by(whole, config.standardise), Parts(prepare, embed, loss_of)  # all hide equally many
     functions = make_views, init, joined(parts), keep_state, encode
-    return Method(*functions, config.model.image_px, couples_batch=False, parts=parts)
+    return Method(*functions, config.model.image_px, couples_batch=False, parts=parts, look=look)
 
 
 def kept_patches(n: int, ratio: float) -> int:

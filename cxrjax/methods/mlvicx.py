@@ -157,7 +157,8 @@ def make(config: Config) -> Method:
         return {"pooled": out["pooled"], "patches": out["taps"][-1].astype(jnp.float32)}
 
     parts = Parts(prepare, embed, loss_of)
-    return Method(pairs.views, init, joined(parts), keep_state, encode, config.model.image_px, parts=parts)
+    functions = pairs.views, init, joined(parts), keep_state, encode
+    return Method(*functions, config.model.image_px, parts=parts, look=pairs.look)
 
 
 def balance(rows: int, dimensions: int) -> float:

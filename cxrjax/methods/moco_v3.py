@@ -89,7 +89,7 @@ def make(config: Config) -> Method:
 
     encode = encode_by(encoder, config.standardise)
     parts = Parts(*two_networks(encoder, pairs, "queries", "keys"), loss_of)
-    return Method(pairs.views, init, joined(parts), after, encode, config.model.image_px, parts=parts)
+    return Method(pairs.views, init, joined(parts), after, encode, config.model.image_px, parts=parts, look=pairs.look)
 
 
 def mlp(config: Config, out: int, dtype: jnp.dtype) -> heads.MLP:

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cxrjax import monitors, rng
+from cxrjax.drawing.panels import Panel
 from cxrjax.input import crops, device, masks
 from cxrjax.losses import segmentation
 from cxrjax.methods import settings
@@ -83,5 +84,9 @@ def make(config: Config) -> Method:
         s, *_ = head.apply(params["head"], state["batch_stats"]["head"], y, images, False)
         return {"pooled": y["pooled"], "patches": y["patches"], "mask_logits": s}
 
+    def look(params, state, batch, key):
+        images = single.prepare(key, batch["image"])[:, 0, ..., 0]
+        return [Panel("picture, and the mask to be found", images, outline=batch["mask"][..., 0])]
+
     functions = make_views, init, loss, keep_state, encode
-    return Method(*functions, config.model.image_px, parts=WHOLE, target=config.target)
+    return Method(*functions, config.model.image_px, parts=WHOLE, target=config.target, look=look)

@@ -64,7 +64,8 @@ def make(config: Config) -> Method:
         return params, {"batch_stats": stats}
 
     encode, parts = encode_by(encoder, config.standardise), Parts(prepare, embed, loss_of)
-    return Method(pairs.views, init, joined(parts), keep_state, encode, config.model.image_px, parts=parts)
+    functions = pairs.views, init, joined(parts), keep_state, encode
+    return Method(*functions, config.model.image_px, parts=parts, look=pairs.look)
 
 
 def projection_head(config: Config, width: int, dtype: jnp.dtype) -> heads.MLP:

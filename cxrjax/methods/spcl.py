@@ -26,10 +26,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from cxrjax import monitors
+from cxrjax.drawing.panels import Panel
 from cxrjax.input import crops, device
 from cxrjax.losses import contrastive
 from cxrjax.methods import settings
-from cxrjax.methods.base import Aux, Config, Method, Parts, joined, keep_state
+from cxrjax.methods.base import Aux, Config, Method, Parts, joined, keep_state, outside
 from cxrjax.methods.trunk import encode_by
 from cxrjax.models import linen
 from cxrjax.models.backbone import make_vit
@@ -107,8 +108,18 @@ def make(config: Config) -> Method:
         patient = zlib.crc32(f"{example['set']}/{example['patient_id']}".encode()) & 0x7FFFFFFF
         return {"image": image[None, :, :, None], "patient": np.int32(patient)}
 
+    def look(params, state, batch, key):
+        prepared = prepare(batch, key)
+        images = prepared["images"][..., 0]
+        found = [Panel("picture", images)]
+        for name, ids in zip("AB", prepared["ids"], strict=True):
+            label = f"part {name}: {ids.shape[1]} of {side * side} patches"
+            found.append(Panel(label, images, hidden=outside(ids, (side, side))))
+        return found
+
     encode, parts = encode_by(whole, config.standardise), Parts(prepare, embed, loss_of)
-    return Method(make_views, init, joined(parts), keep_state, encode, config.model.image_px, parts=parts)
+    functions = make_views, init, joined(parts), keep_state, encode
+    return Method(*functions, config.model.image_px, parts=parts, look=look)
 
 
 def partition_sizes(n: int, keep_ratio: float, split_ratio: float) -> tuple[int, int]:

@@ -34,6 +34,7 @@ from einops import rearrange
 
 from cxrjax import monitors, optim, rng
 from cxrjax.config import names
+from cxrjax.drawing.panels import Panel
 from cxrjax.input import corruption, device
 from cxrjax.losses import contrastive, masked
 from cxrjax.methods import settings
@@ -137,6 +138,12 @@ def make(config: Config) -> Method:
             return state
         return {**state, "target": optim.ema(state["target"], target_of(params, state), momentum(step))}
 
+    def look(params, state, batch, key):
+        prepared = prepare(batch, key)
+        _, restored = restore(params, prepared["corrupted"], prepared["paths"])
+        rows = {"view 1": prepared["clean"], "corrupted": prepared["corrupted"], "restored": restored}
+        return [Panel(label, images[:, 0, ..., 0]) for label, images in rows.items()]
+
     def pooled(outputs):
         return outputs["cls"] if config.model.pool == "cls" else outputs["patches"].mean(axis=1)
 
@@ -145,7 +152,7 @@ def make(config: Config) -> Method:
 
     parts = Parts(prepare, embed, loss_of, weight=lambda prepared: prepared["hidden"].sum())
     functions = make_views, init, joined(parts), after, encode_by(whole, config.standardise)
-    return Method(*functions, px, couples_batch=contrasts or config.loss.groups > 1, parts=parts)
+    return Method(*functions, px, couples_batch=contrasts or config.loss.groups > 1, parts=parts, look=look)
 
 
 def averaged_tokens(norm: dict, outputs: jax.Array, blocks: tuple[int, ...], first: int = 1) -> jax.Array:

@@ -93,7 +93,7 @@ def make(config: Config) -> Method:
     answer = Answers(labels, config.task)
     parts = Parts(prepare, embed, loss_of, weight, keeps_statistics=config.encoder == "frozen")
     functions, options = (make_views, init, joined(parts), keep_state, encode), {"couples_batch": False, "parts": parts}
-    return Method(*functions, config.model.image_px, answers=answer, **options)
+    return Method(*functions, config.model.image_px, answers=answer, look=single.look, **options)
 
 
 def of_sets(label_names: dict[str, Sequence[str]], wanted: Sequence[str]) -> dict[str, Sequence[str]]:

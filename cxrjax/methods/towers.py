@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from cxrjax import rng
+from cxrjax.drawing.panels import Panel
 from cxrjax.input import device, paired
-from cxrjax.methods.base import Batch, Joint, Params, State, encoder_params
+from cxrjax.methods.base import Batch, Joint, Look, Params, State, encoder_params
 from cxrjax.models import backbone, regions, text_tower
 
 
@@ -72,3 +73,45 @@ class Towers(NamedTuple):
             return {"pooled": pooled, "words": jnp.where(word_mask[..., None], words, 0.0), "word_mask": word_mask}
 
         return Joint(image, text, self.reader.tokens, self.reader.text)
+
+    def look(self, joint: Joint, prepare: Callable) -> Look:
+        """As `base.Look`: the picture over its report, and where the words are seen whose maps vary most.
+
+        prepare: of the method's `Parts`. A map is of the cosines of a word with every patch, in the space of `joint`.
+        """
+
+        def shown(params, state, batch, key):
+            seen = prepare(batch, key)["image"][..., 0]
+            found = [Panel("picture and report", seen, ids=batch["ids"], spell=self.spell)]
+            return found + self.words_seen(joint, params, state, batch, seen)
+
+        return shown
+
+    def spell(self, ids: Any) -> str:
+        """The words of tokens l, with blanks between."""
+        return self.reader.tokenizer.decode(ids)
+
+    def words_seen(
+        self, joint: Joint, params: Params, state: State, batch: Batch, seen: jax.Array, count: int = 3
+    ) -> list[Panel]:
+        """The `count` words of each report whose cosines with the patches vary most, each over the picture b h w.
+
+        Words of fewer than three letters are passed over, and what is no word.
+        """
+        ids, index = batch["ids"], batch["word_index"]
+        patches = joint.image(params, state, batch["image"][:, 0])["patches"]
+        text = joint.text(params, state, ids, batch["text_mask"], index)
+        maps = jnp.einsum("bwd,bpqd->bwpq", text["words"], patches)
+        telling = jnp.array([piece.isalpha() and len(piece) > 2 for piece in self.reader.tokenizer.vocabulary])
+        of_word = index[:, None, :] == jnp.arange(maps.shape[1])[:, None]  # b w l
+        named = jnp.any(of_word & jnp.asarray(telling)[ids][:, None, :], axis=2)
+        spread = jnp.where(text["word_mask"] & named, maps.max((2, 3)) - maps.min((2, 3)), -1.0)
+        _, chosen = jax.lax.top_k(spread, count)  # b count
+        panels = []
+        for number in range(count):
+            word = chosen[:, number]
+            heat = jnp.take_along_axis(maps, word[:, None, None, None], axis=1)[:, 0]
+            of_it = jnp.where(index == word[:, None], ids, 0)
+            label = "where a word is seen: dark is its lowest cosine, yellow its highest"
+            panels.append(Panel(label, seen, heat=heat, ids=of_it, spell=self.spell, lines=1))
+        return panels

@@ -9,8 +9,9 @@ import numpy as np
 from einops import rearrange
 
 from cxrjax import rng
+from cxrjax.drawing.panels import Panel, rows
 from cxrjax.input import augment, crops, device
-from cxrjax.methods.base import Config, Encode, Params, State, encoder_params
+from cxrjax.methods.base import Batch, Config, Encode, Params, State, encoder_params
 from cxrjax.models import backbone, heads
 
 ENCODERS = ("learned", "frozen", "drifting")
@@ -33,6 +34,10 @@ class Pictures(NamedTuple):
     def prepare(self, key: jax.Array, images: jax.Array) -> jax.Array:
         """What a network reads in training: b v h w 1 as `views` gave them → the same, changed and standardised."""
         return device.standardise(augment.augment(rng.fold(key, "augment"), images, self.changes), **self.scale)
+
+    def look(self, params: Params, state: State, batch: Batch, key: jax.Array) -> list[Panel]:
+        """As `base.Look`: every view as a network reads it."""
+        return rows("view", self.prepare(key, batch["image"]))
 
 
 def pictures(config: Config, count: int = 2) -> Pictures:
@@ -70,6 +75,12 @@ class Crops(NamedTuple):
             paths = self.encoder.paths(rng.fold(drop, name), *images.shape[:2])
             found[name] = {"images": device.standardise(images, **self.scale), "paths": paths}
         return found
+
+    def look(self, params: Params, state: State, batch: Batch, key: jax.Array) -> list[Panel]:
+        """As `base.Look`: the crops of each size."""
+        found = {name: each["images"] for name, each in self.prepare(batch, key).items()}
+        names = {"image": "large crop", "local": "small crop"}
+        return [panel for name, images in found.items() for panel in rows(names[name], images)]
 
 
 def multi_crop(config: Config, encoder: backbone.Backbone, count: int = 2) -> Crops:

@@ -151,6 +151,9 @@ def test_contract(case):
     assert out["patches"].ndim == 4 and out["pooled"].dtype == np.float32
     after = jax.eval_shape(method.after, params, state, 0)
     assert jax.tree.structure(after) == jax.tree.structure(state)
+    rows = jax.eval_shape(method.look, params, state, batch, jax.random.key(0))
+    assert rows[0].images.shape[0] == len(batch["image"]) and all(row.label for row in rows)
+    assert all(row.images is None or row.images.ndim == 3 for row in rows)
     if method.joint is not None:
         image = jax.eval_shape(method.joint.image, params, state, batch["image"][:, 0])
         found = method.joint.tokens(FINDINGS[0])

@@ -188,3 +188,14 @@ def test_the_recipe_is_the_authors():
     np.testing.assert_allclose(decays, [0.040000395, 0.22, 0.4], rtol=1e-5)
     released = runs.config("ijepa", "chestxray14,released").masking
     assert not released.inclusive and not released.independent_aspect and released.context_cut == "first"
+
+
+def test_what_is_seen_of_a_picture_is_its_context_and_its_blocks():
+    method = methods.make(runs.config("ijepa"))
+    batch = rows_of(method)
+    context, blocks = (~np.asarray(row.hidden) for row in method.look({}, {}, batch, jax.random.key(0)))
+    np.testing.assert_array_equal(context.sum(axis=(1, 2)), batch["context_count"])
+    for b, count in enumerate(batch["target_count"]):
+        wanted = np.zeros(blocks[b].size, bool)
+        wanted[batch["targets"][b, :, :count].ravel()] = True
+        np.testing.assert_array_equal(blocks[b].ravel(), wanted)

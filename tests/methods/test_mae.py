@@ -285,3 +285,19 @@ def test_learns_one_mask_by_heart(batch, monkeypatch):
     monkeypatch.setattr(mae, "masking", lambda *_: masks)
     _, _, reports = oracles.learn(methods.make(runs.config("mae")), batch, 450, lr=2e-3)
     assert float(reports[60]["loss"]) > 0.85 and float(reports[-1]["loss"]) < 0.6
+
+
+def test_a_decoder_that_says_nothing_is_seen_as_the_mean_of_each_hidden_patch(batch):
+    """The target is normalised by patch, so 0 stands for the patch's own mean; kept patches are the picture's."""
+    method = methods.make(runs.config("mae"))
+    few = {"image": batch["image"][:2]}
+    params = oracles.noise(jax.eval_shape(method.init, jax.random.key(0), few)[0])
+    params["decoder"] = jax.tree.map(jnp.zeros_like, params["decoder"])
+    whole, given, drawn = jax.jit(method.look)(params, {}, few, jax.random.key(0))
+    hidden = np.asarray(given.hidden)
+    assert hidden.sum(axis=(1, 2)).tolist() == [48, 48]
+    side = whole.images.shape[1] // hidden.shape[1]
+    true, found = (np.asarray(x.images).reshape(2, 8, side, 8, side).swapaxes(2, 3) for x in (whole, drawn))
+    np.testing.assert_allclose(found[~hidden], true[~hidden], atol=1e-6)
+    means = np.broadcast_to(true[hidden].mean(axis=(1, 2), keepdims=True), true[hidden].shape)
+    np.testing.assert_allclose(found[hidden], means, atol=1e-5)

@@ -227,3 +227,12 @@ def test_cannot_learn_from_wrong_pairs(monkeypatch):
     monkeypatch.setattr(spcl.contrastive, "info_nce", mismatched)
     _, losses, _ = train(variant(), smooth_pictures(64, 32), 100)
     assert np.mean(losses[-30:]) > 0.97 * np.log(64)
+
+
+def test_what_is_seen_of_a_picture_is_its_two_parts():
+    method = methods.make(runs.config("spcl"))
+    batch = {"image": np.zeros((3, 1, 32, 32, 1), np.uint8), "patient": np.arange(3, dtype=np.int32)}
+    _, *parts = method.look({}, {}, batch, jax.random.key(0))
+    seen = [~np.asarray(part.hidden) for part in parts]
+    assert [part.sum(axis=(1, 2)).tolist() for part in seen] == [[8] * 3] * 2 and not (seen[0] & seen[1]).any()
+    assert "part A: 8 of 64 patches" in parts[0].label

@@ -1,0 +1,80 @@
+"""How all figures look: colours, type and the parts of a panel, on white paper.
+
+Colours of lines are those of Okabe and Ito, which the colour-blind tell apart; those of maps are viridis, which is even
+to the eye and tells as much in grey. Pictures are uint8 h w 3, red green blue.
+"""
+
+import functools
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c6d31")
+DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 2", "1 2", "12 4", "6 2 2 2")
+PAPER, INK, FAINT = (255, 255, 255), (26, 26, 26), (110, 110, 110)
+HIDDEN = (206, 214, 228)
+"""What stands for a patch that a network is not given: no radiograph is blue."""
+OPACITY = 0.45  # of a map over a picture
+GAP_PX = 6  # between panels
+
+
+@functools.lru_cache
+def font(px: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The face of all figures: the one that comes with Pillow."""
+    return ImageFont.load_default(size=px)
+
+
+def rgb(colour: str) -> tuple[int, int, int]:
+    """ "#0072b2" → (0, 114, 178)."""
+    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
+
+
+def viridis(values: np.ndarray) -> np.ndarray:
+    """Numbers from 0 to 1, h w → their colours, h w 3."""
+    grey = np.clip(255 * np.nan_to_num(values) + 0.5, 0, 255).astype(np.uint8)
+    return cv2.applyColorMap(grey, cv2.COLORMAP_VIRIDIS)[..., ::-1]
+
+
+def over(picture: np.ndarray, values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """A map h w in its colours from `low` to `high` over a picture h w 3."""
+    colours = viridis((values - low) / max(high - low, 1e-6))
+    return cv2.addWeighted(np.ascontiguousarray(colours), OPACITY, picture, 1 - OPACITY, 0)
+
+
+def enlarge(values: np.ndarray, px: int) -> np.ndarray:
+    """p q → px px, bilinear between the patches' middles."""
+    return cv2.resize(np.asarray(values, np.float32), (px, px), interpolation=cv2.INTER_LINEAR)
+
+
+def wrapped(text: str, width: int, px: int, most: int) -> list[str]:
+    """The words of a text in at most `most` lines no wider than `width`; what is cut off ends in an ellipsis."""
+    face, lines = font(px), [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if face.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    lines, cut = lines[:most], len(lines) > most
+    for number, line in enumerate(lines):
+        ends = "…" if cut and number == most - 1 else ""
+        while line and face.getlength(line + ends) > width:
+            line, ends = line[:-1], "…"
+        lines[number] = line + ends
+    return lines
+
+
+def strip(text: str, width: int, px: int, lines: int = 1, colour: tuple[int, int, int] = INK) -> np.ndarray:
+    """A text on paper, lines·line_px(px) × width × 3, cut where it does not fit."""
+    step = line_px(px)
+    canvas = Image.new("RGB", (width, step * lines), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    for number, line in enumerate(wrapped(text, width, px, lines)):
+        draw.text((0, step * number), line, fill=colour, font=font(px))
+    return np.array(canvas)
+
+
+def line_px(px: int) -> int:
+    """The height of a line of type of this size."""
+    return round(1.35 * px)
