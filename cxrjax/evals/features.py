@@ -9,7 +9,7 @@ import os
 import zipfile
 import zlib
 from collections import deque
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -104,14 +104,20 @@ def share(source: Source, batch_size: int, mesh: jax.sharding.Mesh | None) -> tu
 def _encode(encoder: Encoder, source: Source, batch_size: int, pictures_bytes: float) -> np.ndarray:
     own, size = share(source, batch_size, encoder.mesh)
     running, done = deque(), []
-    fitted = partial(pictures.batches, own, encoder.image_px, size, limit_bytes=pictures_bytes)
-    for images in fitted() if encoder.read is None else encoder.read(own, size, pictures_bytes):
+    for images in batches(encoder, own, size, pictures_bytes):
         images = images if encoder.mesh is None else parallel.to_global(images, encoder.mesh)
         running.append(encoder.encode(images)["pooled"])
         if len(running) > 1:  # fetch a batch only while the next one is computed
             done.append(fetch(running.popleft()))
     done.append(fetch(running.popleft()))
     return np.concatenate(done)[: len(source)].astype(np.float32)
+
+
+def batches(encoder: Encoder, source: Source, batch_size: int, limit_bytes: float) -> Iterator[np.ndarray]:
+    """What the encoder takes of a source, in its order; the last batch repeats the last record."""
+    if encoder.read is not None:
+        return encoder.read(source, batch_size, limit_bytes)
+    return pictures.batches(source, encoder.image_px, batch_size, limit_bytes=limit_bytes)
 
 
 def fetch(values: jax.Array) -> np.ndarray:

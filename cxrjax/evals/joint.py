@@ -27,9 +27,10 @@ def pictures(encoder: Encoder) -> Encoder:
     return encoder._replace(encode=of(encoder).image, digest=digest(encoder.digest, "joint"))
 
 
-def texts(encoder: Encoder, sentences: Sequence[str], batch_size: int) -> np.ndarray:
+def texts(encoder: Encoder, sentences: Sequence[str], batch_size: int, of_words: bool = False) -> np.ndarray:
     """Places n d of n texts in the shared space, float32 of unit length.
 
+    of_words: the mean over the vectors of a text's words, which is shorter, in place of the text as a whole.
     batch_size: texts at once on all devices together, rounded up to a multiple of their number; one shape serves.
     """
     shared = of(encoder)
@@ -43,7 +44,10 @@ def texts(encoder: Encoder, sentences: Sequence[str], batch_size: int) -> np.nda
         part = (part + part[-1:] * (size - len(part)))[own * share : (own + 1) * share]
         batch = {name: np.stack([row[name] for row in part]) for name in TOKENS}
         batch = batch if encoder.mesh is None else parallel.to_global(batch, encoder.mesh)
-        placed = shared.text(*(batch[name] for name in TOKENS))["pooled"]
+        answer = shared.text(*(batch[name] for name in TOKENS))
+        placed = answer["pooled"]
+        if of_words:
+            placed = answer["words"].sum(axis=1) / answer["word_mask"].sum(axis=1, keepdims=True).clip(1)
         found.append(np.asarray(placed if processes == 1 else multihost_utils.process_allgather(placed, tiled=True)))
     return finite(np.concatenate(found)[: len(rows)].astype(np.float32), sentences, "texts")
 

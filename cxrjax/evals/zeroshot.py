@@ -135,6 +135,11 @@ def expand(prompt: str) -> list[str]:
     return [" ".join("".join(chosen).split()) for chosen in itertools.product(*choices)]
 
 
+def sentences(prompts: str | Sequence[str]) -> list[str]:
+    """All sentences that one prompt, or several, stand for (see `expand`)."""
+    return [sentence for prompt in ((prompts,) if isinstance(prompts, str) else prompts) for sentence in expand(prompt)]
+
+
 def sides(
     task: Task, names: Sequence[str], prompts: Mapping[str, Mapping[str, Any]]
 ) -> list[tuple[list[str], list[str]]]:
@@ -156,9 +161,7 @@ def sides(
                 "{'positive': ('…',), 'negative': ('No …',)}} to the evaluation, or name other labels in its task; "
                 f"there are prompts for {sorted(known)}"
             )
-        given = [known[label][side] for label in labels]
-        each = [prompt for some in given for prompt in ((some,) if isinstance(some, str) else some)]
-        return [sentence for prompt in each for sentence in expand(prompt)]
+        return [sentence for label in labels for sentence in sentences(known[label][side])]
 
     for label, given in prompts.items():
         if not isinstance(given, Mapping) or set(given) - set(SIDES):
@@ -202,8 +205,8 @@ def zeroshot(
     key, said = keys["test"], sides(task, keys["test"].names, prompts or {})
     if not len(key.values):
         raise ValueError(f"no test picture is left for this {task.kind} task; choose other labels")
-    sentences = list(dict.fromkeys(sentence for part in said for side in part for sentence in side))
-    placed = dict(zip(sentences, embed(sentences), strict=True))
+    every = list(dict.fromkeys(sentence for part in said for side in part for sentence in side))
+    placed = dict(zip(every, embed(every), strict=True))
     positive, negative = (
         [ensemble(np.stack([placed[sentence] for sentence in part[side]])) for part in said if part[side]]
         for side in (0, 1)

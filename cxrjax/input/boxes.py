@@ -41,6 +41,13 @@ def labels(example: Mapping[str, Any]) -> list[str]:
     return [stored["label"][i] for i in judged]
 
 
+def phrases(example: Mapping[str, Any]) -> list[str]:
+    """The phrase of a report that each box to judge by was drawn for, in the order of `labels`; "" for none."""
+    stored, judged = _to_judge_by(example)
+    said = stored.get("phrase") or [""] * len(stored["label"])  # sets that were converted before have none
+    return [said[i] for i in judged]
+
+
 def _to_judge_by(example: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[int]]:
     """The stored boxes, and the numbers of those that no single reader drew."""
     if "boxes" not in example:

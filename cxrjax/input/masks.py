@@ -24,7 +24,7 @@ def mask(example: Mapping[str, Any], target: str, shape: tuple[int, int]) -> tup
             f"set {example['set']!r} has no {target!r}; it has {', '.join(n for n in has if n != 'has_mask') or 'none'}"
         )
     if target == BOXES:
-        return _union(boxes.of_example(example, ()).boxes, shape), True
+        return union(boxes.of_example(example, ()).boxes, shape), True
     found = crops.decode(example[target])
     if found.shape != tuple(shape):
         raise ValueError(f"{target} of {example['image_id']!r} has {found.shape} px, its picture {tuple(shape)}")
@@ -45,7 +45,8 @@ def together(
     return np.ascontiguousarray(both[..., 0]), np.where(both[..., 1] >= 128, 255, 0).astype(np.uint8)
 
 
-def _union(found: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+def union(found: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """The mask of relative boxes n 4 in a picture of `shape` h w: uint8 h w, 255 inside of any of them."""
     inside = np.zeros(shape, np.uint8)
     for top, left, bottom, right in found.astype(np.float64):
         rows, columns = (

@@ -130,6 +130,8 @@ def _sections(judged: Judged, options: Options) -> dict[str, Section]:
         found["calibration"] = sections.calibrations(judged, options)
         if judged.question.kind != "multiclass":
             found["operating_points"] = sections.points(judged, options)
+    else:
+        found["parts"] = sections.parts_of_measures(judged)
     return found | {"groups": sections.groups(judged, options)}
 
 

@@ -141,6 +141,20 @@ def labels(judged: Judged) -> Section:
     return Section([page.Table("Labels", [*columns, "auroc, DeLong", "p, DeLong"], rows, text)], facts)
 
 
+def parts_of_measures(judged: Judged) -> Section:
+    """A row per finding and subject of what is measured per picture or box, such as "pointing/Mass"."""
+    main = judged.comparison.metrics
+    named = [name.partition("/") for row in main.values() for name in row if "/" in name]
+    measures = list(dict.fromkeys(measure for measure, _, _ in named))
+    rows = [
+        [finding, subject, *(row.get(f"{measure}/{finding}") for measure in measures)]
+        for finding in dict.fromkeys(finding for *_, finding in named)
+        for subject, row in main.items()
+    ]
+    parts: list[page.Part] = [page.Table("By finding", ["finding", "subject", *measures], rows)] if rows else []
+    return Section(parts, {})
+
+
 def _delong(name: str, tables: Sequence[pandas.DataFrame], references: Sequence[pandas.DataFrame] | None) -> DeLong:
     """Of a label of one run, and of one run of the reference; nothing of several runs, or of too few patients."""
     if len(tables) > 1:
