@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-from cxrjax import checkpoint, checks, grid, methods, optim, parallel, plan, stand_ins, trained
+from cxrjax import arrived, checkpoint, checks, grid, methods, optim, parallel, plan, stand_ins, trained
 from cxrjax import config as shared
 from cxrjax.config import ConfigDict, names
 from cxrjax.input import converted_sets
@@ -54,7 +54,10 @@ def _evaluation(config: ConfigDict, workdir: Path | None) -> Iterator[str]:
     if config.checkpoint:
         found, of_run, settings = trained.settings(config.checkpoint, config.step)
         workdir = workdir or of_run
-        yield f"judges     {settings.method} at step {found.name} of {of_run}"
+        if settings.method == arrived.NAME:
+            yield f"judges     the encoder of {found}, {settings.model.variant} at {settings.model.image_px} px"
+        else:
+            yield f"judges     {settings.method} at step {found.name} of {of_run}"
     elif workdir is None:
         raise ValueError(
             "config.checkpoint is not given: give --config.checkpoint=runs/…, or a place with --workdir=DIR"

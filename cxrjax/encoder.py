@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from cxrjax import parallel, trained
+from cxrjax import arrived, parallel, trained
 from cxrjax.evals import encoders
 from cxrjax.imaging import arrays
 from cxrjax.input import crops
@@ -22,9 +22,10 @@ THREADS = 4  # that read pictures
 
 
 def load(directory: str | Path, step: int | str = "latest") -> "Encoder":
-    """The encoder of a run.
+    """The encoder of a run, or one that others trained.
 
-    directory: a workdir, its checkpoints folder or one step's folder. step: number, "latest" or "best".
+    directory: a workdir, its checkpoints folder or one step's folder, or a Hugging Face folder. step: number, "latest"
+    or "best".
     Raises CheckpointNotFound, CheckpointMismatch, and ValueError where the run's config.json is gone.
     """
     return Encoder(trained.load(directory, step))
@@ -36,14 +37,17 @@ class Encoder:
     def __init__(self, model: trained.Trained):
         self.trained, self.px = model, model.method.image_px
         self._mesh = parallel.make_mesh()
-        name = model.config.method
+        name = arrived.name(model.config)
         self._encoder = encoders.from_method(
             model.method, model.params, model.state, name=name, mesh=self._mesh, content=model.digest, attention=True
         )
 
     def __repr__(self) -> str:
         found = self.trained
-        return f"<cxrjax.Encoder: {found.config.method}, step {found.step} of {found.workdir}, sees {self.px} px>"
+        what = f"{found.config.method}, step {found.step} of {found.workdir}"
+        if found.config.method == arrived.NAME:
+            what = f"{found.config.model.variant} from {found.config.init_from}"
+        return f"<cxrjax.Encoder: {what}, sees {self.px} px>"
 
     def embed(
         self, images: Any, *, patches: bool = False, value_range: arrays.Range | None = None, batch_size: int = 64
@@ -80,7 +84,7 @@ class Encoder:
         size = -(-size // parallel.num_devices(self._mesh)) * parallel.num_devices(self._mesh)
         batch = np.zeros((size, self.px, self.px, 1), np.uint8)
         for row, picture in enumerate(pictures):
-            batch[row, :, :, 0] = crops.fit(picture, self.px)
+            batch[row, :, :, 0] = crops.fit_as(picture, self.px, self._encoder.sees)
         found = of(parallel.to_global(batch, self._mesh))
         return None if found is None else np.asarray(found, np.float32)[: len(pictures)]
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import jax
 
-from cxrjax import methods, trained
-from cxrjax.config import ConfigDict, determining, names
+from cxrjax import arrived, methods, trained
+from cxrjax.config import ConfigDict, determining, names, to_json
 from cxrjax.evals import encoders, shortcuts
 from cxrjax.evals.base import Encoder, Result, bounds
 from cxrjax.evals.run import EvaluationError, complete, evaluate, number_or_none, place, summary
+from cxrjax.interop import huggingface
 from cxrjax.reporting import compare, explained
 from cxrjax.runtime import hosts
 
@@ -31,6 +32,8 @@ def _run(config: Any, workdir: Path | None) -> dict[str, dict[str, Result]]:
     found = trained.load(config.checkpoint, config.step) if config.checkpoint else None
     if found is not None:
         workdir = Path(workdir or found.workdir)
+        if huggingface.is_model(config.checkpoint):
+            _note(found.config, workdir)
     elif workdir is None:
         raise ValueError(
             "config.checkpoint is not given: give the run to judge, --config.checkpoint=runs/…; or, to judge "
@@ -66,8 +69,21 @@ def _run(config: Any, workdir: Path | None) -> dict[str, dict[str, Result]]:
     return results
 
 
+def _note(config: ConfigDict, workdir: Path) -> None:
+    """Keeps with the results what was judged and how pictures were fitted. Raises ValueError in another's folder."""
+    file = workdir / "config.json"
+    if file.is_file() and file.read_text() != to_json(config):
+        raise ValueError(
+            f"{workdir} holds results or a run of another encoder than {config.init_from}: give the results another "
+            "--workdir"
+        )
+    if hosts.is_first():
+        workdir.mkdir(parents=True, exist_ok=True)
+        file.write_text(to_json(config))
+
+
 def _of_checkpoint(found: trained.Trained) -> Encoder:
-    described = {"name": found.config.method, "step": found.step, "config": determining(found.config)}
+    described = {"name": arrived.name(found.config), "step": found.step, "config": determining(found.config)}
     return encoders.from_method(found.method, found.params, found.state, **described, attention=True)
 
 

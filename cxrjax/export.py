@@ -62,7 +62,7 @@ def export(
     standardise = model.config.standardise
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as folder:
-        huggingface.write(folder, weights, config, standardise.mean, standardise.std)
+        huggingface.write(folder, weights, config, standardise.mean, standardise.std, model.method.sees)
         parity = compare(model, folder) if can_compare() else None
         allowed = TOLERANCE * max(1.0, parity.largest) if parity else TOLERANCE
         if parity is not None and not parity.difference <= allowed:
@@ -160,7 +160,7 @@ def can_compare() -> bool:
 
 
 def compare(model: trained.Trained, folder: str | Path) -> Parity:
-    """Features of the method's `encode` against those of the loaded folder, through its own processor.
+    """Features of the method's `encode` against those of the loaded folder, through its own processor's scale.
 
     The pictures are computed: noise, two ramps, discs and black, of the size that the folder's processor gives.
     """
@@ -185,7 +185,9 @@ def _their_features(folder: str | Path, images: np.ndarray, architecture: Config
     processor = transformers.AutoImageProcessor.from_pretrained(folder)
     config = json.loads((Path(folder) / huggingface.CONFIG).read_text())
     with torch.inference_mode():
-        inputs = processor([Image.fromarray(image) for image in images], return_tensors="pt")
+        # The pictures have the encoder's size: what a processor does to larger ones would change them.
+        as_they_are = {"do_resize": False, "do_center_crop": False}
+        inputs = processor([Image.fromarray(image) for image in images], return_tensors="pt", **as_they_are)
         if config["model_type"] == "resnet":
             out = transformers.ResNetModel.from_pretrained(folder).eval()(**inputs)
             return out.pooler_output.flatten(1).numpy(), out.last_hidden_state.permute(0, 2, 3, 1).numpy()

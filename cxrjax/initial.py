@@ -10,9 +10,9 @@ import numpy as np
 from cxrjax import checkpoint, recipes, trained
 from cxrjax.config import ConfigDict, names, nearest_folder
 from cxrjax.input import converted_sets, paired
-from cxrjax.interop import huggingface, torch_bert, torch_dinov2, torch_resnet, torch_swin, torch_vit
+from cxrjax.interop import families, huggingface, torch_bert, torch_swin
 from cxrjax.methods.base import encoder_params
-from cxrjax.models import bert, posemb, resnet, vit
+from cxrjax.models import bert, posemb, resnet
 from cxrjax.report_encoders import report_encoder
 from cxrjax.runtime import hosts
 
@@ -77,6 +77,8 @@ def _follow(config: ConfigDict, given: dict[str, Any], start: Start) -> None:
     if shrunk or len(given) < len(config.model):
         config.model = {**start.model, **given}
         config.standardise = start.standardise or config.standardise
+    elif start.standardise is None:  # what arrays of a folder mean, such as their eps, where the config does not say
+        config.model = {**{key: value for key, value in start.model.items() if key not in given}, **given}
     wrong = {key: start.model[key] for key in ("variant", "patch_px") if start.model.get(key) != config.model.get(key)}
     if wrong := {key: value for key, value in wrong.items() if key in start.model and key in config.model}:
         ours = ", ".join(f"model.{key} is {config.model[key]!r}" for key in wrong)
@@ -86,7 +88,8 @@ def _follow(config: ConfigDict, given: dict[str, Any], start: Start) -> None:
         )
     theirs, ours = start.model.get("positions"), config.model.get("positions")
     # Positions that are learned have room for any table of a Hugging Face folder, which is read as one.
-    if theirs and ours not in (theirs, "learned" if start.standardise is None else theirs):
+    tables = start.standardise is None and theirs in posemb.KINDS
+    if theirs and ours not in (theirs, "learned" if tables else theirs):
         _say(f"init_from={config.init_from!r}: model.positions={theirs!r}, as there, and not {ours!r}")
         config.model.update({"positions": theirs})
 
@@ -118,7 +121,11 @@ def _with_teachers(config: ConfigDict) -> ConfigDict:
     for number, folder in enumerate(folders):
         start = _start(folder, "teachers.init_from")
         model = start.model | {key: value for key, value in given.items() if value}
-        if start.standardise is None and "positions" in model and model["image_px"] != start.model["image_px"]:
+        if (
+            start.standardise is None
+            and model.get("positions") in posemb.KINDS
+            and model["image_px"] != start.model["image_px"]
+        ):
             model["positions"] = "learned"  # the folder's, resized, are those of no table
         networks[str(number)] = {"model": model, "standardise": start.standardise or recipes.standardise()}
     with config.unlocked():
@@ -145,23 +152,14 @@ def _with_heads(config: ConfigDict, builds: bool) -> ConfigDict:
 
 def _start(folder: str, key: str) -> Start:
     """What is in the folder that a key of the config names."""
-    if not is_huggingface(folder):
+    if not huggingface.is_model(folder):
         run = _run_at(folder, key)
         return Start(run.model.to_dict(), run.standardise, f"a run of {run.method}")
-    of_vit = (*torch_vit.MODEL_TYPES, *torch_dinov2.MODEL_TYPES)
-    pretrained = huggingface.read(folder, (*of_vit, *torch_resnet.MODEL_TYPES))
-    of_resnet = pretrained.config["model_type"] in torch_resnet.MODEL_TYPES
-    if of_resnet:
-        px = pretrained.config.get("image_size", 224)
-        model = recipes.resnet(torch_resnet.variant_of(pretrained.config), px)
-    else:
-        model = recipes.vit(**torch_vit.size_of(pretrained.config))
-        if pretrained.config["model_type"] in torch_dinov2.MODEL_TYPES:
-            options = torch_dinov2.options(pretrained.config)
-            model |= {name: value for name, value in options.items() if name != "mask_token"}  # for training on alone
-        else:
-            model["positions"] = torch_vit.positions_of(pretrained)
-    return Start(model, None, f"a Hugging Face {'ResNet' if of_resnet else 'ViT'}")
+    pretrained = families.read(folder)
+    found, kind = families.model_of(pretrained), families.family(pretrained).kind
+    found.pop("mask_token", None)  # which whole pictures never meet
+    model = (recipes.resnet if found["variant"] in resnet.VARIANTS else recipes.vit)() | found
+    return Start(model, None, f"a Hugging Face {kind}")
 
 
 def run_of(config: ConfigDict) -> ConfigDict | None:
@@ -170,7 +168,7 @@ def run_of(config: ConfigDict) -> ConfigDict | None:
     Raises CheckpointNotFound, naming the key and what comes close.
     """
     folder = config.init_from
-    return None if not folder or is_huggingface(folder) else _run_at(folder, "init_from")
+    return None if not folder or huggingface.is_model(folder) else _run_at(folder, "init_from")
 
 
 def _run_at(folder: str, key: str) -> ConfigDict:
@@ -259,7 +257,7 @@ def _named_encoders(config: ConfigDict, abstract: Any) -> dict[str, dict[str, An
 
 def _encoder(config: ConfigDict, folder: str, wanted: Any, statistics: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """The parameters and the running statistics of an encoder of config.model, which sees config.standardise."""
-    if is_huggingface(folder):
+    if huggingface.is_model(folder):
         return _from_huggingface(config, folder, wanted)
     return _from_run(config.model, folder, wanted, statistics)
 
@@ -329,11 +327,6 @@ def _from_run(model: Any, folder: str, wanted: Any, statistics: Any) -> tuple[di
     return found
 
 
-def is_huggingface(folder: str) -> bool:
-    """Whether a folder holds a model of Hugging Face, and not a run."""
-    return (Path(folder) / huggingface.CONFIG).is_file() and not checkpoint.steps(folder)
-
-
 def _statistics(state: Any) -> Any:
     return state.get("batch_stats", {}).get("encoder", {})
 
@@ -345,18 +338,15 @@ def _from_huggingface(config: ConfigDict, folder: str, wanted: Any) -> tuple[dic
             f"init_from={folder!r} needs standardise.mode='fixed', got {config.standardise.mode!r}: only a fixed mean "
             "and deviation can be folded into the first layer."
         )
-    model, of_resnet = config.model, config.model.variant in resnet.VARIANTS
-    of_vit = (*torch_vit.MODEL_TYPES, *torch_dinov2.MODEL_TYPES)
-    pretrained = huggingface.read(folder, torch_resnet.MODEL_TYPES if of_resnet else of_vit)
+    pretrained = families.read(folder)
+    kind, of_resnet = families.family(pretrained).kind, config.model.variant in resnet.VARIANTS
+    if of_resnet != (kind == "ResNet"):
+        raise ValueError(
+            f"init_from={folder!r} holds a {kind}, and model.variant={config.model.variant!r} is none; give a variant "
+            "of the same family, or start from another"
+        )
     mean, std = _scale(config, config.standardise, pretrained)
-    if of_resnet:
-        return torch_resnet.from_huggingface(pretrained, model.variant, mean=mean, std=std, channels=model.channels)
-    size, grid = vit.VARIANTS[model.variant], model.image_px // model.patch_px
-    options = {"heads": size.heads, "image_px": model.image_px, "mean": mean, "std": std}
-    if pretrained.config["model_type"] in torch_dinov2.MODEL_TYPES:
-        return torch_dinov2.load_into(wanted, pretrained, **options), {}
-    table = posemb.fixed(model.positions, (grid, grid), size.width)
-    return torch_vit.load_into(wanted, pretrained, **options, position_table=table), {}
+    return families.family(pretrained).load(wanted, pretrained, config.model, mean, std)
 
 
 def _leaves(tree: Any) -> list[tuple[str, Any]]:

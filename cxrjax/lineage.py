@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cxrjax import checkpoint, initial, trained
+from cxrjax import arrived, checkpoint, trained
 from cxrjax.config import ConfigDict, digest, names
 from cxrjax.input import paired
+from cxrjax.interop import huggingface
 
 FILE = "lineage.json"
 Entry = dict[str, Any]
@@ -35,7 +36,12 @@ def of(config: ConfigDict) -> list[Entry]:
 
 
 def whole(config: ConfigDict, workdir: Path, step: int) -> list[Entry]:
-    """The lineage of a run at a step: what it started from, as it was noted then, and the run itself."""
+    """The lineage of a run at a step: what it started from, as it was noted then, and the run itself.
+
+    Of an encoder that others trained it is what its folder says.
+    """
+    if config.method == arrived.NAME:
+        return _encoder(config.init_from)
     kept = workdir / FILE
     started = json.loads(kept.read_text()) if kept.is_file() else of(config)
     data = config.data
@@ -61,7 +67,7 @@ def unknown(entries: Sequence[Entry]) -> list[str]:
 
 
 def _encoder(folder: str) -> list[Entry]:
-    if initial.is_huggingface(folder):
+    if huggingface.is_model(folder):
         exported = Path(folder) / FILE
         if exported.is_file():
             return json.loads(exported.read_text())

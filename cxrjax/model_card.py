@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from cxrjax import arrived, lineage
 from cxrjax import config as shared
-from cxrjax import lineage
 from cxrjax.config import ConfigDict
 from cxrjax.trained import Trained
 
@@ -22,7 +22,7 @@ tags:
 
 # {title}
 
-A chest X-ray encoder ({architecture}, pictures of {px} px), trained with cxrjax.
+A chest X-ray encoder ({architecture}, pictures of {px} px), {origin} cxrjax.
 
 - Method: {method}
 - Features: {pool}
@@ -54,7 +54,7 @@ with torch.inference_mode():
 ## Preprocessing
 
 1. One grey channel, 8 bits, bones white (a DICOM with MONOCHROME1 must be inverted, and windowed, beforehand).
-2. Resize the short side to {px} px, aspect kept; crop the {px} x {px} px in the middle.
+2. {fit}
 3. Divide by 255, subtract {mean}, divide by {std}; the same picture on all three channels.
 
 The encoder saw grey pictures; its {first_layer} has three channels so that a replicated grey picture gives the same
@@ -81,9 +81,9 @@ inherited. Check that your test patients were not among them: public chest X-ray
 
 Not stated. Whoever publishes these weights states one that the terms of the pre-training data allow.
 
-## The run
+## {heading}
 
-`python -m cxrjax.main --config=configs/{module}.py` with these settings, which are the run's config.json, repeats it:
+{repeats}
 
 ```json
 {settings}
@@ -112,6 +112,13 @@ _REPORTS = """- It learned from reports as well. Their encoder is in `text/`: `B
   `BertTokenizer.from_pretrained("text")`. The projections of both to a joint space are not part of this folder.
 """
 
+_ARRIVED = "not known here: others trained it."
+_REPEATS = (
+    "`python -m cxrjax.main --config=configs/{module}.py` with these settings, which are the run's config.json, "
+    "repeats it:"
+)
+_READ = "`fit` says how cxrjax fits pictures to the encoder, `model` what computes it, `init_from` where it lay:"
+
 _PHANTOM = "\nThe phantoms are computed pictures: nothing learned from or measured on them is clinical.\n"
 
 
@@ -122,7 +129,8 @@ def text(model: Trained, config: dict[str, Any], parity: Any, entries: list[line
     it was not measured.
     """
     settings = model.config
-    doc = importlib.import_module(f"cxrjax.methods.{settings.method}").__doc__ or settings.method
+    ours = settings.method != arrived.NAME
+    doc = importlib.import_module(f"cxrjax.methods.{settings.method}").__doc__ if ours else _ARRIVED
     describe = _resnet if config["model_type"] == "resnet" else _vit
     measured, judged = _measured(model.workdir, model.step)
     return _CARD.format(
@@ -130,7 +138,11 @@ def text(model: Trained, config: dict[str, Any], parity: Any, entries: list[line
         loader=config["architectures"][0],
         loading=loading(config),
         px=config["image_size"],
-        method=doc.strip().splitlines()[0],
+        fit=_fit(model.method.sees, config["image_size"]),
+        method=(doc or settings.method).strip().splitlines()[0],
+        origin="trained with" if ours else "read and written again by",
+        heading="The run" if ours else "How it was read",
+        repeats=_REPEATS.format(module=settings.method) if ours else _READ,
         lineage=_told(entries),
         lineage_json=json.dumps(entries, indent=2, ensure_ascii=False),
         seen=_seen(entries),
@@ -140,9 +152,15 @@ def text(model: Trained, config: dict[str, Any], parity: Any, entries: list[line
         measured=measured,
         reports=_REPORTS if "text" in settings else "",
         phantom=_PHANTOM if any("phantom" in name for name in (*lineage.sets(entries), *judged)) else "",
-        module=settings.method,
         settings=shared.to_json(settings),
     )
+
+
+def _fit(sees: str, px: int) -> str:
+    if sees == "whole":
+        return f"Stretch the picture to {px} x {px} px."
+    short = sees.removeprefix("image") or px
+    return f"Resize the short side to {short} px, aspect kept; crop the {px} x {px} px in the middle."
 
 
 def _told(entries: list[lineage.Entry]) -> str:

@@ -5,16 +5,20 @@ from typing import Any, NamedTuple
 
 import jax
 
-from cxrjax import checkpoint, methods
+from cxrjax import arrived, checkpoint, methods
 from cxrjax import config as shared
 from cxrjax.config import ConfigDict
+from cxrjax.interop import families, huggingface
 from cxrjax.methods import Method
 from cxrjax.runtime import disk
 from cxrjax.text import tokenizer
 
 
 class Trained(NamedTuple):
-    """A method and what it learned; `digest` changes whenever the parameters do."""
+    """A method and what it learned; `digest` changes whenever the parameters do.
+
+    workdir: of the run, or for an encoder that others trained where its results go.
+    """
 
     config: ConfigDict
     method: Method
@@ -28,10 +32,14 @@ class Trained(NamedTuple):
 def load(directory: str | Path, step: int | str = "latest", dtype: str | None = None) -> Trained:
     """Reads the parameters and the state of one step, without those of the optimizer, on any machine.
 
-    directory: a workdir, its checkpoints folder or one step's folder. step: number, "latest" or "best".
-    dtype: of the method's computation; by default the config's.
+    directory: a workdir, its checkpoints folder or one step's folder; or a folder of an encoder that others trained
+    (`arrived`). step: number, "latest" or "best". dtype: of the method's computation; by default the config's.
     Raises CheckpointNotFound, CheckpointMismatch, and ValueError where the run's config.json is gone.
     """
+    disk.check_local(directory)
+    if huggingface.is_model(directory):
+        config, method, params, state, digest = arrived.load(directory, dtype)
+        return Trained(config, method, params, state, 0, digest, arrived.workdir(directory))
     found, workdir, config = settings(directory, step)
     computed = config.copy_and_resolve_references()
     if dtype is not None:
@@ -52,8 +60,14 @@ def load(directory: str | Path, step: int | str = "latest", dtype: str | None = 
 
 
 def settings(directory: str | Path, step: int | str = "latest") -> tuple[Path, Path, ConfigDict]:
-    """The folder of one step, its workdir, and the config of its run; arguments and errors as of `load`."""
+    """The folder of one step, its workdir, and the config of its run; arguments and errors as of `load`.
+
+    Of an encoder that others trained it is its folder, where its results go, and its config.
+    """
     disk.check_local(directory)
+    if huggingface.is_model(directory):
+        config = arrived.settings(directory, families.read(directory))
+        return Path(directory), arrived.workdir(directory), config
     found = Path(checkpoint.find(directory, step))
     workdir = next((above for above in list(found.parents)[:2] if (above / "config.json").is_file()), None)
     if workdir is None:

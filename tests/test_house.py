@@ -37,6 +37,7 @@ FLOORS = (
     {"accumulate", "evals", "step"},
     {"reporting"},
     {
+        "arrived",
         "checks",
         "encoder",
         "initial",

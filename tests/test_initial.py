@@ -80,7 +80,7 @@ def test_resnets_start_with_their_running_statistics(tmp_path):
         assert_starts_from(train_state, encoder)
         jax.tree.map(np.testing.assert_array_equal, train_state.state["batch_stats"]["encoder"], statistics)
         jax.tree.map(np.testing.assert_array_equal, train_state.params["projector"], start[0].params["projector"])
-    with pytest.raises(ValueError, match="of type 'resnet'; expected vit"):
+    with pytest.raises(ValueError, match="holds a ResNet, and model.variant='test' is none"):
         initialise(runs.config(init_from=str(tmp_path / "folder")), *fresh(runs.config()))
 
 

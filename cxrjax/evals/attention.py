@@ -37,7 +37,7 @@ def maps(encode: Callable[..., Mapping[str, jax.Array]]) -> Callable[..., jax.Ar
 
         def watch(run, given, named, context):
             of_vit = isinstance(context.module, ViT) and context.method_name == "__call__"
-            if not of_vit or named.get("drop_cls"):
+            if not of_vit or named.get("drop_cls") or not context.module.cls_token:
                 return run(*given, **named)
             module, (_, height, width, _) = context.module, given[0].shape
             out = run(*given, **{**named, "intermediates": True})
@@ -58,7 +58,8 @@ def add(encoder: Encoder, test: Source, result: Result, limit_bytes: float) -> R
 
     What the map is stands in the details, under "map". Without a map the result is returned as it is.
     """
-    if encoder.attention is None:
+    # Results pages show the middle of a picture, so a map of another part of it would lie in the wrong place.
+    if encoder.attention is None or encoder.sees != pictures.IMAGE:
         return result
     table = result.predictions
     chosen = choose(quality(table).values, MOST)

@@ -83,6 +83,7 @@ class Encoder(NamedTuple):
     trained to make masks; encode then gives "mask_logits" b h w 1. attention: compiled, images -> b p q, where its
     [CLS] attends, or None (see `attention.maps`). read: (source, batch size, limit_bytes) -> the batches that encode
     takes; None for the pictures of the source, fitted to image_px (see `pictures.batches`).
+    sees: how pictures are fitted to image_px, see `crops.fit_as`.
     """
 
     encode: Callable[[Any], dict[str, Any]]
@@ -96,6 +97,7 @@ class Encoder(NamedTuple):
     target: str = ""
     attention: Callable[[Any], Any] | None = None
     read: Callable[[Source, int, float], Iterator[np.ndarray]] | None = None
+    sees: str = "image"
 
 
 class FeatureTable(NamedTuple):

@@ -50,7 +50,7 @@ def from_method(
             method.joint.words,
         )
     described = method.image_px, identity, name, step, mesh, joint, method.answers, method.target
-    found = Encoder(lambda images: compiled(params, state, images), *described)
+    found = Encoder(lambda images: compiled(params, state, images), *described, sees=method.sees)
     if not attention:
         return found
     watched = _watched(method.encode)

@@ -37,7 +37,8 @@ def features(
     cache_dir: where tables are kept (None: nowhere); the least recently used go when they exceed cache_bytes together.
     pictures_bytes: fitted pictures of a split that take more are not kept beside the set.
     """
-    identity = digest(encoder.digest, encoder.image_px, pictures.PREPROCESSING, source_digest(source))
+    fitted = () if encoder.sees == pictures.IMAGE else (encoder.sees,)
+    identity = digest(encoder.digest, encoder.image_px, pictures.PREPROCESSING, source_digest(source), *fitted)
     path = None if cache_dir is None else Path(cache_dir) / f"{identity}.npz"
     kept = None if path is None else _stored(path, len(source))
     complete = path is not None and _everywhere(kept is not None)
@@ -117,7 +118,7 @@ def batches(encoder: Encoder, source: Source, batch_size: int, limit_bytes: floa
     """What the encoder takes of a source, in its order; the last batch repeats the last record."""
     if encoder.read is not None:
         return encoder.read(source, batch_size, limit_bytes)
-    return pictures.batches(source, encoder.image_px, batch_size, limit_bytes=limit_bytes)
+    return pictures.batches(source, encoder.image_px, batch_size, encoder.sees, limit_bytes)
 
 
 def fetch(values: jax.Array) -> np.ndarray:

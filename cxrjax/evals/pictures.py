@@ -20,14 +20,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cxrjax.input import boxes, crops, masks, pipeline
+from cxrjax.input import crops, masks, pipeline
 from cxrjax.input.record_index import index, stamp
 from cxrjax.input.source import Source
 
 PREPROCESSING = "fit-1"
 """Names what `crops.fit` does to a picture; a change of its pixels needs a new name, or what was kept stays valid."""
 IMAGE = "image"
-WHOLE = "whole"
+WHOLE, PADDED = "whole", "padded"
 LIMIT_BYTES = 16 * 2**30
 UNKNOWN = 127
 """In masks, which are 255 inside and 0 outside: every pixel of a picture without a mask."""
@@ -38,8 +38,8 @@ def batches(
 ) -> Iterator[np.ndarray]:
     """Every record once, in the order of the source: uint8 b px px 1; the last batch repeats the last record.
 
-    what: "image"; "whole", the picture without its aspect as detectors see it (`boxes.whole`); or a mask as
-    `input.masks` knows it: 255 inside, 0 outside, UNKNOWN where the picture has none.
+    what: a word of `crops.fit_as`, such as "image", or "whole", the picture without its aspect as detectors see it; or
+    a mask as `input.masks` knows it: 255 inside, 0 outside, UNKNOWN where the picture has none.
     limit_bytes: what would be larger is not kept.
     """
     kept = _kept(source, px, what, limit_bytes)
@@ -55,8 +55,8 @@ def batches(
 def fitted(example: Mapping[str, Any], rng: np.random.Generator, px: int, what: str) -> dict[str, np.ndarray]:
     """The pixels of one record, px px 1, as `pipeline.evaluation_batches` wants them."""
     image = crops.decode(example["image"])
-    if what in (IMAGE, WHOLE):
-        return {"pixels": (crops.fit if what == IMAGE else boxes.whole)(image, px)[..., None]}
+    if what.startswith(IMAGE) or what in (WHOLE, PADDED):
+        return {"pixels": crops.fit_as(image, px, what)[..., None]}
     inside, known = masks.mask(example, what, image.shape)
     _, inside = masks.together(image, inside, partial(crops.fit, px=px))
     return {"pixels": (inside if known else np.full_like(inside, UNKNOWN))[..., None]}

@@ -240,6 +240,8 @@ def _some(chosen: Source, count: int) -> Source:
 
 def _leaks(config: Any, entry: dict[str, Any]) -> list[str]:
     """Sentences on what a trained encoder has seen of a set's val and test, unless it was left out of its training."""
+    if not names(config.data.sets):
+        return ["What this encoder was trained on is not known here: it may have seen these patients."]
     converted = open_set(entry["set"], entry["data_dir"] or None)
     cut = folds(config)
     if entry["folds"] and entry["set"] in names(config.data.sets) and cut != {key: entry[key] for key in cut}:

@@ -67,6 +67,27 @@ def fit(image: np.ndarray, px: int, nearest: bool = False) -> np.ndarray:
     return center_crop(resize_short(image, px, nearest), px)
 
 
+def fit_as(image: np.ndarray, px: int, how: str = "image") -> np.ndarray:
+    """A picture h w as an encoder is judged with it, px px; "image" is `fit`, what our own are judged with.
+
+    how: "image<N>", such as "image256": short side to N px, then the px px in the middle. "whole": stretched to the
+    square. "padded": long side to px, black on both sides of the short one.
+    Raises ValueError for another word.
+    """
+    if how == "whole":
+        return resize(image, px, px)
+    if how == "padded":
+        height, width = (max(round(side * px / max(image.shape[:2])), 1) for side in image.shape[:2])
+        square = np.zeros((px, px, *image.shape[2:]), image.dtype)
+        top, left = (px - height) // 2, (px - width) // 2
+        square[top : top + height, left : left + width] = resize(image, height, width)
+        return square
+    short = how.removeprefix("image")
+    if not how.startswith("image") or not (short.isdigit() or not short):
+        raise ValueError(f"pictures are fitted as 'image', 'image<N>', 'whole' or 'padded', not as {how!r}")
+    return center_crop(resize_short(image, int(short or px)), px)
+
+
 class Crop(NamedTuple):
     """One random view of a picture: a window of it, turned, resized to px px, and perhaps mirrored.
 

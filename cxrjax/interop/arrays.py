@@ -25,6 +25,10 @@ class Arrays:
         self.used.add(name)
         return np.asarray(self.weights[name], np.float32)
 
+    def numbers(self, name: str) -> np.ndarray:
+        """An array of any shape."""
+        return self.take(name, *(self.weights[name].shape if name in self.weights else ()))
+
     def stack(self, part: str, leaf: str, *shape: int) -> np.ndarray:
         """The same array of every layer, on a new first axis."""
         return np.stack([self.take(f"encoder.layer.{i}.{part}.{leaf}", *shape) for i in range(self.layers)])

@@ -1,9 +1,8 @@
 """Folders that Hugging Face loaders read: config.json, model.safetensors, preprocessor_config.json."""
 
 import json
-import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,18 +10,35 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-WEIGHTS, CONFIG, PREPROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
+from cxrjax import checkpoint
+from cxrjax.interop import preprocessing
+
+WEIGHTS, CONFIG, PREPROCESSOR = "model.safetensors", "config.json", preprocessing.FILE
 PICKLED = "pytorch_model.bin"
+PICKLES = (".pth", ".pt", ".bin", ".tar", ".ckpt")
+"""Suffixes of files that PyTorch writes."""
 PIL_BILINEAR = 2  # antialiased when it shrinks
 
 
 class Pretrained(NamedTuple):
-    """A model as it lies on disk: arrays by name, config, and per-channel mean and std of pixels in [0, 1]."""
+    """A model as it lies on disk: arrays by name, config, and per-channel mean and std of pixels in [0, 1].
+
+    px, sees: side and fit of the pictures that it wants, see `preprocessing.Preprocessing`.
+    """
 
     weights: Mapping[str, np.ndarray]
     config: Mapping[str, Any]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    px: int | None = None
+    sees: str = "image"
+
+
+def is_model(place: str | Path) -> bool:
+    """Whether a place is a folder of a model with its config.json, or a file of arrays, and no run of ours."""
+    if Path(place).is_file():
+        return Path(place).suffix in (".safetensors", *PICKLES)
+    return (Path(place) / CONFIG).is_file() and not checkpoint.steps(place)
 
 
 def read(folder: str | Path, model_types: Sequence[str]) -> Pretrained:
@@ -37,32 +53,46 @@ def read(folder: str | Path, model_types: Sequence[str]) -> Pretrained:
             f"{folder} has no {CONFIG}; expected a local folder as `save_pretrained` or cxrjax.export writes it. "
             "Models on a hub are downloaded first."
         )
-    config = json.loads((folder / CONFIG).read_text())
+    config = preprocessing.json_of(folder / CONFIG)
     if config.get("model_type") not in model_types:
         raise ValueError(
-            f"{folder} holds a model of type {config.get('model_type')!r}; expected {' or '.join(model_types)}."
+            f"{folder} holds a model of type {config.get('model_type')!r}; expected {', '.join(model_types)}."
         )
-    mean, std = _normalisation(folder, config.get("num_channels", 3))
-    return Pretrained(weights(folder), config, mean, std)
+    found = preprocessing.read(folder, config.get("num_channels", 3))
+    return Pretrained(weights(folder), config, *found)
 
 
 def write(
-    folder: str | Path, weights: Mapping[str, np.ndarray], config: Mapping[str, Any], mean: float, std: float
+    folder: str | Path,
+    weights: Mapping[str, np.ndarray],
+    config: Mapping[str, Any],
+    mean: float,
+    std: float,
+    sees: str = "image",
 ) -> None:
     """Writes config.json, model.safetensors and preprocessor_config.json, with `mean` and `std` on every channel.
 
-    The processor is our evaluation geometry: short side to the picture's size, then the centre; grey is replicated.
+    sees: how the processor fits pictures, see `crops.fit_as`; by default our evaluation geometry, the short side to the
+    picture's size and then the centre. Grey is replicated. Raises ValueError for "padded", which no processor does.
     """
+    if sees == "padded":
+        raise ValueError("The encoder sees pictures padded to a square, which the processors written here do not do.")
     folder, size, channels = Path(folder), config["image_size"], config["num_channels"]
-    preprocessor = {
-        # The ViT processor stretches pictures to a square; this one keeps the aspect and crops.
+    square = {"height": size, "width": size}
+    # The ViT processor stretches pictures to a square; the other one keeps the aspect and crops.
+    geometry = {
         "image_processor_type": "BitImageProcessor",
+        "size": {"shortest_edge": size if sees == "whole" else int(sees.removeprefix("image") or size)},
+        "do_center_crop": True,
+        "crop_size": square,
+    }
+    if sees == "whole":
+        geometry = {"image_processor_type": "ViTImageProcessor", "size": square}
+    preprocessor = {
+        **geometry,
         "do_convert_rgb": channels == 3,
         "do_resize": True,
-        "size": {"shortest_edge": size},
         "resample": PIL_BILINEAR,
-        "do_center_crop": True,
-        "crop_size": {"height": size, "width": size},
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
@@ -94,8 +124,19 @@ def weights(folder: Path) -> dict[str, np.ndarray]:
     absent = [name for name in _parts(folder, file) if not (folder / name).is_file()]
     if absent:
         raise ValueError(f"{folder} lacks {absent}, of which its index {file}.index.json speaks.")
-    load = _safetensors if file == WEIGHTS else _pickle
-    return {name: array for part in _parts(folder, file) for name, array in load(folder / part).items()}
+    return {name: array for part in _parts(folder, file) for name, array in arrays_of(folder / part).items()}
+
+
+def arrays_of(file: Path) -> dict[str, np.ndarray]:
+    """Arrays of a file by name, those of nested dictionaries by the names of both with a dot between.
+
+    Raises ValueError where it is broken, holds numbers that are none, or takes PyTorch where there is none.
+    """
+    found = _safetensors(file) if file.suffix == ".safetensors" else _pickle(file)
+    wrong = [name for name, array in found.items() if array.dtype.kind == "f" and not np.isfinite(array).all()]
+    if wrong:
+        raise ValueError(f"{file} has NaN or infinite numbers in {len(wrong)} arrays, such as {wrong[:3]}.")
+    return found
 
 
 def _parts(folder: Path, file: str) -> list[str]:
@@ -139,25 +180,14 @@ def _pickle(file: Path) -> dict[str, np.ndarray]:
         raise ValueError(
             f"{file} cannot be read as plain weights ({why}); download it again, or take the model's {WEIGHTS}."
         ) from None
-    arrays = {name: tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
-    return {name: tensor.float().numpy() for name, tensor in arrays.items() if tensor.is_floating_point()}
+    return {name: tensor.float().numpy() for name, tensor in _tensors(state, torch.Tensor)}
 
 
-def _normalisation(folder: Path, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Per-channel mean and std of preprocessor_config.json."""
-    path = folder / PREPROCESSOR
-    if not path.is_file():
-        raise ValueError(
-            f"{folder} has no {PREPROCESSOR}, so its normalisation is unknown and cannot be folded. Add one with "
-            "the image_mean and image_std that the model was trained with."
-        )
-    preprocessor = json.loads(path.read_text())
-    scale = preprocessor.get("rescale_factor", 1 / 255)
-    if not preprocessor.get("do_rescale", True) or not math.isclose(scale, 1 / 255, rel_tol=1e-3):
-        raise ValueError(f"{path} scales pixels by {scale}; expected do_rescale with 1/255.")
-    if not preprocessor.get("do_normalize", True):
-        return (0.0,) * channels, (1.0,) * channels
-    mean, std = (tuple(preprocessor.get(key, [0.5] * channels)) for key in ("image_mean", "image_std"))
-    if not len(mean) == len(std) == channels:
-        raise ValueError(f"{path} normalises {len(mean)} channel(s), but the model takes {channels}.")
-    return mean, std
+def _tensors(tree: Any, kind: type) -> Iterator[tuple[str, Any]]:
+    """The tensors of floating point in nested dictionaries, by the names of all with dots between."""
+    for name, value in tree.items() if isinstance(tree, Mapping) else ():
+        if isinstance(value, kind):
+            if value.is_floating_point():
+                yield str(name), value
+        else:
+            yield from ((f"{name}.{inner}", tensor) for inner, tensor in _tensors(value, kind))

@@ -186,6 +186,12 @@ def size_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises ValueError where its width, depth and heads are of no variant of ours, listing them.
     """
+    px, patch_px = config.get("image_size", 224), config.get("patch_size", 16)
+    return {"variant": variant_of(config), "image_px": px, "patch_px": patch_px}
+
+
+def variant_of(config: Mapping[str, Any]) -> str:
+    """The variant of a Hugging Face config.json; raises ValueError as `size_of` does."""
     size = vit.Size(*(config.get(key, default) for key, default in SIZES.items()))
     variant = next((name for name, ours in vit.VARIANTS.items() if ours == size), None)
     if variant is None:
@@ -194,7 +200,7 @@ def size_of(config: Mapping[str, Any]) -> dict[str, Any]:
             f"The ViT has width {size.width}, {size.depth} layers and {size.heads} heads, as none of ours ({known}); "
             "take another."
         )
-    return {"variant": variant, "image_px": config.get("image_size", 224), "patch_px": config.get("patch_size", 16)}
+    return variant
 
 
 def positions_of(pretrained: Pretrained) -> str:

@@ -175,6 +175,7 @@ class Method(NamedTuple):
     encoder: see `EncoderParams`.
     joint: of a method that learns from reports as well. answers: of a method whose encode gives logits.
     target: of one whose encode gives mask logits, what they are a mask of (see `input.masks`).
+    sees: how pictures are fitted to image_px before encode, a word of `crops.fit_as`.
     box_labels: of one that learns named boxes, their labels: pictures that must have a box must have one of these.
     look: see `Look`.
     """
@@ -193,6 +194,7 @@ class Method(NamedTuple):
     target: str = ""
     box_labels: tuple[str, ...] = ()
     look: Look = as_given
+    sees: str = "image"
 
 
 class Aux(NamedTuple):

@@ -81,16 +81,36 @@ def _is_fused(width: int, dtype: jax.typing.DTypeLike) -> bool:
     return True
 
 
-def of_first_token(y: jax.Array, qkv: Mapping[str, jax.Array], heads: int, mask: jax.Array | None = None) -> jax.Array:
+def rotate(x: jax.Array, angles: jax.Array, heads: int) -> jax.Array:
+    """Rotary positions: queries or keys b n d, angles n e or b n e of heads of width e = d / heads → b n d.
+
+    Numbers i and i + e/2 of a head are turned by the angle of i, and by that of i + e/2, which are equal (Su et al.
+    2021, in the layout of DINOv3). Tokens of angle 0 stay as they are.
+    """
+    each = x.reshape(*x.shape[:-1], heads, -1).astype(jnp.float32)
+    first, second = jnp.split(each, 2, axis=-1)
+    angles = angles[..., None, :]  # for all heads
+    turned = each * jnp.cos(angles) + jnp.concatenate([-second, first], axis=-1) * jnp.sin(angles)
+    return turned.reshape(x.shape).astype(x.dtype)
+
+
+def of_first_token(
+    y: jax.Array,
+    qkv: Mapping[str, jax.Array],
+    heads: int,
+    mask: jax.Array | None = None,
+    angles: jax.Array | None = None,
+) -> jax.Array:
     """How much the first token attends to each token in a block: b a n, rows sum to 1, float32, no gradient.
 
     y: b n d, what the block's attention is given. qkv: kernel d 3d and bias 3d as in models/vit.py and models/bert.py.
-    mask: b n, the tokens that are no padding.
+    mask: b n, the tokens that are no padding. angles: n e, of keys with rotary positions; the first token has none.
     """
     y, qkv = jax.lax.stop_gradient((y, qkv))
     d = y.shape[-1]
     kernel, bias = (qkv[name].astype(y.dtype) for name in ("kernel", "bias"))
     q, k = y[:, :1] @ kernel[:, :d] + bias[:d], y @ kernel[:, d : 2 * d] + bias[d : 2 * d]
+    k = k if angles is None else rotate(k, angles, heads)
     q, k = (rearrange(x, "b n (a d) -> b a n d", a=heads) for x in (q, k))
     logits = jnp.einsum("bamd,band->ban", q * (d // heads) ** -0.5, k, preferred_element_type=jnp.float32)
     return jax.nn.softmax(logits if mask is None else jnp.where(mask[:, None], logits, NEVER), axis=-1)

@@ -14,6 +14,8 @@ from cxrjax.models.vit import ViT
 _MODULE_OWN = {"parent", "name"}
 _FIELDS = {module: {f.name for f in dataclasses.fields(module)} - _MODULE_OWN for module in (ViT, ResNet)}
 
+POOLS = {"cls": "cls", "mean": "patches", "without_cls": "patches", "attention": "pooled"}
+"""model.pool -> the output of a ViT that it takes."""
 _NEEDED = {ViT: {"image_px", "patch_px", "pool", "dtype"}, ResNet: {"image_px", "dtype"}}
 
 
@@ -45,9 +47,10 @@ def make(model: Mapping[str, Any]) -> Backbone:
     """The encoder of config.model.
 
     model: `variant`, which decides between vit.VARIANTS and resnet.VARIANTS; image_px; dtype, as a word; of a ViT
-    patch_px and pool: "cls", "mean" over the patch tokens, or "without_cls", their mean in blocks that [CLS] is left
-    out of. Any other field of ViT or ResNet may be given by its name. Fields that only the other of the two has are
-    left aside, so that one config serves both. The last map of a ResNet is its "patches", and their mean its "pooled".
+    patch_px and pool: "cls", "mean" over the patch tokens, "without_cls", their mean in blocks that [CLS] is left out
+    of, or "attention" of a learned query. Any other field of ViT or ResNet may be given by its name. Fields that only
+    the other of the two has are left aside, so that one config serves both. The last map of a ResNet is its "patches",
+    and their mean its "pooled".
     Raises ValueError for an unknown variant, pool, key or word of a key, listing what exists, and for a missing key.
     """
     options = dict(model)
@@ -70,8 +73,12 @@ def make(model: Mapping[str, Any]) -> Backbone:
     fields = {name: value for name, value in options.items() if name in _FIELDS[family]}
     fields["dtype"] = jnp.dtype(options["dtype"])
     if family is ViT:
+        if options["pool"] == "attention":
+            fields["attention_pool"] = True
         module = ViT(**fields)
         module.check()
+        if options["pool"] == "cls" and not module.cls_token:
+            raise ValueError("pool='cls', and the ViT has none (cls_token=False): pool by 'mean' or 'attention'")
         return _vit(module, options["pool"])
     module = ResNet(**fields)
     module.check()
@@ -83,7 +90,7 @@ def make_vit(model: Mapping[str, Any]) -> tuple[Backbone, ViT]:
 
     Raises ValueError for a ResNet, and for another pool than "cls" and "mean".
     """
-    if model["variant"] in resnet.VARIANTS or model["pool"] not in ("cls", "mean"):
+    if model["variant"] in resnet.VARIANTS or model["pool"] not in ("cls", "mean") or not model.get("cls_token", True):
         raise ValueError(
             f"this method takes a ViT with [CLS]: got model.variant={model['variant']!r} and "
             f"model.pool={model['pool']!r}; variants: {', '.join(vit.VARIANTS)}; pools: 'cls', 'mean'"
@@ -94,8 +101,8 @@ def make_vit(model: Mapping[str, Any]) -> tuple[Backbone, ViT]:
 
 
 def _vit(module: ViT, pool: str) -> Backbone:
-    if pool not in ("cls", "mean", "without_cls"):
-        raise ValueError(f"pool must be 'cls', 'mean' or 'without_cls', got {pool!r}")
+    if pool not in POOLS:
+        raise ValueError(f"pool must be one of {', '.join(map(repr, POOLS))}, got {pool!r}")
     drop_cls = pool == "without_cls"
 
     def init(key):
@@ -107,7 +114,7 @@ def _vit(module: ViT, pool: str) -> Backbone:
         paths = paths if train else None
         out = linen.apply(module, params, images, paths=paths, intermediates=levels, drop_cls=drop_cls)
         p, q = (side // module.patch_px for side in images.shape[1:3])
-        pooled = out["cls"] if pool == "cls" else out["patches"].mean(axis=1)
+        pooled = out[POOLS[pool]] if pool in ("cls", "attention") else out["patches"].mean(axis=1)
         features = {"pooled": pooled, "patches": out["patches"].reshape(len(images), p, q, -1)}
         if levels:
             blocks = out["blocks"][:, :, -p * q :]

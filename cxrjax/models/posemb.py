@@ -35,6 +35,22 @@ def fixed(positions: str, grid: tuple[int, int], width: int) -> np.ndarray | Non
     return None if positions == "learned" else sincos_2d(grid, width, rows_first=positions == "sincos_rows")
 
 
+def rope(grid: tuple[int, int], width: int, base: float) -> jax.Array:
+    """Angles of rotary positions, (p·q) e for heads of width e: 2π · place / base^(4i/e) of rows, then of columns.
+
+    A place is the middle of a patch, −1 to 1 over the picture, so that grids of any size see the same picture. The
+    second half of e repeats the first, see `transformer.rotate`.
+    Raises ValueError if width is not a multiple of 4. Source: Siméoni et al., DINOv3, 2508.10104, released code.
+    """
+    if width % 4:
+        raise ValueError(f"rotary positions of two axes need heads whose width is a multiple of 4, got {width}")
+    places = [2 * (np.arange(side) + 0.5) / side - 1 for side in grid]
+    frequency = 1 / base ** np.arange(0, 1, 4 / width)
+    both = np.stack(np.meshgrid(*places, indexing="ij"), axis=-1).reshape(-1, 2, 1)
+    angles = (2 * np.pi * both * frequency).reshape(len(both), -1)
+    return jnp.asarray(np.tile(angles, 2), jnp.float32)
+
+
 def resize(
     table: jax.Array, old: tuple[int, int], new: tuple[int, int], offset: float = 0.0, antialias: bool = False
 ) -> jax.Array:

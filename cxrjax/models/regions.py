@@ -4,6 +4,7 @@ GLoRIA and MGCA take layer3 of a ResNet-50, which is four times as fine as the l
 224 px enlarged to 299; of a ViT they take the patches.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -39,10 +40,12 @@ def make(model: Mapping[str, Any], *, layer: int = 3, enlarge_px: int = 0, atten
 
     layer: of a ResNet whose map the regions are, 1 to 4. enlarge_px: pictures for a ResNet are brought to this side
     first, bilinearly and with corners on corners; 0 leaves them. attention: of a ViT, see `Regions`; then the inputs
-    of all its blocks are kept. Raises ValueError for another layer.
+    of all its blocks are kept. Raises ValueError for another layer, and for a ViT that pools by something else than
+    [CLS] or the mean.
     """
     encoder = backbone.make(model)
     if isinstance(encoder.module, ViT):
+        backbone.make_vit(model)
         apply = _vit(encoder.module, model["pool"], attention)
         return Regions(encoder.init, apply, encoder.paths, encoder.width, encoder.width)
     if layer not in (1, 2, 3, 4):
@@ -68,9 +71,13 @@ def cls_attention(module: ViT, params: Mapping[str, Any], blocks: jax.Array) -> 
     last = jax.tree.map(lambda leaf: leaf[-1], params["blocks"])
     norm = nn.LayerNorm(epsilon=module.eps, dtype=module.dtype, parent=None)
     y = linen.apply(norm, last["norm1"], blocks[-2])
-    return attention.of_first_token(y, last["attention"]["qkv"], module.size.heads).mean(axis=1)[
-        :, 1 + module.registers :
-    ]
+    lead = 1 + module.registers
+    side = math.isqrt(y.shape[1] - lead)
+    angles = module.angles((side, side))
+    if angles is not None:
+        angles = jnp.pad(angles, ((lead, 0), (0, 0)))
+    found = attention.of_first_token(y, last["attention"]["qkv"], module.size.heads, angles=angles)
+    return found.mean(axis=1)[:, lead:]
 
 
 def _vit(module, pool, wanted):

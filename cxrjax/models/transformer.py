@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from cxrjax.models import linen
-from cxrjax.models.attention import attend
+from cxrjax.models.attention import attend, rotate
 
 LAYER_NORM_EPS = 1e-6
 
@@ -46,7 +46,7 @@ class Linear(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention, b n d → b n d; with `queries` = m only the first m tokens ask, b m d.
 
-    lengths: int b; only so many of the first tokens are attended to.
+    lengths: int b; only so many of the first tokens are attended to. angles: see `attention.rotate`.
     """
 
     heads: int
@@ -55,7 +55,13 @@ class Attention(nn.Module):
     qkv_init: Callable = XAVIER
 
     @nn.compact
-    def __call__(self, x: jax.Array, queries: int | None = None, lengths: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        queries: int | None = None,
+        lengths: jax.Array | None = None,
+        angles: jax.Array | None = None,
+    ) -> jax.Array:
         d = x.shape[-1]
         qkv = Linear(3 * d, self.dtype, self.qkv_init, name="qkv")
         if queries is None:
@@ -63,11 +69,13 @@ class Attention(nn.Module):
         else:
             q = qkv(x[:, :queries], slice(0, d))
             k, v = jnp.split(qkv(x, slice(d, 3 * d)), 2, axis=-1)
+        if angles is not None:
+            q, k = rotate(q, angles[..., :queries, :], self.heads), rotate(k, angles, self.heads)
         return Linear(d, self.dtype, self.kernel_init, name="out")(attend(q, k, v, self.heads, lengths))
 
 
 class Mlp(nn.Module):
-    """Linear → exact GELU → Linear, hidden width ratio·d; or with swiglu, of two thirds of it, silu(a) ⊙ b of halves.
+    """Linear → activation → Linear, hidden width ratio·d; or with swiglu, of two thirds of it, silu(a) ⊙ b of halves.
 
     SwiGLU's hidden width is rounded up to a multiple of 8, as in DINOv2's released code.
     """
@@ -76,6 +84,7 @@ class Mlp(nn.Module):
     kernel_init: Callable = XAVIER
     swiglu: bool = False
     ratio: float = 4.0
+    activation: str = "gelu"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -87,7 +96,7 @@ class Mlp(nn.Module):
             a, b = jnp.split(hidden, 2, axis=-1)
             hidden = nn.silu(a) * b
         else:
-            hidden = gelu(hidden)
+            hidden = ACTIVATIONS[self.activation](hidden)
         return Linear(x.shape[-1], self.dtype, self.kernel_init, name="fc2")(hidden)
 
 
@@ -107,11 +116,41 @@ def gelu(x: jax.Array) -> jax.Array:
     return x * (0.5 + 0.5 * jax.lax.erf(x * 0.5**0.5))
 
 
+ACTIVATIONS = {
+    "gelu": gelu,
+    "gelu_tanh": jax.nn.gelu,  # its approximation by tanh, as SigLIP has it
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # OpenAI's CLIP
+}
+
+
+class AttentionPool(nn.Module):
+    """One vector of a picture: a learned query attends to all tokens, and an MLP follows; b n d → b d.
+
+    Set Transformer's pooling (Lee et al., ICML 2019) as SigLIP has it (Zhai et al., ICCV 2023).
+    """
+
+    heads: int
+    dtype: jnp.dtype = jnp.float32
+    mlp_ratio: float = 4.0
+    activation: str = "gelu"
+    eps: float = LAYER_NORM_EPS
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        d = x.shape[-1]
+        probe = self.param("probe", NORMAL, (d,)).astype(self.dtype)
+        q = Linear(d, self.dtype, name="q")(jnp.broadcast_to(probe, (len(x), 1, d)))
+        k, v = jnp.split(Linear(2 * d, self.dtype, name="kv")(x), 2, axis=-1)
+        y = Linear(d, self.dtype, name="out")(attend(q, k, v, self.heads))
+        z = nn.LayerNorm(epsilon=self.eps, dtype=self.dtype, name="norm")(y)
+        return (y + Mlp(self.dtype, ratio=self.mlp_ratio, activation=self.activation, name="mlp")(z))[:, 0]
+
+
 class Block(nn.Module):
     """Pre-norm Transformer block, b n d → b n d (b m d with `queries` = m).
 
-    layer_scale: what the factors of both branches start from, None for none. swiglu, mlp_ratio: see Mlp. eps: of the
-    LayerNorms.
+    layer_scale: what the factors of both branches start from, None for none. swiglu, mlp_ratio, activation: see Mlp.
+    eps: of the LayerNorms.
     """
 
     heads: int
@@ -122,6 +161,7 @@ class Block(nn.Module):
     swiglu: bool = False
     mlp_ratio: float = 4.0
     eps: float = LAYER_NORM_EPS
+    activation: str = "gelu"
 
     @nn.compact
     def __call__(
@@ -130,10 +170,11 @@ class Block(nn.Module):
         keep: jax.Array | None = None,
         queries: int | None = None,
         lengths: jax.Array | None = None,
+        angles: jax.Array | None = None,
     ) -> jax.Array:
         """`keep`: (2, b, 1, 1) factors of the two residual branches (stochastic depth), or None.
 
-        queries, lengths: as Attention takes them.
+        queries, lengths, angles: as Attention takes them.
         """
 
         def branch(y, i):
@@ -145,9 +186,9 @@ class Block(nn.Module):
             return nn.LayerNorm(epsilon=self.eps, dtype=self.dtype, name=name)
 
         attention = Attention(self.heads, self.dtype, self.kernel_init, self.qkv_init, name="attention")
-        y = attention(norm("norm1")(x), queries, lengths)
+        y = attention(norm("norm1")(x), queries, lengths, angles)
         x = x[:, :queries] + branch(y, 0)
-        mlp = Mlp(self.dtype, self.kernel_init, self.swiglu, self.mlp_ratio, name="mlp")
+        mlp = Mlp(self.dtype, self.kernel_init, self.swiglu, self.mlp_ratio, self.activation, name="mlp")
         return x + branch(mlp(norm("norm2")(x)), 1)
 
 

@@ -10,7 +10,9 @@ Xavier-uniform linears by default, one [CLS] token without a position. Three thi
 * `cls_only=True` computes the last block for the [CLS] query alone, exactly, when nothing reads the patches.
 
 What DINOv2's ViTs have beside this is off by default and changes nothing then: LayerScale (Touvron et al., ICCV 2021),
-register tokens (Darcet et al., ICLR 2024), a position of [CLS], a token in the place of hidden patches, SwiGLU.
+register tokens (Darcet et al., ICLR 2024), a position of [CLS], a token in the place of hidden patches, SwiGLU. So is
+what other encoders have that are read from disk: DINOv3's rotary positions, CLIP's LayerNorm before the blocks,
+SigLIP's attention in the place of [CLS], and other activations.
 """
 
 import math
@@ -25,11 +27,13 @@ from einops import rearrange, repeat
 
 from cxrjax.models import linen, posemb
 from cxrjax.models.transformer import (
+    ACTIVATIONS,
     LAYER_NORM_EPS,
     NORMAL,
     REMATS,
     TORCH_CONV,
     XAVIER,
+    AttentionPool,
     Block,
     Linear,
     gather,
@@ -54,6 +58,10 @@ VARIANTS = {
     "S-12h": Size(384, 12, 12),
     "B": Size(768, 12, 12),
     "L": Size(1024, 24, 16),
+    "So400m": Size(1152, 27, 16),
+    "H": Size(1280, 32, 16),
+    "H-20h": Size(1280, 32, 20),
+    "g": Size(1536, 40, 24),
 }
 
 
@@ -79,23 +87,28 @@ INITIAL = {
 EMBED = ("kept", "all")
 """When only some patches are kept, which ones are embedded."""
 
-WORDS = {"ffn": ("mlp", "swiglu"), "drop_path_shape": ("linear", "uniform")}
+WORDS = {"ffn": ("mlp", "swiglu"), "drop_path_shape": ("linear", "uniform"), "activation": tuple(ACTIVATIONS)}
+ROPE = "rope"
 
 
 class ViT(nn.Module):
     """Encoder of square pictures; see the module's docstring.
 
-    variant: key of VARIANTS. positions: "sincos" (fixed, MAE), "sincos_rows" (MoCo v3) or "learned"; resize_offset: of
-    learned ones on another grid, see `posemb.resize`. drop_path: rate of the last block, linear over depth. dtype: of
-    the computation; parameters are float32. remat: what a block recomputes in the backward pass: "none" nothing, "dots"
-    all but its linear layers, "full" everything. initialisation: of the linear layers and [CLS], see INITIAL.
+    variant: key of VARIANTS. positions: "sincos" (fixed, MAE), "sincos_rows" (MoCo v3), "rope" (DINOv3) or "learned";
+    resize_offset: of learned ones on another grid, see `posemb.resize`. drop_path: rate of the last block, linear over
+    depth. dtype: of the computation; parameters are float32. remat: what a block recomputes in the backward pass:
+    "none" nothing, "dots" all but its linear layers, "full" everything. initialisation: of the linear layers and [CLS],
+    see INITIAL.
 
     Of DINOv2: layer_scale: what the factors of the branches start from, None for none. registers: tokens between [CLS]
     and the patches, learned, without a position. cls_position: [CLS] has a learned one. mask_token: there is a token
     for hidden patches, see `mask` below. ffn: "mlp" or "swiglu". drop_path_shape: "linear", or "uniform", all blocks
     alike. drop_path_subset: exactly ⌊b (1 − rate)⌋ pictures, one at least, keep a branch, and not each by its own coin.
     resize_antialias: of learned positions on a smaller grid.
-    mlp_ratio: hidden width of the MLP over d. eps: of every LayerNorm.
+
+    Of any: mlp_ratio: hidden width of the MLP over d. eps: of every LayerNorm. activation: of the MLP. rope_base: see
+    `posemb.rope`. pre_norm: a LayerNorm before the blocks. cls_token: whether there is a [CLS]. attention_pool: a head
+    that gives "pooled", see `transformer.AttentionPool`.
     """
 
     variant: str = "B"
@@ -119,6 +132,11 @@ class ViT(nn.Module):
     resize_antialias: bool = False
     mlp_ratio: float = 4.0
     eps: float = LAYER_NORM_EPS
+    activation: str = "gelu"
+    rope_base: float = 100.0
+    pre_norm: bool = False
+    cls_token: bool = True
+    attention_pool: bool = False
 
     @property
     def size(self) -> Size:
@@ -156,8 +174,8 @@ class ViT(nn.Module):
         for name, there in WORDS.items():
             if (value := getattr(self, name)) not in there:
                 raise ValueError(f"{name} must be one of {', '.join(there)}, got {value!r}")
-        if self.positions not in posemb.KINDS:
-            raise ValueError(f"positions must be one of {', '.join(posemb.KINDS)}, got {self.positions!r}")
+        if self.positions not in (*posemb.KINDS, ROPE):
+            raise ValueError(f"positions must be one of {', '.join((*posemb.KINDS, ROPE))}, got {self.positions!r}")
         if self.patch_px < 1 or self.image_px < 1 or self.image_px % self.patch_px:
             raise ValueError(
                 f"pictures of {self.image_px} px do not divide into patches of {self.patch_px} px: model.image_px must "
@@ -201,7 +219,8 @@ class ViT(nn.Module):
             raise ValueError(f"initialisation must be one of {', '.join(INITIAL)}, got {self.initialisation!r}")
         initial = INITIAL[self.initialisation]
         patch_embed = Linear(width, self.dtype, initial.patch_embed, name="patch_embed")
-        position = self._positions(grid, width)  # n d
+        position, angles = self._positions(grid, width), self.angles(grid)  # n d, n e
+        drop_cls = drop_cls or not self.cls_token
 
         x = rearrange(images, "b (p i) (q j) c -> b (p q) (i j c)", i=self.patch_px, j=self.patch_px)
         views = None
@@ -224,10 +243,13 @@ class ViT(nn.Module):
                 x = gather(patch_embed(x) + position, ids)
             # Pictures stay the slow axis, so that a sharded batch keeps its shards: no data moves between devices.
             x = rearrange(x, "b v n d -> (b v) n d")
-        cls = self.param("cls", initial.cls, (width,)).astype(self.dtype)
-        if self.cls_position:
-            cls = cls + self.param("cls_pos", NORMAL, (width,)).astype(self.dtype)
-        first = [] if drop_cls else [repeat(cls, "d -> b 1 d", b=x.shape[0])]
+            angles = None if angles is None else rearrange(angles[ids], "b v n e -> (b v) n e")
+        first = []
+        if self.cls_token:
+            cls = self.param("cls", initial.cls, (width,)).astype(self.dtype)
+            if self.cls_position:
+                cls = cls + self.param("cls_pos", NORMAL, (width,)).astype(self.dtype)
+            first = [] if drop_cls else [repeat(cls, "d -> b 1 d", b=x.shape[0])]
         if self.registers:
             registers = self.param("registers", nn.initializers.normal(1e-6), (self.registers, width))
             first.append(repeat(registers.astype(self.dtype), "r d -> b r d", b=x.shape[0]))
@@ -236,24 +258,40 @@ class ViT(nn.Module):
         lead = x.shape[1] - (ids_keep.shape[-1] if ids_keep is not None else grid[0] * grid[1])
         if lengths is not None:
             lengths = lengths + lead
+        if angles is not None:  # tokens that are no patches are not turned
+            angles = jnp.concatenate([jnp.zeros((*angles.shape[:-2], lead, angles.shape[-1])), angles], axis=-2)
+        if self.pre_norm:
+            x = nn.LayerNorm(epsilon=self.eps, dtype=self.dtype, name="pre_norm")(x)
 
-        shape = (self.layer_scale, self.ffn == "swiglu", self.mlp_ratio, self.eps)
+        shape = (self.layer_scale, self.ffn == "swiglu", self.mlp_ratio, self.eps, self.activation)
         block = Block(heads, self.dtype, initial.linear, initial.qkv, *shape, parent=None)
         blocks = self.param("blocks", init_stacked(block, depth, jnp.zeros((1, 1, width))))
         keep = None if paths is None else rearrange(paths, "... l r -> l r (...) 1 1")
-        x, outputs = self._run(block, blocks, x, keep, lengths, cls_only, intermediates)
+        given = {"lengths": lengths, "angles": angles}
+        x, outputs = self._run(block, blocks, x, keep, given, cls_only, intermediates)
         x = nn.LayerNorm(epsilon=self.eps, dtype=jnp.float32, name="norm")(x)
+        pool = AttentionPool(heads, self.dtype, self.mlp_ratio, self.activation, self.eps, name="pool")
+        pooled = pool(x).astype(jnp.float32) if self.attention_pool else None
         if views:
             x = rearrange(x, "(b v) n d -> b v n d", v=views)
 
         out: dict[str, Any] = {} if drop_cls else {"cls": x[..., 0, :]}
+        if pooled is not None:
+            out["pooled"] = rearrange(pooled, "(b v) d -> b v d", v=views) if views else pooled
         if not cls_only:
             out["patches"] = x[..., lead:, :]
         if intermediates:
             out["blocks"] = outputs
         return out
 
+    def angles(self, grid: tuple[int, int]) -> jax.Array | None:
+        """Rotary positions of p·q patches, n e, as `transformer.rotate` takes them; None where there are others."""
+        size = self.size
+        return posemb.rope(grid, size.width // size.heads, self.rope_base) if self.positions == ROPE else None
+
     def _positions(self, grid: tuple[int, int], width: int) -> jax.Array:
+        if self.positions == ROPE:
+            return jnp.zeros((grid[0] * grid[1], width), self.dtype)
         if (table := posemb.fixed(self.positions, grid, width)) is not None:
             return jnp.asarray(table, self.dtype)
         side = self.image_px // self.patch_px
@@ -264,10 +302,10 @@ class ViT(nn.Module):
     def _as_used(self, path: tuple, leaf: jax.Array) -> jax.Array:
         return leaf.astype(self.dtype) if path[-1].key == "kernel" else leaf
 
-    def _run(self, block, blocks, x, keep, lengths, cls_only, intermediates):
+    def _run(self, block, blocks, x, keep, given, cls_only, intermediates):
         def layer(x, inputs):
             params, keep = inputs
-            x = linen.apply(block, params, x, keep, lengths=lengths)
+            x = linen.apply(block, params, x, keep, **given)
             return x, x if intermediates else None
 
         if cls_only and intermediates:
@@ -281,5 +319,5 @@ class ViT(nn.Module):
         depth = jax.tree.leaves(scanned)[0].shape[0]
         x, outputs = run_stacked(layer, x, scanned, self.remat, unroll=max(depth, 1) if self.unroll else 1)
         if cls_only:
-            x = linen.apply(block, last[0], x, last[1], queries=1, lengths=lengths)
+            x = linen.apply(block, last[0], x, last[1], queries=1, **given)
         return x, outputs

@@ -203,7 +203,7 @@ def test_export_refuses_what_does_not_fit(change, sentence):
 @pytest.mark.parametrize(
     ("file", "content", "sentence"),
     [
-        ("config.json", {"model_type": "dinov2"}, "'dinov2'; expected vit or vit_mae"),
+        ("config.json", {"model_type": "dinov2"}, "'dinov2'; expected vit, vit_mae"),
         ("preprocessor_config.json", {"image_mean": [0.5], "image_std": [0.5]}, "normalises 1 channel"),
         ("preprocessor_config.json", {"do_rescale": False}, "expected do_rescale with 1/255"),
         ("preprocessor_config.json", None, "normalisation is unknown"),

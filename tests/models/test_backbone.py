@@ -140,7 +140,7 @@ def test_one_config_serves_both_families():
         ({"patch": 8}, r"unknown keys \['patch'\] .*'patch_px'"),
         ({"variant": "resnet_test", "dtype": None}, "the encoder 'resnet_test' also needs model.dtype; got"),
         ({"pool": None, "patch_px": None}, "the encoder 'test' also needs model.patch_px, model.pool; got"),
-        ({"pool": "max"}, "pool must be 'cls', 'mean' or 'without_cls', got 'max'"),
+        ({"pool": "max"}, "pool must be one of 'cls', 'mean', 'without_cls', 'attention', got 'max'"),
     ],
 )
 def test_mistakes_are_explained(change, sentence):

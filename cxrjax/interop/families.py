@@ -1,0 +1,144 @@
+"""The families of encoders that can be read from disk, by the model_type of their config.json.
+
+A family says which of our encoders computes what the model computes, as keys of config.model, and fills its parameters.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+from cxrjax.interop import (
+    huggingface,
+    preprocessing,
+    torch_clip,
+    torch_deit,
+    torch_dinov2,
+    torch_dinov3,
+    torch_resnet,
+    torch_timm,
+    torch_vit,
+)
+from cxrjax.interop.huggingface import Pretrained
+from cxrjax.models import posemb, transformer, vit
+
+Model: TypeAlias = Mapping[str, Any]
+BESIDE = ("text_model.", "text_projection", "visual_projection", "logit_", "decoder", "classifier.", "fc.", "pooler.")
+"""Parts of models that are no part of an encoder, by what the names of their arrays contain."""
+
+
+class Family(NamedTuple):
+    """kind: which of our encoders it is, for messages: "ViT" or "ResNet".
+
+    model: pretrained -> the keys of config.model that its arrays decide on, without image_px.
+    load: (wanted, pretrained, model, mean, std) -> (params, running statistics). wanted: our encoder's tree, arrays or
+    shapes; model: the whole config.model; mean, std: ours, which are folded into the first layer.
+    """
+
+    kind: str
+    model: Callable[[Pretrained], dict[str, Any]]
+    load: Callable[..., tuple[dict[str, Any], dict[str, Any]]]
+
+
+def read(folder: str | Path) -> Pretrained:
+    """The model in a folder or a file, of any known family; raises ValueError as the readers do."""
+    place = Path(folder)
+    if place.is_file() or torch_timm.is_named(preprocessing.json_of(place / huggingface.CONFIG)):
+        return torch_timm.read(place)
+    return huggingface.read(place, [name for name in FAMILIES if name not in torch_timm.FIRST])
+
+
+def family(pretrained: Pretrained) -> Family:
+    """The family of a model that `read` gave."""
+    return FAMILIES[pretrained.config["model_type"]]
+
+
+def model_of(pretrained: Pretrained) -> dict[str, Any]:
+    """The keys of config.model that a model decides on; image_px is the side that its preprocessing asks for."""
+    config = pretrained.config.get("vision_config", pretrained.config)
+    by_names = pretrained.config["model_type"] in torch_timm.FIRST
+    px = torch_timm.image_px(pretrained) if by_names else config.get("image_size", 224)
+    return {**family(pretrained).model(pretrained), "image_px": pretrained.px or px}
+
+
+def unread(pretrained: Pretrained) -> str:
+    """What a model has beside its encoder and nobody reads here, by its parts: "pooler 2, text_model 37", or ""."""
+    found = Counter(
+        next((part for part in BESIDE if part in name), "")
+        for name in pretrained.weights
+        if not name.endswith(("num_batches_tracked", "position_ids"))
+    )
+    found.pop("", None)
+    others = dict.fromkeys(pretrained.config.get("others", ()), 0)
+    return ", ".join(f"{part.strip('.')} {count or ''}".strip() for part, count in sorted({**found, **others}.items()))
+
+
+def _vit(pretrained: Pretrained) -> dict[str, Any]:
+    found = {**torch_vit.size_of(pretrained.config), "positions": torch_vit.positions_of(pretrained)}
+    eps = pretrained.config.get("layer_norm_eps", 1e-12)
+    return found if eps == transformer.LAYER_NORM_EPS else found | {"eps": eps}
+
+
+def _load_vit(
+    wanted: Any, pretrained: Pretrained, model: Model, mean: float, std: float
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    size, grid = vit.VARIANTS[model["variant"]], model["image_px"] // model["patch_px"]
+    table = posemb.fixed(model["positions"], (grid, grid), size.width)
+    sides = {"heads": size.heads, "image_px": model["image_px"]}
+    return torch_vit.load_into(wanted, pretrained, **sides, mean=mean, std=std, position_table=table), {}
+
+
+def _dinov2(pretrained: Pretrained) -> dict[str, Any]:
+    return {**torch_vit.size_of(pretrained.config), **torch_dinov2.options(pretrained.config)}
+
+
+def _load_dinov2(
+    wanted: Any, pretrained: Pretrained, model: Model, mean: float, std: float
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    sides = {"heads": vit.VARIANTS[model["variant"]].heads, "image_px": model["image_px"]}
+    return torch_dinov2.load_into(wanted, pretrained, **sides, mean=mean, std=std), {}
+
+
+def _resnet(pretrained: Pretrained) -> dict[str, Any]:
+    return {"variant": torch_resnet.variant_of(pretrained.config)}
+
+
+def _load_resnet(
+    wanted: Any, pretrained: Pretrained, model: Model, mean: float, std: float
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    channels = model.get("channels", 1)
+    return torch_resnet.from_huggingface(pretrained, model["variant"], mean=mean, std=std, channels=channels)
+
+
+def _reader(module: Any) -> Family:
+    """Of a family that is a table of names."""
+
+    def load(wanted, pretrained, model, mean, std):
+        return module.load(wanted, pretrained, model, mean, std), {}
+
+    return Family("ViT", module.options, load)
+
+
+def _resnet_by_names(pretrained: Pretrained) -> dict[str, Any]:
+    return {"variant": torch_timm.variant_of_resnet(pretrained)}
+
+
+def _load_resnet_by_names(
+    wanted: Any, pretrained: Pretrained, model: Model, mean: float, std: float
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    return torch_timm.load_resnet(pretrained, model, mean, std)
+
+
+FAMILIES = {
+    "vit": Family("ViT", _vit, _load_vit),
+    "vit_mae": Family("ViT", _vit, _load_vit),
+    "dinov2": Family("ViT", _dinov2, _load_dinov2),
+    "dinov2_with_registers": Family("ViT", _dinov2, _load_dinov2),
+    **{name: _reader(torch_deit) for name in torch_deit.MODEL_TYPES},
+    **{name: _reader(torch_dinov3) for name in torch_dinov3.MODEL_TYPES},
+    **{name: _reader(torch_clip) for name in torch_clip.MODEL_TYPES},
+    "resnet": Family("ResNet", _resnet, _load_resnet),
+    torch_timm.VIT: _reader(torch_timm),
+    torch_timm.RESNET: Family("ResNet", _resnet_by_names, _load_resnet_by_names),
+}
+"""model_type of a config.json -> its family."""

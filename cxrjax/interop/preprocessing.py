@@ -1,0 +1,104 @@
+"""What a preprocessor_config.json says of the pictures that an encoder wants: their size, their fit, their scale.
+
+Filters differ: transformers' processors shrink by an antialiased bilinear or bicubic filter, and we by area averages.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+FILE = "preprocessor_config.json"
+CROPPED_BELOW_PX = 384  # ConvNeXt's processor crops smaller pictures, and stretches larger ones
+
+
+class Preprocessing(NamedTuple):
+    """mean, std: per channel, of pixels in [0, 1]. px: side of the pictures, None where the file does not say.
+
+    sees: how pictures are fitted to it, a word of `crops.fit_as`.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    px: int | None
+    sees: str
+
+
+def read(folder: Path, channels: int) -> Preprocessing:
+    """The preprocessing of a model's folder.
+
+    Raises ValueError where there is none, or it is one that we do not do, naming the key.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        raise ValueError(
+            f"{folder} has no {FILE}, so its normalisation is unknown and cannot be folded. Add one with "
+            "the image_mean and image_std that the model was trained with."
+        )
+    found = json_of(path)
+    return Preprocessing(*_normalisation(found, path, channels), *_fit(found, path))
+
+
+def json_of(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; raises ValueError where it is damaged."""
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:  # a wrong byte is one too
+        raise ValueError(f"{path} is damaged ({error}); download it again.") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds a {type(found).__name__} and no object of keys; download it again.")
+    return found
+
+
+def _normalisation(found: Mapping[str, Any], path: Path, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    scale = found.get("rescale_factor", 1 / 255)
+    if not found.get("do_rescale", True) or not math.isclose(scale, 1 / 255, rel_tol=1e-3):
+        raise ValueError(f"{path} scales pixels by {scale}; expected do_rescale with 1/255.")
+    if not found.get("do_normalize", True):
+        return (0.0,) * channels, (1.0,) * channels
+    mean, std = (tuple(map(float, found.get(key, [0.5] * channels))) for key in ("image_mean", "image_std"))
+    if not len(mean) == len(std) == channels:
+        raise ValueError(f"{path} normalises {len(mean)} channel(s), but the model takes {channels}.")
+    if not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
+        raise ValueError(f"{path} has image_mean {mean} and image_std {std}; expected numbers, deviations above 0.")
+    return mean, std
+
+
+def _fit(found: Mapping[str, Any], path: Path) -> tuple[int | None, str]:
+    """(px, sees). Keys that are left out say nothing: then the middle of a picture is seen, as by our own encoders."""
+    size, crop, crops = found.get("size"), found.get("crop_size"), found.get("do_center_crop", False)
+    if crops and crop is not None:
+        px = _square(crop, path, "crop_size")
+        if not found.get("do_resize", True) or size is None:
+            return px, "image"
+        if not isinstance(size, Mapping) or "shortest_edge" in size:
+            short = size["shortest_edge"] if isinstance(size, Mapping) else size
+            if not isinstance(short, int) or short < px:
+                raise ValueError(f"{path} crops {px} px out of pictures of {short!r} px; expected size >= crop_size.")
+            return px, "image" if short == px else f"image{short}"
+        whole = _square(size, path, "size")
+        if whole != px:
+            raise ValueError(f"{path} stretches to {whole} px and then crops {px} px, which is not done here.")
+        return px, "whole"
+    if size is None or not found.get("do_resize", True):
+        return None, "image"
+    if found.get("do_pad") or (isinstance(size, Mapping) and "longest_edge" in size and "shortest_edge" not in size):
+        return _square(size, path, "size", "longest_edge"), "padded"
+    if isinstance(size, Mapping) and "shortest_edge" in size:
+        px = _square(size, path, "size", "shortest_edge")
+        if "crop_pct" not in found:  # the processor leaves them oblong, and encoders here see squares
+            return px, "image"
+        return px, f"image{int(px / found['crop_pct'])}" if px < CROPPED_BELOW_PX else "whole"
+    return _square(size, path, "size"), "whole"
+
+
+def _square(size: Any, path: Path, key: str, edge: str = "") -> int:
+    """The side that a size of a processor names. Raises ValueError where it is no square."""
+    sides = {size.get(edge)} if edge in dict(size if isinstance(size, Mapping) else ()) else None
+    if sides is None:
+        sides = {size.get("height"), size.get("width")} if isinstance(size, Mapping) else {size}
+    side = next(iter(sides))
+    if len(sides) > 1 or not isinstance(side, int) or side < 1:
+        raise ValueError(f"{path} has {key} {size!r}; expected a square of whole pixels, as our encoders see.")
+    return side

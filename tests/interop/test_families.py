@@ -1,0 +1,230 @@
+"""Encoders of all families compute here what they compute in transformers, from random weights."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from cxrjax import trained
+from cxrjax.interop import families, huggingface, torch_timm, torch_vit
+from cxrjax.models import posemb
+from tests import runs
+from tests.interop.test_torch_vit import pictures
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+SIZE = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 200}
+SIZE |= {"image_size": 32, "patch_size": 8}
+TEXT = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 50}
+TEXT |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+GATED = {"num_register_tokens": 3, "use_gated_mlp": True, "hidden_act": "silu", "rope_theta": 50.0}
+MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
+TOLERANCE = 1e-5
+CASES = {
+    "dinov3": lambda t: t.DINOv3ViTModel(t.DINOv3ViTConfig(**SIZE, **GATED)),
+    "deit": lambda t: t.DeiTForImageClassificationWithTeacher(t.DeiTConfig(**SIZE)),
+    "clip": lambda t: t.CLIPModel(t.CLIPConfig(vision_config=SIZE, text_config=TEXT)),
+    "siglip": lambda t: t.SiglipModel(t.SiglipConfig(vision_config=SIZE, text_config=TEXT)),
+}
+UNREAD = {"deit": "classifier 4", "clip": "logit_ 1, text_model 20, text_projection 1, visual_projection 1"}
+
+
+def written(folder, model, processor=None):
+    """The folder of a model with noise in all its arrays."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model.eval().save_pretrained(folder)
+    keys = {"image_mean": MEAN, "image_std": STD, **(processor or {})}
+    (folder / "preprocessor_config.json").write_text(json.dumps(keys))
+    return folder
+
+
+def their_features(model, images, **options):
+    """pooled b d and patches b n d of grey pictures; of CLIP's patches behind its last LayerNorm, as ours are."""
+    x = (np.repeat(images, 3, -1) / np.float32(255) - np.array(MEAN)) / np.array(STD)
+    x = torch.from_numpy(x.transpose(0, 3, 1, 2)).float()
+    model = getattr(model, "deit", getattr(model, "vision_model", model))
+    with torch.inference_mode():
+        out = model(pixel_values=x, **options)
+        tokens = out.last_hidden_state
+        is_clip = hasattr(model, "pre_layrnorm")
+        pooled = out.pooler_output if is_clip or hasattr(model, "head") else tokens[:, 0]
+        tokens = model.post_layernorm(tokens) if is_clip else tokens
+    n = (images.shape[1] // 8) ** 2
+    return pooled.numpy(), tokens[:, -n:].numpy()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_features_are_those_of_transformers(name, tmp_path, capsys):
+    """At the size of its training, and at that which its processor asks for."""
+    model = CASES[name](transformers)
+    written(tmp_path, model, {"size": {"height": 48, "width": 48}})
+    found = trained.load(tmp_path)
+    images = pictures(48)
+    ours = jax.jit(found.method.encode)(found.params, found.state, images)
+    options = {} if name == "dinov3" else {"interpolate_pos_encoding": True}
+    pooled, patches = their_features(model, images, **options)
+    np.testing.assert_allclose(ours["pooled"], pooled, atol=TOLERANCE)
+    np.testing.assert_allclose(ours["patches"].reshape(patches.shape), patches, atol=TOLERANCE)
+    assert np.std(pooled) > 0.1
+    assert (found.method.sees, found.method.image_px) == ("whole", 48)
+    assert UNREAD.get(name, "") in capsys.readouterr().out
+
+
+def test_a_family_that_is_not_known_is_told_the_known_ones(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mamba"}))
+    with pytest.raises(ValueError, match="of type 'mamba'; expected vit, vit_mae, dinov2, .*, siglip.*, resnet"):
+        families.read(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory):
+    """Our parameters of a ViT with a fixed table, and its arrays under the names of timm."""
+    found = runs.write(tmp_path_factory.mktemp("run"), runs.config())["encoder"]
+    table = posemb.sincos_2d((8, 8), 64)
+    arrays, config = torch_vit.to_huggingface(found, heads=2, patch_px=4, image_px=32, position_table=table)
+    renamed = {}
+    for name, array in arrays.items():
+        for theirs, timm in TIMM.items():
+            name = name.replace(theirs, timm)
+        renamed[name] = array
+    for i in range(2):
+        for leaf in ("weight", "bias"):
+            parts = [renamed.pop(f"blocks.{i}.attn.{part}.{leaf}") for part in ("query", "key", "value")]
+            renamed[f"blocks.{i}.attn.qkv.{leaf}"] = np.concatenate(parts)
+    return arrays, config, renamed
+
+
+TIMM = {
+    "embeddings.patch_embeddings.projection": "patch_embed.proj",
+    "embeddings.cls_token": "cls_token",
+    "embeddings.position_embeddings": "pos_embed",
+    "encoder.layer.": "blocks.",
+    "layernorm_before": "norm1",
+    "layernorm_after": "norm2",
+    "attention.attention": "attn",
+    "attention.output.dense": "attn.proj",
+    "intermediate.dense": "mlp.fc1",
+    "output.dense": "mlp.fc2",
+    "layernorm": "norm",
+}
+
+
+def save(path, state):
+    torch.save({key: _tensors(value) for key, value in state.items()}, path)
+    keys = {"image_mean": [0.4978] * 3, "image_std": [0.2449] * 3}
+    (path.parent / "preprocessor_config.json").write_text(json.dumps(keys))
+    return path
+
+
+def _tensors(value):
+    if isinstance(value, dict):
+        return {key: _tensors(inner) for key, inner in value.items()}
+    return torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
+
+
+@pytest.mark.parametrize("origin", ["mae", "moco_v3", "dino", "timm"])
+def test_the_authors_files_are_read(origin, vit, tmp_path):
+    """The same parameters as from a folder of Hugging Face, wherever the encoder lies in the file."""
+    arrays, config, renamed = vit
+    wrong = {name: array + 1 for name, array in renamed.items()}
+    prefixed = {f"module.base_encoder.{name}": array for name, array in renamed.items()}
+    other = {f"module.momentum_encoder.{name}": array for name, array in wrong.items()}
+    head = {"module.predictor.0.weight": np.zeros((3, 3), np.float32)}
+    backbone = {f"backbone.{name}": array for name, array in renamed.items()}
+    place = tmp_path / "model.pth"
+    if origin == "mae":
+        save(place, {"model": {**renamed, "decoder_embed.weight": np.zeros((3, 64), np.float32)}, "epoch": 3})
+    elif origin == "moco_v3":
+        save(place, {"state_dict": {**prefixed, **other, **head}, "arch": "vit_small"})
+    elif origin == "dino":
+        student = {f"module.backbone.{name}": array for name, array in wrong.items()}
+        save(place, {"student": student, "teacher": backbone, "dino_loss": {"center": np.zeros((1, 3), np.float32)}})
+    else:
+        place = tmp_path / "timm"
+        huggingface.write(place, renamed, config, 0.5, 0.5)
+        cfg = {"mean": [0.4978] * 3, "std": [0.2449] * 3, "input_size": [3, 32, 32], "crop_pct": 0.9}
+        (place / "config.json").write_text(json.dumps({"architecture": "vit_test", "pretrained_cfg": cfg}))
+    huggingface.write(tmp_path / "same", arrays, config, 0.4978, 0.2449)
+    expected, found = trained.load(tmp_path / "same"), trained.load(place)
+    tree = expected.params["encoder"]
+    if "pos_embed" not in tree:  # a fixed table, which files of arrays have as numbers
+        tree = {**tree, "pos_embed": posemb.sincos_2d((8, 8), 64)}
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found.params["encoder"], tree)
+    assert found.config.model.resize_offset == (0.1 if origin == "dino" else 0)
+    assert found.method.sees == ("image35" if origin == "timm" else "image")
+
+
+def test_a_resnet_under_torchvisions_names_is_read(tmp_path):
+    """Inside of another model, as MGCA's and MoCo's files have it."""
+    from cxrjax.interop import torch_resnet
+
+    runs.write(tmp_path / "run", runs.config("simclr", model__variant="resnet_test"))
+    ours = trained.load(tmp_path / "run")
+    encoder, statistics = ours.params["encoder"], ours.state["batch_stats"]["encoder"]
+    arrays = torch_resnet.to_torchvision(encoder, statistics)
+    state = {f"img_encoder_q.model.{name}": np.asarray(array, np.float32) for name, array in arrays.items()}
+    found = trained.load(save(tmp_path / "mgca.ckpt", {"state_dict": state, "lr": 0.1}))
+    jax.tree.map(np.testing.assert_array_equal, found.params["encoder"], encoder)
+    jax.tree.map(np.testing.assert_array_equal, found.state["batch_stats"]["encoder"], statistics)
+
+
+def test_a_file_that_says_too_little_is_refused(vit, tmp_path):
+    arrays, _, renamed = vit
+    place = save(tmp_path / "a.pth", {"model": renamed})
+    (tmp_path / "preprocessor_config.json").unlink()
+    with pytest.raises(ValueError, match="has no preprocessor_config.json, so its normalisation is unknown"):
+        trained.load(place)
+    with pytest.raises(ValueError, match="no ViT under timm's names .* and no ResNet under torchvision's"):
+        families.read(save(tmp_path / "b.pth", {"model": arrays}))
+    twice = {f"{place}.{name}": array for name, array in renamed.items() for place in ("left", "right")}
+    with pytest.raises(ValueError, match=r"several encoders, at \['left.', 'right.'\]"):
+        families.read(save(tmp_path / "c.pth", twice))
+    deep = {**renamed, "norm_pre.weight": np.zeros(64, np.float32)}
+    with pytest.raises(ValueError, match="norm_pre or no norm"):
+        torch_timm.options(families.read(save(tmp_path / "d.pth", deep)))
+
+
+def test_what_is_hostile_or_broken_ends_in_a_sentence(vit, tmp_path):
+    """Nothing in a folder is run: no pickle's code, no module that its config names."""
+    arrays, config, renamed = vit
+    (tmp_path / "remote.py").write_text("raise SystemExit('run')")
+    mapped = {**config, "auto_map": {"AutoModel": "remote.Model"}, "model_type": "remote"}
+
+    def folder(name, **changes):
+        huggingface.write(tmp_path / name, {**arrays, **changes}, config, 0.5, 0.25)
+        return tmp_path / name
+
+    (folder("mapped") / "config.json").write_text(json.dumps(mapped))
+    (folder("cut") / "model.safetensors").write_bytes((tmp_path / "mapped/model.safetensors").read_bytes()[:5000])
+    (folder("outside") / "model.safetensors").unlink()
+    index = {"weight_map": {"layernorm.weight": "../mapped/model.safetensors"}}
+    (tmp_path / "outside/model.safetensors.index.json").write_text(json.dumps(index))
+    (folder("list") / "config.json").write_text("[1, 2]")
+    (folder("no_json") / "config.json").write_bytes(b"\x80\x04broken")
+    nan = np.full(64, np.nan, np.float32)
+    for place, said in [
+        (tmp_path / "mapped", "of type 'remote'; expected"),
+        (tmp_path / "cut", "cannot be read"),
+        (tmp_path / "outside", "not files of its folder"),
+        (tmp_path / "list", "holds a list and no object of keys"),
+        (tmp_path / "no_json", "config.json is damaged"),
+        (
+            folder("nan", **{"layernorm.weight": nan}),
+            "NaN or infinite numbers in 1 arrays, such as .'layernorm.weight'",
+        ),
+        (folder("shape", **{"layernorm.weight": np.zeros(3, np.float32)}), r"layernorm.weight has the shape \(3,\)"),
+    ]:
+        with pytest.raises(ValueError, match=said):
+            trained.load(place)
+
+    class Code:
+        def __reduce__(self):
+            return exec, ("raise SystemExit('run')",)
+
+    torch.save({"model": Code()}, tmp_path / "code.pth")
+    with pytest.raises(ValueError, match="it wants to run .*exec, and is not let"):
+        trained.load(tmp_path / "code.pth")
