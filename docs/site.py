@@ -71,12 +71,12 @@ def of_method(name: str) -> str:
     """What the method's file and its config say at their top, what it costs, and every setting."""
     file = named.available()[name]
     title, _, rest = docstring(ROOT / f"cxrjax/methods/{name}.py").partition("\n")
-    method, _, paper = title.partition(": ")
+    method, *paper = re.split(r"[:.] ", title, maxsplit=1)
     config = named.load(file).get_config("")
     return "\n\n".join(
         [
-            f"# {method if paper else name}",
-            paper or title,
+            f"# {method}",
+            *paper,
             as_markdown(rest.strip("\n")),
             "## Its config",
             f"`configs/{name}.py`, or `cxrjax train {name}`.",
