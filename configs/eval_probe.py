@@ -10,11 +10,13 @@ The probe is a logistic regression on standardised features; its strength is cho
 number comes with its 95 % interval over resampled test patients, and with the paired difference to each reference: the
 same encoder before training, and a linear model of 32×32 pixels. `shortcuts` adds models that look at anything but the
 findings (cxrjax/evals/shortcuts.py), a sentence on how much of the result they reach, and the probe on labels that
-patients have exchanged. Cost: one pass over each set, then seconds; with `shortcuts` five passes.
+patients have exchanged. An entry's `scaled` is a temperature, and its `cover` asks for conformal sets of answers
+(cxrjax/evals/certainty.py). Cost: one pass over each set, then seconds; with `shortcuts` five passes.
 """
 
 from cxrjax import config as shared
 from cxrjax import recipes, tasks
+from cxrjax.evals import certainty
 from cxrjax.evals.run import COMMON
 
 WORDS = ("phantom", "five_sets", "knn", "shortcuts", "smoke")
@@ -33,6 +35,8 @@ def get_config(arg: str = ""):
             "task": {"kind": "multilabel"},
             "projections": "PA,AP",
         }
+    for entry in config.evals.values() if judge == "probe" else ():
+        entry.update(certainty.KEYS)
     if "shortcuts" in words:
         config.references += ",metadata,blur,without_lungs,lungs"
         for name, entry in list(config.evals.items()):

@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import scipy.special
 
-from cxrjax.evals import attention, labelled
+from cxrjax.evals import attention, certainty, labelled
 from cxrjax.evals.base import MASKED, Encoder, FeatureTable, Result, Targets, Task, digest
 from cxrjax.evals.judge import Entry, Judge, Opened
+from cxrjax.input.source import Source
 from cxrjax.methods.base import Answers
 
 
@@ -42,14 +43,17 @@ def classify(
     task: Task,
     label_names: Sequence[str],
     *,
+    scaled: bool = False,
+    cover: float = 0.0,
     resamples: int = 1000,
     seed: int = 0,
 ) -> Result:
     """Judges the head's answers on test, and on val for the choice of a step.
 
     val, test: tables whose features are logits n c in the order of answers.names. A multilabel or multiclass task that
-    names no labels asks for all that both the head and the set know. Raises ValueError for labels that the head does
-    not answer for, a patient in both splits, logits that are not numbers, or nothing to judge.
+    names no labels asks for all that both the head and the set know. scaled, cover: see `certainty.KEYS`.
+    Raises ValueError for labels that the head does not answer for, a patient in both splits, logits that are not
+    numbers, or nothing to judge.
     """
     notes = []
     if task.kind != "binary" and not task.labels:
@@ -60,7 +64,10 @@ def classify(
     tables, keys, more = labelled.usable({"val": val, "test": test}, task, label_names)
     found = {split: probabilities(table.features, answers, task) for split, table in tables.items()}
     details = {"judge": "classify", "validation": validation(task.kind, keys["val"], found["val"])}
-    return labelled.conclude(task.kind, tables, keys, found["test"], notes + more, details, resamples, seed)
+    certain = {"scaled": scaled, "cover": cover}
+    return labelled.conclude(
+        task.kind, tables, keys, found.__getitem__, notes + more, details, resamples, seed, **certain
+    )
 
 
 def probabilities(outputs: np.ndarray, answers: Answers, task: Task) -> np.ndarray:
@@ -101,8 +108,14 @@ def validation(kind: str, key: Targets, scores: np.ndarray) -> Mapping[str, floa
 
 
 def _judge(encoder: Encoder, entry: Entry, opened: Opened) -> Result:
-    found = classify(**labelled.arguments(logits(encoder), entry, opened), answers=of(encoder))
+    given = labelled.arguments(logits(encoder), entry, opened)
+    found = classify(**given, answers=of(encoder), **certainty.given(entry))
     return attention.add(encoder, opened.sources["test"], found, opened.pictures_bytes)
 
 
-JUDGE = Judge("classify", judge=_judge, check=labelled.check_key, splits=("val", "test"), keys={}, judges_head=True)
+def _check(entry: Entry, sources: Mapping[str, Source]) -> None:
+    certainty.check(**certainty.given(entry))
+    labelled.check_key(entry, sources)
+
+
+JUDGE = Judge("classify", judge=_judge, check=_check, splits=("val", "test"), keys=certainty.KEYS, judges_head=True)

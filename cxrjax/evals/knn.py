@@ -58,7 +58,7 @@ def knn(
     usable, curve = usable[best : best + 1], dict(zip(map(str, usable), qualities, strict=False))
     details = {"judge": "knn", "k": usable[0], "temperature": temperature, "validation_auroc": curve}
     details["validation"] = {"auroc": qualities[best]} if qualities else {}
-    return labelled.conclude(task.kind, tables, keys, vote("test")[0], notes, details, resamples, seed)
+    return labelled.conclude(task.kind, tables, keys, lambda split: vote(split)[0], notes, details, resamples, seed)
 
 
 def checked(neighbours: Sequence[int], temperature: float | None) -> list[int]:

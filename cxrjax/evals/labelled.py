@@ -1,12 +1,12 @@
 """What the judges of labels share: their arguments, answer keys per split, choosing on validation, the final table."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from cxrjax.datasets import schema
-from cxrjax.evals import metrics
+from cxrjax.evals import certainty, metrics
 from cxrjax.evals.base import MASKED, Encoder, FeatureTable, Result, Targets, Task, make_task, targets
 from cxrjax.evals.judge import Entry, Opened
 from cxrjax.input.source import Source
@@ -125,18 +125,29 @@ def conclude(
     kind: str,
     tables: Mapping[str, FeatureTable],
     keys: Mapping[str, Targets],
-    scores: np.ndarray,
+    scored: Callable[[str], np.ndarray],
     notes: list[str],
     details: Mapping[str, Any],
     resamples: int,
     seed: int,
+    *,
+    scaled: bool = False,
+    cover: float = 0.0,
 ) -> Result:
-    """Judges the scores n c of the test pictures."""
-    test, key = tables["test"], keys["test"]
+    """Judges the test pictures. scored: a split -> its scores n c. scaled, cover: see `certainty.KEYS`."""
+    test, key, scores = tables["test"], keys["test"], scored("test")
+    val = scored("val") if scaled or cover else np.empty(0)
+    if scaled:
+        t = certainty.temperature(kind, keys["val"].values, val)
+        val, scores = certainty.tempered(kind, val, t), certainty.tempered(kind, scores, t)
+        details = {**details, "temperature": t}
     found, counts, more = metrics.summarise(kind, key.names, key.values, scores, test.patient_ids, resamples, seed)
     predictions = metrics.prediction_table(key.names, key.values, scores, test.patient_ids, test.image_ids)
     sizes = {
         split: {"pictures": len(table.image_ids), "patients": len(set(table.patient_ids))}
         for split, table in tables.items()
     }
-    return Result(found, predictions, notes + more, {**details, "n_positive": counts, "splits": sizes})
+    result = Result(found, predictions, notes + more, {**details, "n_positive": counts, "splits": sizes})
+    if not cover:
+        return result
+    return certainty.add(result, kind, keys, val, scores, test.patient_ids, cover, resamples, seed)

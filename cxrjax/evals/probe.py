@@ -21,7 +21,7 @@ import scipy.linalg
 import scipy.optimize
 import scipy.special
 
-from cxrjax.evals import attention, labelled
+from cxrjax.evals import attention, certainty, labelled
 from cxrjax.evals.base import MASKED, Encoder, FeatureTable, Result, Targets, Task
 from cxrjax.evals.judge import Entry, Judge, Opened
 from cxrjax.input.source import Source
@@ -64,15 +64,19 @@ def probe(
     *,
     solver: str = "logistic",
     strengths: Sequence[float] = STRENGTHS,
+    scaled: bool = False,
+    cover: float = 0.0,
     resamples: int = 1000,
     seed: int = 0,
 ) -> Result:
     """Fits on train, chooses the strength on val, judges on test.
 
     label_names: c, of the tables' labels. A single strength is used as it is and val is not looked at.
+    scaled, cover: see `certainty.KEYS`; both look at val.
     Raises ValueError for a patient in two splits, an unknown label, or a split with nothing to fit, choose or judge.
     """
     strengths = checked(solver, strengths)
+    certainty.check(scaled, cover, solver == "logistic")
     tables, keys, notes = labelled.select({"train": train, "val": val, "test": test}, task, label_names)
     rotation = rotate(tables["train"].features)
     fit = logistic_path if solver == "logistic" else ridge_path
@@ -86,13 +90,19 @@ def probe(
         qualities = [explained(keys["val"], output, rate, solver, task.kind) for output in outputs]
         best, edge = labelled.choose(strengths, qualities, "strength")
         notes += edge
-    scores = project(rotation, tables["test"].features) @ path[best].weights + path[best].intercept
-    if solver == "logistic":
-        scores = scipy.special.softmax(scores, axis=1) if task.kind == "multiclass" else scipy.special.expit(scores)
+
+    def scored(split: str) -> np.ndarray:
+        outputs = project(rotation, tables[split].features) @ path[best].weights + path[best].intercept
+        if solver == "ridge":
+            return outputs
+        return scipy.special.softmax(outputs, axis=1) if task.kind == "multiclass" else scipy.special.expit(outputs)
+
     curve = {f"{strength:g}": quality for strength, quality in zip(strengths, qualities, strict=False)}
     details = {"judge": "probe", "solver": solver, "strength": strengths[best], "validation_explained": curve}
     details["validation"] = {"explained": qualities[best]} if qualities else {}
-    return labelled.conclude(task.kind, tables, keys, scores, notes, details, resamples, seed)
+    return labelled.conclude(
+        task.kind, tables, keys, scored, notes, details, resamples, seed, scaled=scaled, cover=cover
+    )
 
 
 def checked(solver: str, strengths: Sequence[float]) -> list[float]:
@@ -239,12 +249,13 @@ def _parts(features: np.ndarray) -> Iterator[np.ndarray]:
 
 def _judge(encoder: Encoder, entry: Entry, opened: Opened) -> Result:
     given = labelled.arguments(encoder, entry, opened)
-    found = probe(**given, solver=entry["solver"], strengths=entry["strengths"])
+    found = probe(**given, solver=entry["solver"], strengths=entry["strengths"], **certainty.given(entry))
     return attention.add(encoder, opened.sources["test"], found, opened.pictures_bytes)
 
 
 def _check(entry: Entry, sources: Mapping[str, Source]) -> None:
     strengths = checked(entry["solver"], entry["strengths"])
+    certainty.check(**certainty.given(entry), probabilities=entry["solver"] == "logistic")
     _, keys = labelled.check_fit(entry, sources)
     if len(strengths) > 1:
         labelled.decidable(keys["val"])
@@ -258,6 +269,7 @@ JUDGE = Judge(
     keys={
         "solver": "logistic",  # or ridge
         "strengths": STRENGTHS,  # of the penalty, to choose from on val; a single one is used as it is
+        **certainty.KEYS,
     },
     prefixed=False,
 )

@@ -174,7 +174,7 @@ def complete(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def _unknown(key: str, judge: Judge) -> str:
     """What to say of a key that neither COMMON nor the judge has."""
-    own = f"its own keys are {list(judge.keys)}" if judge.keys else "it has no keys of its own"
+    own = f"its own keys are {list(judge.keys)}"
     owners = [other.name for other in JUDGES.values() if key in other.keys]
     if owners:
         whose = " and ".join(map(repr, owners))

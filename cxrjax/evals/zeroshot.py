@@ -223,7 +223,7 @@ def zeroshot(
         notes += more
         details["thresholds"] = dict(zip(key.names, levels.tolist(), strict=True))
         scores = scipy.special.expit((margin["test"] - levels) / temperature)
-    return labelled.conclude(task.kind, tables, keys, scores, notes, details, resamples, seed)
+    return labelled.conclude(task.kind, tables, keys, lambda split: scores, notes, details, resamples, seed)
 
 
 def ensemble(vectors: np.ndarray) -> np.ndarray:
