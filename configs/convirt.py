@@ -3,10 +3,14 @@
     python -m cxrjax.main --config=configs/convirt.py                    phantoms, small ViT and BERT: minutes on a CPU
     python -m cxrjax.main --config=configs/convirt.py:mimic_cxr          ResNet-50 at 224 px on a converted MIMIC-CXR
     python -m cxrjax.main --config=configs/convirt.py:clip,mimic_cxr --config.text.init_from=Bio_ClinicalBERT
+    python -m cxrjax.main --config=configs/convirt.py:siglip,mimic_cxr,lit --config.init_from=DIR   on a frozen encoder
     python -m cxrjax.main --config=configs/convirt.py:smoke              seconds; shrinks whatever it is combined with
 
-Words: `mimic_cxr`, `clip`, `siglip`, `smoke`. text.init_from takes a Hugging Face folder of a BERT of the same size;
-without one the text encoder starts from noise. On phantoms it reads whole reports and takes the mean over tokens.
+Words: `mimic_cxr`, `clip`, `siglip`, `arrived` (the picture's encoder is that of init_from, a run of any method or a
+Hugging Face folder such as RAD-DINO, and the vocabulary that of text.init_from), `lit` (the same, and the picture's
+encoder stays as it is), `smoke`. data.report_copies=N keeps N of the studies whose reports have the same words.
+text.init_from takes a Hugging Face folder of a BERT of the same size; without one the text encoder starts from noise.
+On phantoms it reads whole reports and takes the mean over tokens.
 The paper trains on MIMIC-CXR at batch 32, Adam at 1e-4, for 200 epochs with a plateau rule; the cosine is our choice.
 Its pictures are cut, mirrored, turned, jittered and blurred (`crop_turn_flip`, `augment`); its shifts and scalings of a
 few per cent are in our crop.
@@ -16,7 +20,7 @@ from cxrjax import config as shared
 from cxrjax import recipes
 from cxrjax.input.augment import Augment
 
-WORDS = ("mimic_cxr", "clip", "siglip", "smoke")
+WORDS = ("mimic_cxr", "clip", "siglip", "arrived", "lit", "smoke")
 
 
 def get_config(arg: str = ""):
@@ -24,6 +28,7 @@ def get_config(arg: str = ""):
     config = shared.pretrain()
     config.method = "convirt"
     config.model = recipes.vit()
+    config.encoder = "learned"  # or frozen: of the picture; text.frozen_layers freezes layers of the text
     config.text = recipes.text()
     config.head = {"layers": 2, "hidden": 512, "out": 512}
     config.loss = {
@@ -49,6 +54,11 @@ def get_config(arg: str = ""):
         config.loss.form = "sigmoid"
     if "mimic_cxr" in words:
         recipe(config, "clip" in words or "siglip" in words)
+    if "arrived" in words or "lit" in words:
+        config.model = recipes.of_run()
+        config.text.vocab_size = None
+    if "lit" in words:
+        config.encoder = "frozen"
     if "smoke" in words:
         recipes.smoke(config)
         config.head.update({"hidden": 64, "out": 32})

@@ -84,6 +84,7 @@ def pretrain() -> ConfigDict:
                 "split": "train",
                 "unit": "picture",  # or study: its pictures and its report together, for image–text methods
                 "require": "",  # of a study: frontal, lateral, report; of a picture: boxes, or boxes or <label>
+                "report_copies": integer(),  # of studies whose reports have the same words keep so many; None keeps all
                 "projections": "PA,AP",  # "" takes every one
                 "fraction": 1.0,  # of the patients
                 "fraction_seed": 0,  # which of the set's nested lists
@@ -245,8 +246,9 @@ def determining(config: ConfigDict) -> dict:
             found.pop(key, None)
     if "data" in found:
         found["data"] = found["data"] | {"judged_on": ", ".join(judged(config))}
-        if found["data"].get("order") == "mixed":  # what older runs did, whose folders keep their names
-            del found["data"]["order"]
+        for key, before in (("order", "mixed"), ("report_copies", None)):
+            if found["data"].get(key, before) == before:  # what older runs did, whose folders keep their names
+                found["data"].pop(key, None)
     return json.loads(json.dumps(found))
 
 

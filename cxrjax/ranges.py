@@ -19,6 +19,7 @@ RANGES = {
     "duration.total_epochs": "(0, inf)",
     "duration.total_examples": "whole [1, inf)",
     "data.weights": "(0, inf)",
+    "data.report_copies": "whole [1, inf)",
     "data.fraction": "(0, 1]",
     "data.fraction_seed": "whole [0, inf)",
     "data.fold*": "whole [0, inf)",

@@ -76,6 +76,9 @@ def training_sources(config: ConfigDict, method: Method) -> tuple[Sequence[Any],
             f"data.unit={unit!r} with data.require={required!r}: unit is 'picture' or 'study', and a study can be "
             "required to have: frontal, lateral, report"
         )
+    copies = config.data.report_copies
+    if unit == "picture" and copies is not None:
+        raise ValueError(f"data.report_copies={copies} is of studies with reports, and data.unit is {unit!r}")
     of_pictures: dict[str, Any] = source.required(required, method.box_labels) if unit == "picture" else {}
 
     def chosen(name, without=()):
@@ -101,7 +104,7 @@ def training_sources(config: ConfigDict, method: Method) -> tuple[Sequence[Any],
         checks.labels(config, pictures)
     if unit == "picture":
         return pictures, left_out.sentences
-    parts: dict[str, Any] = {f"require_{part}": True for part in names(required)}
+    parts: dict[str, Any] = {f"require_{part}": True for part in names(required)} | {"report_copies": copies}
     parts |= {"read": method.joint.words} if method.joint is not None else {}
     whole = [studies.studies(each, **parts) for each in pictures]
     return whole, (*left_out.sentences, *(repr(each) for each in whole if any(each.left_out.values())))

@@ -1,11 +1,14 @@
 """Every method at the same number of pictures seen, on phantoms: probe and k-NN beside the untrained encoder.
 
-    python tests/methods_on_phantoms.py --workdir runs/phantoms [--methods spcl,mae] [--seeds 0,1,2] [--steps 300]
+    python tests/methods_on_phantoms.py --workdir runs/phantoms [--methods spcl,ijepa:released] [--seeds 0,1,2]
+                                        [--steps 300]
 
 A 2-layer ViT of width 64 at 64 px (a ResNet of width 16 for MLVICX) under each config's defaults, 128 pictures a step.
 Prints a Markdown table: AUROC over the findings, mean over the seeds; the gain over the same encoder before training,
 with a 95 % interval over resampled test patients, the same for all seeds; and the smallest effective rank and feature
-deviation of the last steps, by which a collapse shows. What is finished is not run again. Not collected by pytest.
+deviation of the last steps, by which a collapse shows. A method with words after a colon is that config with these.
+distill learns from the run of `TEACHER` of the same seed, which must be there. What is finished is not run again. Not
+collected by pytest.
 """
 
 import argparse
@@ -18,7 +21,7 @@ import jax
 import pandas
 
 from cxrjax import config as shared
-from cxrjax import evaluate, methods, train
+from cxrjax import evaluate, initial, methods, train
 from cxrjax.phantom import phantom_set
 from cxrjax.reporting import compare
 from tests import runs
@@ -26,24 +29,28 @@ from tests import runs
 SET = "phantom_64"  # the default phantom's studies, stored at the size that is trained on
 JUDGES = ("probe", "knn")
 BATCH = 128
+TEACHER = "simclr"
 
 
 def pretrain_and_judge(name: str, seed: int, steps: int, workdir: Path) -> None:
-    config = runs.config(name, "")
+    config = runs.config(*name.split(":")) if ":" in name else runs.config(name, "")
     config.seed = seed
+    if "teachers" in config:
+        config.teachers.init_from = str(workdir.with_name(f"{TEACHER}-{seed}"))
     config.model.variant = "resnet_test" if config.model.variant.startswith("resnet") else "test"
     config.data.sets = SET
     config.batch_size = BATCH
     config.duration.total_steps = steps
     config.optim.warmup_steps = steps // 10
     config.evals = {}
+    config = initial.of_run(config)
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / "config.json").write_text(shared.to_json(config))
     train.fit(config, workdir)
     judged = runs.config("eval_probe", "")
     judged.checkpoint, judged.references, judged.seed = str(workdir), "random", seed
     judged.evals = {
-        judge: {"judge": judge, "set": SET, "task": {"kind": "multilabel"}, "views": "PA,AP"} for judge in JUDGES
+        judge: {"judge": judge, "set": SET, "task": {"kind": "multilabel"}, "projections": "PA,AP"} for judge in JUDGES
     }
     evaluate.run(judged)
 
@@ -77,7 +84,7 @@ def main():
     failed = []
     for seed in seeds:
         for name in names:
-            workdir = args.workdir / f"{name}-{seed}"
+            workdir = args.workdir / f"{name.replace(':', '-')}-{seed}"
             if (workdir / "evals" / JUDGES[-1] / str(args.steps) / "versus-random.json").exists():
                 continue
             try:
@@ -89,7 +96,7 @@ def main():
     print("| method | probe, untrained | trained | gain | k-NN, untrained | trained | gain | rank | deviation |")
     print("|---|---|---|---|---|---|---|---|---|")
     for name in names:
-        done = [args.workdir / f"{name}-{seed}" for seed in seeds if f"{name} {seed}" not in failed]
+        done = [args.workdir / f"{name.replace(':', '-')}-{seed}" for seed in seeds if f"{name} {seed}" not in failed]
         if done:
             print(f"| {name} | {row(done, args.steps)} |")
     sys.exit(f"failed: {', '.join(failed)}" if failed else 0)

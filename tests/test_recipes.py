@@ -10,7 +10,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cxrjax import config as shared
-from cxrjax import methods, optim, recipes, track
+from cxrjax import initial, methods, optim, recipes, track
 from cxrjax.evals import run
 from tests import runs
 
@@ -39,7 +39,7 @@ def sizes_of(method):
 @pytest.mark.parametrize(("method", "word"), [(m, w) for m in METHODS for w in recipe_words(m)])
 def test_recipes_fit_their_networks(method, word):
     """Sizes divide, every rule of the optimizer finds parameters, durations are given once."""
-    config = runs.config(method, word)
+    config = initial.of_run(runs.config(method, word), builds=False)
     made = methods.make(config, total_steps=1000)
     params, _ = jax.eval_shape(made.init, jax.random.key(0), methods.blank_batch(made))
     steps = optim.duration(config.duration, "total", config.batch_size, 80_000)
@@ -87,7 +87,7 @@ def test_a_collapse_shows_in_every_run(method, tmp_path, capsys):
         tracker.log(1, judged)
         tracker.log(2, {"train/loss": 2.0, **reported})
     said = capsys.readouterr().out.splitlines()[-1]
-    assert "std 1" in said and "rank 1" in said and "knn 0.5" in said
+    assert "std 1" in said and "rank 1" in said and f"knn {knn.set} 0.5" in said
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     for name in (*judged, *(f"train/monitor/{name}" for name in watched)):

@@ -6,6 +6,8 @@
 where `views(study, rng)` may take `pick(study["frontals"], rng)` and `pick(study["laterals"], rng)`.
 """
 
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -31,6 +33,7 @@ def studies(
     require_frontal: bool = False,
     require_lateral: bool = False,
     require_report: bool = False,
+    report_copies: int | None = None,
     read: Callable[[Mapping[str, str]], str] = _all,
 ) -> "Studies":
     """Puts the pictures of a source together by patient and study, in the order in which the studies appear.
@@ -38,6 +41,8 @@ def studies(
     require_frontal, require_lateral: keep only the studies with a PA or AP, or with a lateral picture in the source.
     require_report: keep only those with a report; each study's first pictures are read once for it. read: report ->
         what a method reads of it, by default all of it; a report of which that is "" counts as none.
+    report_copies: keep so many of the studies whose reports have the same words, the first in the order; case,
+        punctuation and numbers do not tell reports apart. Studies without a report stay.
     What they leave out is counted in `left_out` of the result. Raises ValueError if no study is left.
     """
     table = source.table
@@ -51,10 +56,25 @@ def studies(
         made = _kept(made, made.counts[:, 0] > 0, "without a frontal picture")
     if require_lateral:
         made = _kept(made, made.counts[:, 1] > 0, "without a lateral picture")
-    if require_report:
-        wanted = [bool(read(_report(made.pictures(item)))) for item in range(len(made))]
-        made = _kept(made, np.array(wanted), "without a report")
+    if require_report or report_copies is not None:
+        texts = [read(_report(made.pictures(item))) for item in range(len(made))]
+        if require_report:
+            made = _kept(made, np.array([bool(text) for text in texts]), "without a report")
+            texts = [text for text in texts if text]
+        if report_copies is not None:
+            made = _kept(made, _first_copies(texts, report_copies), f"beyond {report_copies} of the same words")
     return made
+
+
+def _first_copies(texts: Sequence[str], most: int) -> np.ndarray:
+    """Which texts are among the first `most` of their words, or have none: bool."""
+    seen: Counter[str] = Counter()
+    wanted = []
+    for text in texts:
+        words = " ".join(re.findall(r"[^\W\d_]+", text.lower()))
+        wanted.append(not words or seen[words] < most)
+        seen[words] += 1
+    return np.array(wanted)
 
 
 class Studies:

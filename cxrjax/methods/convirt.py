@@ -1,4 +1,4 @@
-"""ConVIRT, CLIP and SigLIP: contrast of a radiograph with the report that was written on it.
+"""ConVIRT, CLIP, SigLIP and LiT: contrast of a radiograph with the report that was written on it.
 
     u_i = h_v(f(x_i)),   w_i = h_t(g(t_i))                          picture and text of study i, then unit length
     a_ij = u_i · w_j / τ
@@ -13,8 +13,11 @@ h_v h_t  image_head, text_head   Linear → ReLU → Linear (CLIP, SigLIP: one) 
 
 ConVIRT: Zhang et al., MLHC 2022 (arXiv 2010.00747), sections 3.2, 3.3: text is one random sentence of the report, the
 embeddings and the lower six layers of BERT stay as they were (`text.frozen_layers`). CLIP: Radford et al., ICML 2021.
-SigLIP: Zhai et al., ICCV 2023, algorithm 1, t from log 10 and β from −10. Negatives are all other pairs of the global
-batch, also those whose text is word for word the same: `report_twins` says how many pairs have one.
+SigLIP: Zhai et al., ICCV 2023, algorithm 1, t from log 10 and β from −10. LiT (Zhai et al., CVPR 2022) keeps an f that
+is there as it is (`encoder="frozen"`); here h_v is learned with the text's encoder.
+
+Negatives are all other pairs of the global batch, also those whose text is word for word the same: `report_twins` says
+how many pairs have one.
 """
 
 import jax.numpy as jnp
@@ -32,13 +35,15 @@ from cxrjax.models import backbone, bert, heads, text_tower
 def make(config: Config) -> Method:
     """config: model, text, head, loss, views, augment, standardise; see configs/convirt.py for every key."""
     settings.one_of(config, "loss.form", ("info_nce", "sigmoid"))
+    settings.one_of(config, "encoder", ("learned", "frozen"))
     settings.counts(config, "head.layers", "head.hidden", "head.out")
     settings.positive(config, "loss.temperature")
     settings.shares(config, "loss.share")
     settings.slices(config, "loss.groups", "loss.chunks")
     reader, changes = paired.StudyReader(config), augment.Augment(**config.augment)
     augment.check(changes, 1)
-    towers = Towers(backbone.make(config.model), text_tower.make(config.text), reader, config.standardise)
+    locked, text = config.encoder == "frozen", text_tower.make(config.text)
+    towers = Towers(backbone.make(config.model), text, reader, config.standardise, locked)
     sizes = (config.head.out,) if config.head.layers == 1 else (config.head.hidden, config.head.out)
     head = heads.MLP(sizes, norm="none", dtype=jnp.dtype(config.model.dtype))
 
@@ -90,7 +95,8 @@ def make(config: Config) -> Method:
         words, word_mask = bert.words(out["tokens"], word_index, ids.shape[1])
         return project(params["text_head"], out["pooled"]), project(params["text_head"], words), word_mask
 
-    joint, parts = towers.joint(image_vectors, text_vectors), Parts(prepare, embed, loss_of)
+    joint = towers.joint(image_vectors, text_vectors)
+    parts = Parts(prepare, embed, loss_of, keeps_statistics=locked)
     functions = reader, init, joined(parts), keep_state, towers.encode
     look = towers.look(joint, prepare)
     return Method(*functions, config.model.image_px, parts=parts, joint=joint, look=look)

@@ -17,18 +17,22 @@ class Towers(NamedTuple):
     """The encoder of a picture and the encoder of its report.
 
     image, text: with parameters at params["encoder"] and params["text"], and what of the text encoder never learns at
-    state["frozen"]["text"]. reader: of studies. scale: options of `device.standardise`.
+    state["frozen"]["text"]. reader: of studies. scale: options of `device.standardise`. locked: the picture's encoder
+    stays as it starts, BatchNorm statistics and every path too, and is at state["frozen"]["encoder"].
     """
 
     image: backbone.Backbone | regions.Regions
     text: text_tower.TextTower
     reader: paired.StudyReader
     scale: Mapping[str, Any]
+    locked: bool = False
 
     def init(self, key: jax.Array) -> tuple[Params, State]:
         """(params, state), to which the method adds its heads."""
         params, stats, frozen = {}, {}, {}
-        params["encoder"], stats["encoder"] = self.image.init(rng.fold(key, "encoder"))
+        encoder, stats["encoder"] = self.image.init(rng.fold(key, "encoder"))
+        params["encoder"] = {} if self.locked else encoder
+        frozen |= {"encoder": encoder} if self.locked else {}
         params["text"], frozen["text"] = self.text.init(rng.fold(key, "text"))
         return params, {"batch_stats": stats, "frozen": frozen}
 
@@ -39,8 +43,8 @@ class Towers(NamedTuple):
 
     def see(self, params: Params, state: State, prepared: Mapping[str, Any]) -> tuple[dict[str, Any], State]:
         """Features of the pictures in training, and the encoder's running statistics."""
-        stats, paths = state["batch_stats"]["encoder"], prepared["paths"]
-        return self.image.apply(params["encoder"], stats, prepared["image"], train=True, paths=paths)
+        stats, paths, whole = state["batch_stats"]["encoder"], prepared["paths"], encoder_params(params, state)
+        return self.image.apply(whole, stats, prepared["image"], train=not self.locked, paths=paths)
 
     def read(self, params: Params, state: State, ids: jax.Array, text_mask: jax.Array) -> dict[str, jax.Array]:
         """ "tokens" b l d and "pooled" b d of texts, int b l and bool b l."""

@@ -183,3 +183,21 @@ def test_an_undecodable_picture_is_named(written):
     with pytest.raises(ValueError, match=r"Picture '.*test-1.*' of set 'plain' cannot be decoded"):
         for number in range(2):
             pipeline.dataset([studies(plain)], None, read_all, 1, seed=0)[number]
+
+
+def test_copies_of_a_report_are_left_out(frontal_lateral):
+    """The first of the same words stay; case, numbers and punctuation make no other report, and none is no copy."""
+    said = ["Clear lungs.", "clear  LUNGS 12", "No effusion.", "", "Clear, lungs!", "", "A clear lung."]
+    whole = studies(frontal_lateral)
+
+    def kept(copies, **required):
+        texts = iter(said + (len(whole) - len(said)) * [""])
+        return studies(frontal_lateral, report_copies=copies, read=lambda report: next(texts), **required)
+
+    every, found = whole.table["study_id"].tolist(), kept(1)
+    assert found.table["study_id"].tolist() == [every[i] for i in range(len(whole)) if i not in (1, 4)]
+    assert found.left_out == {"beyond 1 of the same words": 2}
+    assert len(kept(2)) == len(whole) - 1 and len(kept(3)) == len(whole)
+    both = kept(1, require_report=True)
+    assert both.table["study_id"].tolist() == [every[i] for i in (0, 2, 6)]
+    assert both.left_out == {"without a report": len(whole) - 5, "beyond 1 of the same words": 2}

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cxrjax import methods
+from cxrjax import initial, methods
 from tests import runs
 from tests.methods.conftest import smooth_pictures
 
@@ -108,3 +108,23 @@ def test_frozen_layers_are_no_parameters_and_change_nothing(batch):
 def test_an_unknown_text_encoder_is_refused():
     with pytest.raises(ValueError, match="there is no text encoder 'large'; there are"):
         made(text__variant="large")
+
+
+def test_a_locked_tower_stays_and_sees_as_in_evaluation(batch):
+    """LiT: a ResNet's statistics neither move nor are those of the batch, and what learns has no picture's encoder."""
+    method, params, state = made("siglip,smoke", encoder="frozen", model__variant="resnet_test")
+    assert params["encoder"] == {} and set(state["frozen"]) == {"encoder", "text"}
+    prepared = method.parts.prepare(batch, jax.random.key(1))
+    features, stats = jax.jit(method.parts.embed)(params, state, prepared)
+    jax.tree.map(np.testing.assert_array_equal, stats, state["batch_stats"]["encoder"])
+    seen = jax.jit(method.encode)(params, state, batch["image"][:, 0])["pooled"]
+    np.testing.assert_allclose(features["picture"], seen, rtol=1e-5, atol=1e-6)
+    assert "bn1" in method.encoder(params, state)
+
+
+def test_a_tower_that_arrives_has_its_own_size(tmp_path):
+    runs.write(tmp_path / "run", runs.config("mae", model__variant="test", standardise__mean=0.3))
+    config = initial.of_run(runs.config("convirt", "siglip,lit", init_from=str(tmp_path / "run")), builds=False)
+    assert (config.model.variant, config.model.image_px, config.model.pool) == ("test", 32, "mean")
+    assert (config.standardise.mean, config.encoder) == (0.3, "frozen")
+    assert methods.make(config).image_px == 32
