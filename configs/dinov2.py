@@ -9,8 +9,9 @@ Words: `chestxray14` (the released schedules; change the sets with --config.data
 settings that CheXFound publishes, with SwiGLU, four registers, heads of their own and L_iBOT three times as heavy; its
 number of GPUs, and so its batch, is not published), `high_resolution` (beside it, and with --config.init_from=RUN:
 10 000 steps at 518 px in batches of 256 with a tenth of the rate; the paper reduces the rate and does not say to what,
-so the tenth and the batch are our choice), `released` (the slips of the released code, see cxrjax/methods/dinov2.py),
-`five_sets` (the small public sets of configs/sets, for a CPU), `smoke`.
+so the tenth and the batch are our choice), `gram` (beside any, and with --config.init_from=RUN: Gram anchoring to that
+run's teacher), `released` (the slips of the released code, see cxrjax/methods/dinov2.py), `five_sets` (the small public
+sets of configs/sets, for a CPU), `smoke`.
 --config.init_from=FOLDER goes on from a Hugging Face DINOv2 or RAD-DINO: model.variant, patch_px and the options of its
 ViT must be the folder's; teacher and student both start there, their heads anew.
 Watch target_entropy and divergence as for DINO, and koleo_min_distance, which is 0 where two pictures are one.
@@ -24,7 +25,7 @@ from cxrjax import config as shared
 from cxrjax import recipes
 from cxrjax.input.augment import Augment
 
-WORDS = ("chestxray14", "chexfound", "high_resolution", "released", "five_sets", "smoke")
+WORDS = ("chestxray14", "chexfound", "high_resolution", "gram", "released", "five_sets", "smoke")
 
 
 def get_config(arg: str = ""):
@@ -57,6 +58,8 @@ def get_config(arg: str = ""):
         "dino_weight": 1.0,
         "ibot_weight": 1.0,
         "koleo_weight": 0.1,
+        "gram_weight": 0.0,  # of Gram anchoring
+        "gram_refresh_steps": config_dict.placeholder(int),  # of what it anchors to; by default that stays
         "assignment": "sinkhorn",  # or centre
         "centre_momentum": 0.9,
         "iterations": 3,  # of Sinkhorn–Knopp
@@ -91,6 +94,8 @@ def get_config(arg: str = ""):
         config.batch_size = 256
         config.duration.update({"total_steps": 10_000, "total_epochs": None})
         config.optim.update({"sqrt_lr": 2e-5, "warmup_steps": 1600})
+    if "gram" in words:
+        config.loss.update({"gram_weight": 2.0, "gram_refresh_steps": 10_000})
     if "released" in words:
         config.augment.blur = (0.0, 0.9)
         config.loss.koleo_itself = config.head.learn_length = config.model.drop_path_subset = True

@@ -42,6 +42,8 @@ ADDED: dict[str, tuple[str | tuple[str, ...], Any]] = {
     "input.workers": ("input.threads", 0),
     "compile_cache": ("seed", True),
     "model.pool": ("model.patch_px", "cls"),
+    "loss.gram_weight": ("loss.koleo_weight", 0.0),
+    "loss.gram_refresh_steps": ("loss.koleo_weight", None),
     "head.taps": ("head.features", ""),
     "answer.inclusive_iou": ("answer.overlap", False),
     "encoder": (("policy", "loss.learned"), "learned"),

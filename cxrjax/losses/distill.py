@@ -91,6 +91,19 @@ def ibot(students: jax.Array, targets: jax.Array, weights: jax.Array, temperatur
     return jnp.sum(jax.lax.stop_gradient(weights) * rows)
 
 
+def gram(students: jax.Array, targets: jax.Array) -> jax.Array:
+    """How far the likeness of a picture's patches is from a frozen network's: mean over pairs of (cos − cos′)².
+
+    students, targets: … n d, patches of the same crops. Returns one number for each crop, float32.
+    Source: Gram anchoring of DINOv3 (Siméoni et al., 2508.10104), whose sum over pairs is a mean in the released code.
+    """
+
+    def likeness(x):
+        return jnp.einsum("...nd,...md->...nm", normalise(x), normalise(x), precision=jax.lax.Precision.HIGHEST)
+
+    return jnp.mean((likeness(students) - likeness(jax.lax.stop_gradient(targets))) ** 2, axis=(-2, -1))
+
+
 def koleo(x: jax.Array, *, groups: int = 1, itself: bool = False, eps: float = 1e-8) -> tuple[jax.Array, jax.Array]:
     """−mean log of the distance of every row to its nearest other one, rows of unit length; and the least distance.
 

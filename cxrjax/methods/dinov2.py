@@ -7,10 +7,11 @@
     L_iBOT = 1/2b Σ_crops 1/|m| Σ_{j ∈ m} H(q_j, softmax(g'_j / τ_s))                        m: hidden patches of a crop
     KoLeo(X) = −1/b Σ_i log ‖x̂_i − nearest other x̂‖                                          X: [CLS] of one large crop
     loss = w_d L_DINO + w_i L_iBOT + w_k Σ_{large crops} KoLeo
+           + w_g mean over large crops of ‖X̂ X̂ᵀ − X̂_G X̂_Gᵀ‖² / n²        X: their n patches; G: an earlier teacher
     θ_s ← optimizer,  θ_t ← λ θ_t + (1 − λ) θ_s,  λ from λ₀ to 1 along a cosine
 
 symbol     here                     meaning                                               default; with chestxray14
-w          loss.*_weight            dino, ibot, koleo                                     1, 1, 0.1
+w          loss.*_weight            dino, ibot, koleo, gram                               1, 1, 0.1, 0
 K          head.prototypes          length of g; of g' in ibot_head                       1024; 65536
 τ_s τ_t    loss.*temperature*       0.1; linear over loss.warmup_share of the run         0.04 to 0.07
 m          masking                  rectangles, 10 to 50 % of a crop, in one crop of two  14 × 14 and more patches
@@ -31,6 +32,10 @@ Slips of that code, each a switch; configs/dinov2.py:released sets them:
 There masks are drawn for half of all crops of a batch; here for one crop of each picture, and with a ratio of its own.
 τ_t reaches its end one step later than there. The last layer is held by a learning rate of 0, as there (`optim.held`).
 
+w_g is Gram anchoring, of DINOv3 (2508.10104): G starts as the encoder that the run starts from, and is replaced by θ_t
+every loss.gram_refresh_steps; configs/dinov2.py:gram has the paper's 2 and 10 000. It looks at hidden patches too, as
+the released code does. G sees the same crops here, where the paper's best variant gives it twice their size.
+
 RAD-DINO (2401.10815) goes on from DINOv2's ViT-B/14 at 518 px; its rate, steps and crops are not public. CheXFound
 (2502.05142) is `configs/dinov2.py:chexfound`. Our choice: grey jitter, no flip, no negative. The teacher is evaluated.
 """
@@ -50,7 +55,7 @@ from cxrjax.models import backbone, heads, linen
 from cxrjax.models.prototypes import Prototypes
 from cxrjax.models.transformer import gather
 
-WEIGHTS = ("dino_weight", "ibot_weight", "koleo_weight")
+WEIGHTS = ("dino_weight", "ibot_weight", "koleo_weight", "gram_weight")
 
 
 def make(config: Config) -> Method:
@@ -63,6 +68,7 @@ def make(config: Config) -> Method:
     settings.positive(config, *(f"loss.{name}" for name in ("temperature", "teacher_temperature", "start_temperature")))
     settings.weights(config, *(f"loss.{name}" for name in WEIGHTS))
     settings.shares(config, "momentum", "loss.centre_momentum", "loss.warmup_share", "masking.ratio")
+    settings.counts(config, "loss.gram_refresh_steps")
     settings.slices(config, "loss.koleo_groups")
     whole, student = backbone.make_vit({**config.model, "mask_token": True})
     _, teacher = backbone.make_vit({**config.model, "mask_token": True, "drop_path": 0.0})
@@ -81,13 +87,16 @@ def make(config: Config) -> Method:
 
     def embed(params, state, prepared):
         large, *local = prepared["crops"].values()
-        of_student, patches = see(student, params["encoder"], large, prepared["hidden"])
-        tokens = picked(patches, prepared["hidden_ids"])  # b c d
+        of_student, seen = see(student, params["encoder"], large, prepared["hidden"])
+        tokens = picked(seen, prepared["hidden_ids"])  # b c d
         for of_one_size in local:
             of_student = jnp.concatenate([of_student, see(student, params["encoder"], of_one_size)[0]], axis=1)
         of_teacher, patches = see(teacher, state["target"]["encoder"], {**large, "paths": None})
         features = {"student": of_student, "teacher": of_teacher, "student_tokens": tokens}  # b v d, b 2 d, b c d
         features["teacher_tokens"] = picked(patches, prepared["hidden_ids"])
+        if loss.gram_weight:
+            _, anchor = see(teacher, state["gram"]["encoder"], {**large, "paths": None})
+            features["gram"] = distill.gram(seen, anchor)  # b v
         return features, state["batch_stats"]["encoder"]
 
     def loss_of(params, state, features, prepared, step):
@@ -108,6 +117,8 @@ def make(config: Config) -> Method:
             "ibot": loss.ibot_weight * ibot,
             "koleo": loss.koleo_weight * sum(value for value, _ in apart),
         }
+        if loss.gram_weight:
+            terms["gram"] = loss.gram_weight * features["gram"].mean()
         watched = monitors.embedding(*rearrange(features["teacher"], "b v d -> v b d")) | {
             "target_entropy": distill.entropy(targets).mean(),
             "mean_target_entropy": distill.entropy(targets.mean(axis=(0, 1))),
@@ -168,6 +179,8 @@ def make(config: Config) -> Method:
             rows = linen.init(last, rng.fold(key, f"{name}_prototypes"), jnp.zeros((1, projector.sizes[-1])))
             params[name] = {"projector": first, "prototypes": rows}
         state = {"target": jax.tree.map(jnp.copy, params), "batch_stats": {"encoder": stats}}
+        if loss.gram_weight:
+            state["gram"] = {"encoder": jax.tree.map(jnp.copy, params["encoder"])}
         if loss.assignment == "centre":
             state["centre"] = jnp.zeros(config.head.prototypes)
             state["ibot_centre"] = jnp.zeros(networks[of_patches][1].count)
@@ -185,7 +198,11 @@ def make(config: Config) -> Method:
         return found
 
     def after(params, state, step):
-        return {**state, "target": optim.ema(state["target"], target_of(params, state), momentum(step))}
+        moved = {**state, "target": optim.ema(state["target"], target_of(params, state), momentum(step))}
+        if loss.gram_weight and loss.gram_refresh_steps:
+            now, latest = (step + 1) % loss.gram_refresh_steps == 0, {"encoder": moved["target"]["encoder"]}
+            moved["gram"] = jax.tree.map(lambda new, old: jnp.where(now, new, old), latest, state["gram"])
+        return moved
 
     def encode(params, state, images):
         images = device.standardise(images, **config.standardise)

@@ -82,3 +82,19 @@ def test_koleo_of_groups():
     loss, least = distill.koleo(x, groups=2)
     assert float(loss) == pytest.approx(float(halves[0][0] + halves[1][0]) / 2, rel=1e-5)
     assert float(least) == float(min(halves[0][1], halves[1][1]))
+
+
+def test_gram_anchoring_is_the_loop():
+    """Cosines of all pairs of patches, crop by crop, whatever the lengths; the anchor gets no gradient."""
+    rng = np.random.default_rng(0)
+    x, y = (rng.normal(size=(2, 3, 4, 5)).astype(np.float32) for _ in range(2))
+
+    def cosine(a, b):
+        return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+
+    expected = np.zeros((2, 3))
+    for b, v, i, j in np.ndindex(2, 3, 4, 4):
+        expected[b, v] += (cosine(x[b, v, i], x[b, v, j]) - cosine(y[b, v, i], y[b, v, j])) ** 2 / 16
+    np.testing.assert_allclose(distill.gram(jnp.asarray(3 * x), jnp.asarray(y)), expected, rtol=1e-5)
+    to_x, to_y = jax.grad(lambda x, y: distill.gram(x, y).sum(), argnums=(0, 1))(jnp.asarray(x), jnp.asarray(y))
+    assert np.any(to_x) and not np.any(to_y)

@@ -10,6 +10,7 @@ from cxrjax import methods, optim
 from cxrjax.imaging import pixels
 from cxrjax.input.block_masks import Rectangles
 from cxrjax.losses import distill
+from cxrjax.models import backbone, linen
 from cxrjax.models.prototypes import Prototypes
 from tests import runs
 from tests.losses.test_dino_loss import looped_sinkhorn
@@ -107,6 +108,23 @@ def test_centres_follow_what_is_there():
         means = teacher(features["teacher"].reshape(8, -1)).mean(dim=0), teacher(seen).mean(dim=0)
     for name, mean in zip(("centre", "ibot_centre"), means, strict=True):
         oracles.close(aux.state[name], 0.9 * case.state[name] + 0.1 * mean.numpy())
+
+
+def test_gram_anchoring_is_to_patches_of_an_earlier_teacher():
+    """Of the student's large crops, some patches hidden, and of a network that sees all and is renewed in time."""
+    case = Case(loss__gram_weight=2.0, loss__gram_refresh_steps=3)
+    encoder, large = backbone.make_vit({**case.config.model, "mask_token": True})[1], case.prepared["crops"]["image"]
+    images, hidden = large["images"].reshape(8, 32, 32, 1), case.batch["hidden"].reshape(8, -1)
+    paths = large["paths"].reshape(8, *large["paths"].shape[2:])
+    seen = linen.apply(encoder, case.params["encoder"], images, mask=hidden, paths=paths)["patches"]
+    anchor = linen.apply(encoder, case.state["gram"]["encoder"], images)["patches"]
+    expected = 2 * np.mean(distill.gram(seen, anchor))
+    assert float(case.loss(case.features, 1)[1].terms["gram"]) == pytest.approx(float(expected), rel=1e-4)
+    after = jax.jit(case.method.after)
+    for step, renewed in ((1, False), (2, True)):
+        state = after(case.params, case.state, step)
+        source = state["target"] if renewed else case.state["gram"]
+        np.testing.assert_array_equal(state["gram"]["encoder"]["cls"], source["encoder"]["cls"])
 
 
 @pytest.mark.parametrize("side", [14, 16, 37])
