@@ -92,6 +92,9 @@ def _follow(config: ConfigDict, given: dict[str, Any], start: Start) -> None:
     if theirs and ours not in (theirs, "learned" if tables else theirs):
         _say(f"init_from={config.init_from!r}: model.positions={theirs!r}, as there, and not {ours!r}")
         config.model.update({"positions": theirs})
+    if not start.model.get("cls_token", True) and config.model.pool == "cls":
+        _say(f"init_from={config.init_from!r}: model.pool={start.model['pool']!r}, as there, since it has no [CLS]")
+        config.model.update({"pool": start.model["pool"]})
 
 
 def _say(sentence: str) -> None:

@@ -56,7 +56,7 @@ def options(pretrained: Pretrained) -> dict[str, Any]:
     }
     if is_clip:
         return {**found, "pre_norm": True}
-    return {**found, "cls_token": False, "pool": "attention", "attention_pool": True}
+    return {**found, "cls_token": False, "pool": "attention"}
 
 
 def load(wanted: Any, pretrained: Pretrained, model: Mapping[str, Any], mean: float, std: float) -> dict[str, Any]:

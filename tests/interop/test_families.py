@@ -1,12 +1,13 @@
 """Encoders of all families compute here what they compute in transformers, from random weights."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
-from cxrjax import trained
+from cxrjax import initial, methods, trained
 from cxrjax.interop import families, huggingface, torch_timm, torch_vit
 from cxrjax.models import posemb
 from tests import runs
@@ -72,6 +73,18 @@ def test_features_are_those_of_transformers(name, tmp_path, capsys):
     assert np.std(pooled) > 0.1
     assert (found.method.sees, found.method.image_px) == ("whole", 48)
     assert UNREAD.get(name, "") in capsys.readouterr().out
+
+
+def test_a_run_starts_from_an_encoder_without_cls(tmp_path, capsys):
+    """Whatever its config says of positions and pool; all arrays of the encoder are the folder's."""
+    written(tmp_path, CASES["siglip"](transformers))
+    config = runs.config("finetune", init_from=str(tmp_path), labels="Mass", model__patch_px=8)
+    config = initial.of_run(config)
+    assert (config.model.pool, config.model.positions, config.model.activation) == ("attention", "learned", "gelu_tanh")
+    assert "since it has no [CLS]" in capsys.readouterr().out
+    params, state = jax.eval_shape(methods.make(config).init, jax.random.key(0), None)
+    found = initial._named_encoders(config, SimpleNamespace(params=params, state=state))["encoder"]
+    assert jax.tree.map(np.shape, found) == jax.tree.map(np.shape, params["encoder"])
 
 
 def test_a_family_that_is_not_known_is_told_the_known_ones(tmp_path):
