@@ -32,7 +32,7 @@ def get_config(arg: str = ""):
     config.method = "ark"
     config.model = recipes.vit()
     config.model.drop_path = 0.0  # of a ViT
-    config.heads = {}  # {set: {"labels": "a,b", "task": "multilabel"}}; by default all labels of each set
+    config.set_heads = {}  # {set: {"labels": "a,b", "task": "multilabel"}}; by default all labels of each set
     config.policy = "U-Ones"  # of uncertain labels: U-Ignore, U-Zeros, MGCA; "": unmentioned is not known either
     config.projector = {"layers": 1, "out": 128}
     config.loss = {"consistency": 0.5}  # what its weight rises to
@@ -55,7 +55,7 @@ def get_config(arg: str = ""):
         config.data.update({"sets": SIX, "order": "cyclic"})
         one_of = {"labels": ",".join(rsna_pneumonia.CLASSES), "task": "multiclass"}
         with config.unlocked():
-            config.heads.rsna_pneumonia = one_of
+            config.set_heads.rsna_pneumonia = one_of
     if "released" in words:
         config.target_start = "independent"
     if "five_sets" in words:
@@ -66,7 +66,7 @@ def get_config(arg: str = ""):
         config.projector.out = 32
         config.update_every_steps = 1
         one, other = findings.FINDINGS[:4], findings.FINDINGS[4:]
-        config.heads = {  # of the second only the shapes are ever used
+        config.set_heads = {  # of the second only the shapes are ever used
             "phantom_smoke": {"labels": ",".join(one), "task": "multilabel"},
             "phantom": {"labels": ",".join(other), "task": "multilabel"},
         }

@@ -38,7 +38,7 @@ def of_run(config: ConfigDict, resumed: bool = False, builds: bool = True) -> Co
     features that were trained; and then `standardise` is the run's too. What is given, such as image_px, drop_path,
     dtype or remat, stays, but for the small encoder of `:smoke`, and for positions, which are part of what was trained.
     Without init_from it is filled by `recipes.vit` or `recipes.resnet`. text.vocab_size: as many as the vocabulary has.
-    teachers.networks: the models of teachers.init_from. heads: one for each set, of all its labels.
+    teachers.networks: the models of teachers.init_from. set_heads: one for each set, of all its labels.
     resumed: of a run that has a checkpoint, what it started from may be gone. builds: whether a phantom may be built to
     count its vocabulary; else that of a set which is not there stays open.
     Raises CheckpointNotFound (there is nothing at init_from) or ValueError (it does not fit), naming the keys to set.
@@ -142,14 +142,14 @@ def _with_heads(config: ConfigDict, builds: bool) -> ConfigDict:
     A set whose head is not given gets one of all its labels; one that is not there is left to be refused.
     """
     sets = names(config.data.sets)
-    if "heads" not in config or not (builds or all(converted_sets.is_converted(name) for name in sets)):
+    if "set_heads" not in config or not (builds or all(converted_sets.is_converted(name) for name in sets)):
         return config
     config, heads = config.copy_and_resolve_references(), {}
     for converted in map(converted_sets.open_set, sets):
         every = {"labels": ",".join(converted.label_names), "task": "multilabel"}
-        heads[converted.name] = config.heads.get(converted.name, every)
+        heads[converted.name] = config.set_heads.get(converted.name, every)
     with config.unlocked():
-        config.heads = heads
+        config.set_heads = heads
     return config
 
 

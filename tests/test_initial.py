@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cxrjax import initial, methods, parallel, trained
+from cxrjax.config import flat
 from cxrjax.initial import of_run
 from cxrjax.input import paired
 from cxrjax.interop import huggingface, torch_bert, torch_resnet, torch_swin, torch_vit
@@ -343,3 +344,13 @@ def test_frozen_encoders_start_from_the_run_and_keep_their_place(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, started.state["frozen"]["encoder"], learned.params["encoder"])
     statistics = (tree.state["batch_stats"]["encoder"] for tree in (started, learned))
     jax.tree.map(np.testing.assert_array_equal, *statistics)
+
+
+@pytest.mark.parametrize("name", methods.available())
+def test_what_a_config_gives_is_not_replaced(name, phantom_dir, monkeypatch):
+    """What is filled in was open before, whichever keys methods have."""
+    monkeypatch.setenv("CXRJAX_DATA", str(phantom_dir))
+    config = runs.config(name, "", data__sets="phantom")
+    given, found = (flat(each.to_dict()) for each in (config, of_run(config, builds=False)))
+    given = {key: value for key, value in given.items() if value not in (None, "", 0, {}, ())}
+    assert {key: found.get(key) for key in given} == given

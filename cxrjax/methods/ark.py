@@ -8,7 +8,7 @@
     θ ← optimizer;  every E steps θ̄ ← m θ̄ + (1 − m) θ,  m from m₀ to 1 along half a cosine       of f and g
 
 symbol  here                  meaning                                               default; with chestxray14
-W_k     heads                 by set: labels, and task multilabel or multiclass     all labels of each set, multilabel
+W_k     set_heads             by set: labels, and task multilabel or multiclass     all labels of each set, multilabel
 g       projector             layers, out                                           1, 128; 1376
 λ_K     loss.consistency                                                            ½
 m₀ E    momentum,             as there at the end of each pass of a set;            0.9, 10; 400
@@ -51,12 +51,12 @@ TASKS = ("multilabel", "multiclass")
 
 
 def make(config: Config) -> Method:
-    """config: model, heads, policy, projector, momentum, loss, views, augment, standardise; see configs/ark.py."""
+    """config: model, set_heads, policy, projector, momentum, loss, views, augment, standardise; see configs/ark.py."""
     settings.one_of(config, "teacher_view", ("whole", "crop"))
     settings.one_of(config, "target_start", ("copy", "independent"))
     settings.counts(config, "projector.layers", "projector.out", "update_every_steps")
     settings.shares(config, "momentum", "loss.consistency")
-    labels = {name: names(config.heads[name].labels) for name in sorted(config.heads)}
+    labels = {name: names(config.set_heads[name].labels) for name in sorted(config.set_heads)}
     check(config, labels)
     student = backbone.make(config.model)
     teacher = backbone.make({**config.model, "drop_path": 0.0})
@@ -87,7 +87,7 @@ def make(config: Config) -> Method:
         for name, each in labels.items():
             known = prepared["labels"][:, start : start + len(each)]
             logits, start = linen.apply(layers[name], params["heads"][name], z), start + len(each)
-            if config.heads[name].task == "multilabel":
+            if config.set_heads[name].task == "multilabel":
                 value, count = classification.binary(logits, known), jnp.sum(jnp.any(known >= 0, axis=1))
             else:
                 value, count = classification.multiclass(logits, known), jnp.sum(jnp.sum(known == 1, axis=1) == 1)
@@ -153,7 +153,7 @@ def of_sets(label_names: dict[str, Sequence[str]], labels: Mapping[str, Sequence
         wrong = sorted(set(labels.get(name, ())) - set(known))
         if name not in labels or wrong:
             said = f"names {wrong}, which it has not" if wrong else "is missing"
-            raise ValueError(f"heads.{name} {said}; the labels of this set are {', '.join(known)}")
+            raise ValueError(f"set_heads.{name} {said}; the labels of this set are {', '.join(known)}")
     return label_names
 
 
@@ -162,15 +162,16 @@ def check(config: Config, labels: Mapping[str, Sequence[str]]) -> None:
     if not labels:
         raise ValueError(
             "there are no heads: the command makes one for each of data.sets; in Python start from "
-            "initial.of_run(config), or set config.heads = {set: {'labels': 'a,b', 'task': 'multilabel'}}"
+            "initial.of_run(config), or set config.set_heads = {set: {'labels': 'a,b', 'task': 'multilabel'}}"
         )
     for name, each in labels.items():
-        settings.one_of(config, f"heads.{name}.task", TASKS)
-        fewest = 1 if config.heads[name].task == "multilabel" else 2
+        settings.one_of(config, f"set_heads.{name}.task", TASKS)
+        task = config.set_heads[name].task
+        fewest = 1 if task == "multilabel" else 2
         if len(each) < fewest or len(set(each)) < len(each):
             raise ValueError(
-                f"heads.{name}.labels = {config.heads[name].labels!r}: a {config.heads[name].task} head needs at least "
-                f"{fewest}, each once, separated by commas"
+                f"set_heads.{name}.labels = {config.set_heads[name].labels!r}: a {task} head needs at least {fewest}, "
+                f"each once, separated by commas"
             )
     if config.policy:
         policies.check(config.policy)

@@ -12,7 +12,7 @@ from cxrjax.phantom import findings
 from tests import runs
 from tests.methods import oracles
 
-SHARED = {"heads__phantom__task": "multiclass"}
+SHARED = {"set_heads__phantom__task": "multiclass"}
 LABELS = len(findings.FINDINGS)
 
 
@@ -110,9 +110,9 @@ def test_heads_are_those_of_the_sets_that_are_trained_on(phantom_dir, monkeypatc
     monkeypatch.setenv("CXRJAX_DATA", str(phantom_dir))
     every = converted_sets.open_set("phantom").label_names
     config = initial.of_run(runs.config("ark", ""))
-    assert config.heads.to_dict() == {"phantom": {"labels": ",".join(every), "task": "multilabel"}}
+    assert config.set_heads.to_dict() == {"phantom": {"labels": ",".join(every), "task": "multilabel"}}
     config = initial.of_run(runs.config("ark", data__sets="phantom"))  # smoke has two, of other labels
-    assert list(config.heads) == ["phantom"] and config.heads.phantom.labels == ",".join(findings.FINDINGS[4:])
+    assert list(config.set_heads) == ["phantom"] and config.set_heads.phantom.labels == ",".join(findings.FINDINGS[4:])
 
     records = source.select(converted_sets.open_set("phantom"), "train")
     config = runs.config("ark", data__sets="phantom")
@@ -123,17 +123,20 @@ def test_heads_are_those_of_the_sets_that_are_trained_on(phantom_dir, monkeypatc
     assert (labels[:, -4:] == -1).all()  # of the other set
     np.testing.assert_array_equal(labels[:, :-4] == 1, np.isin(codes[:, wanted], (1, -1)))  # U-Ones
 
-    config.heads.phantom.labels = "Mass,Gout"
-    with pytest.raises(ValueError, match=r"heads.phantom names \['.*Gout.*\], which it has not; the labels"):
+    config.set_heads.phantom.labels = "Mass,Gout"
+    with pytest.raises(ValueError, match=r"set_heads.phantom names \['.*Gout.*\], which it has not; the labels"):
         methods.make(config, 10).views(records[0], np.random.default_rng(0))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"heads__phantom__task": "binary"}, "heads.phantom.task must be 'multilabel' or 'multiclass', got 'binary'"),
-        ({"heads__phantom__labels": "a,a"}, "heads.phantom.labels = 'a,a'.* each once"),
-        ({"heads__phantom__labels": "a", **SHARED}, "a multiclass head needs at least 2"),
+        (
+            {"set_heads__phantom__task": "binary"},
+            "set_heads.phantom.task must be 'multilabel' or 'multiclass', got 'binary'",
+        ),
+        ({"set_heads__phantom__labels": "a,a"}, "set_heads.phantom.labels = 'a,a'.* each once"),
+        ({"set_heads__phantom__labels": "a", **SHARED}, "a multiclass head needs at least 2"),
         ({"policy": "U-Two"}, "'U-Two' for uncertain labels is not known"),
         ({"teacher_view": "all"}, "teacher_view must be 'whole' or 'crop'"),
     ],
