@@ -35,7 +35,11 @@ def get_config(arg: str = ""):
         "grid": 4,  # cells that these are averaged over
         "fused": True,  # both in one constant matrix; exact, and a fraction of the memory
     }
-    config.heads = {"sizes": (256, 256, 256), "per_level_sizes": (256, 256)}
+    config.heads = {
+        "sizes": (256, 256, 256),
+        "levels_sizes": (),  # of the multi-level embedding, where they are others
+        "per_level_sizes": (256, 256),
+    }
     config.final_bn = True
     config.per_level = False
     config.train_level_proj = True

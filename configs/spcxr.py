@@ -36,6 +36,7 @@ def get_config(arg: str = ""):
         "initialisation": "xavier",  # or normal: deviation 0.02, as released, which starts narrow encoders too small
     }
     config.recons_blocks = "spread"  # 6, 8, 10, 12 of 12 blocks; or last, or numbers from 1
+    config.decoder = {"channels": 1}  # 3 as the released code, whose pictures are grey in colours
     config.corruption = {
         "kinds": "noise",  # any of noise,zeros,image, beside donors
         "share": 0.75,

@@ -40,6 +40,7 @@ def segmentation() -> ConfigDict:
     config.head = {
         "kind": "",  # unetr, setr_pup, upernet of a ViT; unet of a ResNet
         "features": 16,
+        "widths": "",  # of SETR-PUP's levels: 256,256,256,256 as its authors' code; by default doubled from features
         "taps": "",  # blocks that UNETR reads beside the last: 3,6,9 as in its paper; by default MONAI's 4,7,10 of 12
     }
     config.loss = {"dice": 1.0, "cross_entropy": 1.0, "focal": 0.0, "log_dice": 0.0, "gamma": 2.0}  # weights

@@ -39,7 +39,7 @@ def test_keys_that_came_later_have_the_value_that_held_before():
     assert found["data"]["folds"] == 5 and found["data"]["fold"] == 0 and found["data"]["exclude_overlap"] is False
     assert "data.fold = 0" in changes and not any(change.startswith("data.folds") for change in changes)
     assert older.translated({"model": {"patch_px": 8}})[0]["model"]["pool"] == "cls"
-    assert older.translated({"head": {"features": 16}})[0]["head"] == {"features": 16, "taps": ""}
+    assert older.translated({"head": {"features": 16}})[0]["head"] == {"features": 16, "taps": "", "widths": ""}
     assert older.translated({"model": {"image_px": 8}, "job": "evaluate"}) == (
         {"model": {"image_px": 8}, "job": "evaluate"},
         [],

@@ -23,6 +23,7 @@ What the release does by accident is a switch, and `release` in configs/mlvicx.p
                              exported: PyTorch's plain ResNet has none
     cosine_period="total"    (optim) the learning rate's cosine does not end at the last step
 
+heads.levels_sizes gives h_L other sizes than h_G.
 Ours, for ablation: final_bn=False (VICReg's head; with BatchNorm last the variance term acts through its scale only),
 per_level=True (a small head and loss for each level's mean map, averaged, in place of L_d), levels.use, gates.use,
 loss.global, and loss.rebalance. The latter weights c by 3 over its floor d/(M−1) − 1: 25, 25, 1 are in balance at
@@ -61,6 +62,8 @@ def make(config: Config) -> Method:
     """config: model, gates, levels, heads, loss, views, augment, standardise, switches; see configs/mlvicx.py."""
     settings.counts(config, "gates.reduction", "levels.features", "levels.side", "levels.grid")
     settings.counts(config, "heads.sizes", "heads.per_level_sizes")
+    if config.heads.levels_sizes:
+        settings.counts(config, "heads.levels_sizes")
     settings.weights(config, "loss.global", "loss.lambda", "loss.sim", "loss.std", "loss.cov")
     settings.slices(config, "loss.groups")
     dtype = jnp.dtype(config.model.dtype)
@@ -201,7 +204,8 @@ def _branches(config, levels, widths, dtype) -> dict[str, Branch]:
         for level in levels:
             found[f"level{level}"] = branch(of_levels / len(levels), config.heads.per_level_sizes, widths[level])
     elif of_levels:
-        found["levels"] = branch(of_levels, config.heads.sizes, config.levels.features * config.levels.grid**2)
+        sizes = config.heads.levels_sizes or config.heads.sizes
+        found["levels"] = branch(of_levels, sizes, config.levels.features * config.levels.grid**2)
     if not found:
         raise ValueError("loss.global and loss.lambda are both 0: nothing is left to train")
     return found

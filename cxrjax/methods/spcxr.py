@@ -56,7 +56,9 @@ def make(config: Config) -> Method:
     settings.shares(config, "contrast.momentum")
     px, dtype = config.model.image_px, jnp.dtype(config.model.dtype)
     (whole, encoder), pairs = backbone.make_vit(config.model), pictures(config)
-    decoder = PixelHead(config.model.patch_px, dtype=dtype, initialisation=config.model.initialisation)
+    settings.counts(config, "decoder.channels")
+    initialisation, channels = config.model.initialisation, config.decoder.channels
+    decoder = PixelHead(config.model.patch_px, channels, dtype, initialisation)
     blocks = recons_blocks(config.recons_blocks, encoder.size.depth)
     corrupt = corruption.Corruption(**config.corruption)
     corrupt.check(px)
@@ -74,7 +76,8 @@ def make(config: Config) -> Method:
         clean, corrupted, hidden = (prepared[name] for name in ("clean", "corrupted", "hidden"))
         outputs, restored = restore(params, corrupted, prepared["paths"])
         error, count = masked.l1_errors(restored, clean, hidden)
-        copy_error, _ = masked.l1_errors(corrupted, clean, hidden)  # of the input, given back as it is
+        given_back = jnp.broadcast_to(corrupted, restored.shape)  # the input as it is
+        copy_error, _ = masked.l1_errors(given_back, clean, hidden)
         features = {"error": error, "count": count, "copy_error": copy_error}
         features["pooled"] = rearrange(pooled(outputs), "(b v) d -> b v d", v=2)
         if contrasts:

@@ -38,8 +38,9 @@ def make(head: Mapping[str, Any], encoder: Backbone) -> Segmenter:
     """The head of config.head on an encoder.
 
     head: kind, "" for UNETR on a ViT and U-Net on a ResNet; features: channels of the last level (of all levels of
-    UPerNet), 0 for the paper's; taps: of UNETR, blocks such as "3,6,9" (see `decoders.unetr_taps`), "" for MONAI's.
-    Raises ValueError for a kind that does not exist, or not on such an encoder, and for taps that are none of it.
+    UPerNet), 0 for the paper's; widths: of SETR-PUP, "256,256,256,256" for the channels of each level, "" to double
+    features; taps: of UNETR, blocks such as "3,6,9" (see `decoders.unetr_taps`), "" for MONAI's.
+    Raises ValueError for a kind that does not exist, or not on such an encoder, and for widths and taps that are none of it.
     """
     is_resnet = isinstance(encoder.module, ResNet)
     kinds = ("unet",) if is_resnet else ("unetr", "setr_pup", "upernet")
@@ -51,12 +52,17 @@ def make(head: Mapping[str, Any], encoder: Backbone) -> Segmenter:
         raise ValueError(
             f"head.taps = {head['taps']!r} with {kind}: taps are numbers of blocks, from 1, and UNETR's alone"
         )
+    widths = names(head["widths"])
+    if widths and (kind != "setr_pup" or not all(width.isdecimal() for width in widths)):
+        raise ValueError(f"head.widths = {head['widths']!r} with {kind}: widths are numbers, and SETR-PUP's alone")
     if kind == "unet":
         module = UNet(features, dtype)
     elif kind == "unetr":
         module = UNETR(1, encoder.module.patch_px, features, tuple(int(tap) for tap in taps), dtype)
+    elif kind == "setr_pup":
+        module = SETRPUP(features, encoder.module.patch_px, tuple(int(width) for width in widths), dtype)
     else:
-        module = {"setr_pup": SETRPUP, "upernet": UPerNet}[kind](features, encoder.module.patch_px, dtype)
+        module = UPerNet(features, encoder.module.patch_px, dtype)
 
     def inputs(found, images, train):
         if kind == "unetr":
@@ -128,11 +134,13 @@ class SETRPUP(nn.Module):
     """Progressive upsampling of a ViT's patches: Linear, then convolution, BatchNorm, ReLU, ×2 until there are pixels.
 
     features: channels of the last level, 64; doubled with every halving: 512, 256, 128, 64 from patches of 16 px.
+    widths: channels of all levels, in the place of these; the authors' code has 256 in each.
     Source: Zheng et al., CVPR 2021, fig. 1b, as MGCA's code has it (corners aligned).
     """
 
     features: int = 64
     patch_px: int = 16
+    widths: tuple[int, ...] = ()
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -140,9 +148,11 @@ class SETRPUP(nn.Module):
         doublings = self.patch_px.bit_length() - 1
         if self.patch_px != 2**doublings:
             raise ValueError(f"SETR-PUP doubles the grid until it has pixels; patches of {self.patch_px} px do not fit")
+        widths = self.widths or [self.features * 2 ** (doublings - i) for i in range(1, doublings + 1)]
+        if len(widths) != doublings:
+            raise ValueError(f"head.widths has {len(widths)} numbers; patches of {self.patch_px} px need {doublings}")
         x = Linear(patches.shape[-1], self.dtype, name="fc")(patches)
-        for i in range(1, doublings + 1):
-            width = self.features * 2 ** (doublings - i)
+        for i, width in enumerate(widths, 1):
             x = ConvNormReLU(width, bias=True, dtype=self.dtype, name=f"conv{i}")(x, train)
             x = resize(x, (2 * x.shape[1], 2 * x.shape[2]), aligned=True)
         return _logits(x, 3, "logits")

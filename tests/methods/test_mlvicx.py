@@ -144,6 +144,13 @@ def test_parameter_counts_and_shapes_of_the_release():
     ]
 
 
+def test_each_branch_may_have_its_own_head():
+    method = methods.make(runs.config("mlvicx", heads__levels_sizes=(40, 20)))
+    params, _ = jax.eval_shape(method.init, jax.random.key(0), methods.blank_batch(method))
+    assert params["projector"]["levels"]["fc2"]["kernel"].shape == (40, 20)
+    assert params["projector"]["global"]["fc3"]["kernel"].shape == (24, 24)
+
+
 def test_gates_pass_everything_only_when_open(case):
     """Saturated, they leave the plain ResNet, which is what strip_gates computes whatever they are."""
     saturated = {**case.params, "gates": jax.tree.map(lambda leaf: np.full_like(leaf, 1e4), case.params["gates"])}

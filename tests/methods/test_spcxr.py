@@ -111,6 +111,26 @@ def test_whole_forward_and_gradient_are_pytorchs():
     assert float(aux.monitors["copy_error"]) == pytest.approx(np.abs(clean)[batch["fill"] > 0].mean(), rel=1e-5)
 
 
+def test_three_channels_of_one_picture_are_its_one():
+    """A head that gives every pixel three times has the loss of a head that gives it once, and so has the copy."""
+    one, three = variant(), variant(decoder__channels=3)
+    batch = batch_of(one, smooth_pictures(4, 32))
+    shapes = jax.eval_shape(one.init, jax.random.key(0), batch)[0]
+    wanted = jax.eval_shape(three.init, jax.random.key(0), batch)[0]
+    params = noisy(shapes)
+
+    def repeated(leaf, target):
+        axis = next((i for i, (a, b) in enumerate(zip(leaf.shape, target.shape, strict=True)) if a != b), None)
+        return leaf if axis is None else np.repeat(leaf, target.shape[axis] // leaf.shape[axis], axis=axis)
+
+    found = [
+        jax.jit(method.loss)(of_it, {}, batch, jax.random.key(0), 0)
+        for method, of_it in ((one, params), (three, jax.tree.map(repeated, params, wanted)))
+    ]
+    assert float(found[0][0]) == pytest.approx(float(found[1][0]), rel=1e-5)
+    assert float(found[0][1].monitors["copy_error"]) == pytest.approx(float(found[1][1].monitors["copy_error"]))
+
+
 def test_recons_blocks():
     assert spcxr.recons_blocks("spread", 12) == (6, 8, 10, 12)
     assert [spcxr.recons_blocks("spread", depth) for depth in (2, 4, 24)] == [(1, 2), (2, 3, 4), (12, 16, 20, 24)]

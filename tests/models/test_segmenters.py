@@ -135,14 +135,14 @@ def test_upernet_is_pytorchs():
 def test_parameters_of_unet_are_those_of_segmentation_models_pytorch(variant, expected):
     """24 436 369 and 32 521 105 in all, less torchvision's trunks of 21 284 672 and 23 508 032."""
     encoder = backbone.make({**RESNET, "variant": variant, "image_px": 64, "channels": 3})
-    head = segmenters.make({"kind": "unet", "features": 0, "taps": ""}, encoder)
+    head = segmenters.make({"kind": "unet", "features": 0, "widths": "", "taps": ""}, encoder)
     params, _ = jax.eval_shape(head.init, jax.random.key(0))
     assert count(params) == expected
 
 
 def test_widths_of_setr_pup_at_vit_b_are_mgcas():
     encoder = backbone.make({**VIT, "variant": "B", "image_px": 224, "patch_px": 16})
-    head = segmenters.make({"kind": "setr_pup", "features": 0, "taps": ""}, encoder)
+    head = segmenters.make({"kind": "setr_pup", "features": 0, "widths": "", "taps": ""}, encoder)
     params, _ = jax.eval_shape(head.init, jax.random.key(0))
     assert [params[f"conv{i}"]["conv"]["kernel"].shape[2:] for i in (1, 2, 3, 4)] == [
         (768, 512), (512, 256), (256, 128), (128, 64)
@@ -150,10 +150,23 @@ def test_widths_of_setr_pup_at_vit_b_are_mgcas():
     assert params["fc"]["kernel"].shape == (768, 768)
 
 
+def test_setr_pup_takes_other_widths():
+    head = {"kind": "setr_pup", "features": 4, "widths": "6,5", "taps": ""}
+    params, _ = jax.eval_shape(segmenters.make(head, backbone.make(FINE)).init, jax.random.key(0))
+    assert [params[f"conv{i}"]["conv"]["kernel"].shape[2:] for i in (1, 2)] == [(64, 6), (6, 5)]
+    for changes, said in (
+        ({"kind": "unetr"}, "widths are numbers, and SETR-PUP's alone"),
+        ({"widths": "6,wide"}, "widths are numbers"),
+        ({"widths": "6"}, "has 1 numbers; patches of 4 px need 2"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            jax.eval_shape(segmenters.make({**head, **changes}, backbone.make(FINE)).init, jax.random.key(0))
+
+
 @pytest.mark.parametrize(("model", "kind"), [(FINE, ""), (FINE, "setr_pup"), (FINE, "upernet"), (RESNET, "")])
 def test_every_head_makes_a_mask_of_the_pictures_size(model, kind):
     encoder = backbone.make(model)
-    head = segmenters.make({"kind": kind, "features": 4, "taps": ""}, encoder)
+    head = segmenters.make({"kind": kind, "features": 4, "widths": "", "taps": ""}, encoder)
 
     def masks(key, train):
         params, stats = encoder.init(key)
@@ -171,7 +184,7 @@ def test_every_head_makes_a_mask_of_the_pictures_size(model, kind):
 
 def test_unetr_reads_the_blocks_that_are_named():
     encoder = backbone.make({**FINE, "variant": "Ti"})
-    head = segmenters.make({"kind": "unetr", "features": 4, "taps": "3"}, encoder)
+    head = segmenters.make({"kind": "unetr", "features": 4, "widths": "", "taps": "3"}, encoder)
     params, _ = jax.eval_shape(head.init, jax.random.key(0))
     params, images = noise(params), maps(1, 32, 32, 1)
     patches, blocks = maps(1, 8, 8, 192), maps(12, 1, 8, 8, 192)
@@ -188,10 +201,12 @@ def test_unetr_reads_the_blocks_that_are_named():
 def test_heads_that_do_not_fit_are_explained():
     for kind, taps in (("setr_pup", "3"), ("unetr", "third")):
         with pytest.raises(ValueError, match=f"head.taps = '{taps}' with {kind}: taps are numbers of blocks"):
-            segmenters.make({"kind": kind, "features": 0, "taps": taps}, backbone.make(FINE))
+            segmenters.make({"kind": kind, "features": 0, "widths": "", "taps": taps}, backbone.make(FINE))
     for model, kind in ((VIT, "unet"), (RESNET, "unetr"), (VIT, "u-net")):
         with pytest.raises(ValueError, match=f"head.kind = '{kind}' on .*: choose one of"):
-            segmenters.make({"kind": kind, "features": 0, "taps": ""}, backbone.make(model))
-    head = segmenters.make({"kind": "", "features": 4, "taps": ""}, backbone.make({**RESNET, "image_px": 48}))
+            segmenters.make({"kind": kind, "features": 0, "widths": "", "taps": ""}, backbone.make(model))
+    head = segmenters.make(
+        {"kind": "", "features": 4, "widths": "", "taps": ""}, backbone.make({**RESNET, "image_px": 48})
+    )
     with pytest.raises(ValueError, match="multiples of 32 px, got"):
         jax.eval_shape(head.init, jax.random.key(0))
