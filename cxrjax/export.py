@@ -5,10 +5,12 @@
 The folder holds config.json, model.safetensors, preprocessor_config.json, README.md (the model card) and lineage.json
 (what it was trained on, and what that started from: `lineage`), and loads with
 `transformers.ViTModel.from_pretrained(FOLDER, add_pooling_layer=False)`. A ViT with LayerScale is a DINOv2 and loads
-with `AutoModel`, a ResNet with `transformers.ResNetModel.from_pretrained(FOLDER)`. A method that learns from reports
-also leaves its text encoder, in FOLDER/text, for `transformers.BertModel` and `BertTokenizer`; projections to the joint
-space stay behind. Where torch and transformers are installed, the features of both sides are compared before anything
-is put in place; nothing is written if they differ.
+with `AutoModel`, a ResNet with `transformers.ResNetModel.from_pretrained(FOLDER)`. A run with answers leaves its head
+too: the same folder loads with `AutoModelForImageClassification`, but for a ViT whose head reads the mean of the
+patches, which has no such class. A method that learns from reports also leaves its text encoder, in FOLDER/text, for
+`transformers.BertModel` and `BertTokenizer`; projections to the joint space stay behind. Where torch and transformers
+are installed, the features of both sides are compared before anything is put in place, and the logits of a head;
+nothing is written if they differ.
 """
 
 import argparse
@@ -26,7 +28,7 @@ import numpy as np
 
 from cxrjax import lineage, model_card, trained
 from cxrjax.config import ConfigDict
-from cxrjax.interop import huggingface, torch_bert, torch_dinov2, torch_resnet, torch_vit
+from cxrjax.interop import classifier, huggingface, torch_bert, torch_dinov2, torch_resnet, torch_vit
 from cxrjax.models import bert, posemb, resnet, text_tower, transformer, vit
 from cxrjax.text import tokenizer
 
@@ -36,10 +38,10 @@ CARD = "README.md"
 
 
 class Parity(NamedTuple):
-    """Largest difference between our features and PyTorch's, and what was compared."""
+    """Largest difference between our features and logits and PyTorch's, and what was compared."""
 
     difference: float
-    largest: float  # largest feature, for scale
+    largest: float  # largest feature or logit, for scale
     pictures: int
 
 
@@ -59,6 +61,7 @@ def export(
     # float32 throughout: the weights are, and PyTorch users compute in it unless they ask for less.
     model = trained.load(checkpoint, step, dtype="float32")
     weights, config = encoder_weights(model)
+    weights, config = with_head(model, weights, config)
     standardise = model.config.standardise
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as folder:
@@ -126,6 +129,16 @@ def encoder_weights(model: trained.Trained) -> tuple[dict[str, np.ndarray], dict
     )
 
 
+def with_head(
+    model: trained.Trained, weights: dict[str, np.ndarray], config: dict[str, Any]
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Weights and config.json of an encoder with the trained head, or as they are where no classifier is like it."""
+    answers, pool = model.method.answers, model.config.model.get("pool", "")
+    if answers is None or answers.kind not in classifier.PROBLEMS or not classifier.fits(config, pool):
+        return weights, config
+    return classifier.attach(weights, config, model.params["head"], answers.names, answers.kind, pool)
+
+
 def write_text(model: trained.Trained, folder: Path) -> None:
     """Writes the text encoder and its vocabulary as a Hugging Face folder.
 
@@ -167,14 +180,14 @@ def compare(model: trained.Trained, folder: str | Path) -> Parity:
     images = _pictures(json.loads((Path(folder) / huggingface.CONFIG).read_text())["image_size"])
     with jax.default_matmul_precision("highest"):
         ours = jax.jit(model.method.encode)(model.params, model.state, images[..., None])
-    pooled, patches = _their_features(folder, images, model.config.model)
-    differences = [np.abs(ours["pooled"] - pooled).max(), np.abs(ours["patches"] - patches).max()]
-    largest = max(np.abs(pooled).max(), np.abs(patches).max())
+    theirs = _their_features(folder, images, model.config.model)
+    differences = [np.abs(ours[name] - found).max() for name, found in theirs.items()]
+    largest = max(np.abs(found).max() for found in theirs.values())
     return Parity(float(np.max(differences)), float(largest), len(images))
 
 
-def _their_features(folder: str | Path, images: np.ndarray, architecture: ConfigDict) -> tuple[np.ndarray, np.ndarray]:
-    """Pooled b d and patches b p q d of grey pictures b h w, as a user of PyTorch computes them.
+def _their_features(folder: str | Path, images: np.ndarray, architecture: ConfigDict) -> dict[str, np.ndarray]:
+    """ "pooled" b d, "patches" b p q d and of a head "logits" b c of grey pictures b h w, as users of PyTorch have it.
 
     architecture: config.model, whose `pool` says which vector of a ViT stands for the picture.
     """
@@ -188,9 +201,14 @@ def _their_features(folder: str | Path, images: np.ndarray, architecture: Config
         # The pictures have the encoder's size: what a processor does to larger ones would change them.
         as_they_are = {"do_resize": False, "do_center_crop": False}
         inputs = processor([Image.fromarray(image) for image in images], return_tensors="pt", **as_they_are)
+        found = {}
+        if classifier.is_attached(config):
+            whole = transformers.AutoModelForImageClassification.from_pretrained(folder).eval()
+            found["logits"] = whole(**inputs).logits.numpy()
         if config["model_type"] == "resnet":
             out = transformers.ResNetModel.from_pretrained(folder).eval()(**inputs)
-            return out.pooler_output.flatten(1).numpy(), out.last_hidden_state.permute(0, 2, 3, 1).numpy()
+            maps = out.last_hidden_state.permute(0, 2, 3, 1).numpy()
+            return found | {"pooled": out.pooler_output.flatten(1).numpy(), "patches": maps}
         if config["model_type"] == "vit":
             model = transformers.ViTModel.from_pretrained(folder, add_pooling_layer=False)
         else:
@@ -200,7 +218,7 @@ def _their_features(folder: str | Path, images: np.ndarray, architecture: Config
     tokens = np.concatenate([tokens[:, :1], tokens[:, 1 + registers :]], axis=1)
     side = config["image_size"] // config["patch_size"]
     pooled = tokens[:, 0] if architecture.pool == "cls" else tokens[:, 1:].mean(axis=1)
-    return pooled, tokens[:, 1:].reshape(len(images), side, side, -1)
+    return found | {"pooled": pooled, "patches": tokens[:, 1:].reshape(len(images), side, side, -1)}
 
 
 def _pictures(px: int) -> np.ndarray:

@@ -9,11 +9,12 @@ from typing import Any
 from cxrjax import arrived, lineage
 from cxrjax import config as shared
 from cxrjax.config import ConfigDict
+from cxrjax.interop import classifier
 from cxrjax.trained import Trained
 
 _CARD = """---
 library_name: transformers
-pipeline_tag: image-feature-extraction
+pipeline_tag: {task}
 tags:
 - chest-x-ray
 - self-supervised
@@ -50,7 +51,7 @@ model = {loading}.eval()
 with torch.inference_mode():
     out = model(**processor(Image.open("picture.png"), return_tensors="pt"))
 {use}
-
+{answers}
 ## Preprocessing
 
 1. One grey channel, 8 bits, bones white (a DICOM with MONOCHROME1 must be inverted, and windowed, beforehand).
@@ -92,16 +93,38 @@ Not stated. Whoever publishes these weights states one that the terms of the pre
 
 _VIT_USE = """tokens = out.last_hidden_state
 features = {features}
-patches = tokens[:, 1:]  # {grid} x {grid} patches in raster order
+patches = tokens[:, {first}:]  # {grid} x {grid} patches in raster order
 ```
+{pooling}"""
 
+_NO_POOLING = """
 `add_pooling_layer=False` matters: the pooling layer of `ViTModel` was not trained, and would be random."""
 
 _RESNET_USE = """features = out.pooler_output.flatten(1)
 patches = out.last_hidden_state  # batch, channels, rows, columns of the last map
 ```
 
-There is no classifier; `eval()` matters, since BatchNorm must use the statistics of the pre-training pictures."""
+`eval()` matters, since BatchNorm must use the statistics of the pre-training pictures."""
+
+_ANSWERS = """
+The trained head answers {kind} with {count} logits:
+
+```python
+from transformers import AutoModelForImageClassification
+
+classifier = AutoModelForImageClassification.from_pretrained(folder).eval()
+with torch.inference_mode():
+    logits = classifier(**processor(Image.open("picture.png"), return_tensors="pt")).logits
+probabilities = {probabilities}
+names = [classifier.config.id2label[i] for i in range({count})]
+```
+
+The encoder's class says that it leaves the classifier's arrays unread; that is as it should be.
+"""
+
+_NO_CLASS = """
+The run's head, which reads the mean of the patches, is left out: Hugging Face's ViT classifier reads [CLS].
+"""
 
 _ENLARGED = """
 
@@ -135,7 +158,9 @@ def text(model: Trained, config: dict[str, Any], parity: Any, entries: list[line
     measured, judged = _measured(model.workdir, model.step)
     return _CARD.format(
         **describe(settings, config),
-        loader=config["architectures"][0],
+        loader=classifier.encoder_class(config),
+        task="image-classification" if classifier.is_attached(config) else "image-feature-extraction",
+        answers=_answers(model, config),
         loading=loading(config),
         px=config["image_size"],
         fit=_fit(model.method.sees, config["image_size"]),
@@ -178,21 +203,38 @@ def _seen(entries: list[lineage.Entry]) -> str:
 
 def loading(config: dict[str, Any]) -> str:
     """The expression that loads an exported folder, from the content of its config.json."""
-    options = "" if config["model_type"] == "resnet" else ", add_pooling_layer=False"
-    return f"{config['architectures'][0]}.from_pretrained(folder{options})"
+    options = ", add_pooling_layer=False" if config["model_type"] == "vit" else ""
+    return f"{classifier.encoder_class(config)}.from_pretrained(folder{options})"
+
+
+def _answers(model: Trained, config: dict[str, Any]) -> str:
+    """How to ask the head of a folder, and where it was left behind why."""
+    answers = model.method.answers
+    if answers is None or answers.kind not in classifier.PROBLEMS:
+        return ""
+    if not classifier.is_attached(config):
+        return _NO_CLASS
+    several = answers.kind == "multilabel"
+    return _ANSWERS.format(
+        kind="one question each" if several else "one question",
+        count=len(answers.names),
+        probabilities="logits.sigmoid()" if several else "logits.softmax(dim=1)",
+    )
 
 
 def _vit(settings: ConfigDict, config: dict[str, Any]) -> dict[str, str]:
     layers, heads, patch = (config[key] for key in ("num_hidden_layers", "num_attention_heads", "patch_size"))
+    first = 1 + config.get("num_register_tokens", 0)
     pooled, features = {
         "cls": ("the final [CLS] token", "tokens[:, 0]"),
-        "mean": ("the mean of the final patch tokens", "tokens[:, 1:].mean(dim=1)"),
+        "mean": ("the mean of the final patch tokens", f"tokens[:, {first}:].mean(dim=1)"),
     }[settings.model.pool]
+    pooling = _NO_POOLING if config["model_type"] == "vit" else ""
     return {
         "title": _title(settings, f"ViT-{settings.model.variant}/{patch}"),
         "architecture": f"ViT, {layers} layers, width {config['hidden_size']}, {heads} heads, patches of {patch} px",
         "pool": pooled,
-        "use": _VIT_USE.format(features=features, grid=config["image_size"] // patch),
+        "use": _VIT_USE.format(features=features, first=first, grid=config["image_size"] // patch, pooling=pooling),
         "first_layer": "patch embedding",
     }
 
