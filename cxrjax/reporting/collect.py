@@ -28,7 +28,7 @@ _SKIPPED = ("checkpoints", "tensorboard", "features")
 
 class Run(NamedTuple):
     """One saved evaluation: its subject, its folder (results.json, predictions.parquet), the run's workdir; the share
-    of the labels, seed and fold that it was trained with; results as saved."""
+    of the labels, seed and fold that it was trained with; results as saved; the run it started from ("" if none)."""
 
     subject: str
     folder: Path
@@ -37,6 +37,7 @@ class Run(NamedTuple):
     seed: int
     fold: int
     results: dict[str, Any]
+    pretraining: str = ""
 
     def predictions(self) -> pandas.DataFrame:
         """The saved table."""
@@ -110,6 +111,7 @@ def collect(runs: str | Sequence[str]) -> Collected:
             int(one.config.get("seed", one.results["seed"])),
             int(entry.get("fold") or 0),
             one.results,
+            str(one.config.get("init_from") or ""),
         )
         title = f"{entry['set']} · {entry.get('task', {}).get('name') or 'all'} · {entry['judge']}"
         question = questions.setdefault(asked, Question(title, task.get("kind", ""), entry, []))

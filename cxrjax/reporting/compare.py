@@ -3,7 +3,7 @@
 A subject is a model, with a table of predictions of each of its runs: its seeds, the folds of a cross-validation. Its
 metric is the mean over its runs. All subjects and runs are judged on the same resamples of patients, so that what makes
 a resample hard for all of them drops out of a difference. The interval covers the choice of the test patients. It holds
-for the mean of these very runs; how far they lie apart is in `spread`.
+for the mean of these very runs; how far they lie apart is in `spread`, and `with_seeds` covers other seeds as well.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +16,8 @@ from cxrjax.evals import metrics
 from cxrjax.evals.base import MASKED, Interval
 from cxrjax.evals.metrics import Measures
 from cxrjax.evals.predictions import judged_labels, picture_values
+from cxrjax.reporting import seeds, significance
+from cxrjax.reporting.seeds import Components
 
 TRUTH = ("report", "true_boxes", "true_labels")
 """Columns that say what there is in a picture, where there are no targets. Pixels of a mask are not among them: models
@@ -26,7 +28,10 @@ class Comparison(NamedTuple):
     """What was found; every mapping is subject -> metric -> it.
 
     differences: subject minus reference, without the reference itself. spread: lowest and highest run, where there are
-    several. positives: metric -> positive pictures, of tables that have targets.
+    several. positives: metric -> positive pictures, of tables that have targets. p: of no difference to the reference,
+    two-sided, from the resamples, not corrected. with_seeds, differences_with_seeds: the same values with intervals
+    that cover seeds as well (see `seeds`), of subjects with several runs on the same pictures; components: what seeds
+    add.
     """
 
     metrics: dict[str, dict[str, Interval]]
@@ -36,6 +41,10 @@ class Comparison(NamedTuple):
     pictures: int
     patients: int
     notes: list[str]
+    p: dict[str, dict[str, float]]
+    with_seeds: dict[str, dict[str, Interval]]
+    differences_with_seeds: dict[str, dict[str, Interval]]
+    components: dict[str, dict[str, Components]]
 
 
 def measured(kind: str, table: pandas.DataFrame) -> Measures:
@@ -108,11 +117,13 @@ def compare(
     reference: str = "",
     resamples: int = 1000,
     seed: int = 0,
+    pretrainings: Mapping[str, Sequence[str]] | None = None,
 ) -> Comparison:
     """Judges all subjects on the same resamples of patients.
 
     kind: of the task ("" for tables without targets); subjects: name -> a table of predictions per run; reference: the
-    subject that the others are compared with ("": the first).
+    subject that the others are compared with ("": the first). pretrainings: subject -> the pre-training that each of
+    its runs starts from; without it each run is one by itself.
     A label that not every run was judged on, or that has one value only in one of them, is left out of all and named.
     Raises ValueError for an unknown reference, and for tables that do not belong together (see `pictures`).
     """
@@ -151,17 +162,31 @@ def compare(
     }
     sizes, positives = _sizes(known, next(iter(subjects.values())), parts, list(found[reference]))
 
-    def intervals(name: str, minus: str | None = None) -> dict[str, Interval]:
-        value = {metric: of_runs.mean() for metric, of_runs in found[name].items()}
-        spread = drawn[name]
-        if minus is not None:
-            value = {metric: one - found[minus][metric].mean() for metric, one in value.items()}
-            spread = {metric: one - drawn[minus][metric] for metric, one in spread.items()}
-        return {metric: metrics.interval(value[metric], spread[metric], sizes[metric]) for metric in value}
+    of_seeds = {}
+    for name, of_subject in subjects.items():
+        if len(of_subject) > 1 and len({frozenset(table["image_id"]) for table in of_subject}) == 1:
+            starts = (pretrainings or {}).get(name, list(map(str, range(len(of_subject)))))
+            of_seeds[name] = {metric: seeds.components(values, starts) for metric, values in found[name].items()}
 
+    def spread(name: str, metric: str, minus: str | None) -> np.ndarray:
+        return drawn[name][metric] - (0 if minus is None else drawn[minus][metric])
+
+    def intervals(name: str, minus: str | None = None, with_seeds: bool = False) -> dict[str, Interval]:
+        spans = {}
+        for metric, of_runs in found[name].items():
+            value = of_runs.mean() - (0 if minus is None else found[minus][metric].mean())
+            samples = spread(name, metric, minus)
+            if with_seeds:
+                sides = [of_seeds[side][metric] for side in (name, minus) if side in of_seeds]
+                samples = seeds.widened(samples, sides, seed)
+            spans[metric] = metrics.interval(value, samples, sizes[metric])
+        return spans
+
+    others = [name for name in subjects if name != reference]
+    seeded = [name for name in others if name in of_seeds or reference in of_seeds]
     return Comparison(
         {name: intervals(name) for name in subjects},
-        {name: intervals(name, reference) for name in subjects if name != reference},
+        {name: intervals(name, reference) for name in others},
         {
             name: {metric: (float(one.min()), float(one.max())) for metric, one in of_runs.items()}
             for name, of_runs in found.items()
@@ -171,6 +196,13 @@ def compare(
         len(known),
         len(patients),
         notes,
+        {
+            name: {metric: significance.p_of_samples(spread(name, metric, reference)) for metric in found[name]}
+            for name in others
+        },
+        {name: intervals(name, with_seeds=True) for name in of_seeds},
+        {name: intervals(name, reference, with_seeds=True) for name in seeded},
+        of_seeds,
     )
 
 

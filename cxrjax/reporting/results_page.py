@@ -27,7 +27,7 @@ from cxrjax.reporting.sections import Judged, Options, Section
 ABOUT = (
     "Numbers in brackets are 95 % percentile intervals over {resamples} resamples of the test patients, the same ones "
     "for all that stands in one table. A difference is to {reference}; it is bold where its interval leaves out zero. "
-    "With many rows one in twenty does so by chance. A click on the head of a column sorts by it."
+    "Holm's p values take into account how many differences a table holds. A click on the head of a column sorts by it."
 )
 
 
@@ -71,7 +71,8 @@ def section(question: collect.Question, options: Options) -> Section:
     for share, tables in tables_of.items():
         reference = options.reference if options.reference in tables else ""
         try:
-            found[share] = compare.compare(question.kind, tables, reference, options.resamples, options.seed)
+            starts = _pretrainings(question, share)
+            found[share] = compare.compare(question.kind, tables, reference, options.resamples, options.seed, starts)
             notes += [f"{share:.0%} of the labels: {note}" for note in found[share].notes]
         except ValueError as error:
             notes.append(f"no paired differences at {share:.0%} of the labels: {error}")
@@ -157,6 +158,15 @@ def _tables(question: collect.Question, share: float) -> dict[str, list[pandas.D
     for run in question.runs:
         if run.fraction == share:
             found.setdefault(run.subject, []).append(run.predictions())
+    return found
+
+
+def _pretrainings(question: collect.Question, share: float) -> dict[str, list[str]]:
+    """Subject -> the pre-training that each of its runs starts from; a run that starts from none is one itself."""
+    found: dict[str, list[str]] = {}
+    for run in question.runs:
+        if run.fraction == share:
+            found.setdefault(run.subject, []).append(run.pretraining or str(run.folder))
     return found
 
 

@@ -11,7 +11,18 @@ from cxrjax.evals import metrics
 from cxrjax.evals.base import MASKED, Interval
 from cxrjax.evals.predictions import judged_labels, picture_values
 from cxrjax.input.converted_sets import ConvertedSet, open_set
-from cxrjax.reporting import calibration, charts, collect, compare, delong, examples, operating, page, subgroups
+from cxrjax.reporting import (
+    calibration,
+    charts,
+    collect,
+    compare,
+    delong,
+    examples,
+    operating,
+    page,
+    significance,
+    subgroups,
+)
 
 BAND_RESAMPLES = 200  # a band is drawn, not read off
 
@@ -89,18 +100,48 @@ def _comparison_table(
     several = len(found) > 1
     columns = ["subject", *(["labels"] if several else []), "runs"]
     columns += [column for name in shown for column in (name, f"{name}, difference")]
+    main, seeded = shown[0], any(one.with_seeds for one in found.values())
+    columns += [f"{main}, with seeds", f"{main}, difference with seeds"] if seeded else []
+    columns += [f"{main}, p (Holm)"]
     rows = []
+    pairs = [(share, subject) for share, one in found.items() for subject in one.p]
+    corrected = dict(zip(pairs, significance.holm([found[a].p[b][main] for a, b in pairs]).tolist(), strict=True))
     for share, one in found.items():
         for subject, row in one.metrics.items():
             gains = one.differences.get(subject, {})
             cells: list[page.Cell] = [subject, *([share] if several else []), len(tables_of[share][subject])]
             for name in shown:
                 cells += [row.get(name), page.Gain(gains[name]) if name in gains else None]
-            rows.append(cells)
+            if seeded:
+                gain = one.differences_with_seeds.get(subject, {}).get(main)
+                cells += [one.with_seeds.get(subject, {}).get(main), gain and page.Gain(gain)]
+            rows.append([*cells, corrected.get((share, subject))])
     text = ""
     if any(len(runs) > 1 for tables in tables_of.values() for runs in tables.values()):
-        text = "Of several runs the mean is given; its interval covers the choice of patients, not of seeds."
+        text = "Of several runs the mean is given; its interval covers the choice of patients, not of seeds. "
+    if seeded:
+        text += _of_seeds([one for one in found.values() if one.with_seeds][-1], main)
+    if corrected:
+        text += (
+            f"p: two-sided, from the resamples, by Holm for {len(corrected)} differences of {main}. It does not cover "
+            "seeds."
+        )
     return page.Table("Comparison", columns, rows, text)
+
+
+def _of_seeds(found: compare.Comparison, metric: str) -> str:
+    """Sentences on what seeds add to each subject's mean."""
+    said = []
+    for name, of_metric in found.components.items():
+        one = of_metric[metric]
+        parts = [
+            f"{value:.3f} over the seeds of {what}"
+            for what, value in (("pre-training", one.pretraining), ("heads", one.head))
+            if math.isfinite(value)
+        ]
+        alone = ", of one pre-training, which leaves its seed out" if one.pretrainings == 1 else ""
+        said.append(f"{name} {' and '.join(parts)}{alone}")
+    return f"With seeds: the interval covers them too. Standard deviations of single runs: {'; '.join(said)}. "
 
 
 def _over_shares(found: Mapping[float, compare.Comparison], metric: str) -> page.Drawing:
@@ -136,9 +177,12 @@ def labels(judged: Judged) -> Section:
     columns = ["label", "subject", "pictures", "positive", "auroc", "auroc, difference", "auprc"]
     text = (
         "DeLong's interval and the p value of the difference check the bootstrap's. They take a patient's pictures "
-        "together (Obuchowski 1997), and are of single runs. No correction is made for the number of tests."
+        "together (Obuchowski 1997), and are of single runs. The p values in the last column are corrected by Holm "
+        "for the number of differences in this table."
     )
-    return Section([page.Table("Labels", [*columns, "auroc, DeLong", "p, DeLong"], rows, text)], facts)
+    corrected = significance.holm([math.nan if row[-1] is None else float(row[-1]) for row in rows])
+    rows = [[*row, p] for row, p in zip(rows, corrected.tolist(), strict=True)]
+    return Section([page.Table("Labels", [*columns, "auroc, DeLong", "p, DeLong", "p, Holm"], rows, text)], facts)
 
 
 def parts_of_measures(judged: Judged) -> Section:

@@ -4,7 +4,7 @@ import pytest
 
 from cxrjax.evals import metrics
 from cxrjax.evals.predictions import picture_values
-from cxrjax.reporting import compare
+from cxrjax.reporting import compare, seeds, significance
 
 
 def tables(count, n=200, labels=("a", "b"), seed=0, skill=1.0):
@@ -26,6 +26,31 @@ def flat(found):
 
 def mean_area(table, metric="auroc", weights=None):
     return np.mean([getattr(metrics, metric)(table[f"target/{n}"], table[f"score/{n}"], weights) for n in "ab"], axis=0)
+
+
+def test_intervals_cover_seeds_where_a_subject_has_several():
+    several, alone = tables(4, skill=1.5), tables(1, seed=7)
+    found = compare.compare("multilabel", {"base": alone, "four": several}, resamples=200, seed=1)
+    values = [mean_area(one) for one in several]
+    component = found.components["four"]["auroc"]
+    assert component.of_mean == pytest.approx(np.std(values, ddof=1) / 2) and "base" not in found.components
+    plain, wide = found.metrics["four"]["auroc"], found.with_seeds["four"]["auroc"]
+    assert wide.value == plain.value and wide.high - wide.low > plain.high - plain.low
+    plain, wide = found.differences["four"]["auroc"], found.differences_with_seeds["four"]["auroc"]
+    assert wide.value == plain.value and wide.high - wide.low > plain.high - plain.low
+    heads = {"four": ["a", "a", "b", "b"]}
+    nested = compare.compare("multilabel", {"base": alone, "four": several}, resamples=20, pretrainings=heads)
+    assert nested.components["four"]["auroc"] == seeds.components(values, heads["four"])
+    assert compare.compare("multilabel", {"base": alone, "one": several[:1]}, resamples=20).with_seeds == {}
+
+
+def test_p_is_of_the_paired_resamples():
+    (first,), (second,) = tables(1, skill=1.2), tables(1, seed=1, skill=1.0)
+    found = compare.compare("multilabel", {"old": [second], "new": [first]}, resamples=100, seed=4)
+    weights = np.concatenate(list(metrics.patient_weights(first["patient_id"], 100, 4)), axis=1)
+    drawn = mean_area(first, weights=weights) - mean_area(second, weights=weights)
+    assert set(found.p) == {"new"}
+    assert found.p["new"]["auroc"] == significance.p_of_samples(drawn)
 
 
 def test_one_seed_a_subject_is_the_metric_and_its_paired_difference():
