@@ -139,13 +139,17 @@ def _with_teachers(config: ConfigDict) -> ConfigDict:
 def _with_heads(config: ConfigDict, builds: bool) -> ConfigDict:
     """The config with heads of the sets that are trained on and of no other, where its method has one for each set.
 
-    A set whose head is not given gets one of all its labels; one that is not there is left to be refused.
+    A set whose head is not given gets one of all its labels, for which it must be there. builds: as of `of_run`; where
+    nothing may be built and such a set is not there, the config stays as it is.
     """
-    sets = names(config.data.sets)
-    if "set_heads" not in config or not (builds or all(converted_sets.is_converted(name) for name in sets)):
+    if "set_heads" not in config:
         return config
-    config, heads = config.copy_and_resolve_references(), {}
-    for converted in map(converted_sets.open_set, sets):
+    heads = {name: config.set_heads[name] for name in names(config.data.sets) if name in config.set_heads}
+    others = [name for name in names(config.data.sets) if name not in heads]
+    if not builds and not all(converted_sets.is_converted(name) for name in others):
+        return config
+    config = config.copy_and_resolve_references()
+    for converted in map(converted_sets.open_set, others):
         every = {"labels": ",".join(converted.label_names), "task": "multilabel"}
         heads[converted.name] = config.set_heads.get(converted.name, every)
     with config.unlocked():

@@ -20,8 +20,10 @@ def config(name="spcl", words="smoke", **changes):
         found.text.vocab_size = 1024
     if words != "" and "teachers" in found and not found.teachers.networks:  # and these from the folders of teachers
         found.teachers.networks = _module(name).get_config("smoke").teachers.networks
-    if words != "" and "heads" in found and not found.heads:  # and these from the sets that are trained on
-        found.heads = _module(name).get_config("smoke").heads
+    if words != "" and "set_heads" in found:  # and these from the sets that are trained on
+        with found.unlocked():
+            for each in set(shared.names(found.data.sets)) - set(found.set_heads):
+                found.set_heads[each] = {"labels": "a,b", "task": "multilabel"}
     return found
 
 

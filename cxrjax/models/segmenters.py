@@ -40,7 +40,8 @@ def make(head: Mapping[str, Any], encoder: Backbone) -> Segmenter:
     head: kind, "" for UNETR on a ViT and U-Net on a ResNet; features: channels of the last level (of all levels of
     UPerNet), 0 for the paper's; widths: of SETR-PUP, "256,256,256,256" for the channels of each level, "" to double
     features; taps: of UNETR, blocks such as "3,6,9" (see `decoders.unetr_taps`), "" for MONAI's.
-    Raises ValueError for a kind that does not exist, or not on such an encoder, and for widths and taps that are none of it.
+    Raises ValueError for a kind that does not exist, or not on such an encoder, and for widths and taps that are none
+    of it.
     """
     is_resnet = isinstance(encoder.module, ResNet)
     kinds = ("unet",) if is_resnet else ("unetr", "setr_pup", "upernet")
