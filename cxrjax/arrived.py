@@ -17,7 +17,7 @@ from cxrjax.input import device
 from cxrjax.interop import families
 from cxrjax.methods.base import Method, Params, State, keep_state
 from cxrjax.methods.trunk import encode_by
-from cxrjax.models import backbone, resnet
+from cxrjax.models import backbone
 from cxrjax.runtime import hosts
 
 NAME = "arrived"
@@ -46,7 +46,7 @@ def settings(place: str | Path, pretrained: families.Pretrained) -> ConfigDict:
     found = families.model_of(pretrained)
     config = shared.pretrain()
     config.method, config.init_from, config.data.sets = NAME, str(place), ""
-    config.model = (recipes.resnet if found["variant"] in resnet.VARIANTS else recipes.vit)() | found
+    config.model = (recipes.vit if backbone.kind(found["variant"]) == "ViT" else recipes.resnet)() | found
     # Grey pictures have one mean: theirs where all channels share it, so that an export of ours comes back bit for bit.
     same = len(set(pretrained.mean)) == len(set(pretrained.std)) == 1
     mean, std = (pretrained.mean[0], pretrained.std[0]) if same else (device.MEAN, device.STD)

@@ -12,7 +12,7 @@ from cxrjax.config import ConfigDict, names, nearest_folder
 from cxrjax.input import converted_sets, paired
 from cxrjax.interop import families, huggingface, torch_bert, torch_swin
 from cxrjax.methods.base import encoder_params
-from cxrjax.models import bert, posemb, resnet
+from cxrjax.models import backbone, bert, posemb
 from cxrjax.report_encoders import report_encoder
 from cxrjax.runtime import hosts
 
@@ -61,7 +61,7 @@ def of_run(config: ConfigDict, resumed: bool = False, builds: bool = True) -> Co
         if start is not None:
             _follow(config, given, start)
         elif len(given) < len(config.model):
-            other = recipes.resnet() if given.get("variant") in resnet.VARIANTS else recipes.vit()
+            other = recipes.vit() if backbone.kind(given.get("variant") or "mini") == "ViT" else recipes.resnet()
             config.model = {**other, **given}
         if counted:
             config.text.vocab_size = paired.vocabulary_size(config)
@@ -92,7 +92,7 @@ def _follow(config: ConfigDict, given: dict[str, Any], start: Start) -> None:
     if theirs and ours not in (theirs, "learned" if tables else theirs):
         _say(f"init_from={config.init_from!r}: model.positions={theirs!r}, as there, and not {ours!r}")
         config.model.update({"positions": theirs})
-    if not start.model.get("cls_token", True) and config.model.pool == "cls":
+    if not start.model.get("cls_token", True) and config.model["pool"] == "cls":
         _say(f"init_from={config.init_from!r}: model.pool={start.model['pool']!r}, as there, since it has no [CLS]")
         config.model.update({"pool": start.model["pool"]})
 
@@ -165,7 +165,7 @@ def _start(folder: str, key: str) -> Start:
     pretrained = families.read(folder)
     found, kind = families.model_of(pretrained), families.family(pretrained).kind
     found.pop("mask_token", None)  # which whole pictures never meet
-    model = (recipes.resnet if found["variant"] in resnet.VARIANTS else recipes.vit)() | found
+    model = (recipes.vit if backbone.kind(found["variant"]) == "ViT" else recipes.resnet)() | found
     return Start(model, None, f"a Hugging Face {kind}")
 
 
@@ -346,8 +346,8 @@ def _from_huggingface(config: ConfigDict, folder: str, wanted: Any) -> tuple[dic
             "and deviation can be folded into the first layer."
         )
     pretrained = families.read(folder)
-    kind, of_resnet = families.family(pretrained).kind, config.model.variant in resnet.VARIANTS
-    if of_resnet != (kind == "ResNet"):
+    kind = families.family(pretrained).kind
+    if kind != backbone.kind(config.model.variant):
         raise ValueError(
             f"init_from={folder!r} holds a {kind}, and model.variant={config.model.variant!r} is none; give a variant "
             "of the same family, or start from another"

@@ -12,6 +12,7 @@ from cxrjax.interop import (
     huggingface,
     preprocessing,
     torch_clip,
+    torch_convnext,
     torch_deit,
     torch_dinov2,
     torch_dinov3,
@@ -28,7 +29,7 @@ BESIDE = ("text_model.", "text_projection", "visual_projection", "logit_", "deco
 
 
 class Family(NamedTuple):
-    """kind: which of our encoders it is, for messages: "ViT" or "ResNet".
+    """kind: which of our encoders it is, for messages: "ViT", "ResNet" or "ConvNeXt".
 
     model: pretrained -> the keys of config.model that its arrays decide on, without image_px.
     load: (wanted, pretrained, model, mean, std) -> (params, running statistics). wanted: our encoder's tree, arrays or
@@ -110,13 +111,13 @@ def _load_resnet(
     return torch_resnet.from_huggingface(pretrained, model["variant"], mean=mean, std=std, channels=channels)
 
 
-def _reader(module: Any) -> Family:
+def _reader(module: Any, kind: str = "ViT") -> Family:
     """Of a family that is a table of names."""
 
     def load(wanted, pretrained, model, mean, std):
         return module.load(wanted, pretrained, model, mean, std), {}
 
-    return Family("ViT", module.options, load)
+    return Family(kind, module.options, load)
 
 
 def _resnet_by_names(pretrained: Pretrained) -> dict[str, Any]:
@@ -137,6 +138,7 @@ FAMILIES = {
     **{name: _reader(torch_deit) for name in torch_deit.MODEL_TYPES},
     **{name: _reader(torch_dinov3) for name in torch_dinov3.MODEL_TYPES},
     **{name: _reader(torch_clip) for name in torch_clip.MODEL_TYPES},
+    **{name: _reader(torch_convnext, "ConvNeXt") for name in torch_convnext.NAMES},
     "resnet": Family("ResNet", _resnet, _load_resnet),
     torch_timm.VIT: _reader(torch_timm),
     torch_timm.RESNET: Family("ResNet", _resnet_by_names, _load_resnet_by_names),

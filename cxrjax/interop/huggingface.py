@@ -133,7 +133,8 @@ def arrays_of(file: Path) -> dict[str, np.ndarray]:
     Raises ValueError where it is broken, holds numbers that are none, or takes PyTorch where there is none.
     """
     found = _safetensors(file) if file.suffix == ".safetensors" else _pickle(file)
-    wrong = [name for name, array in found.items() if array.dtype.kind == "f" and not np.isfinite(array).all()]
+    numbers = {name: array for name, array in found.items() if array.dtype.kind not in "iub"}
+    wrong = [name for name, array in numbers.items() if not np.isfinite(array.astype(np.float32, copy=False)).all()]
     if wrong:
         raise ValueError(f"{file} has NaN or infinite numbers in {len(wrong)} arrays, such as {wrong[:3]}.")
     return found

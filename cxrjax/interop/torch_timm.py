@@ -14,14 +14,18 @@ from typing import Any
 
 import numpy as np
 
-from cxrjax.interop import huggingface, preprocessing, torch_resnet, vit_reader
+from cxrjax.interop import huggingface, preprocessing, torch_convnext, torch_resnet, vit_reader
 from cxrjax.interop.huggingface import Pretrained
 from cxrjax.interop.torch_vit import variant_of
 from cxrjax.models import resnet
 
 VIT, RESNET = "timm_vit", "torchvision_resnet"
 """What is written as model_type of models that name none."""
-FIRST = {VIT: "patch_embed.proj.weight", RESNET: "layer1.0.conv1.weight"}
+FIRST = {
+    VIT: "patch_embed.proj.weight",
+    RESNET: "layer1.0.conv1.weight",
+    torch_convnext.TIMM: "stem.0.weight",
+}
 """An array that every model of a type has."""
 PREFERRED = ("teacher.", "ema.", "base_encoder.", "img_encoder_q.", "student.")
 """Of several networks in a file the first whose place has such a name is read."""
@@ -101,9 +105,9 @@ def options(pretrained: Pretrained) -> dict[str, Any]:
 
 
 def image_px(pretrained: Pretrained) -> int:
-    """The side of the pictures that a ViT's positions are of, or 224 of a ResNet."""
+    """The side of the pictures that a ViT's positions are of, or 224 of others."""
     arrays = pretrained.weights
-    if pretrained.config["model_type"] == RESNET:
+    if pretrained.config["model_type"] != VIT:
         return 224
     rows = arrays["pos_embed"].shape[1] if "pos_embed" in arrays else 0
     return int(rows**0.5) * arrays[FIRST[VIT]].shape[-1]
@@ -148,8 +152,8 @@ def _found(arrays: Mapping[str, np.ndarray], place: Path) -> tuple[str, str]:
     ]
     if not places:
         raise ValueError(
-            f"{place} has {len(arrays)} arrays, such as {sorted(arrays)[:3]}: no ViT under timm's names "
-            f"({FIRST[VIT]}) and no ResNet under torchvision's ({FIRST[RESNET]})."
+            f"{place} has {len(arrays)} arrays, such as {sorted(arrays)[:3]}: no ViT or ConvNeXt under timm's names "
+            f"and no ResNet under torchvision's ({', '.join(FIRST.values())})."
         )
     if len(places) == 1:
         return places[0]

@@ -1,4 +1,4 @@
-"""One interface for the encoders that an image method can train: Vision Transformers and ResNets."""
+"""One interface for the encoders that an image method can train: Vision Transformers, ResNets and ConvNeXts."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -7,16 +7,22 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cxrjax.models import linen, resnet, vit
+from cxrjax.models import convnext, linen, resnet, vit
+from cxrjax.models.convnext import ConvNeXt
 from cxrjax.models.resnet import ResNet
 from cxrjax.models.vit import ViT
 
 _MODULE_OWN = {"parent", "name"}
-_FIELDS = {module: {f.name for f in dataclasses.fields(module)} - _MODULE_OWN for module in (ViT, ResNet)}
+_FIELDS = {module: {f.name for f in dataclasses.fields(module)} - _MODULE_OWN for module in (ViT, ResNet, ConvNeXt)}
 
 POOLS = {"cls": "cls", "mean": "patches", "without_cls": "patches", "attention": "pooled"}
 """model.pool -> the output of a ViT that it takes."""
-_NEEDED = {ViT: {"image_px", "patch_px", "pool", "dtype"}, ResNet: {"image_px", "dtype"}}
+_NEEDED = {
+    ViT: {"image_px", "patch_px", "pool", "dtype"},
+    ResNet: {"image_px", "dtype"},
+    ConvNeXt: {"image_px", "dtype"},
+}
+_VARIANTS = {ViT: vit.VARIANTS, ResNet: resnet.VARIANTS, ConvNeXt: convnext.VARIANTS}
 
 
 class Backbone(NamedTuple):
@@ -29,7 +35,7 @@ class Backbone(NamedTuple):
       b p q d}, state), the features float32. train: a ResNet normalises by the batch and returns moved statistics; a
       ViT drops paths, which must be given where the config's drop_path is above 0. levels: adds "levels", what heads of
       segmentation and detection read: the outputs of a ViT's blocks before its last LayerNorm, l b p q d, or the five
-      maps of a ResNet. Pictures of one channel are repeated over `channels`.
+      maps of a ResNet; of a ConvNeXt a ValueError. Pictures of one channel are repeated over `channels`.
     paths: (key, b) or (key, b, v) → what a ViT drops of so many pictures, see `vit.ViT.paths`; None of a ResNet.
     width: d. image_px: side of the pictures that the config names; apply takes other sizes as well.
     module: the Linen module itself, for more of its outputs.
@@ -40,31 +46,24 @@ class Backbone(NamedTuple):
     paths: Callable
     width: int
     image_px: int
-    module: ViT | ResNet
+    module: ViT | ResNet | ConvNeXt
 
 
 def make(model: Mapping[str, Any]) -> Backbone:
     """The encoder of config.model.
 
-    model: `variant`, which decides between vit.VARIANTS and resnet.VARIANTS; image_px; dtype, as a word; of a ViT
+    model: `variant`, of vit.VARIANTS, resnet.VARIANTS or convnext.VARIANTS; image_px; dtype, as a word; of a ViT
     patch_px and pool: "cls", "mean" over the patch tokens, "without_cls", their mean in blocks that [CLS] is left out
-    of, or "attention" of a learned query. Any other field of ViT or ResNet may be given by its name. Fields that only
-    the other of the two has are left aside, so that one config serves both. The last map of a ResNet is its "patches",
+    of, or "attention" of a learned query. Any other field of the three may be given by its name. Fields that only
+    others have are left aside, so that one config serves all. The last map of a ResNet is its "patches",
     and their mean its "pooled".
     Raises ValueError for an unknown variant, pool, key or word of a key, listing what exists, and for a missing key.
     """
     options = dict(model)
-    unknown = sorted(set(options) - _FIELDS[ViT] - _FIELDS[ResNet] - {"pool"})
-    if unknown:
-        known = sorted(_FIELDS[ViT] | _FIELDS[ResNet] | {"pool"})
+    known = sorted(set().union(*_FIELDS.values(), {"pool"}))
+    if unknown := sorted(set(options) - set(known)):
         raise ValueError(f"unknown keys {unknown} in the model's config; there are {known}")
-    families = {ViT: vit.VARIANTS, ResNet: resnet.VARIANTS}
-    family = next((module for module, variants in families.items() if options.get("variant") in variants), None)
-    if family is None:
-        raise ValueError(
-            f"there is no encoder {options.get('variant')!r}; ViTs: {', '.join(vit.VARIANTS)}; "
-            f"ResNets: {', '.join(resnet.VARIANTS)}"
-        )
+    family = _family(options.get("variant"))
     if missing := sorted(_NEEDED[family] - set(options)):
         raise ValueError(
             f"the encoder {options['variant']!r} also needs {', '.join(f'model.{key}' for key in missing)}; got the "
@@ -80,9 +79,24 @@ def make(model: Mapping[str, Any]) -> Backbone:
         if options["pool"] == "cls" and not module.cls_token:
             raise ValueError("pool='cls', and the ViT has none (cls_token=False): pool by 'mean' or 'attention'")
         return _vit(module, options["pool"])
+    if family is ConvNeXt:
+        return _convnext(ConvNeXt(**fields), options["image_px"])
     module = ResNet(**fields)
     module.check()
     return _resnet(module, options["image_px"])
+
+
+def kind(variant: str) -> str:
+    """ "ViT", "ResNet" or "ConvNeXt"; raises ValueError for an unknown variant, listing those that exist."""
+    return _family(variant).__name__
+
+
+def _family(variant: Any) -> type:
+    family = next((module for module, variants in _VARIANTS.items() if variant in variants), None)
+    if family is None:
+        known = "; ".join(f"{module.__name__}s: {', '.join(variants)}" for module, variants in _VARIANTS.items())
+        raise ValueError(f"there is no encoder {variant!r}; {known}")
+    return family
 
 
 def make_vit(model: Mapping[str, Any]) -> tuple[Backbone, ViT]:
@@ -90,7 +104,7 @@ def make_vit(model: Mapping[str, Any]) -> tuple[Backbone, ViT]:
 
     Raises ValueError for a ResNet, and for another pool than "cls" and "mean".
     """
-    if model["variant"] in resnet.VARIANTS or model["pool"] not in ("cls", "mean") or not model.get("cls_token", True):
+    if kind(model["variant"]) != "ViT" or model["pool"] not in ("cls", "mean") or not model.get("cls_token", True):
         raise ValueError(
             f"this method takes a ViT with [CLS]: got model.variant={model['variant']!r} and "
             f"model.pool={model['pool']!r}; variants: {', '.join(vit.VARIANTS)}; pools: 'cls', 'mean'"
@@ -142,6 +156,21 @@ def _resnet(module: ResNet, image_px: int) -> Backbone:
         if levels:
             features["levels"] = out["taps"]
         return features, updated["batch_stats"] if train else state
+
+    return Backbone(init, apply, lambda key, *shape: None, module.size.widths[-1], image_px, module)
+
+
+def _convnext(module: ConvNeXt, image_px: int) -> Backbone:
+    def init(key):
+        return linen.init(module, key, _blank(image_px, module.channels)), {}
+
+    def apply(params, state, images, *, train, paths=None, levels=False):
+        if levels:
+            raise ValueError(
+                f"the encoder is a ConvNeXt, {module.variant!r}: heads of segmentation and detection take a ViT or a "
+                "ResNet"
+            )
+        return linen.apply(module, params, _repeat(images, module.channels)), state
 
     return Backbone(init, apply, lambda key, *shape: None, module.size.widths[-1], image_px, module)
 

@@ -15,6 +15,7 @@ import numpy as np
 from einops import rearrange
 
 from cxrjax.models import attention, backbone, linen
+from cxrjax.models.convnext import ConvNeXt
 from cxrjax.models.interpolation import resize_matrix
 from cxrjax.models.vit import ViT
 
@@ -48,6 +49,8 @@ def make(model: Mapping[str, Any], *, layer: int = 3, enlarge_px: int = 0, atten
         backbone.make_vit(model)
         apply = _vit(encoder.module, model["pool"], attention)
         return Regions(encoder.init, apply, encoder.paths, encoder.width, encoder.width)
+    if isinstance(encoder.module, ConvNeXt):
+        raise ValueError(f"the encoder is a ConvNeXt, {model['variant']!r}: words are compared with a ViT or a ResNet")
     if layer not in (1, 2, 3, 4):
         raise ValueError(f"a ResNet has the layers 1 to 4, got layer={layer!r}")
     apply = _resnet(encoder.module, layer, enlarge_px)

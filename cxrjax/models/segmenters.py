@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from cxrjax.config import names
 from cxrjax.models.backbone import Backbone
 from cxrjax.models.batchnorm import BatchNorm
+from cxrjax.models.convnext import ConvNeXt
 from cxrjax.models.decoders import UNETR, Deconvolution
 from cxrjax.models.interpolation import both_axes, pool_matrix, resize_matrix
 from cxrjax.models.resnet import ResNet
@@ -43,6 +44,8 @@ def make(head: Mapping[str, Any], encoder: Backbone) -> Segmenter:
     Raises ValueError for a kind that does not exist, or not on such an encoder, and for widths and taps that are none
     of it.
     """
+    if isinstance(encoder.module, ConvNeXt):
+        raise ValueError(f"the encoder is a ConvNeXt, {encoder.module.variant!r}: masks take a ViT or a ResNet")
     is_resnet = isinstance(encoder.module, ResNet)
     kinds = ("unet",) if is_resnet else ("unetr", "setr_pup", "upernet")
     kind = head["kind"] or kinds[0]

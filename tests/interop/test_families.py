@@ -9,7 +9,7 @@ import pytest
 
 from cxrjax import initial, methods, trained
 from cxrjax.interop import families, huggingface, torch_timm, torch_vit
-from cxrjax.models import posemb
+from cxrjax.models import backbone, posemb, segmenters
 from tests import runs
 from tests.interop.test_torch_vit import pictures
 
@@ -22,10 +22,13 @@ TEXT |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 GATED = {"num_register_tokens": 3, "use_gated_mlp": True, "hidden_act": "silu", "rope_theta": 50.0}
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
 TOLERANCE = 1e-5
+SMALL = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 2, 1]}
 CASES = {
     "dinov3": lambda t: t.DINOv3ViTModel(t.DINOv3ViTConfig(**SIZE, **GATED)),
     "deit": lambda t: t.DeiTForImageClassificationWithTeacher(t.DeiTConfig(**SIZE)),
     "clip": lambda t: t.CLIPModel(t.CLIPConfig(vision_config=SIZE, text_config=TEXT)),
+    "convnext": lambda t: t.ConvNextForImageClassification(t.ConvNextConfig(**SMALL)),
+    "dinov3_convnext": lambda t: t.DINOv3ConvNextModel(t.DINOv3ConvNextConfig(**SMALL, layer_norm_eps=1e-5)),
     "siglip": lambda t: t.SiglipModel(t.SiglipConfig(vision_config=SIZE, text_config=TEXT)),
 }
 UNREAD = {"deit": "classifier 4", "clip": "logit_ 1, text_model 20, text_projection 1, visual_projection 1"}
@@ -47,10 +50,13 @@ def their_features(model, images, **options):
     """pooled b d and patches b n d of grey pictures; of CLIP's patches behind its last LayerNorm, as ours are."""
     x = (np.repeat(images, 3, -1) / np.float32(255) - np.array(MEAN)) / np.array(STD)
     x = torch.from_numpy(x.transpose(0, 3, 1, 2)).float()
-    model = getattr(model, "deit", getattr(model, "vision_model", model))
+    model = getattr(model, "deit", getattr(model, "vision_model", getattr(model, "convnext", model)))
     with torch.inference_mode():
         out = model(pixel_values=x, **options)
         tokens = out.last_hidden_state
+        if "convnext" in model.config.model_type:
+            tokens = tokens.flatten(2).mT if tokens.ndim == 4 else tokens[:, 1:]
+            return out.pooler_output.numpy(), tokens.numpy()
         is_clip = hasattr(model, "pre_layrnorm")
         pooled = out.pooler_output if is_clip or hasattr(model, "head") else tokens[:, 0]
         tokens = model.post_layernorm(tokens) if is_clip else tokens
@@ -66,7 +72,7 @@ def test_features_are_those_of_transformers(name, tmp_path, capsys):
     found = trained.load(tmp_path)
     images = pictures(48)
     ours = jax.jit(found.method.encode)(found.params, found.state, images)
-    options = {} if name == "dinov3" else {"interpolate_pos_encoding": True}
+    options = {} if "dinov3" in name or "convnext" in name else {"interpolate_pos_encoding": True}
     pooled, patches = their_features(model, images, **options)
     np.testing.assert_allclose(ours["pooled"], pooled, atol=TOLERANCE)
     np.testing.assert_allclose(ours["patches"].reshape(patches.shape), patches, atol=TOLERANCE)
@@ -171,6 +177,29 @@ def test_the_authors_files_are_read(origin, vit, tmp_path):
     assert found.method.sees == ("image35" if origin == "timm" else "image")
 
 
+def test_a_convnext_under_timms_names_is_read(tmp_path):
+    """The same parameters as from a folder of Hugging Face; heads that take its levels say that they do not."""
+    written(tmp_path / "same", CASES["convnext"](transformers).convnext)
+    theirs = huggingface.weights(tmp_path / "same")
+    renamed = {_timm_convnext(name): array for name, array in theirs.items()}
+    found = trained.load(save(tmp_path / "convnext.pth", {"model": renamed}))
+    keys = {"image_mean": [0.4978] * 3, "image_std": [0.2449] * 3}
+    (tmp_path / "same" / "preprocessor_config.json").write_text(json.dumps(keys))
+    expected = trained.load(tmp_path / "same")
+    jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
+    with pytest.raises(ValueError, match="masks take a ViT or a ResNet"):
+        segmenters.make({"kind": "", "features": 0, "taps": ""}, backbone.make(found.config.model))
+
+
+def _timm_convnext(name):
+    words = {"embeddings.patch_embeddings": "stem.0", "embeddings.layernorm": "stem.1", "encoder.stages": "stages"}
+    words |= {".layers.": ".blocks.", "downsampling_layer": "downsample", "dwconv": "conv_dw", "pwconv": "mlp.fc"}
+    words |= {"layer_scale_parameter": "gamma"}
+    for theirs, timm in words.items():
+        name = name.replace(theirs, timm)
+    return name.replace("layernorm", "norm") if name.startswith("stages") else name.replace("layernorm", "head.norm")
+
+
 def test_a_resnet_under_torchvisions_names_is_read(tmp_path):
     """Inside of another model, as MGCA's and MoCo's files have it."""
     from cxrjax.interop import torch_resnet
@@ -191,7 +220,7 @@ def test_a_file_that_says_too_little_is_refused(vit, tmp_path):
     (tmp_path / "preprocessor_config.json").unlink()
     with pytest.raises(ValueError, match="has no preprocessor_config.json, so its normalisation is unknown"):
         trained.load(place)
-    with pytest.raises(ValueError, match="no ViT under timm's names .* and no ResNet under torchvision's"):
+    with pytest.raises(ValueError, match="no ViT or ConvNeXt under timm's names and no ResNet under torchvision's"):
         families.read(save(tmp_path / "b.pth", {"model": arrays}))
     twice = {f"{place}.{name}": array for name, array in renamed.items() for place in ("left", "right")}
     with pytest.raises(ValueError, match=r"several encoders, at \['left.', 'right.'\]"):
