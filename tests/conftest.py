@@ -1,6 +1,7 @@
 """Eight virtual CPU devices, a folder of what was compiled, and the small converted sets that the tests share."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -27,6 +28,13 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_default_matmul_precision", "highest")
+
+
+def pytest_collection_finish():
+    """What is imported stays. jax makes many objects while it traces; by default Python looks at them every 700."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000)
 
 
 def pytest_runtest_setup(item):

@@ -90,21 +90,25 @@ ALLOWED = {
 }
 
 
-# Eight devices that share one train state also gather what lies in parts, once.
 # Of a table of word pieces the pieces go to all devices, and the gradients of their vectors to the one that has the
 # part; what is left of the gradients goes in more pieces.
 WORDS = {"sista": ({"all-reduce": 5, "all-gather": 1, "all-to-all": 1}, 48 * PICTURES, 64 * 48 * PICTURES // DEVICES)}
-IN_PARTS = ["spcl", "mae", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sista", "mlvicx"))]
 
 
-@pytest.mark.parametrize("name", ALLOWED)
+def _cases(*quick):
+    """All of ALLOWED; those that are not quick to compile are slow."""
+    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in ALLOWED]
+
+
+@pytest.mark.parametrize("name", _cases("spcl", "mae", "sista"))
 def test_devices_exchange_what_is_named_and_nothing_else(name):
     text, abstract = _compiled(name, parallel.make_mesh({"data": DEVICES}))
     _assert_allowed(text, abstract, ALLOWED[name])
 
 
-@pytest.mark.parametrize("name", IN_PARTS)
+@pytest.mark.parametrize("name", _cases("spcl", "mae"))
 def test_parts_are_gathered_once_and_gradients_reduced_once(name):
+    """Eight devices that share one train state also gather what lies in parts, once."""
     text, abstract = _compiled(name, parallel.make_mesh({"data": 1, "fsdp": DEVICES}))
     counts, other = dict(ALLOWED[name].counts), {kind: dict(each) for kind, each in ALLOWED[name].other.items()}
     in_parts = [leaf for leaf in jax.tree.leaves((abstract.params, abstract.state)) if _is_in_parts(leaf)]

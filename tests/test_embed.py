@@ -3,6 +3,7 @@
 import os
 
 import cv2
+import jax
 import numpy as np
 import pandas
 import pytest
@@ -41,9 +42,9 @@ def test_rows_are_the_features_of_the_fitted_pictures(run, pictures, tmp_path, c
     assert "3 pictures in" in capsys.readouterr().out
     table = pandas.read_parquet(output).set_index("path")
     assert set(table.index) == set(pictures)
-    method = methods.make(runs.config())
+    encode = jax.jit(methods.make(runs.config()).encode)
     for path, image in pictures.items():
-        expected = method.encode(run[1], {}, crops.fit(image, 32)[None, :, :, None])["pooled"][0]
+        expected = encode(run[1], {}, crops.fit(image, 32)[None, :, :, None])["pooled"][0]
         np.testing.assert_allclose(table.embedding[path], expected, atol=1e-5)
         assert (table.height[path], table.width[path]) == image.shape
 
@@ -55,7 +56,7 @@ def test_dicom_files_are_found_and_embedded_as_they_are_shown(run, tmp_path):
     assert command(run, [tmp_path], tmp_path / "features.parquet") == 0
     table = pandas.read_parquet(tmp_path / "features.parquet")
     assert sorted(path.rsplit(".")[-1] for path in table.path) == ["dcm", "dicom"]
-    expected = methods.make(runs.config()).encode(run[1], {}, 255 - image[None, :, :, None])["pooled"][0]
+    expected = jax.jit(methods.make(runs.config()).encode)(run[1], {}, 255 - image[None, :, :, None])["pooled"][0]
     for embedding, steps in zip(table.embedding, table.steps, strict=True):
         np.testing.assert_allclose(embedding, expected, atol=1e-5)
         assert list(steps) == ["inverted: MONOCHROME1"]

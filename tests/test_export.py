@@ -45,7 +45,7 @@ def test_features_are_those_of_the_method(workdir, tmp_path, capsys):
 
     images = np.random.default_rng(3).integers(0, 256, (2, 32, 32, 1), dtype=np.uint8)
     params = runs.write(tmp_path / "same", runs.config())
-    ours = methods.make(runs.config()).encode(params, {}, images)
+    ours = jax.jit(methods.make(runs.config()).encode)(params, {}, images)
     model = transformers.ViTModel.from_pretrained(tmp_path / "model", add_pooling_layer=False).eval()
     x = torch.from_numpy(np.repeat((images / 255 - 0.4978) / 0.2449, 3, axis=-1).transpose(0, 3, 1, 2)).float()
     with torch.inference_mode():
@@ -104,7 +104,7 @@ def test_resnets_load_in_one_line(tmp_path, capsys):
 
     run = trained.load(tmp_path / "run")
     images = np.random.default_rng(3).integers(0, 256, (2, 32, 32, 1), dtype=np.uint8)
-    ours = run.method.encode(run.params, run.state, images)
+    ours = jax.jit(run.method.encode)(run.params, run.state, images)
     model, report = transformers.ResNetModel.from_pretrained(tmp_path / "model", output_loading_info=True)
     assert not any(report.values())
     x = torch.from_numpy(np.repeat((images / 255 - 0.4978) / 0.2449, 3, axis=-1).transpose(0, 3, 1, 2)).float()

@@ -7,14 +7,15 @@ import pytest
 from cxrjax import train
 from cxrjax.datasets import mimic_cxr
 from tests import official, runs
-from tests.datasets.test_mimic_cxr import raw  # noqa: F401
+from tests.datasets.test_mimic_cxr import download
 
 METHODS = ("convirt", "gloria", "mgca", "sista", "frontal_lateral")
 
 
-@pytest.fixture
-def converted(raw, tmp_path):  # noqa: F811
-    return official.convert(mimic_cxr.manifest(raw), tmp_path / "converted").conversion.directory
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mimic_cxr")
+    return official.convert(mimic_cxr.manifest(download(folder)), folder / "converted").conversion.directory
 
 
 @pytest.mark.parametrize("name", METHODS)

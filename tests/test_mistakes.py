@@ -84,6 +84,7 @@ MISTAKES = [
     ),
     ("main --config=configs/report.py --workdir=gs://bucket/run", "gs://bucket/run is an address; mount the bucket"),
     (f"{SPCL} --workdir=/dev/null/run", "Not a directory: /dev/null/run"),
+    (f"{SPCL} --workdir=http://host/run", "http://host/run is an address, and"),
     (f"{TUNE} --config.labels=Mas", "'Mas'; Mass, Effusion"),
     (f"{TUNE} --config.encoder=forzen", "'forzen'; frozen"),
     # of what is judged, exported and embedded

@@ -112,9 +112,9 @@ def test_advice_followed_fits(on_cpu, phantom_dir, monkeypatch, capsys):
     """The memory of the pretended device lies between what half of the batch needs and what the whole does."""
     monkeypatch.setenv("CXRJAX_DATA", str(phantom_dir))
     config = runs.config(batch_size=64, model__remat="full")
-    whole, half = (plan.plan(_with(config, batch_size=size), on_cpu()).memory.peak for size in (64, 32))
-    target = on_cpu(memory_bytes=int((whole + half) / 2 / plan.USABLE))
-    found = plan.plan(config, target)
+    whole, half = (plan.plan(_with(config, batch_size=size), on_cpu()) for size in (64, 32))
+    target = on_cpu(memory_bytes=int((whole.memory.peak + half.memory.peak) / 2 / plan.USABLE))
+    found = whole._replace(target=target)
     assert not found.fits
     plan.advise(config, found, None)
     advice = capsys.readouterr().out.splitlines()[-1]
@@ -122,7 +122,7 @@ def test_advice_followed_fits(on_cpu, phantom_dir, monkeypatch, capsys):
     key, value = advice.removeprefix("fits with --config.").split("=")
     assert plan.plan(_with(config, **{key: int(value)}), target).fits
     with pytest.raises(ValueError, match="nothing that was tried fits"):
-        plan.advise(config, plan.plan(config, on_cpu(memory_bytes=1000)), None)
+        plan.advise(config, whole._replace(target=on_cpu(memory_bytes=1000)), None)
 
 
 def _with(config, **changes):

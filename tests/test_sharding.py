@@ -123,7 +123,7 @@ def test_checkpoints_move_between_all_layouts(vocabulary, tmp_path):
 def test_judges_see_no_parts(vocabulary):
     """Each device encodes its pictures with whole parameters: nothing is exchanged while sets are read."""
     method, batch = made("spcl", vocabulary)
-    mesh, start = mesh_of(2, 4), every.start_of(method, batch)
+    mesh, start = mesh_of(2, 4), jax.jit(lambda: every.start_of(method, batch))()
     params = jax.device_put(start.params, parallel.shardings(start.params, mesh))
     assert not all(leaf.is_fully_replicated for leaf in jax.tree.leaves(params))
     images = parallel.to_global(batch["image"][:, 0], mesh)

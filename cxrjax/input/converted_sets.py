@@ -3,6 +3,7 @@
 Nothing here imports a builder or TensorFlow. A phantom is the one set that is built when it is asked for and absent.
 """
 
+import functools
 import itertools
 import os
 import re
@@ -51,7 +52,7 @@ def open_set(name: str | os.PathLike, data_dir: str | os.PathLike | None = None)
             directory = _find(name, data_dir)
     if directory is None:
         raise SetNotFound(_not_found(name, data_dir))
-    info = tfds.builder_from_directory(str(directory)).info
+    info = builder(directory).info
     metadata = dict(info.metadata or {})
     if "label_names" not in metadata:
         raise ValueError(
@@ -65,6 +66,17 @@ def open_set(name: str | os.PathLike, data_dir: str | os.PathLike | None = None)
         split_sizes={split: split_info.num_examples for split, split_info in info.splits.items()},
         metadata=metadata,
     )
+
+
+def builder(directory: Path) -> Any:  # a decorator of TFDS hides what its methods take
+    """The TFDS builder of a converted set, read again only where the set was written anew."""
+    state = (directory / "dataset_info.json").stat()
+    return _builder(directory, (state.st_ino, state.st_size, state.st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=64)
+def _builder(directory: Path, state: tuple[int, int, int]) -> Any:
+    return tfds.builder_from_directory(str(directory))
 
 
 def is_converted(name: str, data_dir: str | os.PathLike | None = None) -> bool:
@@ -127,11 +139,11 @@ def sizes(converted_set: ConvertedSet) -> str:
 
 def open_records(converted_set: ConvertedSet, split: str) -> tuple[Sequence[bytes], Mapping[str, records.Reader]]:
     """The encoded records of a split by number, and how to read each of their fields."""
-    builder: Any = tfds.builder_from_directory(str(converted_set.directory))  # a decorator hides its arguments
-    stored = builder.as_data_source(split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
-    features = builder.info.features
+    whole = builder(converted_set.directory)
+    stored = whole.as_data_source(split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+    features = whole.info.features
     assert isinstance(features, tfds.features.FeaturesDict)  # as every builder of ours declares
-    files = [(str(part.filename), part.take) for part in builder.info.splits[split].file_instructions]
+    files = [(str(part.filename), part.take) for part in whole.info.splits[split].file_instructions]
     return _Stored(stored.data_source, files, f"split {split!r} of set {converted_set.name!r}"), records.readers(
         features
     )

@@ -9,11 +9,10 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-import tensorflow_datasets as tfds
 
 from cxrjax.input import boxes as box_fields
 from cxrjax.input import records
-from cxrjax.input.converted_sets import JOINED, ConvertedSet, check_split, open_records
+from cxrjax.input.converted_sets import JOINED, ConvertedSet, builder, check_split, open_records
 
 INDEX_FIELDS = ("image_id", "patient_id", "study_id", "view", "labels")
 ORIGIN_FIELDS = ("sex", "age", "fingerprint", "same_picture", "same_patient")
@@ -41,7 +40,7 @@ def labels_of_boxes(converted_set: ConvertedSet, split: str) -> list[tuple[str, 
 
 def stamp(converted_set: ConvertedSet, split: str) -> bytes:
     """Hash of names, sizes and times of a split's files: whatever rewrites the set changes it."""
-    info = tfds.builder_from_directory(str(converted_set.directory)).info
+    info = builder(converted_set.directory).info
     states = [(path.name, path.stat()) for path in map(Path, info.splits[split].filepaths)]
     text = "\n".join(
         [

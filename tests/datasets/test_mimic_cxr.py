@@ -61,10 +61,9 @@ def table(path, head, rows):
         csv.writer(file).writerows([head, *rows])
 
 
-@pytest.fixture
-def raw(tmp_path):
+def download(folder):
     """The JPEG release with its tables gzipped, and the zip of the reports."""
-    raw = tmp_path / "raw"
+    raw = folder / "raw"
     for pixels, (dicom, subject, study, _, _) in zip(official.pictures(6), PICTURES, strict=True):
         folder = raw / "files" / f"p{subject[:2]}" / f"p{subject}" / f"s{study}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -84,6 +83,11 @@ def raw(tmp_path):
         for study, text in REPORTS.items():
             archive.writestr(member(study), text)
     return raw
+
+
+@pytest.fixture
+def raw(tmp_path):
+    return download(tmp_path)
 
 
 def labels(**present):

@@ -1,5 +1,7 @@
 """DINO: a whole step in PyTorch, the teacher, the schedules, the crops."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -192,9 +194,9 @@ def test_the_teacher_follows_and_starts_as_a_copy():
 def test_the_teacher_encodes(case):
     """Whatever the student's parameters are, and without them."""
     images = crops()["image"][:2, 0]
-    found = case.method.encode({}, case.state, images)
+    found = jax.jit(case.method.encode)({}, case.state, images)
     encoder, target = backbone.make(case.config.model), case.state["target"]["encoder"]
-    expected, _ = encoder.apply(target, {}, device.standardise(images), train=False)
+    expected, _ = jax.jit(functools.partial(encoder.apply, train=False))(target, {}, device.standardise(images))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
 
 

@@ -1,6 +1,7 @@
 """The contract of DESIGN's method record, for every method: shapes, terms, devices, resuming, learning, and what params
 may hold. One compilation of a method's step on one device serves all tests of that method."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -94,11 +95,17 @@ def start_of(method, batch):
     return TrainState(np.int32(0), params, state, OPTIMIZER.init(params))
 
 
+@functools.cache
+def step_of(method):
+    """One function for all numbers of devices: jax traces it once."""
+    return make_step(method, OPTIMIZER, jax.random.key(0))
+
+
 def compiled(method, mesh, abstract, batch):
     """The trainer's step for one number of devices, compiled for these shapes: a step that changes them is an error."""
     layout = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     step = jax.jit(
-        make_step(method, OPTIMIZER, jax.random.key(0)),
+        step_of(method),
         in_shardings=(layout, parallel.batch_sharding(mesh)),
         out_shardings=(layout, parallel.replicated(mesh)),
     )
@@ -232,19 +239,30 @@ def test_resumes_bit_for_bit(case, tmp_path):
 
 def test_overfits_one_batch(case):
     """With one step's draws in every step: the loss falls, vectors stay apart, and momentum copies follow behind."""
-    train_state, scalars = case.first, case.scalars
-    for _ in range(STEPS):
+    train_state, found = case.first, {}
+    for number in range(1, STEPS + 1):
         train_state, scalars = case.step(train_state._replace(step=case.start.step))
+        if number >= STEPS // 2 and number % 4 == 0:  # half of the steps are enough for most
+            found = fitted(case, train_state, scalars)
+            if all(found.values()):
+                break
+    assert all(found.values()), found
+
+
+def fitted(case, train_state, scalars):
     # Where a teacher's answers change, the loss says less than its distance from the least that it could be.
     name = "train/monitor/divergence" if "train/monitor/divergence" in scalars else "train/loss"
-    assert float(scalars[name]) < 0.7 * float(case.scalars[name])
-    assert float(scalars["train/monitor/feature_std"]) > 0.02
-    assert float(scalars["train/monitor/effective_rank"]) > 1.1
+    found = {
+        "the loss falls": float(scalars[name]) < 0.7 * float(case.scalars[name]),
+        "features differ": float(scalars["train/monitor/feature_std"]) > 0.02,
+        "in more than one direction": float(scalars["train/monitor/effective_rank"]) > 1.1,
+    }
     if "target" in train_state.state:
-        learned = {part: case.start.params[part] for part in train_state.state["target"]}
-        online = {part: train_state.params[part] for part in learned}
-        far, behind = (distance(tree, learned) for tree in (online, train_state.state["target"]))
-        assert 0.01 * far < behind < 0.9 * far
+        before = {part: case.start.params[part] for part in train_state.state["target"]}
+        online = {part: train_state.params[part] for part in before}
+        far, behind = (distance(tree, before) for tree in (online, train_state.state["target"]))
+        found["the target follows behind"] = 0.01 * far < behind < 0.9 * far
+    return found
 
 
 def distance(a, b):

@@ -95,12 +95,14 @@ def test_predictions_see_the_context_only():
     image, ids = jax.random.normal(jax.random.key(0), (1, 16, 16, 1)), jnp.array([[0, 1, 5]])
     targets, one = jnp.array([[[10, 11], [10, 11], [3, 2]]]), jnp.array([3])
     params = jax.jit(encoder.init)(jax.random.key(1), image)
-    known = encoder.apply(params, image, ids, drop_cls=True)["patches"]
-    given = known, ids, one, targets, jnp.array([2]), (4, 4)
-    shapes = predictor.init(jax.random.key(2), *given)
-    run = jax.jit(
-        lambda image: predictor.apply(shapes, encoder.apply(params, image, ids, drop_cls=True)["patches"], *given[1:])
-    )
+    see = jax.jit(lambda image: encoder.apply(params, image, ids, drop_cls=True)["patches"])
+    given = ids, one, targets, jnp.array([2])
+    shapes = jax.jit(lambda known: predictor.init(jax.random.key(2), known, *given, (4, 4)))(see(image))
+    predict = jax.jit(lambda known: predictor.apply(shapes, known, *given, (4, 4)))
+
+    def run(image):
+        return predict(see(image))
+
     found = run(image)
     np.testing.assert_allclose(found[0, 0], found[0, 1], atol=1e-6)
     assert np.abs(found[0, 0] - found[0, 2]).max() > 1e-3

@@ -225,12 +225,12 @@ def test_encodes_whole_pictures_by_the_encoder_alone(batch):
         method = methods.make(runs.config("mae", model__pool=pool))
         shapes = jax.eval_shape(method.init, jax.random.key(0), batch)[0]
         params = oracles.noise(shapes)
-        tokens[pool] = method.encode({"encoder": params["encoder"]}, {}, batch["image"][:2, 0])
+        tokens[pool] = jax.jit(method.encode)({"encoder": params["encoder"]}, {}, batch["image"][:2, 0])
     np.testing.assert_allclose(tokens["mean"]["pooled"], tokens["mean"]["patches"].mean(axis=(1, 2)), rtol=1e-5)
     np.testing.assert_array_equal(tokens["mean"]["patches"], tokens["cls"]["patches"])
     assert np.abs(tokens["cls"]["pooled"] - tokens["mean"]["pooled"]).max() > 0.01
     images = device.standardise(batch["image"][:2, 0])
-    out = ViT("test", 4, 32).apply({"params": params["encoder"]}, images)
+    out = jax.jit(ViT("test", 4, 32).apply)({"params": params["encoder"]}, images)
     np.testing.assert_allclose(tokens["cls"]["pooled"], out["cls"], atol=1e-5)
     wide = jax.eval_shape(method.encode, {"encoder": params["encoder"]}, {}, jnp.zeros((2, 32, 48, 1), jnp.uint8))
     assert wide["patches"].shape == (2, 8, 12, 64)

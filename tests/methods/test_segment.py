@@ -67,7 +67,7 @@ def test_terms_are_the_weighed_losses_of_the_masks_that_encode_gives():
     weights = {"dice": 1.0, "cross_entropy": 0.0, "focal": 2.0, "log_dice": 0.5}
     config = oracles.config("segment", loss=weights | {"gamma": 2.0})
     method, given = methods.make(config), batch()
-    params, state = method.init(jax.random.key(0), given)
+    params, state = jax.jit(method.init)(jax.random.key(0), given)
     _, aux = jax.jit(method.loss)(params, state, given, jax.random.key(0), 0)
     assert set(aux.terms) == {"dice", "focal", "log_dice"}
     # UNETR has no BatchNorm: what it does in training is what encode does.

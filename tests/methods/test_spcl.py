@@ -101,7 +101,7 @@ def value_and_gradient(method, params, state, batch, key=0):
 def test_options_that_must_not_change_the_numbers(batch):
     """Embedding all patches and the full last block cost more and give the same loss and gradient."""
     method = variant()
-    params, state = method.init(jax.random.key(0), batch)
+    params, state = jax.jit(method.init)(jax.random.key(0), batch)
     (loss, _), gradient = value_and_gradient(method, params, state, batch)
     (other, _), same = value_and_gradient(
         variant(**{"partition.embed": "all", "cls_shortcut": False, "model.remat": "none", "model.unroll": True}),
@@ -126,7 +126,7 @@ def test_options_that_must_not_change_the_numbers(batch):
 )
 def test_every_option_trains(batch, changes):
     method = variant(**changes)
-    params, state = method.init(jax.random.key(0), batch)
+    params, state = jax.jit(method.init)(jax.random.key(0), batch)
     (loss, aux), gradient = value_and_gradient(method, params, state, batch)
     assert 0 < float(loss) < 20
     assert float(sum(aux.terms.values())) == pytest.approx(float(loss))
@@ -140,7 +140,7 @@ def test_nt_xent_has_groups_as_well(batch):
     values = []
     for groups in (1, 2):
         method = methods.make(runs.config("spcl", loss__form="nt_xent", loss__groups=groups))
-        params, state = method.init(jax.random.key(0), batch)
+        params, state = jax.jit(method.init)(jax.random.key(0), batch)
         values.append(float(jax.jit(method.loss)(params, state, batch, jax.random.key(1), 0)[0]))
     assert values[1] < values[0] - 0.3
 
@@ -148,7 +148,7 @@ def test_nt_xent_has_groups_as_well(batch):
 def test_same_patient_pairs_leave_the_denominator(batch):
     alike = {**batch, "patient": np.zeros(16, np.int32)}
     method = variant(**{"loss.mask_same_patient": True})
-    params, state = method.init(jax.random.key(0), batch)
+    params, state = jax.jit(method.init)(jax.random.key(0), batch)
     assert float(value_and_gradient(method, params, state, alike)[0][0]) == pytest.approx(0, abs=1e-6)
     assert float(value_and_gradient(method, params, state, batch)[0][0]) > 1
 
@@ -178,7 +178,7 @@ def test_views_are_one_untouched_picture(phantom_dir):
 def train(method, pictures, steps, keys=jax.random.key):
     """Parameters, losses, last report of `steps` Adam steps on one batch; step i draws its partition from keys(i)."""
     batch = {"image": pictures, "patient": np.arange(len(pictures), dtype=np.int32)}
-    params, state = method.init(jax.random.key(0), batch)
+    params, state = jax.jit(method.init)(jax.random.key(0), batch)
     optimizer = optax.adam(2e-3)
 
     @jax.jit

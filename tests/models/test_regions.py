@@ -47,7 +47,8 @@ def test_looks_of_a_vit_are_the_weights_of_its_last_block():
     encoder, module = regions.make(VIT, attention=True), backbone.make(VIT).module
     params, state = jax.jit(encoder.init)(jax.random.key(1))
     params = jax.tree.map(lambda leaf: leaf * 3 if leaf.ndim == 3 else leaf, params)  # attention that is not flat
-    blocks = module.apply({"params": params}, pictures(16), intermediates=True)["blocks"]
+    see = jax.jit(lambda params: module.apply({"params": params}, pictures(16), intermediates=True))
+    blocks = see(params)["blocks"]
     last = jax.tree.map(lambda leaf: leaf[-1], params["blocks"])
     x = blocks[-2]
     y = (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-6)

@@ -67,14 +67,15 @@ def test_learns_to_tell_reports_apart(encoder):
 
 def test_equal_reports_are_not_told_apart(encoder):
     """Of a batch of one report nothing is left but the loss of its hidden words; of two, one negative each."""
-    ids, word_index = report_encoder._tokens(["nodule left"] * 8, WORDS, 48)
     tables = {"encoder": encoder.params, "head": encoder.head}
-    given = tables, encoder.model, WORDS.mask_id, jax.random.key(0)
-    whole, of_words = report_encoder._loss(*given, ids, word_index)
+
+    @jax.jit
+    def loss(tables, ids, word_index):
+        return report_encoder._loss(tables, encoder.model, WORDS.mask_id, jax.random.key(0), ids, word_index)
+
+    whole, of_words = loss(tables, *report_encoder._tokens(["nodule left"] * 8, WORDS, 48))
     assert float(whole) == pytest.approx(float(of_words), abs=1e-5)
-    other, its_words = report_encoder._tokens(["effusion right"], WORDS, 48)
-    ids, word_index = np.concatenate([ids, other]), np.concatenate([word_index, its_words])
-    whole, of_words = report_encoder._loss(*given, ids, word_index)
+    whole, of_words = loss(tables, *report_encoder._tokens(["nodule left"] * 7 + ["effusion right"], WORDS, 48))
     assert float(whole) > float(of_words) + 1e-5
 
 
