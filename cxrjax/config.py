@@ -40,6 +40,7 @@ FREE = (
     "look_every_steps",
     "mesh",
     "profile_steps",
+    "references",
     "sharding",
     "trackers",
 )
@@ -140,6 +141,7 @@ def pretrain() -> ConfigDict:
             "trackers": "",  # where a run is shown as well: wandb, mlflow, trackio (cxrjax/trackers.py)
             "profile_steps": 0,  # a trace by JAX's profiler of so many steps in <workdir>/profile
             "evals": {},
+            "references": "",  # what a finished run's probes judge as well: random, pixels
             "grid": "",  # a run for each combination, such as "data.fraction=0.01,0.1; seed=0,1,2": cxrjax/grid.py
         }
     )

@@ -82,6 +82,28 @@ def _note(config: ConfigDict, workdir: Path) -> None:
         file.write_text(to_json(config))
 
 
+def references(config: ConfigDict, workdir: Path) -> None:
+    """Judges what a finished run of pre-training should beat, config.references, by each of its linear probes.
+
+    What was judged before is left as it is.
+    """
+    settings: Any = config
+    wanted = names(settings.get("references", ""))
+    entries = {
+        key: complete({**entry.to_dict(), "name": entry.get("name") or key}) for key, entry in settings.evals.items()
+    }
+    probes = [entry for entry in entries.values() if entry["judge"] == "probe"]
+    if not wanted or not probes:
+        return
+    found = trained.load(workdir)
+    for name in wanted:
+        encoder = _reference(name, found, settings.seed)
+        for entry in probes:
+            named = {**entry, "name": f"{entry['name']}-{encoder.name}"}
+            if not (place(workdir, named, encoder.step) / "results.json").exists():
+                evaluate(encoder, named, workdir, settings.seed)
+
+
 def _of_checkpoint(found: trained.Trained) -> Encoder:
     described = {"name": arrived.name(found.config), "step": found.step, "config": determining(found.config)}
     return encoders.from_method(found.method, found.params, found.state, **described, attention=True)

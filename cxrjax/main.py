@@ -76,7 +76,19 @@ def fit(config: ConfigDict, workdir: Path, bucket_address: str | None = None) ->
             grid.run(config, workdir, claim, train.fit)
         else:
             train.fit(claim(workdir, config), workdir)
+            _tell(config, workdir)
     print(f"done: {bucket_address or workdir}", flush=True)
+
+
+def _tell(config: ConfigDict, workdir: Path) -> None:
+    """Says in words what the run reached beside config.references; on one host, where it has any."""
+    from cxrjax import evaluate
+    from cxrjax.reporting import in_words
+
+    if config.get("references") and jax.process_count() == 1:
+        evaluate.references(config, workdir)
+        for said in in_words.of_run(workdir, config.method):
+            print(said, flush=True)
 
 
 def evaluate(config: ConfigDict, name: str, options: Any) -> None:

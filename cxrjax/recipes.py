@@ -137,6 +137,7 @@ def as_mgca(config: ConfigDict) -> None:
 
 def phantom_probe(config: ConfigDict) -> None:
     """The k-NN shows a collapse between two probes: 1 600 encoded pictures each time, under 4 % of a run's work."""
+    config.references = "random,pixels"
     config.evals.phantom_probe = _probe("phantom", every_steps=300)
     config.evals.phantom_knn = tasks.online_knn("phantom", every_steps=150)
 
@@ -151,6 +152,7 @@ def phantom_reports(config: ConfigDict) -> None:
 def mimic_cxr(config: ConfigDict) -> None:
     """The config sets model, batch, duration and optimizer, unclipped. Text as in MGCA, released code."""
     _of_studies(config)
+    config.references = ""
     config.data.sets = "mimic_cxr"
     config.optim.grad_clip = None
     config.text.update({"variant": "base", "vocab_size": 28996, "length": 112, "cleaning": "mgca", "pool": "cls"})
@@ -164,6 +166,7 @@ def mimic_cxr(config: ConfigDict) -> None:
 
 def chestxray14(config: ConfigDict) -> None:
     """The config sets model, batch, duration and optimizer. The k-NN is under 1 % of the work at batches from 256."""
+    config.references = ""
     config.data.sets = "chestxray14"
     config.log_every_steps = 50
     config.evals = {
@@ -174,6 +177,7 @@ def chestxray14(config: ConfigDict) -> None:
 
 def five_sets(config: ConfigDict) -> None:
     """Leaves learning rate and views as they are; a ResNet becomes a ResNet-18."""
+    config.references = ""
     config.data.sets = "chestxray14_subset,tb_lung_masks,pediatric_pneumonia,covid_chestxray,hannover_covid"
     _shrink(config.model, {"variant": "mini", "image_px": 128, "patch_px": 16}, "resnet18")
     config.batch_size = 256
@@ -197,6 +201,7 @@ def smoke(config: ConfigDict) -> None:
     config.optim.update({"lr": 1e-3, "base_lr": None, "sqrt_lr": None, "warmup_steps": 2, "warmup_epochs": None})
     config.optim.warmup_examples = None
     config.log_every_steps = 2
+    config.references = ""
     if config.data.sets == "phantom":
         config.data.sets = "phantom_smoke"
     smoke_evals(config)

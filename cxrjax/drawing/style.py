@@ -5,6 +5,8 @@ to the eye and tells as much in grey. Pictures are uint8 h w 3, red green blue.
 """
 
 import functools
+import math
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -78,3 +80,29 @@ def strip(text: str, width: int, px: int, lines: int = 1, colour: tuple[int, int
 def line_px(px: int) -> int:
     """The height of a line of type of this size."""
     return round(1.35 * px)
+
+
+def frame(
+    canvas: np.ndarray,
+    corners: Sequence[float],
+    colour: tuple[int, int, int],
+    name: str = "",
+    px: int = 12,
+    thickness: int = 1,
+) -> None:
+    """Draws a box and its name on a picture, in place; the name stands above the box, or below where there is no room.
+
+    corners: y0 x0 y1 x1 in pixels. colour: in the order of the picture's channels, which does not matter here.
+    """
+    y0, x0, y1, x1 = (round(at) for at in corners)
+    cv2.rectangle(canvas, (x0, y0), (x1 - 1, y1 - 1), colour, thickness)
+    if not name:
+        return
+    room = min(canvas.shape[1], math.ceil(font(px).getlength(name)) + 4)
+    drawn = Image.new("RGB", (room, line_px(px)), colour)
+    bright = 0.5 * colour[1] + 0.25 * (colour[0] + colour[2]) > 128
+    ImageDraw.Draw(drawn).text((2, 0), name, fill=INK if bright else PAPER, font=font(px))
+    tall = line_px(px)
+    top = y0 - tall if y0 >= tall else min(y1, canvas.shape[0] - tall)
+    left = min(max(x0, 0), canvas.shape[1] - room)
+    canvas[top : top + tall, left : left + room] = np.array(drawn)

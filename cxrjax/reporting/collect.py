@@ -95,6 +95,16 @@ def collect(runs: str | Sequence[str]) -> Collected:
         found += here
     if not found:
         raise ValueError("a results page needs runs: --config.runs=name=runs/…,name=runs/…")
+    return _questions(found, notes)
+
+
+def in_folder(workdir: Path, name: str) -> Collected:
+    """The questions that the evaluations in one folder answer, which has this name as a subject."""
+    notes: list[str] = []
+    return _questions(list(_evaluations(name, workdir, notes)), notes)
+
+
+def _questions(found: Sequence[_Found], notes: list[str]) -> Collected:
     subjects = _subjects(found)
     questions: dict[str, Question] = {}
     for one, subject in zip(found, subjects, strict=True):

@@ -8,13 +8,14 @@ Green: what readers marked. Orange: what the model marked, where its predictions
                     lowest number to its highest, which is bright
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import pandas
 
+from cxrjax.drawing import style
 from cxrjax.evals import figures
 from cxrjax.evals.predictions import LEAST_SCORE, choose, quality
 from cxrjax.input import crops
@@ -22,7 +23,7 @@ from cxrjax.input.converted_sets import ConvertedSet
 from cxrjax.input.source import select
 from cxrjax.reporting.page import Picture
 
-PX = 224
+PX = 320
 TRUE, FOUND = (115, 158, 0), (0, 159, 230)  # blue, green, red
 
 
@@ -71,16 +72,22 @@ def draw(example: Mapping[str, Any], row: Mapping[str, Any], px: int = PX) -> by
     true = figures.marks(example, px)
     for mask in true.masks.values():
         _outline(canvas, mask, TRUE)
-    for _, corners in true.boxes:
-        _frame(canvas, corners, TRUE)
+    for label, corners in true.boxes:
+        style.frame(canvas, corners, TRUE, label)
     if "overlay/mask" in row:
         mask = crops.decode(row["overlay/mask"])
         _outline(canvas, cv2.resize(mask, (px, px), interpolation=cv2.INTER_NEAREST) > 0, FOUND)
     if "boxes" in row:
-        kept = [list(map(float, box)) for box, s in zip(row["boxes"], row["scores"], strict=True) if s >= LEAST_SCORE]
-        moved = figures.marks({"image": example["image"], "boxes": {"bbox": kept, "label": [""] * len(kept)}}, px)
-        for _, corners in moved.boxes:
-            _frame(canvas, corners, FOUND)
+        names = row["labels"] if "labels" in row else [""] * len(row["boxes"])
+        found = zip(row["boxes"], row["scores"], names, strict=True)
+        kept = [
+            (list(map(float, box)), f"{name} {score:.2f}" if name else "")
+            for box, score, name in found
+            if score >= LEAST_SCORE
+        ]
+        named = {"bbox": [box for box, _ in kept], "label": [name for _, name in kept]}
+        for label, corners in figures.marks({"image": example["image"], "boxes": named}, px).boxes:
+            style.frame(canvas, corners, FOUND, label)
     return cv2.imencode(".png", canvas)[1].tobytes()
 
 
@@ -107,8 +114,3 @@ def _range(row: Mapping[str, Any]) -> str:
 def _outline(canvas: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int]) -> None:
     lines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(canvas, lines, -1, colour, 1)
-
-
-def _frame(canvas: np.ndarray, corners: Sequence[float], colour: tuple[int, int, int]) -> None:
-    y0, x0, y1, x1 = (round(at) for at in corners)
-    cv2.rectangle(canvas, (x0, y0), (x1 - 1, y1 - 1), colour, 1)

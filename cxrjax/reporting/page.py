@@ -7,6 +7,7 @@ table by it; numbers and intervals are sorted by value. Without scripts they are
 import base64
 import html
 import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -82,6 +83,9 @@ class Shown(NamedTuple):
     clear: bool = False
 
 
+MANY = 8
+"""Columns from which on a table is set in small type, so that it fits a page of 1280 px."""
+
 _STYLE = """
 :root{color-scheme:light}
 body{font:15px/1.5 system-ui,sans-serif;color:#1a1a1a;background:#fff;max-width:1200px;margin:0 auto;padding:1.5rem}
@@ -89,19 +93,21 @@ h1{font-size:1.6rem;margin:.2rem 0}h2{border-top:1px solid #ccc;padding-top:1rem
 h3{margin:1.6rem 0 .4rem}nav ul{columns:2;padding-left:1.2rem}.about{color:#555}
 .wide{overflow-x:auto}table{border-collapse:collapse;margin:.4rem 0 1rem;font-variant-numeric:tabular-nums}
 caption{text-align:left;font-weight:600;padding:.2rem 0}th,td{padding:.25rem .7rem;border-bottom:1px solid #ddd}
-th{text-align:left;vertical-align:bottom;border-bottom:2px solid #888}td{white-space:nowrap}td.number{text-align:right}
+th{text-align:left;vertical-align:bottom;border-bottom:2px solid #888}
+td{overflow-wrap:anywhere}td.number{white-space:nowrap;text-align:right}td small{display:block;color:#555}
+table{max-width:100%}.many th,.many td{padding:.25rem .35rem;font-size:.8rem}
 th button{all:unset;cursor:pointer;font-weight:600}th button:focus-visible{outline:2px solid #0072b2}
 th button::after{content:"\\2195";color:#bbb;padding-left:.3rem}
 th[aria-sort=ascending] button::after{content:"\\2191";color:#333}
 th[aria-sort=descending] button::after{content:"\\2193";color:#333}
 .clear{font-weight:700}
 figure{display:inline-block;width:500px;max-width:100%;margin:.4rem 1.2rem .8rem 0;vertical-align:top}
-.pictures figure{width:224px;overflow-wrap:anywhere}
+.pictures figure{width:320px;overflow-wrap:anywhere}
 figcaption{font-size:.85rem;color:#444}
 svg text{font:12px system-ui,sans-serif;fill:#333}svg{max-width:100%;height:auto}
 .legend{list-style:none;padding:0;margin:.2rem 0;font-size:.85rem;display:flex;flex-wrap:wrap;gap:.2rem 1rem}
 .notes{background:#fff8e1;border-left:4px solid #e69f00;padding:.4rem 1rem;font-size:.9rem}
-.pictures img{display:block;width:224px;height:224px;background:#000}
+.pictures img{display:block;width:320px;height:320px;background:#000}
 @media print{th button::after{content:""}nav{display:none}}
 """
 
@@ -201,12 +207,18 @@ def _html(part: Part, heads: Sequence[Heading]) -> str:
         case Pictures():
             return f'<div class="pictures"><h3>{_text(part.title)}</h3>{"".join(map(_picture, part.items))}</div>'
         case Table():
-            head = "".join(f'<th scope="col"><button>{_text(name)}</button></th>' for name in part.columns)
+            head = "".join(f'<th scope="col"><button>{_breakable(name)}</button></th>' for name in part.columns)
             rows = "".join(f"<tr>{''.join(map(_td, row))}</tr>" for row in part.rows)
             text = f"<p>{_text(part.explanation)}</p>" if part.explanation else ""
-            table = f"<table><caption>{_text(part.title)}</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody>"
-            return f'{text}<div class="wide">{table}</table></div>'
+            many = ' class="many"' if len(part.columns) > MANY else ""
+            table = f"<caption>{_text(part.title)}</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody>"
+            return f'{text}<div class="wide"><table{many}>{table}</table></div>'
     raise TypeError(f"a results page has no part like {part!r}")
+
+
+def _breakable(name: str) -> str:
+    """A name that a narrow column may break where its parts meet."""
+    return re.sub("([_/@=])", r"\1<wbr>", _text(name))
 
 
 def _picture(item: Picture) -> str:
@@ -219,7 +231,10 @@ def _td(cell: Cell) -> str:
     classes = [*(["number"] if value is not None else []), *(["clear"] if clear else [])]
     attributes = f' class="{" ".join(classes)}"' if classes else ""
     attributes += f' data-value="{value!r}"' if value is not None else ""
-    return f"<td{attributes}>{_text(text)}</td>"
+    # An interval stands below its value, which keeps tables narrow.
+    value_alone, bracket, span = text.partition(" (") if isinstance(cell, Interval | Gain) else (text, "", "")
+    below = f" <small>({_text(span)}</small>" if bracket else ""
+    return f"<td{attributes}>{_text(value_alone)}{below}</td>"
 
 
 def _anchor(heads: Sequence[Heading], head: Heading) -> str:

@@ -21,7 +21,7 @@ import pandas
 from cxrjax.config import ConfigDict
 from cxrjax.evals.base import Interval
 from cxrjax.evals.predictions import judged_labels
-from cxrjax.reporting import collect, compare, explained, page, sections
+from cxrjax.reporting import collect, compare, explained, in_words, page, sections
 from cxrjax.reporting.sections import Judged, Options, Section
 
 ABOUT = (
@@ -42,13 +42,16 @@ def write(config: ConfigDict, workdir: Path) -> Path:
     known = sorted({run.subject for question in found.questions for run in question.runs})
     if options.reference and options.reference not in known:
         raise ValueError(f"the reference {options.reference!r} is not among the subjects: {', '.join(known)}")
-    parts: list[page.Part] = [page.Heading("Runs", 2, "Runs"), _runs(found.questions)]
-    parts += [page.Notes(found.notes)] if found.notes else []
+    parts: list[page.Part] = []
     facts = {}
     for question in found.questions:
         print(f"{question.name}: {len(question.runs)} evaluations", flush=True)
         more, facts[question.name] = section(question, options)
         parts += more
+    in_short = [page.Text(one["in_words"]) for one in facts.values() if "in_words" in one]
+    first: list[page.Part] = [page.Heading("In short", 2, "In short"), *in_short] if in_short else []
+    first += [page.Heading("Runs", 2, "Runs"), _runs(found.questions)]
+    parts = [*first, *([page.Notes(found.notes)] if found.notes else []), *parts]
     about = ABOUT.format(resamples=f"{options.resamples:,}", reference=options.reference or "the first subject")
     workdir.mkdir(parents=True, exist_ok=True)
     for name, text in (
@@ -84,6 +87,7 @@ def section(question: collect.Question, options: Options) -> Section:
         return Section([*parts, page.Notes(notes), _saved_table(question)], facts)
     judged = _judged(question, tables_of, found, options)
     main = judged.comparison
+    facts["in_words"] = in_words.paragraph(question, main, judged.reference)
     said = f"{main.pictures:,} pictures of {main.patients:,} patients. Differences to {judged.reference}."
     parts.append(page.Text(said))
     parts += [page.Text(one) for one in _explained(judged)]

@@ -1,0 +1,92 @@
+"""What a question's comparison comes to, in words: which differences are real, what the references reach, of how many.
+
+A difference is called real where its 95 % interval leaves out zero. No correction is made for their number, so of many
+differences one in twenty is called real by chance.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from cxrjax.evals.base import Interval, bounds
+from cxrjax.reporting import collect, compare
+from cxrjax.reporting.compare import Comparison
+
+MOST = 6  # differences of one kind that are told one by one
+
+
+def paragraph(question: collect.Question, found: Comparison, reference: str) -> str:
+    """The differences to `reference` by the first metric, and what pixels and an untrained encoder reach."""
+    metric = next(name for name in found.metrics[reference] if "/" not in name)
+    beside = {run.subject: run for run in question.runs if collect.is_reference(run.results)}
+    trained = [run for run in question.runs if run.subject in found.metrics and run.subject not in beside]
+    encoders = len({run.subject for run in trained})
+    said = [
+        f"{question.name}: {_count(len(trained), 'run')} of {_count(encoders, 'encoder')}, judged on "
+        f"{_count(found.pictures, 'picture')} of {_count(found.patients, 'patient')}."
+    ]
+    own = found.metrics[reference][metric]
+    said.append(f"By {metric}, {reference} reaches {own.value:.3f}{bounds(own.low, own.high)}.")
+    gains = {name: row[metric] for name, row in found.differences.items() if math.isfinite(row[metric].value)}
+    others = {name: gain for name, gain in gains.items() if name not in beside}
+    if others:
+        said += _differences(others, reference, found, metric)
+    known = {name: gains[name] for name in beside if name in gains}
+    said += [_of_reference(name, gain, found.metrics[name][metric], reference) for name, gain in known.items()]
+    lacking = [what for kind, what in _REFERENCES.items() if not any(kind in name for name in beside)]
+    said += [f"{what} was not judged, so what training adds to it is not known." for what in lacking]
+    return " ".join(said)
+
+
+def of_run(workdir: Path, name: str, resamples: int = 1000, seed: int = 0) -> list[str]:
+    """A paragraph for every question that a run and its references were judged on; see `collect.in_folder`.
+
+    name: what the run is called. Questions whose evaluations cannot be compared are left out.
+    """
+    said = []
+    for question in collect.in_folder(workdir, name).questions:
+        tables: dict[str, list] = {}
+        for run in question.runs:
+            tables.setdefault(run.subject, []).append(run.predictions())
+        if name in tables and len(tables) > 1:
+            with contextlib.suppress(ValueError):
+                found = compare.compare(question.kind, tables, name, resamples, seed)
+                said.append(paragraph(question, found, name))
+    return said
+
+
+_REFERENCES = {"pixels": "A linear model of the pixels", "random": "The encoder before training"}
+"""The references that every comparison should have, by a word in their names."""
+
+
+def _differences(gains: Mapping[str, Interval], reference: str, found: Comparison, metric: str) -> list[str]:
+    """Sentences on what lies above, below and within chance of the reference."""
+    kinds: dict[str, Callable[[Interval], bool]] = {
+        f"Above {reference}, and that is real": lambda gain: gain.low > 0,
+        f"Below {reference}, and that is real": lambda gain: gain.high < 0,
+        f"Not told apart from {reference}": lambda gain: not (gain.low > 0 or gain.high < 0),
+    }
+    said = []
+    for kind, belongs in kinds.items():
+        names = [name for name, gain in gains.items() if belongs(gain)]
+        told = [f"{name} by {_by(gains[name])}" for name in names[:MOST]]
+        more = [f"{len(names) - MOST} more"] if len(names) > MOST else []
+        said += [f"{kind}: {'; '.join([*told, *more])}."] if names else []
+    return said
+
+
+def _of_reference(name: str, gain: Interval, area: Interval, subject: str) -> str:
+    verdict = "that is real" if gain.low > 0 or gain.high < 0 else "the two are not told apart"
+    # The difference is the reference's to the subject; the reader wants it the other way round.
+    turned = Interval(-gain.value, -gain.high, -gain.low, gain.n)
+    what = next((said for kind, said in _REFERENCES.items() if kind in name), name)
+    return f"{what} reaches {area.value:.3f}; {subject} differs from it by {_by(turned)}, and {verdict}."
+
+
+def _by(gain: Interval) -> str:
+    return f"{gain.value:+.3f}{bounds(gain.low, gain.high, '+.3f')}"
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
