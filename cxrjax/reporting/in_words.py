@@ -1,7 +1,8 @@
 """What a question's comparison comes to, in words: which differences are real, what the references reach, of how many.
 
-A difference is called real where its 95 % interval leaves out zero. No correction is made for their number, so of many
-differences one in twenty is called real by chance.
+A difference is called real where its 95 % interval leaves out zero: that over patients and seeds where several runs
+tell what seeds add, else that over patients. No correction is made for their number, so of many differences one in
+twenty is called real by chance.
 """
 
 import contextlib
@@ -26,12 +27,14 @@ def paragraph(question: collect.Question, found: Comparison, reference: str) -> 
         f"{question.name}: {_count(len(trained), 'run')} of {_count(encoders, 'encoder')}, judged on "
         f"{_count(found.pictures, 'picture')} of {_count(found.patients, 'patient')}."
     ]
-    own = found.metrics[reference][metric]
+    own = found.with_seeds.get(reference, {}).get(metric) or found.metrics[reference][metric]
     said.append(f"By {metric}, {reference} reaches {own.value:.3f}{bounds(own.low, own.high)}.")
-    gains = {name: row[metric] for name, row in found.differences.items() if math.isfinite(row[metric].value)}
+    with_seeds = {name: row.get(metric) for name, row in found.differences_with_seeds.items()}
+    gains = {name: with_seeds.get(name) or row[metric] for name, row in found.differences.items()}
+    gains = {name: gain for name, gain in gains.items() if math.isfinite(gain.value)}
     others = {name: gain for name, gain in gains.items() if name not in beside}
     if others:
-        said += _differences(others, reference, found, metric)
+        said += _differences(others, reference)
     known = {name: gains[name] for name in beside if name in gains}
     said += [_of_reference(name, gain, found.metrics[name][metric], reference) for name, gain in known.items()]
     lacking = [what for kind, what in _REFERENCES.items() if not any(kind in name for name in beside)]
@@ -60,7 +63,7 @@ _REFERENCES = {"pixels": "A linear model of the pixels", "random": "The encoder 
 """The references that every comparison should have, by a word in their names."""
 
 
-def _differences(gains: Mapping[str, Interval], reference: str, found: Comparison, metric: str) -> list[str]:
+def _differences(gains: Mapping[str, Interval], reference: str) -> list[str]:
     """Sentences on what lies above, below and within chance of the reference."""
     kinds: dict[str, Callable[[Interval], bool]] = {
         f"Above {reference}, and that is real": lambda gain: gain.low > 0,

@@ -15,20 +15,23 @@ def run(subject, encoder, step=6):
 def comparison(values, gains):
     metrics = {name: {"auroc": Interval(value, value - 0.05, value + 0.05, 90)} for name, value in values.items()}
     differences = {name: {"auroc": Interval(*gain, 90)} for name, gain in gains.items()}
-    return compare.Comparison(metrics, differences, {}, {}, 90, 45, [])
+    with_seeds = {"seeds": {"auroc": Interval(0.04, -0.02, 0.1, 90)}} if "seeds" in gains else {}
+    return compare.Comparison(metrics, differences, {}, {}, 90, 45, [], {}, {}, with_seeds, {})
 
 
 def test_a_difference_is_real_where_its_interval_leaves_out_zero():
     runs = [run("ours", "spcl"), run("ours", "spcl"), run("better", "dino"), run("worse", "mae"), run("same", "simclr")]
     values = {"ours": 0.8, "better": 0.9, "worse": 0.7, "same": 0.81}
     gains = {"better": (0.1, 0.02, 0.2), "worse": (-0.1, -0.2, -0.02), "same": (0.01, -0.04, 0.06)}
+    runs, values = [*runs, run("seeds", "byol")], values | {"seeds": 0.84}
+    gains["seeds"] = (0.04, 0.01, 0.07)  # real for these very runs, and not where seeds count
     question = collect.Question("phantom · all · probe", "multilabel", {}, runs)
     said = in_words.paragraph(question, comparison(values, gains), "ours")
-    assert "5 runs of 4 encoders, judged on 90 pictures of 45 patients." in said
+    assert "6 runs of 5 encoders, judged on 90 pictures of 45 patients." in said
     assert "By auroc, ours reaches 0.800 (0.750 to 0.850)." in said
     assert "Above ours, and that is real: better by +0.100 (+0.020 to +0.200)." in said
     assert "Below ours, and that is real: worse by -0.100 (-0.200 to -0.020)." in said
-    assert "Not told apart from ours: same by +0.010 (-0.040 to +0.060)." in said
+    assert "Not told apart from ours: same by +0.010 (-0.040 to +0.060); seeds by +0.040 (-0.020 to +0.100)." in said
     assert "A linear model of the pixels was not judged" in said and "The encoder before training was not" in said
 
 
