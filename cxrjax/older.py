@@ -49,7 +49,7 @@ ADDED: dict[str, tuple[str | tuple[str, ...], Any]] = {
     "head.taps": ("head.features", ""),
     "head.widths": ("head.features", ""),
     "answer.inclusive_iou": ("answer.overlap", False),
-    "encoder": (("policy", "loss.learned"), "learned"),
+    "encoder": (("policy", "head.layers"), "learned"),
     "loss.chunks": (("loss.share", "loss.kappa", "loss.sum_of_views", "loss.ita_weight", "loss.word_temperature"), 1),
     "loss.shifted_attention": ("loss.cta_weight", False),
     "augment": ("loss.share", {}),

@@ -21,7 +21,7 @@ no common list. The first version (Ark, MICCAI 2023, 2310.09507) shows the teach
 `teacher_view="crop"`. Of both papers only the abstracts and figures were readable to us; all above is the released
 code's, in which λ = 5 (m − 0.9), the same for m₀ = 0.9 and negative below. There a picture is squeezed into a square
 before it is cut; here it keeps its proportions, and x̄ is the middle square, as encoders are judged. There an uncertain
-label is a number from 0.55 to 0.85, drawn once; here a published policy decides (config.policy), and what is not known
+label is a number from 0.55 to 0.85, drawn once; here a published policy decides (`uncertain`), and what is not known
 counts for nothing.
 
 A slip of that code, and a switch, set by configs/ark.py:released:
@@ -51,7 +51,7 @@ TASKS = ("multilabel", "multiclass")
 
 
 def make(config: Config) -> Method:
-    """config: model, set_heads, policy, projector, momentum, loss, views, augment, standardise; see configs/ark.py."""
+    """config: model, set_heads, uncertain, projector, momentum, loss, views, augment, standardise: configs/ark.py."""
     settings.one_of(config, "teacher_view", ("whole", "crop"))
     settings.one_of(config, "target_start", ("copy", "independent"))
     settings.counts(config, "projector.layers", "projector.out", "update_every_steps")
@@ -121,7 +121,7 @@ def make(config: Config) -> Method:
         image, px, known = crops.decode(example["image"]), config.model.image_px, []
         for name, wanted in labels.items():
             if name == example["set"]:
-                known.append(policies.answers(example["labels"], label_names()[name], wanted, config.policy))
+                known.append(policies.answers(example["labels"], label_names()[name], wanted, config.uncertain))
             else:
                 known.append(np.full(len(wanted), -1, np.int8))
         if config.teacher_view == "crop":
@@ -173,5 +173,5 @@ def check(config: Config, labels: Mapping[str, Sequence[str]]) -> None:
                 f"set_heads.{name}.labels = {config.set_heads[name].labels!r}: a {task} head needs at least {fewest}, "
                 f"each once, separated by commas"
             )
-    if config.policy:
-        policies.check(config.policy)
+    if config.uncertain:
+        policies.check(config.uncertain)

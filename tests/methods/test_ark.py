@@ -137,7 +137,7 @@ def test_heads_are_those_of_the_sets_that_are_trained_on(phantom_dir, monkeypatc
         ),
         ({"set_heads__phantom__labels": "a,a"}, "set_heads.phantom.labels = 'a,a'.* each once"),
         ({"set_heads__phantom__labels": "a", **SHARED}, "a multiclass head needs at least 2"),
-        ({"policy": "U-Two"}, "'U-Two' for uncertain labels is not known"),
+        ({"uncertain": "U-Two"}, "'U-Two' for uncertain labels is not known"),
         ({"teacher_view": "all"}, "teacher_view must be 'whole' or 'crop'"),
     ],
 )
