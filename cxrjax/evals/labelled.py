@@ -121,6 +121,26 @@ def mean_auroc(key: Targets, scores: np.ndarray) -> float:
     return float(np.mean([metrics.auroc(key.values[:, c], scores[:, c]) for c in decidable(key)]))
 
 
+def best_threshold(values: np.ndarray, scores: np.ndarray) -> float:
+    """The threshold of one label with the highest balanced accuracy; n scores at or above it count as positive.
+
+    values: n, some 1, some 0, others left out. Thresholds lie halfway between two pictures, or at the lowest one. Of
+    equally good ones the lowest is taken.
+    """
+    places = np.unique(scores[values >= 0])
+    options = np.concatenate([places[:1], (places[1:] + places[:-1]) / 2])
+    positives, negatives = np.sort(scores[values == 1]), np.sort(scores[values == 0])
+    hit = 1 - np.searchsorted(positives, options) / len(positives)
+    refused = np.searchsorted(negatives, options) / len(negatives)
+    return float(options[np.argmax(np.round(hit + refused, 9))])
+
+
+def score_thresholds(key: Targets, scores: np.ndarray) -> dict[str, float]:
+    """Label -> its best threshold on the validation pictures, of the labels that have both values there."""
+    both = [c for c, column in enumerate(key.values.T) if (column == 1).any() and (column == 0).any()]
+    return {key.names[c]: best_threshold(key.values[:, c], scores[:, c]) for c in both}
+
+
 def conclude(
     kind: str,
     tables: Mapping[str, FeatureTable],
@@ -134,13 +154,20 @@ def conclude(
     scaled: bool = False,
     cover: float = 0.0,
 ) -> Result:
-    """Judges the test pictures. scored: a split -> its scores n c. scaled, cover: see `certainty.KEYS`."""
+    """Judges the test pictures.
+
+    scored: a split -> its scores n c; of val, thresholds are chosen, unless details have "score_thresholds". scaled,
+    cover: see `certainty.KEYS`.
+    """
     test, key, scores = tables["test"], keys["test"], scored("test")
-    val = scored("val") if scaled or cover else np.empty(0)
+    fixed = "score_thresholds" not in details and kind != "multiclass"
+    val = scored("val") if scaled or cover or fixed else np.empty(0)
     if scaled:
         t = certainty.temperature(kind, keys["val"].values, val)
         val, scores = certainty.tempered(kind, val, t), certainty.tempered(kind, scores, t)
         details = {**details, "temperature": t}
+    if fixed:
+        details = {**details, "score_thresholds": score_thresholds(keys["val"], val)}
     found, counts, more = metrics.summarise(kind, key.names, key.values, scores, test.patient_ids, resamples, seed)
     predictions = metrics.prediction_table(key.names, key.values, scores, test.patient_ids, test.image_ids)
     sizes = {

@@ -222,6 +222,7 @@ def zeroshot(
         levels, more = thresholds(keys["val"], margin["val"])
         notes += more
         details["thresholds"] = dict(zip(key.names, levels.tolist(), strict=True))
+        details["score_thresholds"] = dict.fromkeys(key.names, 0.5)
         scores = scipy.special.expit((margin["test"] - levels) / temperature)
     return labelled.conclude(task.kind, tables, keys, lambda split: scores, notes, details, resamples, seed)
 
@@ -233,10 +234,9 @@ def ensemble(vectors: np.ndarray) -> np.ndarray:
 
 
 def thresholds(key: Targets, margin: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """The threshold of each label with the highest balanced accuracy on `key`, c float64, and notes.
+    """The best threshold of each label on `key` (see `labelled.best_threshold`), c float64, and notes.
 
-    margin: n c. Thresholds lie halfway between two pictures, or at the lowest one. Of equally good ones the lowest is
-    taken. A label that is present in all pictures or in none keeps the threshold 0 and is named in the notes.
+    margin: n c. A label that is present in all pictures or in none keeps the threshold 0 and is named in the notes.
     """
     levels, without = np.zeros(margin.shape[1]), []
     for column, name in enumerate(key.names):
@@ -244,12 +244,7 @@ def thresholds(key: Targets, margin: np.ndarray) -> tuple[np.ndarray, list[str]]
         if not ((values == 1).any() and (values == 0).any()):
             without.append(repr(name))
             continue
-        places = np.unique(here[values >= 0])
-        options = np.concatenate([places[:1], (places[1:] + places[:-1]) / 2])
-        positives, negatives = np.sort(here[values == 1]), np.sort(here[values == 0])
-        hit = 1 - np.searchsorted(positives, options) / len(positives)
-        refused = np.searchsorted(negatives, options) / len(negatives)
-        levels[column] = options[np.argmax(np.round(hit + refused, 9))]
+        levels[column] = labelled.best_threshold(values, here)
     if not without:
         return levels, []
     return levels, [

@@ -21,7 +21,7 @@ import pandas
 from cxrjax.config import ConfigDict
 from cxrjax.evals.base import Interval
 from cxrjax.evals.predictions import judged_labels
-from cxrjax.reporting import collect, compare, explained, in_words, page, sections
+from cxrjax.reporting import by_group, collect, compare, explained, in_words, page, sections
 from cxrjax.reporting.sections import Judged, Options, Section
 
 ABOUT = (
@@ -137,7 +137,10 @@ def _sections(judged: Judged, options: Options) -> dict[str, Section]:
             found["operating_points"] = sections.points(judged, options)
     else:
         found["parts"] = sections.parts_of_measures(judged)
-    return found | {"groups": sections.groups(judged, options)}
+    found["groups"] = by_group.groups(judged, options)
+    if judged_labels(next(iter(judged.first.values()))) and judged.question.kind != "multiclass":
+        found["errors"] = by_group.errors(judged, options)
+    return found
 
 
 def plain(value: Any) -> Any:

@@ -9,7 +9,7 @@ import pandas
 
 from cxrjax.evals import metrics
 from cxrjax.evals.base import MASKED, Interval
-from cxrjax.evals.predictions import judged_labels, picture_values
+from cxrjax.evals.predictions import judged_labels
 from cxrjax.input.converted_sets import ConvertedSet, open_set
 from cxrjax.reporting import (
     calibration,
@@ -21,7 +21,6 @@ from cxrjax.reporting import (
     operating,
     page,
     significance,
-    subgroups,
 )
 
 BAND_RESAMPLES = 200  # a band is drawn, not read off
@@ -291,35 +290,6 @@ def points(judged: Judged, options: Options) -> Section:
     return Section([page.Table("Operating points", ["subject", "label", *columns], rows, text)], facts)
 
 
-def groups(judged: Judged, options: Options) -> Section:
-    """Subgroups of every subject."""
-    rows, facts, notes, metric = [], {}, [], ""
-    for subject, table in judged.first.items():
-        try:
-            known = subgroups.attributes(_set(judged, options), table["image_id"].to_numpy(str), options.attributes)
-        except ValueError as error:
-            return Section([page.Notes([f"no subgroups: {error}"])], {})
-        notes = known.notes
-        if not (judged_labels(table) or picture_values(table)):
-            return Section([], {})
-        found = subgroups.groups(table, known.table, options.resamples, options.seed)
-        facts[subject] = [group._asdict() for group in found]
-        for group in found:
-            metric = metric or next(iter(group.metrics), "")
-            sizes = [group.n, group.patients, group.positives, len(group.labels)]
-            gap = group.gap and page.Gain(group.gap)
-            rows.append([group.attribute, group.value, subject, *sizes, group.metrics.get(metric), gap])
-    columns = ["attribute", "group", "subject", "pictures", "patients", "positive", "labels that count"]
-    text = (
-        "The gap is to all others whose group is known. Labels with fewer than ten positive or ten negative patients "
-        f"in a group do not count in it. {judged.remark}"
-    )
-    parts: list[page.Part] = []
-    if rows:
-        parts.append(page.Table("Subgroups", [*columns, metric or "value", "gap"], rows, text))
-    return Section([*parts, page.Notes(notes)] if notes else parts, facts)
-
-
 def pictures(judged: Judged, options: Options) -> list[page.Part]:
     """Best, median and worst pictures of every subject that is no reference of a run; of all where there is none."""
     if not options.examples:
@@ -328,7 +298,7 @@ def pictures(judged: Judged, options: Options) -> list[page.Part]:
     runs = judged.question.runs
     own = dict.fromkeys(run.subject for run in runs if not collect.is_reference(run.results))
     try:
-        place = _set(judged, options)
+        place = set_of(judged, options)
     except ValueError as error:
         return [page.Notes([f"no pictures: {error}"])]
     for subject in [name for name in own if name in judged.tables] or list(judged.tables):
@@ -346,6 +316,7 @@ def _both_values(table: pandas.DataFrame) -> list[str]:
     return [name for name in judged_labels(table) if set(table[f"target/{name}"]) >= {0, 1}]
 
 
-def _set(judged: Judged, options: Options) -> ConvertedSet:
+def set_of(judged: Judged, options: Options) -> ConvertedSet:
+    """The converted set that a question was judged on."""
     entry = judged.question.entry
     return open_set(entry["set"], options.data_dir or entry.get("data_dir") or None)

@@ -165,7 +165,7 @@ def _measure(predictions: pandas.DataFrame, inside: np.ndarray, outside: np.ndar
     own, others = predictions.loc[inside], predictions.loc[outside]
     labels = judged_labels(predictions)
     if labels:
-        counted, of_others = _countable(own, labels), _countable(others, labels)
+        counted, of_others = countable(own, labels), countable(others, labels)
         if not counted:
             return _NOTHING
         both = [name for name in counted if name in of_others]
@@ -197,7 +197,8 @@ def _measure(predictions: pandas.DataFrame, inside: np.ndarray, outside: np.ndar
 _NOTHING = _Measured((), False, (), lambda weights: np.empty((0, weights.shape[1])))
 
 
-def _countable(table: pandas.DataFrame, labels: Sequence[str]) -> list[str]:
+def countable(table: pandas.DataFrame, labels: Sequence[str]) -> list[str]:
+    """The labels of which at least FEWEST_PATIENTS patients of a table are positive, and as many negative."""
     ids = table["patient_id"].to_numpy(str)
 
     def patients(name: str, value: int) -> int:
@@ -209,6 +210,16 @@ def _countable(table: pandas.DataFrame, labels: Sequence[str]) -> list[str]:
 def _areas(table: pandas.DataFrame, names: Sequence[str]) -> Callable[[np.ndarray], np.ndarray]:
     ranked = [metrics.rank(table[f"target/{name}"].to_numpy(), table[f"score/{name}"].to_numpy()) for name in names]
     return lambda weights: np.mean([metrics.ranked_areas(one, weights) for one in ranked], axis=0)
+
+
+def worst(found: Sequence[Group]) -> dict[str, Group]:
+    """Attribute -> its group with the lowest first metric, of those that have one. Of several it looks too low."""
+    lowest: dict[str, Group] = {}
+    for group in found:
+        if group.metrics and group.value != UNKNOWN:
+            kept = lowest.get(group.attribute, group)
+            lowest[group.attribute] = min(kept, group, key=lambda one: next(iter(one.metrics.values())).value)
+    return lowest
 
 
 def _order(value: str) -> tuple:
