@@ -1,6 +1,7 @@
 """Write a trained encoder as a folder that PyTorch users load.
 
-    python -m cxrjax.export --checkpoint WORKDIR --output FOLDER [--step latest|best|N] [--overwrite]
+    python -m cxrjax.export --checkpoint WORKDIR --output FOLDER [--form transformers|timm] [--step latest|best|N]
+                            [--overwrite]
 
 The folder holds config.json, model.safetensors, preprocessor_config.json, README.md (the model card) and lineage.json
 (what it was trained on, and what that started from: `lineage`), and loads with
@@ -11,47 +12,46 @@ patches, which has no such class. A method that learns from reports also leaves 
 `transformers.BertModel` and `BertTokenizer`; projections to the joint space stay behind. Where torch and transformers
 are installed, the features of both sides are compared before anything is put in place, and the logits of a head;
 nothing is written if they differ.
+
+With --form timm the names and config.json are timm's, for `timm.create_model("local-dir:FOLDER", pretrained=True)`;
+where timm is not installed, the folder is read back by cxrjax and compared.
 """
 
 import argparse
-import importlib.util
 import json
 import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
 from cxrjax import lineage, model_card, trained
-from cxrjax.config import ConfigDict
-from cxrjax.interop import classifier, huggingface, torch_bert, torch_dinov2, torch_resnet, torch_vit
+from cxrjax.interop import classifier, huggingface, timm_folder, torch_bert, torch_dinov2, torch_resnet, torch_vit
 from cxrjax.models import bert, posemb, resnet, text_tower, transformer, vit
+from cxrjax.parity import Parity, can_compare, compare
 from cxrjax.text import tokenizer
 
 TOLERANCE = 1e-4
 TEXT = "text"
 CARD = "README.md"
-
-
-class Parity(NamedTuple):
-    """Largest difference between our features and logits and PyTorch's, and what was compared."""
-
-    difference: float
-    largest: float  # largest feature or logit, for scale
-    pictures: int
+FORMS = ("transformers", "timm")
 
 
 def export(
-    checkpoint: str | Path, output: str | Path, step: int | str = "latest", overwrite: bool = False
+    checkpoint: str | Path,
+    output: str | Path,
+    step: int | str = "latest",
+    overwrite: bool = False,
+    form: str = "transformers",
 ) -> Parity | None:
-    """Writes the encoder of a checkpoint as a Hugging Face folder with a model card.
+    """Writes the encoder of a checkpoint as a folder with a model card, in one of FORMS.
 
     checkpoint, step: as in `trained.load`. overwrite: replaces files of these names in a folder that is not empty.
-    Returns the measured parity, or None where torch or transformers is not installed.
+    Returns the measured parity, or None where torch or transformers is not installed, which timm's form does not need.
     Raises ValueError: the encoder is neither a ViT nor a ResNet, `output` is not empty, or features differ by more than
     1e-4, counted in the largest feature where that is above 1 (a ResNet's have no fixed scale).
     """
@@ -61,12 +61,17 @@ def export(
     # float32 throughout: the weights are, and PyTorch users compute in it unless they ask for less.
     model = trained.load(checkpoint, step, dtype="float32")
     weights, config = encoder_weights(model)
-    weights, config = with_head(model, weights, config)
-    standardise = model.config.standardise
+    if form not in FORMS:
+        raise ValueError(f"There is no form {form!r}; there are {', '.join(FORMS)}.")
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as folder:
-        huggingface.write(folder, weights, config, standardise.mean, standardise.std, model.method.sees)
-        parity = compare(model, folder) if can_compare() else None
+        if form == "timm":
+            write_timm(model, weights, config, Path(folder))
+        else:
+            weights, config = with_head(model, weights, config)
+            scale = model.config.standardise
+            huggingface.write(folder, weights, config, scale.mean, scale.std, model.method.sees)
+        parity = compare(model, folder) if form == "timm" or can_compare() else None
         allowed = TOLERANCE * max(1.0, parity.largest) if parity else TOLERANCE
         if parity is not None and not parity.difference <= allowed:
             raise ValueError(
@@ -74,13 +79,15 @@ def export(
                 f"nothing was written. The method {model.config.method!r} may encode with other parameters than "
                 "params['encoder'], with more than a plain ViT or ResNet, or after other preprocessing."
             )
+        of_timm = json.loads((Path(folder) / huggingface.CONFIG).read_text()) if form == "timm" else None
         if TEXT in model.config:
             write_text(model, Path(folder) / TEXT)
         entries = lineage.whole(model.config, model.workdir, model.step)
         (Path(folder) / lineage.FILE).write_text(json.dumps(entries, indent=2) + "\n")
-        (Path(folder) / CARD).write_text(model_card.text(model, config, parity, entries))
+        (Path(folder) / CARD).write_text(model_card.text(model, config, parity, entries, of_timm))
         output.mkdir(exist_ok=True)
         shutil.rmtree(output / TEXT, ignore_errors=True)
+        (output / huggingface.PREPROCESSOR).unlink(missing_ok=True)  # of an earlier export in another form
         for file in sorted(Path(folder).iterdir()):
             file.replace(output / file.name)
     return parity
@@ -139,6 +146,16 @@ def with_head(
     return classifier.attach(weights, config, model.params["head"], answers.names, answers.kind, pool)
 
 
+def write_timm(model: trained.Trained, weights: dict[str, np.ndarray], config: dict[str, Any], folder: Path) -> None:
+    """Writes the folder for timm, with the head of answers; weights and config as of `encoder_weights`."""
+    answers, scale, head = model.method.answers, model.config.standardise, None
+    if answers is not None and answers.kind in classifier.PROBLEMS:
+        of_run = model.params["head"]
+        head = timm_folder.Head(np.asarray(of_run["kernel"]), np.asarray(of_run["bias"]), answers.names)
+    described = {"pool": model.config.model.get("pool", "cls"), "sees": model.method.sees, "head": head}
+    timm_folder.write(folder, weights, config, mean=scale.mean, std=scale.std, **described)
+
+
 def write_text(model: trained.Trained, folder: Path) -> None:
     """Writes the text encoder and its vocabulary as a Hugging Face folder.
 
@@ -167,70 +184,6 @@ def write_text(model: trained.Trained, folder: Path) -> None:
         raise ValueError(f"PyTorch's token vectors differ from ours by up to {difference:.3g}; nothing was written.")
 
 
-def can_compare() -> bool:
-    """Whether torch and transformers are installed."""
-    return all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
-
-
-def compare(model: trained.Trained, folder: str | Path) -> Parity:
-    """Features of the method's `encode` against those of the loaded folder, through its own processor's scale.
-
-    The pictures are computed: noise, two ramps, discs and black, of the size that the folder's processor gives.
-    """
-    images = _pictures(json.loads((Path(folder) / huggingface.CONFIG).read_text())["image_size"])
-    with jax.default_matmul_precision("highest"):
-        ours = jax.jit(model.method.encode)(model.params, model.state, images[..., None])
-    theirs = _their_features(folder, images, model.config.model)
-    differences = [np.abs(ours[name] - found).max() for name, found in theirs.items()]
-    largest = max(np.abs(found).max() for found in theirs.values())
-    return Parity(float(np.max(differences)), float(largest), len(images))
-
-
-def _their_features(folder: str | Path, images: np.ndarray, architecture: ConfigDict) -> dict[str, np.ndarray]:
-    """ "pooled" b d, "patches" b p q d and of a head "logits" b c of grey pictures b h w, as users of PyTorch have it.
-
-    architecture: config.model, whose `pool` says which vector of a ViT stands for the picture.
-    """
-    import torch
-    import transformers
-    from PIL import Image
-
-    processor = transformers.AutoImageProcessor.from_pretrained(folder)
-    config = json.loads((Path(folder) / huggingface.CONFIG).read_text())
-    with torch.inference_mode():
-        # The pictures have the encoder's size: what a processor does to larger ones would change them.
-        as_they_are = {"do_resize": False, "do_center_crop": False}
-        inputs = processor([Image.fromarray(image) for image in images], return_tensors="pt", **as_they_are)
-        found = {}
-        if classifier.is_attached(config):
-            whole = transformers.AutoModelForImageClassification.from_pretrained(folder).eval()
-            found["logits"] = whole(**inputs).logits.numpy()
-        if config["model_type"] == "resnet":
-            out = transformers.ResNetModel.from_pretrained(folder).eval()(**inputs)
-            maps = out.last_hidden_state.permute(0, 2, 3, 1).numpy()
-            return found | {"pooled": out.pooler_output.flatten(1).numpy(), "patches": maps}
-        if config["model_type"] == "vit":
-            model = transformers.ViTModel.from_pretrained(folder, add_pooling_layer=False)
-        else:
-            model = transformers.AutoModel.from_pretrained(folder)
-        tokens = model.eval()(**inputs).last_hidden_state.numpy()
-    registers = config.get("num_register_tokens", 0)
-    tokens = np.concatenate([tokens[:, :1], tokens[:, 1 + registers :]], axis=1)
-    side = config["image_size"] // config["patch_size"]
-    pooled = tokens[:, 0] if architecture.pool == "cls" else tokens[:, 1:].mean(axis=1)
-    return found | {"pooled": pooled, "patches": tokens[:, 1:].reshape(len(images), side, side, -1)}
-
-
-def _pictures(px: int) -> np.ndarray:
-    """uint8 b h w."""
-    ramp = np.linspace(0, 255, px)
-    row, column = np.mgrid[:px, :px]
-    discs = 128 + 60 * np.sin(row / px * 7) * np.cos(column / px * 9)
-    noise = np.random.default_rng(0).integers(0, 256, (px, px))
-    pictures = [noise, np.broadcast_to(ramp, (px, px)), np.broadcast_to(ramp[:, None], (px, px)), discs, 0 * noise]
-    return np.stack(pictures).astype(np.uint8)
-
-
 def step_name(text: str) -> int | str:
     """ "latest", "best" or a number, from the command line."""
     if text in ("latest", "best"):
@@ -246,11 +199,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--checkpoint", required=True, help="workdir, its checkpoints folder, or one step's folder")
     parser.add_argument("--output", required=True, help="new folder for the exported model")
+    parser.add_argument(
+        "--form", choices=FORMS, default="transformers", help="whose names it has (default transformers)"
+    )
     parser.add_argument("--step", type=step_name, default="latest", help="latest (default), best, or a number")
     parser.add_argument("--overwrite", action="store_true", help="replace the files of an earlier export")
     arguments = parser.parse_args(argv)
     try:
-        parity = export(arguments.checkpoint, arguments.output, arguments.step, arguments.overwrite)
+        parity = export(arguments.checkpoint, arguments.output, arguments.step, arguments.overwrite, arguments.form)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

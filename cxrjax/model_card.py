@@ -9,11 +9,11 @@ from typing import Any
 from cxrjax import arrived, lineage
 from cxrjax import config as shared
 from cxrjax.config import ConfigDict
-from cxrjax.interop import classifier
+from cxrjax.interop import classifier, torch_timm
 from cxrjax.trained import Trained
 
 _CARD = """---
-library_name: transformers
+library_name: {library}
 pipeline_tag: {task}
 tags:
 - chest-x-ray
@@ -40,18 +40,7 @@ The same in JSON, which is `lineage.json` of this folder:
 
 ## Use
 
-```python
-import torch
-from PIL import Image
-from transformers import AutoImageProcessor, {loader}
-
-folder = "."  # this folder
-processor = AutoImageProcessor.from_pretrained(folder)
-model = {loading}.eval()
-with torch.inference_mode():
-    out = model(**processor(Image.open("picture.png"), return_tensors="pt"))
-{use}
-{answers}
+{usage}
 ## Preprocessing
 
 1. One grey channel, 8 bits, bones white (a DICOM with MONOCHROME1 must be inverted, and windowed, beforehand).
@@ -89,6 +78,47 @@ Not stated. Whoever publishes these weights states one that the terms of the pre
 ```json
 {settings}
 ```
+"""
+
+_USAGE = """```python
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, {loader}
+
+folder = "."  # this folder
+processor = AutoImageProcessor.from_pretrained(folder)
+model = {loading}.eval()
+with torch.inference_mode():
+    out = model(**processor(Image.open("picture.png"), return_tensors="pt"))
+{use}
+{answers}"""
+
+_TIMM_USAGE = """```python
+import timm
+import torch
+from PIL import Image
+
+folder = "."  # this folder
+model = timm.create_model("local-dir:" + folder, pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+with torch.inference_mode():
+    maps = model.forward_features(transform(Image.open("picture.png").convert("RGB"))[None])
+    features = model.forward_head(maps, pre_logits=True)
+```
+
+The same without config.json:
+
+```python
+model = timm.create_model(
+    "{architecture}",
+    checkpoint_path="model.safetensors",
+    num_classes={num_classes},
+{arguments})
+```
+{answers}"""
+
+_TIMM_ANSWERS = """
+`model(…)` gives the {num_classes} logits of the trained head, whose names are `label_names` in config.json.
 """
 
 _VIT_USE = """tokens = out.last_hidden_state
@@ -145,23 +175,30 @@ _READ = "`fit` says how cxrjax fits pictures to the encoder, `model` what comput
 _PHANTOM = "\nThe phantoms are computed pictures: nothing learned from or measured on them is clinical.\n"
 
 
-def text(model: Trained, config: dict[str, Any], parity: Any, entries: list[lineage.Entry]) -> str:
+def text(
+    model: Trained,
+    config: dict[str, Any],
+    parity: Any,
+    entries: list[lineage.Entry],
+    of_timm: dict[str, Any] | None = None,
+) -> str:
     """The card in Markdown.
 
-    config: the content of the exported config.json. entries: of `lineage.whole`. parity: `export.Parity`, or None where
-    it was not measured.
+    config: the content of config.json for transformers. of_timm: that of a folder for timm, if it is one.
+    entries: of `lineage.whole`. parity: `parity.Parity`, or None where it was not measured.
     """
     settings = model.config
     ours = settings.method != arrived.NAME
     doc = importlib.import_module(f"cxrjax.methods.{settings.method}").__doc__ if ours else _ARRIVED
     describe = _resnet if config["model_type"] == "resnet" else _vit
+    described = describe(settings, config)
+    has_head = of_timm["num_classes"] > 0 if of_timm else classifier.is_attached(config)
     measured, judged = _measured(model.workdir, model.step)
     return _CARD.format(
-        **describe(settings, config),
-        loader=classifier.encoder_class(config),
-        task="image-classification" if classifier.is_attached(config) else "image-feature-extraction",
-        answers=_answers(model, config),
-        loading=loading(config),
+        **described,
+        library="timm" if of_timm else "transformers",
+        usage=_timm_usage(of_timm) if of_timm else _usage(model, config, described["use"]),
+        task="image-classification" if has_head else "image-feature-extraction",
         px=config["image_size"],
         fit=_fit(model.method.sees, config["image_size"]),
         method=(doc or settings.method).strip().splitlines()[0],
@@ -203,8 +240,24 @@ def _seen(entries: list[lineage.Entry]) -> str:
 
 def loading(config: dict[str, Any]) -> str:
     """The expression that loads an exported folder, from the content of its config.json."""
+    if torch_timm.is_named(config):
+        return 'timm.create_model("local-dir:" + folder, pretrained=True)'
     options = ", add_pooling_layer=False" if config["model_type"] == "vit" else ""
     return f"{classifier.encoder_class(config)}.from_pretrained(folder{options})"
+
+
+def _usage(model: Trained, config: dict[str, Any], use: str) -> str:
+    names = {"loader": classifier.encoder_class(config), "loading": loading(config)}
+    return _USAGE.format(**names, use=use, answers=_answers(model, config))
+
+
+def _timm_usage(of_timm: dict[str, Any]) -> str:
+    arguments = "".join(f"    {name}={value!r},\n" for name, value in of_timm["model_args"].items())
+    count = of_timm["num_classes"]
+    answers = _TIMM_ANSWERS.format(num_classes=count) if count else ""
+    return _TIMM_USAGE.format(
+        architecture=of_timm["architecture"], num_classes=count, arguments=arguments, answers=answers
+    )
 
 
 def _answers(model: Trained, config: dict[str, Any]) -> str:
@@ -264,7 +317,7 @@ def _parity(parity: Any) -> str:
     if parity is None:
         return "Not measured: torch and transformers were not installed when this folder was written."
     return (
-        f"On {parity.pictures} computed pictures the features of this folder, through transformers, and of the JAX "
+        f"On {parity.pictures} computed pictures the features of this folder, through {parity.through}, and of the JAX "
         f"original\ndiffer by at most {parity.difference:.1e} (largest feature: {parity.largest:.2f})."
     )
 

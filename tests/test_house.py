@@ -45,6 +45,7 @@ FLOORS = (
         "longer",
         "look",
         "model_card",
+        "parity",
         "protocols",
         "recipes",
         "speed",
