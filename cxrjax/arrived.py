@@ -46,12 +46,16 @@ def settings(place: str | Path, pretrained: families.Pretrained) -> ConfigDict:
     found = families.model_of(pretrained)
     config = shared.pretrain()
     config.method, config.init_from, config.data.sets = NAME, str(place), ""
-    config.model = (recipes.vit if backbone.kind(found["variant"]) == "ViT" else recipes.resnet)() | found
+    model = (recipes.vit if backbone.kind(found["variant"]) == "ViT" else recipes.resnet)() | found
     # Grey pictures have one mean: theirs where all channels share it, so that an export of ours comes back bit for bit.
     same = len(set(pretrained.mean)) == len(set(pretrained.std)) == 1
     mean, std = (pretrained.mean[0], pretrained.std[0]) if same else (device.MEAN, device.STD)
     config.standardise = recipes.standardise(mean, std)
-    config.fit = pretrained.sees
+    if backbone.kind(found["variant"]) == "ResNet" and not same:
+        # Its stem looks over the edge, where each channel has its own mean: only three channels are exact there.
+        model["channels"] = len(pretrained.mean)
+        config.standardise = {"mode": "fixed", "mean": pretrained.mean, "std": pretrained.std}
+    config.model, config.fit = model, pretrained.sees
     return config
 
 

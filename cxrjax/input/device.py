@@ -1,5 +1,7 @@
 """The first step on the device: pixels as stored to standardised float32."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
@@ -15,19 +17,24 @@ def grey(images: jax.Array) -> jax.Array:
     return images.astype(jnp.float32) / (jnp.iinfo(images.dtype).max if whole else 1)
 
 
-def standardise(images: jax.Array, mean: float = MEAN, std: float = STD, mode: str = "fixed") -> jax.Array:
+def standardise(
+    images: jax.Array, mean: float | Sequence[float] = MEAN, std: float | Sequence[float] = STD, mode: str = "fixed"
+) -> jax.Array:
     """Scales grey values to zero mean and unit variance, for use under jit.
 
-    images: ... h w 1, uint8, uint16 or float in [0, 1]. mean, std: in units of [0, 1], used by mode "fixed".
+    images: ... h w 1, uint8, uint16 or float in [0, 1]. mean, std: in units of [0, 1], used by mode "fixed"; of c
+        numbers each, one channel of the result, ... h w c, has each.
     mode: "fixed", or "per_image" for each picture's own mean and deviation; a deviation below one grey level counts
         as one level, so a constant picture becomes zeros.
-    Returns float32 of the same shape. Raises ValueError for another mode.
+    Returns float32 of the same shape, but for several channels. Raises ValueError for another mode.
     """
     if mode not in MODES:
         raise ValueError(f"Standardisation mode {mode!r} is not known; choose one of {', '.join(map(repr, MODES))}.")
     values = grey(images)
     if mode == "fixed":
-        return (values - mean) / std
+        if isinstance(mean, int | float) and isinstance(std, int | float):
+            return (values - mean) / std
+        return (values - jnp.asarray(mean)) / jnp.asarray(std)
     pixels = (-3, -2, -1)
     centred = values - values.mean(pixels, keepdims=True)
     variance = jnp.mean(centred**2, pixels, keepdims=True)

@@ -66,14 +66,15 @@ def write(
     folder: str | Path,
     weights: Mapping[str, np.ndarray],
     config: Mapping[str, Any],
-    mean: float,
-    std: float,
+    mean: float | Sequence[float],
+    std: float | Sequence[float],
     sees: str = "image",
 ) -> None:
-    """Writes config.json, model.safetensors and preprocessor_config.json, with `mean` and `std` on every channel.
+    """Writes config.json, model.safetensors and preprocessor_config.json.
 
-    sees: how the processor fits pictures, see `crops.fit_as`; by default our evaluation geometry, the short side to the
-    picture's size and then the centre. Grey is replicated. Raises ValueError for "padded", which no processor does.
+    mean, std: one for all channels, or one each. sees: how the processor fits pictures, see `crops.fit_as`; by default
+    our evaluation geometry, the short side to the picture's size and then the centre. Grey is replicated. Raises
+    ValueError for "padded", which no processor does.
     """
     if sees == "padded":
         raise ValueError("The encoder sees pictures padded to a square, which the processors written here do not do.")
@@ -96,8 +97,8 @@ def write(
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": [mean] * channels,
-        "image_std": [std] * channels,
+        "image_mean": np.broadcast_to(mean, channels).tolist(),
+        "image_std": np.broadcast_to(std, channels).tolist(),
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(json.dumps(dict(config), indent=2) + "\n")
