@@ -7,6 +7,7 @@ for the mean of these very runs; how far they lie apart is in `spread`, and `wit
 """
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,7 +32,7 @@ class Comparison(NamedTuple):
     several. positives: metric -> positive pictures, of tables that have targets. p: of no difference to the reference,
     two-sided, from the resamples, not corrected. with_seeds, differences_with_seeds: the same values with intervals
     that cover seeds as well (see `seeds`), of subjects with several runs on the same pictures; components: what seeds
-    add.
+    add. drawn: subject -> the resampled values of its first metric, resample by resample the same patients for all.
     """
 
     metrics: dict[str, dict[str, Interval]]
@@ -45,6 +46,7 @@ class Comparison(NamedTuple):
     with_seeds: dict[str, dict[str, Interval]]
     differences_with_seeds: dict[str, dict[str, Interval]]
     components: dict[str, dict[str, Components]]
+    drawn: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
 def measured(kind: str, table: pandas.DataFrame) -> Measures:
@@ -203,6 +205,7 @@ def compare(
         {name: intervals(name, with_seeds=True) for name in of_seeds},
         {name: intervals(name, reference, with_seeds=True) for name in seeded},
         of_seeds,
+        {name: next(iter(drawn[name].values())) for name in subjects},
     )
 
 

@@ -80,7 +80,7 @@ def section(question: collect.Question, options: Options) -> Section:
         except ValueError as error:
             notes.append(f"no paired differences at {share:.0%} of the labels: {error}")
     facts: dict[str, Any] = {
-        "comparison": {f"{share:g}": one._asdict() for share, one in found.items()},
+        "comparison": {f"{share:g}": one._replace(drawn={})._asdict() for share, one in found.items()},
         "saved": [_saved(run) for run in question.runs],
     }
     if not found:

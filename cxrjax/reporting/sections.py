@@ -17,6 +17,7 @@ from cxrjax.reporting import (
     collect,
     compare,
     delong,
+    efficiency,
     examples,
     operating,
     page,
@@ -89,7 +90,7 @@ def comparisons(found: Mapping[float, compare.Comparison], tables_of: Mapping[fl
         drawn = charts.rows(list(top.differences), spans, f"{main}, difference", 0.0)
         parts.append(page.Drawing(drawn, "Paired differences."))
     if len(found) > 1:
-        parts.append(_over_shares(found, main))
+        parts += _over_shares(found, main)
     return parts
 
 
@@ -143,17 +144,37 @@ def _of_seeds(found: compare.Comparison, metric: str) -> str:
     return f"With seeds: the interval covers them too. Standard deviations of single runs: {'; '.join(said)}. "
 
 
-def _over_shares(found: Mapping[float, compare.Comparison], metric: str) -> page.Drawing:
-    lines = []
+def _over_shares(found: Mapping[float, compare.Comparison], metric: str) -> list[page.Part]:
+    """The curve over the shares of the labels, and where there are enough of them the law that fits it."""
+    lines, fitted, rows = [], [], []
     for name in dict.fromkeys(name for one in found.values() for name in one.metrics):
         spans = {share: one.metrics[name][metric] for share, one in found.items() if name in one.metrics}
         values, lows, highs = zip(*(span[:3] for span in spans.values()), strict=True)
         lines.append(charts.Curve(name, list(spans), values, lows, highs))
+        samples = {share: one.drawn[name] for share, one in found.items() if name in one.drawn}
+        points = {share: span.value for share, span in spans.items() if share in samples}
+        law = efficiency.law(points, samples, min(span.n for span in spans.values()))
+        if law is not None:
+            fitted.append(charts.Curve(name, law.shares, law.fitted))
+            times = f"{law.to_halve:.3g} times" if law.to_halve < 1e6 else "no number of labels"
+            rows.append([name, law.exponent, law.at_more, times, law.residual])
     ends = [value for line in lines for side in line[2:] for value in side if math.isfinite(value)]
     room = 0.05 * (max(ends) - min(ends) or 1)
     ranges = (min(found), max(found)), (min(ends) - room, max(ends) + room)
     drawn = charts.curves(lines, "share of the labels", metric, *ranges, points=True, log_x=True)
-    return page.Drawing(drawn, f"{metric} over the share of the labels that was trained on.")
+    parts: list[page.Part] = [page.Drawing(drawn, f"{metric} over the share of the labels that was trained on.")]
+    if not rows:
+        return parts
+    tops = [value for line in fitted for value in line.y]
+    ranges = (min(found), efficiency.MORE * max(found)), (min(tops) - room, max(tops) + room)
+    drawn = charts.curves(fitted, "share of the labels", metric, *ranges, log_x=True)
+    parts.append(page.Drawing(drawn, f"The fitted laws of {metric}, up to {efficiency.MORE} times the labels."))
+    text = (
+        f"Fitted: 1 − {metric} = a · share^−exponent. What is said of more labels than were tried extrapolates, and is "
+        "too hopeful where the curve levels off. The intervals cover neither seeds nor that the law may not hold."
+    )
+    columns = ["subject", "exponent", f"{metric} at {efficiency.MORE} times the labels", "labels to halve the error"]
+    return [*parts, page.Table("What more labels would buy", [*columns, "farthest from the law"], rows, text)]
 
 
 def labels(judged: Judged) -> Section:
