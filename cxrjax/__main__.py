@@ -15,7 +15,7 @@ import re
 import runpy
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, TextIO, cast
 
 from cxrjax import __version__
 
@@ -68,11 +68,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(name: str, arguments: Sequence[str]) -> None:
-    """Runs a command as `python -m` would; what it says of itself for --help is given in words of `cxrjax`."""
+    """Runs a command as `python -m` would; its help and its errors are given in words of `cxrjax`."""
     command = COMMANDS[name]
     sys.argv = [f"cxrjax {name}", *as_python(name, arguments)]
     if not set(arguments) & set(HELP):
-        runpy.run_module(f"cxrjax.{command.module}", run_name="__main__")
+        with contextlib.redirect_stderr(cast(Any, Errors(sys.stderr))):
+            runpy.run_module(f"cxrjax.{command.module}", run_name="__main__")
         return
     said = io.StringIO()
     try:
@@ -97,6 +98,19 @@ def as_python(name: str, arguments: Sequence[str]) -> list[str]:
     return found
 
 
+class Errors:
+    """Standard error, on which whole commands and settings are written in words of `cxrjax`."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        return self._stream.write(in_words_of_cxrjax(text))
+
+
 def in_words_of_cxrjax(text: str) -> str:
     """ "python -m cxrjax.main --config=configs/spcl.py:smoke --config.seed=1" → "cxrjax train spcl:smoke seed=1"."""
     text = text.replace("python -m cxrjax.main --config=configs/report.py", "cxrjax report")
@@ -109,8 +123,8 @@ def in_words_of_cxrjax(text: str) -> str:
 
 def overview() -> str:
     """What `cxrjax --help` prints."""
-    width = max(map(len, COMMANDS))
-    lines = (f"    {name:<{width}}  {one.does:<40} cxrjax {one.example}" for name, one in COMMANDS.items())
+    width, wide = max(map(len, COMMANDS)), max(len(one.does) for one in COMMANDS.values())
+    lines = (f"    {name:<{width}}  {one.does:<{wide}}  cxrjax {one.example}" for name, one in COMMANDS.items())
     return "\n".join([(__doc__ or "").strip(), "", "Commands:", "", *lines])
 
 

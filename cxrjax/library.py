@@ -37,6 +37,7 @@ def pretrain(
     if not judge:
         with settings.unlocked():
             settings.evals = {}
+            settings.checkpoint.best_metric = ""  # it would be one of theirs
     ranges.check(settings)
     settings = main.whole(settings, workdir)
     folder = main.folder(settings, command.title(config, settings), workdir)

@@ -62,6 +62,15 @@ def test_help_of_a_command_speaks_of_cxrjax():
     assert __main__.in_words_of_cxrjax(text) == "cxrjax eval probe:knn checkpoint=runs/…"
 
 
+def test_errors_speak_of_cxrjax(capsys):
+    stream = __main__.Errors(sys.stderr)
+    print("error: give --config.checkpoint=runs/… to python -m cxrjax.embed", file=stream)
+    assert capsys.readouterr().err == "error: give checkpoint=runs/… to cxrjax embed\n"
+    assert stream.isatty() is sys.stderr.isatty()
+    said = cxrjax_says("export")
+    assert said.returncode == 2 and said.stderr.startswith("usage: cxrjax export") and "python -m" not in said.stderr
+
+
 def test_an_unknown_command_is_named():
     said = cxrjax_says("trian")
     assert said.returncode == 1 and said.stderr.strip().endswith("Did you mean train?")
