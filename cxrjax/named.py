@@ -57,14 +57,14 @@ def plug_ins(group: str = METHODS) -> dict[str, str]:
     return {point.name: point.module for point in metadata.entry_points(group=group)}
 
 
-def brought(given: str, group: str) -> ModuleType | None:
+def brought(given: str, group: str, setting: str) -> ModuleType | None:
     """The module of a file "mine.py", or of a plug-in of that name; None where there is neither.
 
-    Raises ValueError for a file that is not there.
+    Raises ValueError naming the setting for a file that is not there.
     """
     if given.endswith(".py"):
         if not Path(given).is_file():
-            raise ValueError(f"there is no file {given!r}")
+            raise ValueError(f"{setting} is {given!r}, and there is no such file")
         return load(Path(given))
     module = plug_ins(group).get(given)
     return importlib.import_module(module) if module else None

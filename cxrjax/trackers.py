@@ -129,7 +129,7 @@ def _opened(name: str, workdir: Path, settings: Mapping[str, Any]) -> Shown:
 
 def _module(name: str) -> Any:
     if name not in INSTALL:
-        module = named.brought(name, named.TRACKERS)
+        module = named.brought(name, named.TRACKERS, "trackers")
         if module is None:
             known = [*INSTALL, *named.plug_ins(named.TRACKERS)]
             raise ValueError(f"trackers: there is no {name!r}; there are {', '.join(known)}, or the file of your own")

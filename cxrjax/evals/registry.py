@@ -27,7 +27,7 @@ def find(name: str) -> Judge:
     """The judge of that name, or of that file; raises ValueError naming those there are."""
     if name in JUDGES:
         return JUDGES[name]
-    module = named.brought(name, named.JUDGES)
+    module = named.brought(name, named.JUDGES, "judge")
     if module is None:
         known = [*JUDGES, *named.plug_ins(named.JUDGES)]
         raise ValueError(f"judge {name!r} is not known; choose one of {known}, or give the file of one of your own")

@@ -45,7 +45,7 @@ def _module(name: str) -> ModuleType:
     ours = available()
     if name in ours:
         return importlib.import_module(f"cxrjax.methods.{name}")
-    if (module := named.brought(name, named.METHODS)) is not None:
+    if (module := named.brought(name, named.METHODS, "config.method")) is not None:
         return module
     known = [*ours, *named.plug_ins(named.METHODS)]
     near = difflib.get_close_matches(name, known, n=1)

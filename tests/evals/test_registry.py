@@ -145,7 +145,7 @@ def test_a_judge_of_ones_own_is_a_file(tmp_path):
     (tmp_path / "empty.py").write_text("")
     with pytest.raises(ValueError, match="empty.py has no JUDGE"):
         registry.find(str(tmp_path / "empty.py"))
-    with pytest.raises(ValueError, match="there is no file '.*gone.py'"):
+    with pytest.raises(ValueError, match="judge is '.*gone.py', and there is no such file"):
         registry.find(str(tmp_path / "gone.py"))
     with pytest.raises(ValueError, match="judge 'prob' is not known; choose one of .*'probe'.* or give the file"):
         registry.find("prob")
