@@ -56,6 +56,17 @@ def test_opened_set_describes_itself(written, rich):
     assert converted_sets.converted(written.data_dir) == ["plain", "rich"]
 
 
+def test_a_set_is_read_once_and_again_where_it_was_written_anew(written, tmp_path, monkeypatch):
+    place, reads, read = tmp_path / "set", [], converted_sets.tfds.builder_from_directory
+    monkeypatch.setattr(converted_sets.tfds, "builder_from_directory", lambda path: reads.append(path) or read(path))
+    shutil.copytree(converted_sets.open_set("plain", written.data_dir).directory, place / "1.0.0")
+    opened = [converted_sets.open_set(place / "1.0.0") for _ in range(2)]
+    assert opened[0] == opened[1] and len(reads) == 1
+    shutil.rmtree(place / "1.0.0")
+    shutil.copytree(converted_sets.open_set("rich", written.data_dir).directory, place / "1.0.0")
+    assert converted_sets.open_set(place / "1.0.0").split_sizes == {"train": 26, "val": 7}
+
+
 def test_missing_set_lists_what_is_there_and_how_to_convert(written):
     with pytest.raises(
         converted_sets.SetNotFound, match=r"Converted there: plain, rich\..*cxrjax\.prepare chexpert --raw DIR"
