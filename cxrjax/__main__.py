@@ -39,7 +39,9 @@ COMMANDS = {
     "embed": Command("embed", "features of files, as a table", "embed DIR --checkpoint runs/try --output f.parquet"),
     "export": Command("export", "a folder for PyTorch", "export --checkpoint runs/try --output encoder"),
     "figures": Command(
-        "figures", "where words are seen", 'figures --checkpoint runs/r --set phantom --sentence "..." --output DIR'
+        "figures",
+        "training curves, patches and heads, where words are seen",
+        'figures --checkpoint runs/r --set phantom --sentence "..." --output DIR',
     ),
     "plan": Command("plan", "does it fit, and how long", "plan spcl:chestxray14 --on h100:8", True),
     "doctor": Command("doctor", "what this machine can do, and what is wrong", "doctor --fast"),

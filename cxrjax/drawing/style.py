@@ -7,6 +7,7 @@ to the eye and tells as much in grey. Pictures are uint8 h w 3, red green blue.
 import functools
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -106,3 +107,30 @@ def frame(
     top = y0 - tall if y0 >= tall else min(y1, canvas.shape[0] - tall)
     left = min(max(x0, 0), canvas.shape[1] - room)
     canvas[top : top + tall, left : left + room] = np.array(drawn)
+
+
+def bar(low: float, high: float, width: int, px: int) -> np.ndarray:
+    """The colours of a map with the numbers at their ends, line_px(px) × width × 3."""
+    canvas = strip(f"{low:.2g}", width, px)
+    last = f"{high:.2g}"
+    ends = [math.ceil(font(px).getlength(text)) + 6 for text in (f"{low:.2g}", last)]
+    canvas[:, width - ends[1] :] = strip(last, width, px)[:, : ends[1]]
+    inner = max(1, width - sum(ends) - 6)
+    colours = viridis(np.linspace(0, 1, inner)[None])
+    canvas[3:-3, ends[0] : ends[0] + inner] = colours
+    return canvas
+
+
+def laid_out(panels: Sequence[np.ndarray], columns: int) -> np.ndarray:
+    """Panels of one size in rows of at most `columns`, on paper."""
+    columns = min(columns, len(panels))
+    around = ((GAP_PX, 0), (GAP_PX, 0), (0, 0))
+    wide = [np.pad(one, around, constant_values=255) for one in panels]
+    wide += [np.full_like(wide[0], 255)] * (-len(wide) % columns)
+    drawn = [np.concatenate(wide[i : i + columns], axis=1) for i in range(0, len(wide), columns)]
+    return np.pad(np.concatenate(drawn), ((0, GAP_PX), (0, GAP_PX), (0, 0)), constant_values=255)
+
+
+def write(path: Path, picture: np.ndarray) -> None:
+    """Writes a picture h w 3 as PNG."""
+    path.write_bytes(cv2.imencode(".png", picture[..., ::-1])[1].tobytes())

@@ -26,8 +26,10 @@ MOST = 4
 """Pictures of each kind that get a map: best, median and worst ones, as a results page chooses them."""
 
 
-def maps(encode: Callable[..., Mapping[str, jax.Array]]) -> Callable[..., jax.Array | None]:
+def maps(encode: Callable[..., Mapping[str, jax.Array]], by_head: bool = False) -> Callable[..., jax.Array | None]:
     """(params, state, images b h w 1) -> b p q float32, or None where encode's "pooled" is no [CLS] of a ViT.
+
+    by_head: one map of each head, b heads p q, in place of their mean.
 
     encode: of a method. Its own pass is watched, so that its preprocessing and parameters are the judged ones.
     """
@@ -41,9 +43,10 @@ def maps(encode: Callable[..., Mapping[str, jax.Array]]) -> Callable[..., jax.Ar
                 return run(*given, **named)
             module, (_, height, width, _) = context.module, given[0].shape
             out = run(*given, **{**named, "intermediates": True})
-            found = regions.cls_attention(module, module.variables["params"], out["blocks"])
+            found = regions.attention_of_heads(module, module.variables["params"], out["blocks"])
             grid = height // module.patch_px, width // module.patch_px
-            seen.append((out["cls"], found.reshape(-1, *grid)))
+            found = found.reshape(*found.shape[:2], *grid)
+            seen.append((out["cls"], found if by_head else found.mean(axis=1)))
             return out
 
         with nn.intercept_methods(watch):

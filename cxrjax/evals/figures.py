@@ -1,27 +1,28 @@
 """Where on a radiograph a model sees the words of a sentence: maps of cosines, as pictures and as numbers.
 
 maps = look(joint, params, state, picture, "Small nodule in the left upper lobe.", tokenizer)
-cv2.imwrite("maps.png", sheet(picture, maps, marks))
+style.write(Path("maps.png"), sheet(picture, maps, marks))
 record(maps, marks)                                         what the pointing game says of them
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import cv2
 import jax
 import numpy as np
 
+from cxrjax.drawing import style
 from cxrjax.input import crops
 from cxrjax.methods.base import Joint
 from cxrjax.text.tokenizer import Tokenizer
 
 SENTENCE = "sentence"
-PANEL_PX = 224  # a panel is the picture enlarged by the whole number that brings it to about this side
-CAPTION_PX = 34
+PANEL_PX = 320  # a panel is the picture enlarged by the whole number that brings it to about this side
+TYPE_PX = 15
 COLUMNS = 4
-OPACITY = 0.45
-BOX, OUTLINE, PEAK = (255, 255, 255), (180, 180, 180), (0, 0, 255)  # blue, green, red
+STRONG = 0.65  # of colours that are all there is to see
+BOX, MASK, CROSS = (255, 255, 255), style.rgb(style.COLOURS[5]), style.rgb(style.COLOURS[1])
 
 
 class Maps(NamedTuple):
@@ -76,14 +77,9 @@ def marks(example: Mapping[str, Any], px: int) -> Marks:
     return Marks(tuple(boxes), masks)
 
 
-def enlarge(cosines: np.ndarray, px: int) -> np.ndarray:
-    """p q → px px, bilinear between the patches' middles."""
-    return cv2.resize(np.asarray(cosines, np.float32), (px, px), interpolation=cv2.INTER_LINEAR)
-
-
 def peak(cosines: np.ndarray, px: int) -> tuple[int, int]:
     """The pixel (y, x) of px px at which an enlarged map is highest; the middle of them where several are."""
-    large = enlarge(cosines, px)
+    large = style.enlarge(cosines, px)
     ys, xs = np.nonzero(large >= large.max())
     middle = np.hypot(ys - ys.mean(), xs - xs.mean()).argmin()
     return int(ys[middle]), int(xs[middle])
@@ -118,51 +114,51 @@ def record(maps: Maps, marks: Marks, px: int) -> dict[str, Any]:
 
 
 def sheet(picture: np.ndarray, maps: Maps, marks: Marks) -> np.ndarray:
-    """All maps over the picture (uint8 px px), one panel each beside the bare picture: uint8 h w 3, blue green red.
+    """All maps over the picture (uint8 px px), one panel each beside the bare picture: uint8 h w 3, red green blue.
 
-    Words share one scale of colours, from their lowest cosine to their highest; the sentence has its own. The caption
-    says the word and the range of its map. A red cross is the peak, white frames are boxes, grey outlines masks.
+    Words share one scale of colours, from their lowest cosine to their highest; the sentence has its own. The bar below
+    a panel is its scale. An orange cross is the peak.
     """
-    panels = [_panel(picture, None, (0, 1), marks, "picture")]
+    panels = [panel(picture, "picture", marks)]
     words, sentence = maps.cosines[:-1], maps.cosines[-1:]
     for names, together in ((maps.names[-1:], sentence), (maps.names[:-1], words)):
         for name, cosines in zip(names, together, strict=True):
-            caption = f"{name}  {cosines.min():.2f} to {cosines.max():.2f}"
-            panels.append(_panel(picture, cosines, (together.min(), together.max()), marks, caption))
-    blank = np.zeros_like(panels[0])
-    panels += [blank] * (-len(panels) % COLUMNS)
-    rows = [np.concatenate(panels[i : i + COLUMNS], axis=1) for i in range(0, len(panels), COLUMNS)]
-    return np.concatenate(rows)
+            caption = f"{name}: cosine {cosines.min():.2f} to {cosines.max():.2f}"
+            scale = float(together.min()), float(together.max())
+            panels.append(panel(picture, caption, marks, cosines, scale, cross=peak(cosines, len(picture))))
+    return style.laid_out(panels, COLUMNS)
 
 
-def _panel(picture, cosines, scale, marks: Marks, caption: str):
-    px = len(picture)
-    times = max(1, PANEL_PX // px)
-    side = px * times
-    canvas = cv2.cvtColor(cv2.resize(picture, (side, side), interpolation=cv2.INTER_LINEAR), cv2.COLOR_GRAY2BGR)
-    if cosines is not None:
-        low, high = scale
-        shown = (enlarge(cosines, side) - low) / max(float(high - low), 1e-6)
-        # Viridis is even to the eye and tells as much in grey.
-        colours = cv2.applyColorMap(np.clip(255 * shown, 0, 255).astype(np.uint8), cv2.COLORMAP_VIRIDIS)
-        canvas = cv2.addWeighted(colours, OPACITY, canvas, 1 - OPACITY, 0)
+def panel(
+    picture: np.ndarray,
+    caption: str,
+    marks: Marks,
+    values: np.ndarray | None = None,
+    scale: tuple[float, float] | None = None,
+    colours: np.ndarray | None = None,
+    cross: tuple[int, int] | None = None,
+) -> np.ndarray:
+    """A picture, uint8 px px, under its caption: uint8 h w 3, as large for any map.
+
+    values: p q, drawn over it in colours from scale[0] to scale[1], with a bar below. colours: p q 3 from 0 to 1, drawn
+    over it as they are. marks: frames with names, and lines around masks. cross: (y, x) in pixels of the picture.
+    """
+    times = max(1, PANEL_PX // len(picture))
+    side = len(picture) * times
+    canvas = cv2.cvtColor(cv2.resize(picture, (side, side), interpolation=cv2.INTER_LINEAR), cv2.COLOR_GRAY2RGB)
+    bar = np.full((style.line_px(TYPE_PX), side, 3), style.PAPER, np.uint8)
+    if values is not None and scale is not None:
+        canvas, bar = style.over(canvas, style.enlarge(values, side), *scale), style.bar(*scale, side, TYPE_PX)
+    if colours is not None:
+        large = cv2.resize((255 * colours).astype(np.uint8), (side, side), interpolation=cv2.INTER_LINEAR)
+        canvas = cv2.addWeighted(large, STRONG, canvas, 1 - STRONG, 0)
     for mask in marks.masks.values():
         large = cv2.resize(mask.astype(np.uint8), (side, side), interpolation=cv2.INTER_NEAREST_EXACT)
         outlines, _ = cv2.findContours(large, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(canvas, outlines, -1, OUTLINE, 1)
-    for _, corners in marks.boxes:
-        y0, x0, y1, x1 = (round(at * times) for at in corners)
-        cv2.rectangle(canvas, (x0, y0), (x1 - 1, y1 - 1), BOX, 1)
-    if cosines is not None:
-        y, x = (round((at + 0.5) * times) for at in peak(cosines, px))
-        cv2.drawMarker(canvas, (x, y), PEAK, cv2.MARKER_CROSS, 9, 1)
-    strip = np.zeros((CAPTION_PX, side, 3), np.uint8)
-    for line, text in enumerate(_lines(caption, side)):
-        cv2.putText(strip, text, (3, 13 + 15 * line), cv2.FONT_HERSHEY_SIMPLEX, 0.4, BOX, 1, cv2.LINE_AA)
-    return np.concatenate([strip, canvas])
-
-
-def _lines(caption: str, side: int) -> Sequence[str]:
-    """Two lines of what OpenCV's font has, which is ASCII, cut to the panel."""
-    word, _, span = caption.encode("ascii", "replace").decode().partition("  ")
-    return [text[: side // 8] for text in (word, span)]
+        cv2.drawContours(canvas, outlines, -1, MASK, 2)
+    for label, corners in marks.boxes:
+        style.frame(canvas, [at * times for at in corners], BOX, label, TYPE_PX, 2)
+    if cross is not None:
+        y, x = (round((at + 0.5) * times) for at in cross)
+        cv2.drawMarker(canvas, (x, y), CROSS, cv2.MARKER_CROSS, 15, 3)
+    return np.concatenate([style.strip(caption, side, TYPE_PX), canvas, bar])

@@ -66,7 +66,12 @@ def enlarged(images: jax.Array, px: int) -> jax.Array:
 
 
 def cls_attention(module: ViT, params: Mapping[str, Any], blocks: jax.Array) -> jax.Array:
-    """How much [CLS] attends to each of the n patches in a ViT's last block, mean over the heads: b n, no gradient.
+    """As `attention_of_heads`, mean over the heads: b n."""
+    return attention_of_heads(module, params, blocks).mean(axis=1)
+
+
+def attention_of_heads(module: ViT, params: Mapping[str, Any], blocks: jax.Array) -> jax.Array:
+    """How much [CLS] attends to each of the n patches in a ViT's last block, by head: b heads n, no gradient.
 
     params: of the ViT; blocks: l b 1+r+n d, what it gives with `intermediates`. A row sums to 1 less what [CLS] gives
     itself and the registers.
@@ -80,7 +85,7 @@ def cls_attention(module: ViT, params: Mapping[str, Any], blocks: jax.Array) -> 
     if angles is not None:
         angles = jnp.pad(angles, ((lead, 0), (0, 0)))
     found = attention.of_first_token(y, last["attention"]["qkv"], module.size.heads, angles=angles)
-    return found.mean(axis=1)[:, lead:]
+    return found[:, :, lead:]
 
 
 def _vit(module, pool, wanted):

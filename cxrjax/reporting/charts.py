@@ -11,10 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cxrjax.drawing.style import COLOURS, DASHES
 from cxrjax.evals.base import bounds
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c6d31")
-DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 2", "1 2", "12 4", "6 2 2 2")
 WIDTH, HEIGHT = 500, 360
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 46
 _ROW = 26

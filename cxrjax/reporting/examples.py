@@ -65,10 +65,8 @@ def draw(example: Mapping[str, Any], row: Mapping[str, Any], px: int = PX) -> by
     canvas = cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR)
     grid = _map(row)
     if grid is not None:
-        large = figures.enlarge(grid, px)
-        shown = (255 * (large - large.min()) / max(float(np.ptp(large)), 1e-6)).astype(np.uint8)
-        colours = cv2.applyColorMap(shown, cv2.COLORMAP_VIRIDIS)
-        canvas = cv2.addWeighted(colours, figures.OPACITY, canvas, 1 - figures.OPACITY, 0)
+        canvas = style.over(canvas[..., ::-1], style.enlarge(grid, px), float(grid.min()), float(grid.max()))[..., ::-1]
+        canvas = np.ascontiguousarray(canvas)
     true = figures.marks(example, px)
     for mask in true.masks.values():
         _outline(canvas, mask, TRUE)

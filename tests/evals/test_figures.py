@@ -1,6 +1,7 @@
 """Maps of words over a picture: with a model whose maps are known, and as a command on a run that was never trained."""
 
 import json
+from xml.etree import ElementTree
 
 import cv2
 import jax.numpy as jnp
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 
 from cxrjax import figures as command
-from cxrjax.evals import figures
+from cxrjax.drawing import style
+from cxrjax.evals import figures, patch_figures
 from cxrjax.imaging import pixels
 from cxrjax.input import converted_sets, record_index
 from cxrjax.methods.base import Joint
@@ -16,6 +18,7 @@ from cxrjax.text import tokenizer
 from tests import runs
 
 PX, GRID = 32, 4
+PX_DRAWN = 320  # the 64 px of the small phantom, enlarged
 VOCABULARY = tokenizer.Tokenizer((*tokenizer.SPECIAL, "bright", "dark", "##ness", "."))
 
 
@@ -80,13 +83,12 @@ def test_the_record_says_where_the_peak_is(maps):
 def test_the_colours_follow_the_map(picture, maps):
     marks = figures.Marks((), {})
     drawn = figures.sheet(np.full_like(picture, 128), maps, marks)
-    side, tall = PX * (figures.PANEL_PX // PX), PX * (figures.PANEL_PX // PX) + figures.CAPTION_PX
-    assert drawn.shape == (2 * tall, 4 * side, 3), "picture, sentence and three words in rows of four"
-    panels = [
-        drawn[r * tall + figures.CAPTION_PX : (r + 1) * tall, c * side : (c + 1) * side]
-        for r in (0, 1)
-        for c in range(4)
-    ]
+    side, head, gap = PX * (figures.PANEL_PX // PX), style.line_px(figures.TYPE_PX), style.GAP_PX
+    tall, wide = 2 * head + side + gap, side + gap
+    assert drawn.shape == (2 * tall + gap, 4 * wide + gap, 3), "picture, sentence and three words in rows of four"
+    panels = [drawn[r * tall + gap + head :, c * wide + gap :][:side, :side] for r in (0, 1) for c in range(4)]
+    bars = [drawn[r * tall + gap + head + side :, c * wide + gap :][:head, :side] for r in (0, 1) for c in range(2)]
+    assert [len(np.unique(bar.reshape(-1, 3), axis=0)) > 50 for bar in bars] == [False, True, True, False]
     step = side // GRID
     for number, peak in ((1, True), (2, True), (3, False)):
         inside = panels[number][step + 3 : step + 9, 2 * step + 3 : 2 * step + 9].mean((0, 1))
@@ -94,7 +96,7 @@ def test_the_colours_follow_the_map(picture, maps):
         brighter = inside[1] > outside[1]  # viridis is yellow, which is green and red, at its top
         assert brighter == peak
     assert len(np.unique(panels[0].reshape(-1, 3), axis=0)) == 1, "the picture itself has no colours"
-    assert not panels[5].any(), "no panel where there is no word"
+    assert (panels[5] == 255).all(), "no panel where there is no word"
 
 
 def test_boxes_and_masks_move_with_the_picture():
@@ -108,6 +110,28 @@ def test_boxes_and_masks_move_with_the_picture():
     ys, xs = np.nonzero(marks.masks["finding_mask"])
     assert (ys.min(), ys.max() + 1, xs.min(), xs.max() + 1) == (5, 10, 10, 20)
     assert set(marks.masks) == {"finding_mask"}, "an empty mask outlines nothing"
+
+
+def test_a_box_has_its_name(picture):
+    marks = figures.Marks((("nodule", (16.0, 8.0, 24.0, 24.0)),), {})
+    bare, framed = (figures.panel(np.full_like(picture, 100), "c", m) for m in (figures.Marks((), {}), marks))
+    tag = framed[style.line_px(figures.TYPE_PX) + 160 - 20 :][:18, 80:120]  # above the box, ten times as large
+    assert (tag == figures.BOX).all(axis=2).any() and (tag < 60).all(axis=2).any() and not (bare == framed).all()
+
+
+def test_components_are_those_of_numpy_and_similarity_is_the_cosine():
+    rng = np.random.default_rng(0)
+    patches = rng.normal(size=(3, 4, 6)).astype(np.float32) * [9, 5, 3, 0.1, 0.1, 0.1]
+    found, rows = patch_figures.components(patches), patches.reshape(12, 6)
+    values, vectors = np.linalg.eigh(np.cov(rows.T))
+    for number in range(3):
+        along = (rows - rows.mean(axis=0)) @ vectors[:, -1 - number]
+        assert abs(np.corrcoef(along, found[..., number].ravel())[0, 1]) > 0.98
+    assert found.min() == 0 and found.max() == 1
+    alike = patch_figures.similarity(patches, 2, 1)
+    expected = patches[0, 3] @ patches[2, 1] / np.linalg.norm(patches[0, 3]) / np.linalg.norm(patches[2, 1])
+    assert alike[2, 1] == pytest.approx(1) and alike[0, 3] == pytest.approx(expected)
+    assert patch_figures.components(np.ones((2, 2, 2))).max() == 0, "patches that are all alike have no colour"
 
 
 @pytest.fixture(scope="module")
@@ -140,8 +164,7 @@ def test_the_command_writes_a_picture_and_its_numbers(run, tmp_path):
     assert numbers["grid"] == [8, 8] and numbers["method"] == "convirt" and numbers["image_id"] == path.stem
     cosines = np.array([entry["map"] for entry in numbers["maps"]])
     assert np.abs(cosines).max() <= 1 and np.ptp(cosines[0]) > 0
-    drawn = cv2.imread(str(path))
-    assert drawn.shape == (2 * (224 + figures.CAPTION_PX), 4 * 224, 3)
+    assert cv2.imread(str(path)).shape[1] == 4 * (PX_DRAWN + style.GAP_PX) + style.GAP_PX
 
 
 def test_named_pictures_come_from_any_split(run, tmp_path, phantom_dir):
@@ -163,3 +186,23 @@ def test_mistakes_get_a_sentence(run, tmp_path_factory, phantom_dir, monkeypatch
     given = ["--checkpoint", str(images_only), "--set", "phantom", "--output", "x", "--sentence", "nodule"]
     assert command.main(given) == 2
     assert "trained with 'spcl', which reads no reports" in capsys.readouterr().err
+
+
+def test_without_a_sentence_patches_are_drawn_and_without_a_set_the_curves(run, workdir, tmp_path, capsys):
+    given = ["--checkpoint", str(workdir), "--output", str(tmp_path)]
+    assert command.main([*given, "--set", "phantom", "--at", "0.1,0.9"]) == 0
+    (path,) = tmp_path.glob("*-patches.png")
+    assert cv2.imread(str(path)).shape[1] >= 3 * PX_DRAWN
+    assert command.main(given) == 2 and "has no record of a step" in capsys.readouterr().err
+    (workdir / "metrics.jsonl").write_text(
+        '{"step": 2, "train/loss": 2.0, "train/monitor/feature_std": null, "eval/s/t/auroc": 0.5, "time/x": 3.0}\n'
+        '{"step": 4, "train/loss": 1.0, "train/monitor/feature_std": 0.1, "eval/s/t/auroc/Mass": 0.5}\n'
+    )
+    assert command.main(given) == 0
+    drawn = ElementTree.fromstring((tmp_path / "curves.svg").read_text())
+    names = [text.text for text in drawn.iter("{http://www.w3.org/2000/svg}text") if text.get("font-weight")]
+    assert names == ["train/loss", "train/monitor/feature_std", "eval/s/t/auroc"]
+    assert command.main([*given, "--at", "0.1,0.9"]) == 2 and "give their --set" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        command.main([*given, "--set", "phantom", "--at", "3"])
+    assert "'3' is no place in a picture" in capsys.readouterr().err
