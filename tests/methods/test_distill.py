@@ -92,7 +92,7 @@ def test_the_same_picture_at_another_size():
     assert resized(x, 8) is x
     assert resized(x, 4, 2).shape == (2, 4, 2, 3)
     np.testing.assert_allclose(resized(x, 4).mean(), x.mean(), rtol=1e-2)
-    lit = jnp.zeros((1, 9, 9, 1)).at[0, 1, 1].set(1.0)  # between the centres that no antialiasing would look at
+    lit = jnp.zeros((1, 9, 9, 1)).at[0, 0, 0].set(1.0)  # between the centres that no antialiasing would look at
     assert float(resized(lit, 3).sum()) > 0.05
 
 
