@@ -2,6 +2,7 @@
 
     python -m cxrjax.export --checkpoint WORKDIR --output FOLDER [--form transformers|timm] [--step latest|best|N]
                             [--overwrite]
+    python -m cxrjax.export --check FOLDER
 
 The folder holds config.json, model.safetensors, preprocessor_config.json, README.md (the model card) and lineage.json
 (what it was trained on, and what that started from: `lineage`), and loads with
@@ -9,12 +10,15 @@ The folder holds config.json, model.safetensors, preprocessor_config.json, READM
 with `AutoModel`, a ResNet with `transformers.ResNetModel.from_pretrained(FOLDER)`. A run with answers leaves its head
 too: the same folder loads with `AutoModelForImageClassification`, but for a ViT whose head reads the mean of the
 patches, which has no such class. A method that learns from reports also leaves its text encoder, in FOLDER/text, for
-`transformers.BertModel` and `BertTokenizer`; projections to the joint space stay behind. Where torch and transformers
-are installed, the features of both sides are compared before anything is put in place, and the logits of a head;
-nothing is written if they differ.
+`transformers.BertModel` and `BertTokenizer`, and all but FaNE the space of both: modeling.py, a file of plain torch,
+with joint.safetensors. Where torch and transformers are installed, the features of both sides are compared before
+anything is put in place, and so are the logits of a head and the vectors in the joint space; nothing is written if they
+differ.
 
 With --form timm the names and config.json are timm's, for `timm.create_model("local-dir:FOLDER", pretrained=True)`;
 where timm is not installed, the folder is read back by cxrjax and compared.
+
+--check loads a folder as its users do, without a network, and says what it is.
 """
 
 import argparse
@@ -29,10 +33,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from cxrjax import lineage, model_card, trained
-from cxrjax.interop import classifier, huggingface, timm_folder, torch_bert, torch_dinov2, torch_resnet, torch_vit
+from cxrjax import exported, lineage, model_card, trained
+from cxrjax.interop import (
+    classifier,
+    huggingface,
+    joint,
+    timm_folder,
+    torch_bert,
+    torch_dinov2,
+    torch_resnet,
+    torch_vit,
+)
 from cxrjax.models import bert, posemb, resnet, text_tower, transformer, vit
-from cxrjax.parity import Parity, can_compare, compare
+from cxrjax.parity import Parity, can_compare, compare, compare_joint
 from cxrjax.text import tokenizer
 
 TOLERANCE = 1e-4
@@ -82,12 +95,15 @@ def export(
         of_timm = json.loads((Path(folder) / huggingface.CONFIG).read_text()) if form == "timm" else None
         if TEXT in model.config:
             write_text(model, Path(folder) / TEXT)
+            if form == "transformers" and model.config.method in joint.PLACES:
+                write_joint(model, Path(folder))
         entries = lineage.whole(model.config, model.workdir, model.step)
         (Path(folder) / lineage.FILE).write_text(json.dumps(entries, indent=2) + "\n")
         (Path(folder) / CARD).write_text(model_card.text(model, config, parity, entries, of_timm))
         output.mkdir(exist_ok=True)
         shutil.rmtree(output / TEXT, ignore_errors=True)
-        (output / huggingface.PREPROCESSOR).unlink(missing_ok=True)  # of an earlier export in another form
+        for name in (huggingface.PREPROCESSOR, *joint.FILES):  # of an earlier export in another form
+            (output / name).unlink(missing_ok=True)
         for file in sorted(Path(folder).iterdir()):
             file.replace(output / file.name)
     return parity
@@ -184,6 +200,21 @@ def write_text(model: trained.Trained, folder: Path) -> None:
         raise ValueError(f"PyTorch's token vectors differ from ours by up to {difference:.3g}; nothing was written.")
 
 
+def write_joint(model: trained.Trained, folder: Path) -> None:
+    """Writes the space of pictures and reports beside both encoders, for torch.
+
+    Raises ValueError where its vectors in PyTorch differ by more than 1e-4.
+    """
+    joint.write(folder, model.config, model.params, model.state["batch_stats"])
+    if not can_compare():
+        return
+    difference = compare_joint(model, folder)
+    if not difference <= TOLERANCE:
+        raise ValueError(
+            f"PyTorch's vectors in the joint space differ from ours by up to {difference:.3g}; nothing was written."
+        )
+
+
 def step_name(text: str) -> int | str:
     """ "latest", "best" or a number, from the command line."""
     if text in ("latest", "best"):
@@ -197,15 +228,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m cxrjax.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--checkpoint", required=True, help="workdir, its checkpoints folder, or one step's folder")
-    parser.add_argument("--output", required=True, help="new folder for the exported model")
+    parser.add_argument("--checkpoint", help="workdir, its checkpoints folder, or one step's folder")
+    parser.add_argument("--check", metavar="FOLDER", help="say what a folder holds, and write nothing")
+    parser.add_argument("--output", help="new folder for the exported model")
     parser.add_argument(
         "--form", choices=FORMS, default="transformers", help="whose names it has (default transformers)"
     )
     parser.add_argument("--step", type=step_name, default="latest", help="latest (default), best, or a number")
     parser.add_argument("--overwrite", action="store_true", help="replace the files of an earlier export")
     arguments = parser.parse_args(argv)
+    if not arguments.check and not (arguments.checkpoint and arguments.output):
+        parser.error("give --checkpoint and --output, or --check FOLDER")
     try:
+        if arguments.check:
+            print("\n".join(exported.describe(arguments.check)))
+            return 0
         parity = export(arguments.checkpoint, arguments.output, arguments.step, arguments.overwrite, arguments.form)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

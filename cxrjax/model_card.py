@@ -9,7 +9,7 @@ from typing import Any
 from cxrjax import arrived, lineage
 from cxrjax import config as shared
 from cxrjax.config import ConfigDict
-from cxrjax.interop import classifier, torch_timm
+from cxrjax.interop import classifier, joint, torch_timm
 from cxrjax.trained import Trained
 
 _CARD = """---
@@ -162,7 +162,14 @@ In pre-training it saw pictures that were first brought to {px} px and then enla
 corners. The processor here brings pictures to the larger size at once."""
 
 _REPORTS = """- It learned from reports as well. Their encoder is in `text/`: `BertModel.from_pretrained("text")` and
-  `BertTokenizer.from_pretrained("text")`. The projections of both to a joint space are not part of this folder.
+  `BertTokenizer.from_pretrained("text")`.
+"""
+
+_NO_JOINT = "- The projections of both to a joint space are not part of this folder.\n"
+
+_JOINT = """- The space of both is in `modeling.py`, plain torch, with `joint.safetensors`:
+  `from modeling import Joint; joint = Joint(".").eval()`. Its docstring shows the vectors of pictures and texts, their
+  logits, and where each word is seen.
 """
 
 _ARRIVED = "not known here: others trained it."
@@ -212,7 +219,7 @@ def text(
         std=settings.standardise.std,
         parity=_parity(parity),
         measured=measured,
-        reports=_REPORTS if "text" in settings else "",
+        reports=_reports(settings, of_timm is None),
         phantom=_PHANTOM if any("phantom" in name for name in (*lineage.sets(entries), *judged)) else "",
         settings=shared.to_json(settings),
     )
@@ -244,6 +251,12 @@ def loading(config: dict[str, Any]) -> str:
         return 'timm.create_model("local-dir:" + folder, pretrained=True)'
     options = ", add_pooling_layer=False" if config["model_type"] == "vit" else ""
     return f"{classifier.encoder_class(config)}.from_pretrained(folder{options})"
+
+
+def _reports(settings: ConfigDict, with_joint: bool) -> str:
+    if "text" not in settings:
+        return ""
+    return _REPORTS + (_JOINT if with_joint and settings.method in joint.PLACES else _NO_JOINT)
 
 
 def _usage(model: Trained, config: dict[str, Any], use: str) -> str:

@@ -10,8 +10,7 @@ import jax
 import numpy as np
 
 from cxrjax import trained
-from cxrjax.config import ConfigDict
-from cxrjax.interop import classifier, huggingface, torch_timm
+from cxrjax.interop import classifier, huggingface, joint, torch_timm
 
 
 class Parity(NamedTuple):
@@ -33,17 +32,32 @@ def compare(model: trained.Trained, folder: str | Path) -> Parity:
 
     The pictures are computed: noise, two ramps, discs and black, of the size that the folder's processor gives.
     """
-    config = json.loads((Path(folder) / huggingface.CONFIG).read_text())
-    through, theirs = "transformers", _their_features
-    if torch_timm.is_named(config):
-        through, theirs = ("timm", _timm_features) if timm_works() else ("cxrjax, which read it again", _read_back)
-    images = _pictures(config["image_size"] if "image_size" in config else config["pretrained_cfg"]["input_size"][-1])
+    images = pictures(side(folder))
     with jax.default_matmul_precision("highest"):
         ours = jax.jit(model.method.encode)(model.params, model.state, images[..., None])
-        found = theirs(folder, images, model.config.model)
+        found, through = features(folder, images, model.config.model.get("pool", "cls"))
     differences = [np.abs(ours[name] - array).max() for name, array in found.items()]
     largest = max(np.abs(array).max() for array in found.values())
     return Parity(float(np.max(differences)), float(largest), len(images), through)
+
+
+def features(folder: str | Path, images: np.ndarray, pool: str) -> tuple[dict[str, np.ndarray], str]:
+    """What a folder makes of grey pictures b h w of its size, and what computed it.
+
+    pool: which vector of a ViT stands for the picture, a word of config.model. Returns "pooled" b d, "patches" b p q d
+    and of a head "logits" b c, as users of PyTorch have them.
+    """
+    if not torch_timm.is_named(json.loads((Path(folder) / huggingface.CONFIG).read_text())):
+        return _of_transformers(folder, images, pool), "transformers"
+    if timm_works():
+        return _of_timm(folder, images), "timm"
+    return _read_back(folder, images, pool), "cxrjax, which read it again"
+
+
+def side(folder: str | Path) -> int:
+    """Side of the pictures that a folder's encoder takes."""
+    config = json.loads((Path(folder) / huggingface.CONFIG).read_text())
+    return config["pretrained_cfg"]["input_size"][-1] if torch_timm.is_named(config) else config["image_size"]
 
 
 def timm_works() -> bool:
@@ -55,8 +69,7 @@ def timm_works() -> bool:
     return True
 
 
-def _timm_features(folder: str | Path, images: np.ndarray, architecture: ConfigDict) -> dict[str, np.ndarray]:
-    """As `_their_features`, of a folder for timm."""
+def _of_timm(folder: str | Path, images: np.ndarray) -> dict[str, np.ndarray]:
     import torch
 
     timm: Any = importlib.import_module("timm")  # which no extra of ours installs
@@ -75,19 +88,15 @@ def _timm_features(folder: str | Path, images: np.ndarray, architecture: ConfigD
     return found | {"patches": patches.reshape(len(images), side, side, -1)}
 
 
-def _read_back(folder: str | Path, images: np.ndarray, architecture: ConfigDict) -> dict[str, np.ndarray]:
-    """As `_their_features`, by our own reader, which knows no head and not which vector stands for the picture."""
+def _read_back(folder: str | Path, images: np.ndarray, pool: str) -> dict[str, np.ndarray]:
+    """By our own reader, which knows no head and not which vector stands for the picture."""
     again = trained.load(folder)
     found = jax.jit(again.method.encode)(again.params, again.state, images[..., None])
-    chosen = ["patches"] if architecture.get("pool", "cls") == "mean" else ["pooled", "patches"]
+    chosen = ["patches"] if pool == "mean" else ["pooled", "patches"]
     return {name: np.asarray(found[name]) for name in chosen}
 
 
-def _their_features(folder: str | Path, images: np.ndarray, architecture: ConfigDict) -> dict[str, np.ndarray]:
-    """ "pooled" b d, "patches" b p q d and of a head "logits" b c of grey pictures b h w, as users of PyTorch have it.
-
-    architecture: config.model, whose `pool` says which vector of a ViT stands for the picture.
-    """
+def _of_transformers(folder: str | Path, images: np.ndarray, pool: str) -> dict[str, np.ndarray]:
     import torch
     import transformers
     from PIL import Image
@@ -114,15 +123,57 @@ def _their_features(folder: str | Path, images: np.ndarray, architecture: Config
     registers = config.get("num_register_tokens", 0)
     tokens = np.concatenate([tokens[:, :1], tokens[:, 1 + registers :]], axis=1)
     side = config["image_size"] // config["patch_size"]
-    pooled = tokens[:, 0] if architecture.pool == "cls" else tokens[:, 1:].mean(axis=1)
+    pooled = tokens[:, 0] if pool == "cls" else tokens[:, 1:].mean(axis=1)
     return found | {"pooled": pooled, "patches": tokens[:, 1:].reshape(len(images), side, side, -1)}
 
 
-def _pictures(px: int) -> np.ndarray:
-    """uint8 b h w."""
+def pictures(px: int) -> np.ndarray:
+    """Noise, two ramps, discs and black: uint8 b h w."""
     ramp = np.linspace(0, 255, px)
     row, column = np.mgrid[:px, :px]
     discs = 128 + 60 * np.sin(row / px * 7) * np.cos(column / px * 9)
     noise = np.random.default_rng(0).integers(0, 256, (px, px))
     pictures = [noise, np.broadcast_to(ramp, (px, px)), np.broadcast_to(ramp[:, None], (px, px)), discs, 0 * noise]
     return np.stack(pictures).astype(np.uint8)
+
+
+def compare_joint(model: trained.Trained, folder: Path) -> float:
+    """The largest difference between our vectors in the joint space and those of the folder's own modeling.py.
+
+    Pictures as in `compare`; tokens are drawn, of several lengths.
+    """
+    import torch
+
+    spec = importlib.util.spec_from_file_location("modeling", folder / joint.CODE)
+    assert spec is not None and spec.loader is not None and model.method.joint is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    theirs, space, text = module.Joint(folder).eval(), model.method.joint, model.config.text
+    images = pictures(side(folder))
+    ids, mask, index = _tokens(theirs.kinds.numpy(), text.length)
+    scale = model.config.standardise
+    pixels = torch.from_numpy((images[:, None] / 255 - scale.mean) / scale.std).float().repeat(1, 3, 1, 1)
+    with jax.default_matmul_precision("highest"), torch.inference_mode():
+        seen = jax.jit(space.image)(model.params, model.state, images[..., None])
+        read = jax.jit(space.text)(model.params, model.state, ids, mask, index)
+        u, patches = theirs.image(pixels)
+        w, words, _ = theirs.text(torch.from_numpy(ids).long(), torch.from_numpy(mask))
+    pairs = [(seen["pooled"], u), (seen["patches"], patches), (read["pooled"], w)]
+    pairs.append((read["words"][:, : words.shape[1]], words[:, : read["words"].shape[1]]))
+    return float(max(np.abs(ours - other.numpy()).max() for ours, other in pairs))
+
+
+def _tokens(kinds: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """ids, mask and word_index b l of texts of drawn pieces, as `Joint.tokens` gives them.
+
+    kinds: of the vocabulary, 0 begins a word, 1 continues one, 2 is none.
+    """
+    rng, lengths = np.random.default_rng(0), [length, length // 2, 4, 3]
+    ids, index = np.zeros((4, length), np.int32), np.full((4, length), -1, np.int32)
+    for row, count in enumerate(lengths):
+        pieces = rng.choice(np.flatnonzero(kinds < 2), count - 2)
+        pieces[0] = np.flatnonzero(kinds == 0)[0]
+        ids[row, 1 : count - 1] = pieces
+        index[row, 1 : count - 1] = np.cumsum(kinds[pieces] == 0) - 1
+        ids[row, [0, count - 1]] = np.flatnonzero(kinds == 2)[[1, 2]]
+    return ids, np.arange(length) < np.array(lengths)[:, None], index

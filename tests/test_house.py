@@ -61,6 +61,7 @@ FLOORS = (
         "embed",
         "evaluate",
         "export",
+        "exported",
         "figures",
         "grid",
         "library",
