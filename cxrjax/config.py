@@ -35,6 +35,7 @@ FREE = (
     "compile_cache",
     "evals",
     "grid",
+    "histograms_every_steps",
     "input",
     "log_every_steps",
     "look_every_steps",
@@ -138,6 +139,7 @@ def pretrain() -> ConfigDict:
             },
             "log_every_steps": 20,
             "look_every_steps": integer(),  # views.png is drawn so often, beside the start and the end: cxrjax/look.py
+            "histograms_every_steps": integer(),  # of all parameters, for TensorBoard
             "trackers": "",  # where a run is shown as well: wandb, mlflow, trackio (cxrjax/trackers.py)
             "profile_steps": 0,  # a trace by JAX's profiler of so many steps in <workdir>/profile
             "evals": {},

@@ -19,6 +19,7 @@ import cv2
 import jax
 import numpy as np
 from tensorboard.compat.proto import event_pb2 as _event_pb2
+from tensorboard.compat.proto import histogram_pb2 as _histogram_pb2
 from tensorboard.compat.proto import summary_pb2 as _summary_pb2
 from tensorboard.compat.proto import tensor_pb2 as _tensor_pb2
 from tensorboard.compat.proto import types_pb2 as _types_pb2
@@ -34,6 +35,7 @@ from cxrjax.runtime.goodput import Goodput
 
 # Protocol buffers make their classes when they are imported, which type checkers cannot follow.
 event_pb2: Any = _event_pb2
+histogram_pb2: Any = _histogram_pb2
 summary_pb2: Any = _summary_pb2
 tensor_pb2: Any = _tensor_pb2
 types_pb2: Any = _types_pb2
@@ -166,6 +168,17 @@ class Tracker:
         shown = summary_pb2.Summary.Image(height=image.shape[0], width=image.shape[1], encoded_image_string=encoded)
         self._show(step, [summary_pb2.Summary.Value(tag=name, image=shown)])
         self._others.picture(step, name, path)
+
+    def histogram(
+        self, step: int, name: str, counts: np.ndarray, edges: np.ndarray, total: float, squares: float
+    ) -> None:
+        """Shows in TensorBoard how numbers are spread. counts: k; edges: k+1; total, squares: sums over the numbers."""
+        if not self._writes:
+            return
+        ends = {"min": float(edges[0]), "max": float(edges[-1]), "bucket_limit": [float(edge) for edge in edges[1:]]}
+        counted = {"num": float(counts.sum()), "bucket": [float(count) for count in counts]}
+        spread = histogram_pb2.HistogramProto(**ends, **counted, sum=float(total), sum_squares=float(squares))
+        self._show(step, [summary_pb2.Summary.Value(tag=name, histo=spread)])
 
     def _write_pending(self, check: bool) -> None:
         if self._pending is None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from cxrjax import checkpoint, checks, initial, lineage, look, methods, optim, parallel, ranges, trackers
+from cxrjax import checkpoint, checks, histograms, initial, lineage, look, methods, optim, parallel, ranges, trackers
 from cxrjax import config as shared
 from cxrjax.config import ConfigDict, determining, judged, names
 from cxrjax.evals import run as evals
@@ -218,6 +218,10 @@ def _loop(
         if done == run.total_steps or (every_look and done % every_look == 0):
             with time_of.span("judging"):
                 draw(train_state, tracker, done)
+        every_histogram: Any = config.get("histograms_every_steps")
+        if every_histogram and done % every_histogram == 0:
+            for name, found in histograms.of(train_state.params, run.mesh).items():
+                tracker.histogram(done, f"params/{name}", *found)
         if judges:
             tracker.check_finite(done, scalars)
             try:

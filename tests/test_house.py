@@ -40,6 +40,7 @@ FLOORS = (
         "arrived",
         "checks",
         "encoder",
+        "histograms",
         "initial",
         "lineage",
         "longer",

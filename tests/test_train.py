@@ -13,7 +13,7 @@ import pandas
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cxrjax import checkpoint, look, methods, parallel, rng, train
+from cxrjax import checkpoint, histograms, look, methods, parallel, rng, train
 from cxrjax import config as shared
 from cxrjax.drawing import panels, style
 from cxrjax.evals import run as evals
@@ -152,7 +152,9 @@ def test_the_start_stands_beside_the_newest(tmp_path, monkeypatch):
         return [panels.Panel("given", given), panels.Panel("changed", given + 255 * jnp.sin(params["w"]).reshape(8, 8))]
 
     monkeypatch.setattr(methods, "make", lambda config, total_steps=None: line()._replace(look=shown))
-    train.fit(runs.config(**LINE, duration__total_steps=5, look_every_steps=2), tmp_path)
+    state = train.fit(
+        runs.config(**LINE, duration__total_steps=5, look_every_steps=2, histograms_every_steps=5), tmp_path
+    )
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [event.step for event in events.Images("views")] == [0, 2, 4, 5]
@@ -160,6 +162,12 @@ def test_the_start_stands_beside_the_newest(tmp_path, monkeypatch):
     assert last.shape == (len(first), 2 * first.shape[1], 3)
     np.testing.assert_array_equal(last[:, : first.shape[1]], first)
     np.testing.assert_array_equal(last, cv2.imread(str(tmp_path / "views.png")))
+    (spread,) = events.Histograms("params/w")
+    w = np.asarray(state.params["w"])
+    counts, _ = np.histogram(w, histograms.BINS)
+    found = spread.histogram_value
+    assert spread.step == 5 and found.num == 64 and found.sum == pytest.approx(w.sum(), abs=1e-4)
+    assert (found.min, found.max) == pytest.approx((w.min(), w.max())) and list(found.bucket) == counts.tolist()
 
 
 def test_nan_stops_the_run_and_keeps_what_was_saved(tmp_path):
