@@ -79,8 +79,8 @@ def _follow(config: ConfigDict, given: dict[str, Any], start: Start) -> None:
         config.standardise = start.standardise or config.standardise
     elif start.standardise is None:  # what arrays of a folder mean, such as their eps, where the config does not say
         config.model = {**{key: value for key, value in start.model.items() if key not in given}, **given}
-    wrong = {key: start.model[key] for key in ("variant", "patch_px") if start.model.get(key) != config.model.get(key)}
-    if wrong := {key: value for key, value in wrong.items() if key in start.model and key in config.model}:
+    named = [key for key in ("variant", "patch_px") if key in start.model and key in config.model]
+    if wrong := {key: start.model[key] for key in named if start.model[key] != config.model[key]}:
         ours = ", ".join(f"model.{key} is {config.model[key]!r}" for key in wrong)
         flags = " ".join(f"--config.model.{key}={value}" for key, value in wrong.items())
         raise ValueError(

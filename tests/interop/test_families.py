@@ -97,6 +97,13 @@ def test_a_run_starts_from_an_encoder_without_cls(tmp_path, capsys):
     assert jax.tree.map(np.shape, found) == jax.tree.map(np.shape, params["encoder"])
 
 
+def test_a_smoke_run_starts_from_an_encoder_that_is_no_vit(tmp_path):
+    written(tmp_path, CASES["convnext"](transformers))
+    config = initial.of_run(runs.config("finetune", init_from=str(tmp_path), labels="Mass"))
+    assert (config.model.variant, config.model.eps) == ("convnext_test", 1e-12)
+    assert backbone.make(config.model).width == 32
+
+
 def test_a_family_that_is_not_known_is_told_the_known_ones(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "mamba"}))
     with pytest.raises(ValueError, match="of type 'mamba'; expected vit, vit_mae, dinov2, .*, siglip.*, resnet"):

@@ -128,6 +128,19 @@ def test_positions_belong_to_the_token(params, images):
         np.testing.assert_allclose(patches, normalised[np.asarray(ids)], atol=1e-5)
 
 
+def test_rotary_positions_belong_to_the_token_too(params, images):
+    """Kept tokens in another order are the same tokens, and another order of patches is another picture."""
+    turned = VIT.clone(positions="rope", registers=1)
+    params = {"params": {**params["params"], "registers": jnp.ones((1, 64))}}
+    order = jax.random.permutation(jax.random.key(2), 16)
+    ids = jnp.stack([jnp.arange(16), order])[None].repeat(3, axis=0)  # b v n
+    patches = jax.jit(turned.apply)(params, images, ids)["patches"]
+    np.testing.assert_allclose(patches[:, 1], patches[:, 0][:, order], atol=1e-5)
+    angles = np.asarray(turned.angles((4, 4)))
+    assert len(np.unique(angles.round(4), axis=0)) == 16
+    np.testing.assert_allclose(angles[0], -angles[15], atol=1e-5)
+
+
 def test_embedding_only_what_is_kept_changes_nothing(params, images):
     ids = jax.random.permutation(jax.random.key(2), 16)[:6] * jnp.ones((3, 1), int)
     kept, every = (apply(params, images, ids, embed=embed) for embed in ("kept", "all"))
