@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 import scipy.stats
 
+from cxrjax.drawing import style
 from cxrjax.evals import figures
 
 MEASURES = ("pointing", "miou", "cnr", "pixel_auroc")
@@ -37,7 +38,7 @@ def measures(found: np.ndarray, inside: np.ndarray, thresholds: Sequence[float] 
         raise ValueError(f"{(~np.isfinite(found)).sum()} of the {found.size} values of a map are NaN or infinite")
     if not inside.any() or inside.all():
         return np.full(len(MEASURES), np.nan)
-    large = figures.enlarge(found, len(inside)).astype(np.float64)
+    large = style.enlarge(found, len(inside)).astype(np.float64)
     span = np.ptp(large)
     stretched = (large - large.min()) / span if span > 0 else np.zeros_like(large)
     overlaps = [(inside & above).sum() / (inside | above).sum() for above in (stretched >= at for at in thresholds)]

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
-from cxrjax.evals import figures, ground, map_measures, run
+from cxrjax.drawing import style
+from cxrjax.evals import ground, map_measures, run
 from cxrjax.evals.base import Encoder, Joint
 from cxrjax.evals.map_measures import centre_of_lungs, measures
 from cxrjax.evals.registry import JUDGES
@@ -24,7 +25,7 @@ def test_every_measure_is_its_loop():
     rng = np.random.default_rng(0)
     for _ in range(3):
         found, inside = rng.normal(size=(8, 8)).round(1), square(*rng.integers(0, 24, 2), side=int(rng.integers(4, 8)))
-        large = figures.enlarge(found, PX).astype(np.float64)
+        large = style.enlarge(found, PX).astype(np.float64)
         stretched = (large - large.min()) / (large.max() - large.min())
         overlaps = []
         for at in (0.1, 0.2, 0.3, 0.4, 0.5):

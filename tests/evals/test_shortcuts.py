@@ -151,6 +151,8 @@ def test_exchanged_labels_are_at_chance_and_a_leak_is_said():
     tables = {split: table(split) for split in ("train", "val", "test")}
     honest = probe.probe(**tables, **QUICK)
     assert honest.metrics["auroc"].value == 1 and "0.5 lies outside" in shuffled.note(honest)
+    unknown = honest._replace(metrics={"auroc": Interval(0.6, float("nan"), float("nan"), 5)})
+    assert "too few for an interval" in shuffled.note(unknown)
     moved = {split: shuffled.exchanged(one, 0) for split, one in tables.items()}
     found = probe.probe(**moved, **QUICK)
     assert found.metrics["auroc"].low <= 0.5 <= found.metrics["auroc"].high and "at chance" in shuffled.note(found)
