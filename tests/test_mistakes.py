@@ -54,7 +54,7 @@ def place(tmp_path_factory):
 
 MISTAKES = [
     # of what is trained
-    ("main", "no config given; say --config=NAME, one of barlow_twins, "),
+    ("main", "no config given; say --config=NAME, one of ark, barlow_twins, "),
     ("main --config=configs/spc1.py", "no config 'configs/spc1.py'; Did you mean spcl?"),
     ("main --config=configs/spcl.py:smokey", "knows no 'smokey' after the colon; Did you mean 'smoke'?"),
     ("main --config=configs/spcl.py smoke", "unexpected arguments ['smoke']: everything is said as --flag=value"),
