@@ -1,7 +1,7 @@
 """Write a trained encoder as a folder that PyTorch users load.
 
-    python -m cxrjax.export --checkpoint WORKDIR --output FOLDER [--form transformers|timm] [--step latest|best|N]
-                            [--overwrite]
+    python -m cxrjax.export --checkpoint WORKDIR --output FOLDER [--form transformers|timm|onnx]
+                            [--step latest|best|N] [--overwrite]
     python -m cxrjax.export --check FOLDER
 
 The folder holds config.json, model.safetensors, preprocessor_config.json, README.md (the model card) and lineage.json
@@ -18,10 +18,14 @@ differ.
 With --form timm the names and config.json are timm's, for `timm.create_model("local-dir:FOLDER", pretrained=True)`;
 where timm is not installed, the folder is read back by cxrjax and compared.
 
+With --form onnx the folder for transformers also has model.onnx, made through torch (extra `onnx`). What onnxruntime
+computes is compared as well where it is installed.
+
 --check loads a folder as its users do, without a network, and says what it is.
 """
 
 import argparse
+import importlib.util
 import json
 import shutil
 import sys
@@ -38,6 +42,7 @@ from cxrjax.interop import (
     classifier,
     huggingface,
     joint,
+    onnx_file,
     timm_folder,
     torch_bert,
     torch_dinov2,
@@ -45,13 +50,13 @@ from cxrjax.interop import (
     torch_vit,
 )
 from cxrjax.models import bert, posemb, resnet, text_tower, transformer, vit
-from cxrjax.parity import Parity, can_compare, compare, compare_joint
+from cxrjax.parity import Parity, can_compare, compare, compare_joint, compare_onnx
 from cxrjax.text import tokenizer
 
 TOLERANCE = 1e-4
 TEXT = "text"
 CARD = "README.md"
-FORMS = ("transformers", "timm")
+FORMS = ("transformers", "timm", "onnx")
 
 
 def export(
@@ -84,6 +89,8 @@ def export(
             weights, config = with_head(model, weights, config)
             scale = model.config.standardise
             huggingface.write(folder, weights, config, scale.mean, scale.std, model.method.sees)
+            if form == "onnx":
+                write_onnx(model, Path(folder))
         parity = compare(model, folder) if form == "timm" or can_compare() else None
         allowed = TOLERANCE * max(1.0, parity.largest) if parity else TOLERANCE
         if parity is not None and not parity.difference <= allowed:
@@ -95,14 +102,14 @@ def export(
         of_timm = json.loads((Path(folder) / huggingface.CONFIG).read_text()) if form == "timm" else None
         if TEXT in model.config:
             write_text(model, Path(folder) / TEXT)
-            if form == "transformers" and model.config.method in joint.PLACES:
+            if form != "timm" and model.config.method in joint.PLACES:
                 write_joint(model, Path(folder))
         entries = lineage.whole(model.config, model.workdir, model.step)
         (Path(folder) / lineage.FILE).write_text(json.dumps(entries, indent=2) + "\n")
         (Path(folder) / CARD).write_text(model_card.text(model, config, parity, entries, of_timm))
         output.mkdir(exist_ok=True)
         shutil.rmtree(output / TEXT, ignore_errors=True)
-        for name in (huggingface.PREPROCESSOR, *joint.FILES):  # of an earlier export in another form
+        for name in (huggingface.PREPROCESSOR, onnx_file.FILE, *joint.FILES):  # of an earlier export in another form
             (output / name).unlink(missing_ok=True)
         for file in sorted(Path(folder).iterdir()):
             file.replace(output / file.name)
@@ -213,6 +220,20 @@ def write_joint(model: trained.Trained, folder: Path) -> None:
         raise ValueError(
             f"PyTorch's vectors in the joint space differ from ours by up to {difference:.3g}; nothing was written."
         )
+
+
+def write_onnx(model: trained.Trained, folder: Path) -> None:
+    """Writes model.onnx beside the weights for transformers.
+
+    Raises ValueError where onnxruntime is installed and computes something else than PyTorch.
+    """
+    pool = model.config.model.get("pool", "cls")
+    onnx_file.write(folder, pool)
+    if not importlib.util.find_spec("onnxruntime"):
+        return
+    difference, largest = compare_onnx(folder, pool)
+    if not difference <= TOLERANCE * max(1.0, largest):
+        raise ValueError(f"onnxruntime's numbers differ from PyTorch's by up to {difference:.3g}; nothing was written.")
 
 
 def step_name(text: str) -> int | str:

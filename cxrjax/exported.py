@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from cxrjax import parity
-from cxrjax.interop import classifier, families, huggingface, joint, preprocessing, torch_timm
+from cxrjax.interop import classifier, families, huggingface, joint, onnx_file, preprocessing, torch_timm
 
 
 def describe(folder: str | Path) -> list[str]:
@@ -44,6 +44,8 @@ def describe(folder: str | Path) -> list[str]:
         said.append(
             f"The space of both ({settings['method']}) in {joint.CODE}, logits are {settings['scale']:.4g} cosines."
         )
+    if (folder / onnx_file.FILE).is_file():
+        said.append(f"The same for ONNX in {onnx_file.FILE}.")
     return [*said, _loaded(folder)]
 
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from cxrjax import trained
-from cxrjax.interop import classifier, huggingface, joint, torch_timm
+from cxrjax.interop import classifier, huggingface, joint, onnx_file, torch_timm
 
 
 class Parity(NamedTuple):
@@ -161,6 +161,19 @@ def compare_joint(model: trained.Trained, folder: Path) -> float:
     pairs = [(seen["pooled"], u), (seen["patches"], patches), (read["pooled"], w)]
     pairs.append((read["words"][:, : words.shape[1]], words[:, : read["words"].shape[1]]))
     return float(max(np.abs(ours - other.numpy()).max() for ours, other in pairs))
+
+
+def compare_onnx(folder: Path, pool: str) -> tuple[float, float]:
+    """The largest difference between a folder through onnxruntime and through transformers, and the largest number.
+
+    pool: as of `features`.
+    """
+    shown, scale = pictures(side(folder)), json.loads((folder / huggingface.PREPROCESSOR).read_text())
+    pixels = np.repeat((shown[:, None] / 255 - scale["image_mean"][0]) / scale["image_std"][0], 3, axis=1)
+    found, _ = features(folder, shown, pool)
+    theirs = onnx_file.run(folder, pixels.astype(np.float32))
+    differences = [np.abs(theirs[name] - array).max() for name, array in found.items()]
+    return float(np.max(differences)), float(max(np.abs(array).max() for array in found.values()))
 
 
 def _tokens(kinds: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

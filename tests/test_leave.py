@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from cxrjax import export
+from cxrjax.interop import onnx_file
 from cxrjax.text import tokenizer
 from tests import runs
 
@@ -68,6 +69,24 @@ def test_ten_lines_of_the_joint_space(folder, monkeypatch):
     names = {}
     exec(blocks()[0] + blocks("joint")[0], names)
     assert names["logits"].shape == (1, 2) and names["maps"].shape[0] == 2
+
+
+@pytest.mark.slow
+def test_ten_lines_of_onnx(folder, monkeypatch):
+    for package in ("transformers", "onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    export.export(folder / "run", folder / "encoder", overwrite=True, form="onnx")
+    monkeypatch.chdir(folder)
+    names = {}
+    exec(blocks()[0] + blocks("onnx")[0], names)
+    np.testing.assert_allclose(names["found"]["pooled"], names["features"], atol=1e-4)
+    assert names["found"]["logits"].shape == (1, 2) and names["found"]["patches"].shape == (1, 8, 8, 64)
+
+
+def test_onnx_names_the_packages_that_are_missing(folder, monkeypatch):
+    monkeypatch.setattr(onnx_file, "NEEDED", ("torch", "no_such_package"))
+    with pytest.raises(ValueError, match=r"needs no_such_package; install them with pip install 'cxrjax\[onnx\]'"):
+        onnx_file.write(folder / "encoder", "cls")
 
 
 def test_check_says_what_a_folder_is(folder, offline, capsys):
