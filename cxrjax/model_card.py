@@ -49,7 +49,15 @@ The same in JSON, which is `lineage.json` of this folder:
 
 The encoder saw grey pictures; its {first_layer} has three channels so that a replicated grey picture gives the same
 features. Do not give it pictures in colour, or with different channels. cxrjax shrinks by area averaging,
-the processor by an antialiased bilinear filter: features of larger pictures differ slightly for that reason alone.
+the processor by an antialiased bilinear filter: features of larger pictures differ for that reason alone. These lines
+give the pixels of cxrjax, for a transform that then only divides and normalises (`do_resize=False,
+do_center_crop=False` of a transformers processor):
+
+```python
+import cv2
+
+{pixels}
+```
 
 ## Agreement with the original
 
@@ -208,6 +216,7 @@ def text(
         task="image-classification" if has_head else "image-feature-extraction",
         px=config["image_size"],
         fit=_fit(model.method.sees, config["image_size"]),
+        pixels=_pixels(model.method.sees, config["image_size"]),
         method=(doc or settings.method).strip().splitlines()[0],
         origin="trained with" if ours else "read and written again by",
         heading="The run" if ours else "How it was read",
@@ -230,6 +239,24 @@ def _fit(sees: str, px: int) -> str:
         return f"Stretch the picture to {px} x {px} px."
     short = sees.removeprefix("image") or px
     return f"Resize the short side to {short} px, aspect kept; crop the {px} x {px} px in the middle."
+
+
+def _pixels(sees: str, px: int) -> str:
+    """Lines that bring `grey`, uint8 h w, to the pixels that `crops.fit_as` gives."""
+    if sees == "whole":
+        size, crop = f"({px}, {px})", ""
+    else:
+        short = int(sees.removeprefix("image") or px)
+        size = f"tuple(max({short}, round(side * ({short} / min(grey.shape)))) for side in grey.shape[::-1])"
+        crop = (
+            f"\ntop, left = ((side - {px}) // 2 for side in grey.shape)\n"
+            f"grey = grey[top : top + {px}, left : left + {px}]"
+        )
+    return (
+        f"size = {size}  # width, height\n"
+        "enlarges = size[0] > grey.shape[1] or size[1] > grey.shape[0]\n"
+        "grey = cv2.resize(grey, size, interpolation=cv2.INTER_CUBIC if enlarges else cv2.INTER_AREA)" + crop
+    )
 
 
 def _told(entries: list[lineage.Entry]) -> str:

@@ -2,11 +2,13 @@
 
 import json
 
+import cv2
 import jax
 import numpy as np
 import pytest
 
 from cxrjax import export, methods, model_card, trained
+from cxrjax.input import crops
 from cxrjax.interop import torch_resnet
 from cxrjax.text import tokenizer
 from tests import runs
@@ -262,3 +264,12 @@ def test_bfloat16_runs_are_exported_in_float32(tmp_path):
 def test_names_on_the_card_are_no_html():
     settings = runs.config(data__sets="<script>x|y")
     assert model_card._title(settings, "ViT-S") == r"spcl, ViT-S, &lt;script&gt;x\|y"
+
+
+@pytest.mark.parametrize("sees", ["image", "image40", "whole"])
+@pytest.mark.parametrize("shape", [(90, 70), (64, 203), (20, 25), (32, 32), (33, 31)])
+def test_lines_of_the_card_give_our_pixels(sees, shape):
+    grey = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    names = {"grey": grey, "cv2": cv2}
+    exec(model_card._pixels(sees, 32), names)
+    np.testing.assert_array_equal(names["grey"], crops.fit_as(grey, 32, sees))
