@@ -75,7 +75,16 @@ def assert_close(workdir, expected, of_loss, of_arrays):
             assert one["train/loss"] == pytest.approx(other["train/loss"], rel=of_loss), one["step"]
     found = processes.arrays(expected)
     for path, leaf in processes.arrays(workdir).items():
-        np.testing.assert_allclose(leaf, found[path], rtol=0, atol=of_arrays, err_msg=path)
+        one, other = (_with_a_gradient(path, each) for each in (leaf, found[path]))
+        np.testing.assert_allclose(one, other, rtol=0, atol=of_arrays, err_msg=path)
+
+
+def _with_a_gradient(path, leaf):
+    """All of an array but biases of keys: softmax takes them out, and Adam makes full steps of the rounding left."""
+    if not path.endswith("qkv/bias"):
+        return leaf
+    queries, _, values = np.split(leaf, 3, axis=-1)
+    return np.concatenate([queries, values], axis=-1)
 
 
 @pytest.fixture(scope="module")
