@@ -9,8 +9,7 @@ import jax
 from cxrjax import arrived, checkpoint, checks, grid, methods, optim, parallel, plan, stand_ins, trained
 from cxrjax import config as shared
 from cxrjax.config import ConfigDict, names
-from cxrjax.evals import base, labelled, run
-from cxrjax.evals.registry import JUDGES
+from cxrjax.evals import base, labelled, registry, run
 from cxrjax.input import converted_sets
 from cxrjax.reporting import significance
 
@@ -76,8 +75,9 @@ def _evaluation(config: ConfigDict, workdir: Path | None) -> Iterator[str]:
 
 def _shown_by(entry: ConfigDict) -> Iterator[str]:
     """How small a difference the test patients of an entry can show, of the label with the most and the fewest."""
-    full = run.complete(entry)
-    if JUDGES[full["judge"]].task_name or "test" not in JUDGES[full["judge"]].splits:
+    full = run.complete(entry.to_dict())
+    judge = registry.find(full["judge"])
+    if judge.task_name or "test" not in judge.splits:
         return
     chosen, _ = run.sources(full)
     test = chosen["test"]
