@@ -63,5 +63,5 @@ def test_it_shows_in_the_line_the_records_and_tensorboard(phantom_dir, tmp_path,
     shown = [(event.step, event.value) for event in board.Scalars(name)]
     np.testing.assert_allclose(shown, found, rtol=1e-6)
     last = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step 4/4")][-1]
-    assert f"knn {found[0][1]:.4g}" in last and "std " in last and "rank " in last
+    assert f"knn phantom_smoke {found[0][1]:.4g}" in last and "std " in last and "rank " in last
     assert pytest.approx(records[0]["train/wd"]) == config.optim.wd

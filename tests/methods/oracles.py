@@ -131,9 +131,9 @@ def leaf(array):
 
 
 def close(ours, theirs):
-    """To 1e-4 of the largest number: a BatchNorm of vectors that are nearly alike magnifies what float32 rounds."""
+    """To 3e-4 of the largest number: a BatchNorm of vectors that are nearly alike magnifies what float32 rounds."""
     theirs = theirs.detach().numpy() if torch.is_tensor(theirs) else np.asarray(theirs)
-    np.testing.assert_allclose(ours, theirs, atol=1e-4 * max(3e-2, np.abs(theirs).max()), rtol=1e-4)
+    np.testing.assert_allclose(ours, theirs, atol=3e-4 * max(3e-2, np.abs(theirs).max()), rtol=1e-4)
 
 
 def check_encoder(params, gradient, pooled):
