@@ -16,7 +16,7 @@ DINOV2 = {"layer_scale": 1.0, "positions": "learned", "cls_position": True, "reg
     ("task", "model"),
     [
         ("multilabel", {"pool": "cls"}),
-        pytest.param("multiclass", {"pool": "mean", **DINOV2}, marks=pytest.mark.slow),
+        ("multiclass", {"pool": "mean", **DINOV2}),
         ("multiclass", {"variant": "resnet_test"}),
     ],
 )

@@ -83,8 +83,8 @@ class Shown(NamedTuple):
     clear: bool = False
 
 
-MANY = 8
-"""Columns from which on a table is set in small type, so that it fits a page of 1280 px."""
+MANY, MOST = 8, 12
+"""More columns are set in small type, or have their intervals on two lines, so that a table fits a page of 1280 px."""
 
 _STYLE = """
 :root{color-scheme:light}
@@ -96,6 +96,8 @@ caption{text-align:left;font-weight:600;padding:.2rem 0}th,td{padding:.25rem .7r
 th{text-align:left;vertical-align:bottom;border-bottom:2px solid #888}
 td{overflow-wrap:anywhere}td.number{white-space:nowrap;text-align:right}td small{display:block;color:#555}
 table{max-width:100%}.many th,.many td{padding:.25rem .35rem;font-size:.8rem}
+.many td small{font-size:.7rem}.many th button::after{padding-left:.1rem}
+.most td small{white-space:normal;width:4.1rem;margin-left:auto}
 th button{all:unset;cursor:pointer;font-weight:600}th button:focus-visible{outline:2px solid #0072b2}
 th button::after{content:"\\2195";color:#bbb;padding-left:.3rem}
 th[aria-sort=ascending] button::after{content:"\\2191";color:#333}
@@ -210,9 +212,9 @@ def _html(part: Part, heads: Sequence[Heading]) -> str:
             head = "".join(f'<th scope="col"><button>{_breakable(name)}</button></th>' for name in part.columns)
             rows = "".join(f"<tr>{''.join(map(_td, row))}</tr>" for row in part.rows)
             text = f"<p>{_text(part.explanation)}</p>" if part.explanation else ""
-            many = ' class="many"' if len(part.columns) > MANY else ""
+            many = "many" * (len(part.columns) > MANY) + " most" * (len(part.columns) > MOST)
             table = f"<caption>{_text(part.title)}</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody>"
-            return f'{text}<div class="wide"><table{many}>{table}</table></div>'
+            return f'{text}<div class="wide"><table class="{many}">{table}</table></div>'
     raise TypeError(f"a results page has no part like {part!r}")
 
 

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import stdtrit
 
 
 class Components(NamedTuple):
@@ -58,6 +59,7 @@ def components(values: Sequence[float] | np.ndarray, pretrainings: Sequence[str]
 
 def widened(samples: np.ndarray, found: Sequence[Components], seed: int) -> np.ndarray:
     """Samples r of a mean over resampled patients, or of a difference of two, with what the seeds of each side add."""
-    generator = np.random.default_rng([seed, 1])
-    noise = [one.of_mean * generator.standard_t(one.degrees, len(samples)) for one in found]
+    generator, count = np.random.default_rng([seed, 1]), len(samples)
+    # One draw from each of r equal parts of Student's t: free draws from its tails would decide few resamples' ends.
+    noise = [one.of_mean * stdtrit(one.degrees, (generator.permutation(count) + 0.5) / count) for one in found]
     return samples + np.sum(noise, axis=0) if noise else samples

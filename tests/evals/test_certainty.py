@@ -80,7 +80,7 @@ def test_sets_hold_as_many_answers_as_promised():
 
 
 def test_too_few_validation_pictures_make_no_promise():
-    found = certainty.sets("multilabel", np.ones((5, 1), np.int8), np.linspace(0, 1, 5)[:, None], np.zeros((3, 1)), 0.9)
+    found = certainty.sets("multilabel", np.ones((5, 1), np.int8), np.linspace(0, 1, 5)[:, None], -np.ones((3, 1)), 0.9)
     assert found.all()  # five cannot promise nine in ten, and of "absent" there is none
 
 

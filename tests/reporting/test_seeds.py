@@ -26,6 +26,9 @@ def test_a_difference_gets_what_the_seeds_of_both_sides_add():
     one = seeds.Components(np.nan, np.nan, 3.0, 10**6, 2, 2)
     found = seeds.widened(np.zeros(40_000), [one, one._replace(of_mean=4.0)], 0)
     assert found.std() == pytest.approx(5, rel=0.02)
+    two = one._replace(of_mean=0.01, degrees=1)
+    few = interval(0, seeds.widened(np.zeros(40), [two], 0), 40)
+    assert few.high == pytest.approx(-few.low) and few.high < 0.3  # free draws from the tails of t gave 2.4
     same = np.arange(5.0)
     np.testing.assert_array_equal(seeds.widened(same, [], 0), same)
 
