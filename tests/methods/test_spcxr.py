@@ -273,6 +273,8 @@ def test_contrast_is_sits():
     config.update_from_flattened_dict(PLAIN | {"corruption.donor_share": 0.0})
     method = methods.make(config)
     batch = batch_of(method, smooth_pictures(8, 32))
+    one, other = batch["image"][:, 0], batch["image"][:, 1]
+    batch["image"] = np.stack([one, other[:, :, ::-1]], axis=1)  # else both views are the whole picture
     params, state = noisy(jax.eval_shape(method.init, jax.random.key(0), batch))
 
     def objective(params):
