@@ -6,6 +6,7 @@ import cv2
 import jax
 import numpy as np
 import pandas
+import pyarrow
 import pytest
 
 from cxrjax import embed, methods, parallel
@@ -124,6 +125,20 @@ def test_rows_survive_an_interruption(run, pictures, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         command(run, [tmp_path / "pictures"], output, "--batch-size", "1")
     assert 1 <= len(pandas.read_parquet(output)) <= 2
+
+
+def test_a_write_that_fails_leaves_the_table_before(tmp_path, monkeypatch):
+    output, table = tmp_path / "features.parquet", pyarrow.table({"path": ["a"]})
+    embed._save(table, output)
+
+    def full(table, place):
+        place.write_bytes(b"PAR1")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(embed.parquet, "write_table", full)
+    with pytest.raises(OSError, match="no space"):
+        embed._save(table, output)
+    assert pandas.read_parquet(output)["path"].tolist() == ["a"]
 
 
 def test_features_of_two_checkpoints_are_not_mixed(run, pictures, tmp_path, capsys):

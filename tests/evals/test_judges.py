@@ -1,4 +1,5 @@
 import numpy as np
+import pandas
 import pytest
 import scipy.special
 import sklearn.linear_model
@@ -122,6 +123,8 @@ def test_strength_is_chosen_on_validation_and_the_test_split_has_no_say():
     assert result.details["strength"] == 1e-4
     assert result.metrics["auroc"].value < 0.4
     assert any("edge of the grid" in note for note in result.notes)
+    alone = probe.probe(**tables, task=SINGLE, label_names=NAMES, strengths=(1e-4,), resamples=10)
+    pandas.testing.assert_frame_equal(result.predictions, alone.predictions, atol=1e-2)
 
 
 def test_of_equal_qualities_the_first_is_chosen_and_an_edge_is_said():

@@ -21,6 +21,9 @@ def test_words_of_several_pieces_are_named_whole():
     pieces = named("No nodule masss EFFUSION .", whole_words=False)
     np.testing.assert_array_equal(pieces, np.isin(np.arange(10), (4, 6)))
     assert not named("no .").any()
+    cased = Tokenizer([*SPECIAL, "Mass", "mass"], lowercase=False)
+    ids, _, word_index = cased.encode("Mass mass", 4)
+    np.testing.assert_array_equal(entities.named(cased, ids, word_index, NAMES), [False, True, True, False])
 
 
 def test_the_list_is_of_lower_case_words_without_repetition():
