@@ -253,12 +253,17 @@ def _judge(encoder: Encoder, entry: Entry, opened: Opened) -> Result:
     return attention.add(encoder, opened.sources["test"], found, opened.pictures_bytes)
 
 
-def _check(entry: Entry, sources: Mapping[str, Source]) -> None:
-    strengths = checked(entry["solver"], entry["strengths"])
-    certainty.check(**certainty.given(entry), probabilities=entry["solver"] == "logistic")
+def check_strengths(solver: str, entry: Entry, sources: Mapping[str, Source]) -> None:
+    """Raises ValueError for strengths that are none, and where there is nothing to fit, choose or judge."""
+    strengths = checked(solver, entry["strengths"])
     _, keys = labelled.check_fit(entry, sources)
     if len(strengths) > 1:
         labelled.decidable(keys["val"])
+
+
+def _check(entry: Entry, sources: Mapping[str, Source]) -> None:
+    check_strengths(entry["solver"], entry, sources)
+    certainty.check(**certainty.given(entry), probabilities=entry["solver"] == "logistic")
 
 
 JUDGE = Judge(

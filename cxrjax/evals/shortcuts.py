@@ -18,12 +18,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tensorflow_datasets as tfds
 
 from cxrjax.datasets import schema
 from cxrjax.evals import pictures
 from cxrjax.evals.base import Encoder, digest
-from cxrjax.input import crops, pipeline
+from cxrjax.input import converted_sets, crops, pipeline
 from cxrjax.input.source import Source
 
 BLUR_PX = 16
@@ -99,7 +98,7 @@ def masked(encoder: Encoder, keep_lungs: bool) -> Encoder:
 
     def read(source: Source, batch_size: int, limit_bytes: float) -> Iterator[np.ndarray]:
         name = source.converted_set.name
-        fields: Any = tfds.builder_from_directory(str(source.converted_set.directory)).info.features
+        fields = converted_sets.builder(source.converted_set.directory).info.features
         if "mask" not in fields:
             raise NoMasks(f"the set {name!r} has no masks of the lungs")
         both = partial(pictures.batches, source, encoder.image_px, batch_size, limit_bytes=limit_bytes)

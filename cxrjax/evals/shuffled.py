@@ -5,14 +5,13 @@ features or the choices in another way than through the pictures of their patien
 """
 
 import math
-from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 
 from cxrjax.evals import labelled, probe
 from cxrjax.evals.base import Encoder, FeatureTable, Result
 from cxrjax.evals.judge import Entry, Judge, Opened
-from cxrjax.input.source import Source
 
 
 def exchanged(table: FeatureTable, seed: int) -> FeatureTable:
@@ -49,17 +48,10 @@ def _judge(encoder: Encoder, entry: Entry, opened: Opened) -> Result:
     return found._replace(notes=[*found.notes, note(found)], details=details)
 
 
-def _check(entry: Entry, sources: Mapping[str, Source]) -> None:
-    strengths = probe.checked("logistic", entry["strengths"])
-    _, keys = labelled.check_fit(entry, sources)
-    if len(strengths) > 1:
-        labelled.decidable(keys["val"])
-
-
 JUDGE = Judge(
     "shuffled",
     judge=_judge,
-    check=_check,
+    check=partial(probe.check_strengths, "logistic"),
     splits=("train", "val", "test"),
     keys={"strengths": (0.1,)},  # as of the probe
 )
