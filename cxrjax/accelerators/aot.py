@@ -191,14 +191,19 @@ _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
 _CALLED = re.compile(r"(?:body|condition|calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+# A loop of the TPU's programs does not name its trips; its condition ends "ROOT %go = pred[] compare(%i, %n), …".
+_LENGTH = re.compile(r"^ *%?([\w.\-]+) = [su]32\[\]\S* constant\((\d+)\)")
+_ROOT = re.compile(r"^ *ROOT .* compare\(([^)]*)\), direction=(?:LT|GT)\b")
+_CONDITION = re.compile(r" while\(.*condition=%?([\w.\-]+)")
 
 
 def collectives(text: str) -> dict[str, Collective]:
     """Data exchanges in one run of a compiled program, by kind.
 
-    text: `compiled.as_text()`, optimised HLO. What stands in a loop counts as often as the loop runs, and of an
-    asynchronous pair its start counts.
+    text: `compiled.as_text()`, optimised HLO. What stands in a loop counts as often as the loop runs, or once where
+    neither the loop nor a condition as `jax.lax.scan` has it says how often. Of an asynchronous pair its start counts.
     """
+    lengths = _lengths(text)
     found: dict[str, list[tuple[str, int]]] = defaultdict(list)
     calls: dict[str, list[tuple[str, int]]] = defaultdict(list)
     entry = here = ""
@@ -207,7 +212,11 @@ def collectives(text: str) -> dict[str, Collective]:
             here = match[2]
             entry = here if match[1] else entry
             continue
-        trips = int(match[1]) if (match := _TRIPS.search(line)) else 1
+        trips = 1
+        if match := _TRIPS.search(line):
+            trips = int(match[1])
+        elif match := _CONDITION.search(line):
+            trips = lengths.get(match[1], 1)
         calls[here] += [(name, trips) for name in _CALLED.findall(line)]
         for names in _BRANCHES.findall(line):
             calls[here] += [(name.strip().lstrip("%"), 1) for name in names.split(",")]
@@ -232,6 +241,21 @@ def collectives(text: str) -> dict[str, Collective]:
 
     walk(entry, 1)
     return {kind: Collective(counts[kind], sizes[kind]) for kind in sorted(counts)}
+
+
+def _lengths(text: str) -> dict[str, int]:
+    """How often a loop runs that counts from 0, by the computation that is its condition."""
+    found: dict[str, int] = {}
+    here, constants = "", dict[str, int]()
+    for line in text.splitlines():
+        if match := _HEAD.match(line.strip()) if not line.startswith(" ") else None:
+            here, constants = match[2], {}
+        elif match := _LENGTH.match(line):
+            constants[match[1]] = int(match[2])
+        elif match := _ROOT.match(line):
+            compared = (name.split()[-1].lstrip("%") for name in match[1].split(", "))
+            found[here] = next((constants[name] for name in compared if name in constants), 1)
+    return found
 
 
 def _group_size(line: str) -> int:

@@ -35,6 +35,26 @@ def test_exchanges_in_loops_count_as_often_as_the_loop_runs():
     }
 
 
+CONDITION = """
+%more (carry: (s32[], f32[8,16])) -> pred[] {
+  %layers = s32[]{:T(128)} constant(12)
+  %i = s32[]{:T(128)} get-tuple-element(%carry), index=0
+  ROOT %go = pred[]{:T(512)} compare(OPERANDS), metadata={op_name="jit(step)/while/cond/lt"}
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("operands", "times"), [("%i, %layers), direction=LT", 12), ("%i, %n), direction=LT", 1), ("", 1)]
+)
+def test_a_loop_that_does_not_say_how_often_it_runs_is_asked_by_its_condition(operands, times):
+    """The TPU's programs name no trips; a loop that waits for a value counts once."""
+    loop = PROGRAM.replace(', backend_config={"known_trip_count":{"n":"12"}}', "")
+    condition = CONDITION.replace("OPERANDS)", operands) if operands else ""
+    found = aot.collectives(loop.replace("\nENTRY", f"{condition}\nENTRY"))["all-gather"]
+    assert found == aot.Collective(1 + times, (1 + times) * 64 * 16 * 2)
+
+
 def program(line):
     return f"ENTRY %main (x: f32[32,16]) -> f32[8,16] {{\n  %x = {line}\n}}\n"
 
