@@ -9,9 +9,11 @@
     python -m cxrjax.prepare folder --raw DIR --mapping configs/sets/tb_lung_masks.json
 
     python -m cxrjax.prepare --audit chestxray14 rsna_pneumonia
+    python -m cxrjax.prepare --findings chestxray14 chexpert
 
 Converted sets go to $CXRJAX_DATA (by default ~/.cache/cxrjax), each size of a set beside the others. Stopped
-conversions go on where they were. --audit prints which pictures and patients two converted sets share.
+conversions go on where they were. --audit prints which pictures and patients two converted sets share, --findings what
+sets call the same finding.
 """
 
 import argparse
@@ -19,7 +21,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cxrjax.datasets import catalogue, schema
+from cxrjax.datasets import catalogue, findings, schema
 from cxrjax.datasets.files import say
 from cxrjax.datasets.manifest import Manifest
 
@@ -42,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from cxrjax.input import overlap
 
             say(overlap.audit(given.audit[0], given.audit[1], given.data_dir))
+            return 0
+        if given.findings is not None:
+            say(same_findings(given.findings or list(findings.SETS), given.data_dir))
             return 0
         if given.set is None:
             parser.print_help()
@@ -78,11 +83,25 @@ def listing(data_dir: Path) -> str:
     return "\n".join(lines if names else [*lines, "  none yet"])
 
 
+def same_findings(names: Sequence[str], data_dir: Path | None) -> str:
+    """What these sets call the same finding; of one that is not converted, the labels of the reviewed table."""
+    from cxrjax.input import converted_sets
+
+    known = {
+        name: converted_sets.open_set(name, data_dir).label_names
+        if converted_sets.is_converted(name, data_dir)
+        else findings.published(name)
+        for name in names
+    }
+    return "\n".join(findings.sentences(known))
+
+
 def _parser() -> argparse.ArgumentParser:
     raw_text = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("python -m cxrjax.prepare", description=__doc__, formatter_class=raw_text)
     parser.add_argument("--list", action="store_true", help="name the known sets and those that are converted")
     parser.add_argument("--audit", nargs=2, metavar=("A", "B"), help="pictures and patients that two sets share")
+    parser.add_argument("--findings", nargs="*", metavar="SET", help="what sets call the same finding [all known sets]")
     shared = argparse.ArgumentParser(add_help=False)
     for one in (parser, shared):
         default = None if one is parser else argparse.SUPPRESS

@@ -128,3 +128,12 @@ def test_arguments_become_mapping_keys():
 def test_the_phantom_is_built(tmp_path, capsys):
     assert prepare.main(["--data-dir", str(tmp_path), "phantom", "--studies", "12", "--short-side", "32"]) == 0
     assert list(tmp_path.rglob("dataset_info.json"))
+
+
+def test_findings_are_those_of_converted_sets_and_of_the_table(raw, capsys):
+    assert folder(raw, "--name", "clinic", "--table", "list.csv", *ARGUMENTS) == 0
+    assert prepare.main(["--findings", "clinic/32", "chestxray14"]) == 0
+    out = capsys.readouterr().out
+    assert "Mass = clinic/32 Mass; chestxray14 Mass." in out and "clinic/32 has besides" in out
+    assert prepare.main(["--findings", "hospital"]) == 2
+    assert "neither converted nor in the table" in capsys.readouterr().err
