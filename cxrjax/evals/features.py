@@ -46,7 +46,7 @@ def features(
         return kept
     table = source.table
     result = FeatureTable(
-        _encode(encoder, source, batch_size, pictures_bytes),
+        np.concatenate(list(outputs(encoder, source, batch_size, pictures_bytes)))[: len(source)].astype(np.float32),
         np.stack(table["labels"].tolist()).astype(np.int8),
         table["patient_id"].to_numpy(str),
         table["image_id"].to_numpy(str),
@@ -102,16 +102,21 @@ def share(source: Source, batch_size: int, mesh: jax.sharding.Mesh | None) -> tu
     return own, batch_size // processes
 
 
-def _encode(encoder: Encoder, source: Source, batch_size: int, pictures_bytes: float) -> np.ndarray:
+def outputs(
+    encoder: Encoder, source: Source, batch_size: int, pictures_bytes: float, name: str = "pooled"
+) -> Iterator[np.ndarray]:
+    """What the encoder gives under a name, batch by batch in the order of the source; the last repeats its last record.
+
+    batch_size, pictures_bytes: as of `features`.
+    """
     own, size = share(source, batch_size, encoder.mesh)
-    running, done = deque(), []
+    running = deque()
     for images in batches(encoder, own, size, pictures_bytes):
         images = images if encoder.mesh is None else parallel.to_global(images, encoder.mesh)
-        running.append(encoder.encode(images)["pooled"])
+        running.append(encoder.encode(images)[name])
         if len(running) > 1:  # fetch a batch only while the next one is computed
-            done.append(fetch(running.popleft()))
-    done.append(fetch(running.popleft()))
-    return np.concatenate(done)[: len(source)].astype(np.float32)
+            yield fetch(running.popleft())
+    yield fetch(running.popleft())
 
 
 def batches(encoder: Encoder, source: Source, batch_size: int, limit_bytes: float) -> Iterator[np.ndarray]:

@@ -18,7 +18,19 @@ import importlib
 from cxrjax import named
 from cxrjax.evals.judge import Judge
 
-NAMES = ("probe", "knn", "shuffled", "zeroshot", "classify", "detect", "segment", "retrieve", "ground", "sentences")
+NAMES = (
+    "probe",
+    "attentive",
+    "knn",
+    "shuffled",
+    "zeroshot",
+    "classify",
+    "detect",
+    "segment",
+    "retrieve",
+    "ground",
+    "sentences",
+)
 
 JUDGES: dict[str, Judge] = {name: importlib.import_module(f"cxrjax.evals.{name}").JUDGE for name in NAMES}
 
