@@ -45,7 +45,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Blocks say what a test does with them: `sh run` becomes sh, and `python file=mine.py` a block with that title."""
-    markdown = re.sub(r"^```(\w+) (?:run|tests)$", r"```\1", markdown, flags=re.MULTILINE)
+    markdown = re.sub(r"^```(\w+) (?:run|tests|installed)$", r"```\1", markdown, flags=re.MULTILINE)
     return re.sub(r"^```(\w+) file=(\S+)$", r'```\1 title="\2"', markdown, flags=re.MULTILINE)
 
 

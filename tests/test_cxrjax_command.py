@@ -1,11 +1,10 @@
-"""The command `cxrjax`, configs by name from anywhere, methods of one's own, and what a wheel holds."""
+"""The command `cxrjax`, configs by name from anywhere, and methods of one's own."""
 
 import os
 import re
 import shlex
 import subprocess
 import sys
-import zipfile
 
 import pytest
 
@@ -169,16 +168,3 @@ def test_an_installed_package_can_bring_a_method(tmp_path, monkeypatch):
     assert methods.make(cxrjax.config("theirs")).target == "ours"
     with pytest.raises(ValueError, match="Did you mean 'theirs'"):
         methods.make(shared.load("spcl:smoke", {"method": "their"}))
-
-
-@pytest.mark.slow
-def test_a_wheel_has_every_config(tmp_path):
-    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", str(tmp_path), "."]
-    subprocess.run(build, cwd=ROOT, check=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    held = zipfile.ZipFile(wheel).namelist()
-    wanted = {f"cxrjax/configs/{path.relative_to(runs.CONFIGS)}" for path in runs.CONFIGS.rglob("*.*")}
-    assert {name for name in wanted if "__pycache__" not in name} <= set(held)
-    assert not [name for name in held if "__pycache__" in name]
-    (entry_points,) = (name for name in held if name.endswith("entry_points.txt"))
-    assert "cxrjax = cxrjax.__main__:main" in zipfile.ZipFile(wheel).read(entry_points).decode()

@@ -21,6 +21,7 @@ import pytest
 from cxrjax import __main__, named
 from cxrjax import config as shared
 from cxrjax.datasets import catalogue
+from cxrjax.datasets.mapping import Mapping
 from tests import runs
 
 ROOT = Path(__file__).parents[1]
@@ -41,6 +42,11 @@ def files(text: str) -> dict[str, str]:
 
 def prose(text: str) -> str:
     return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def inline(text: str) -> list[str]:
+    """What stands between backticks in prose and tables."""
+    return re.findall(r"`([^`\n]+)`", prose(text))
 
 
 def anchors(text: str) -> set[str]:
@@ -150,18 +156,36 @@ def test_commands_and_their_settings_exist(page):
         assert importlib.util.find_spec(name), f"there is no {name}"
     for name, words in re.findall(r"configs/(\w+)\.py(?::([\w,]+))?", text):
         keys(name, words)
-    options = {f"--{option}" for entry in catalogue.SETS.values() for option in entry.options}
     own = {f"--config={name}" for each in PAGES for name in files(each.read_text())}
     for words in commands(text):
         if not module(words) or any(word.partition(":")[0] in own for word in words):  # those that are of the page run
             continue
-        given = re.search(r"--config=configs/(\w+)\.py(?::([\w,]+))?", " ".join(words))
-        if given:
-            unknown = settings(words) - keys(given[1], given[2] or "")
-        else:
-            source = Path(importlib.util.find_spec(module(words)).origin).read_text()
-            unknown = {word for word in words if word.startswith("--") and f'"{word}"' not in source} - options
-        assert not unknown, f"{shlex.join(words)}: there is no {unknown}"
+        check(words)
+
+
+def check(words: list[str]) -> None:
+    """Fails for a command with a setting or an option that is not there."""
+    given = re.search(r"--config=configs/(\w+)\.py(?::([\w,]+))?", " ".join(words))
+    if given:
+        unknown = settings(words) - keys(given[1], given[2] or "")
+    else:
+        options = {f"--{option}" for entry in catalogue.SETS.values() for option in entry.options}
+        source = Path(importlib.util.find_spec(module(words)).origin).read_text()
+        unknown = {word for word in words if word.startswith("--") and f'"{word}"' not in source} - options
+        mapped = itertools.takewhile(
+            lambda word: "=" in word, words[words.index("--map") + 1 :] if "--map" in words else ()
+        )
+        unknown |= {word.partition("=")[0] for word in mapped} - {*Mapping._fields}
+    assert not unknown, f"{shlex.join(words)}: there is no {unknown}"
+
+
+@pytest.mark.parametrize("config", sorted(runs.CONFIGS.glob("*.py")), ids=lambda config: config.stem)
+def test_commands_of_a_config_exist(config):
+    said = ast.get_docstring(ast.parse(config.read_text()))
+    lines = re.findall(r"python -m cxrjax\.(?:\S+ )+\S+", said)
+    assert lines, f"{config.name} says no command"
+    for line in lines:
+        check(shlex.split(line))
 
 
 def test_settings_in_prose_exist():
@@ -169,6 +193,19 @@ def test_settings_in_prose_exist():
     for page in PAGES:
         unknown = settings(re.findall(r"--config\.[\w.]+", prose(page.read_text()))) - known
         assert not unknown, f"{page.name}: no config has {unknown}"
+
+
+def test_settings_between_backticks_exist():
+    """`optim.lr=1e-3` and `accumulate=4`, of a config or of a mapping; `evals.x.judge=…` of any entry."""
+    known = set().union(*(keys(path.stem, "") for path in runs.CONFIGS.glob("*.py")))
+    of_entries = {key.rpartition(".")[2] for key in known if key.startswith("evals.")}
+    single = known | {key.rpartition(".")[2] for key in known} | {*Mapping._fields, "value_range"}
+    for page in PAGES:
+        for text in inline(page.read_text()):
+            name = text.partition("=")[0]
+            if "=" in text and re.fullmatch(r"[a-z_]\w*(\.\w+)*", name):
+                entry = name.startswith("evals.") and name.rpartition(".")[2] in of_entries
+                assert name in (known if "." in name else single) or entry, f"{page.name}: {name!r} is no setting"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
