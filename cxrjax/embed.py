@@ -1,17 +1,28 @@
 """Embed PNG, JPEG and DICOM pictures with a trained encoder.
 
-    python -m cxrjax.embed --checkpoint WORKDIR IMAGES… --output features.parquet [--step latest|best|N] [--allow-bad]
+    python -m cxrjax.embed --checkpoint WORKDIR IMAGES… --output features.parquet [--patches float16]
+    python -m cxrjax.embed --checkpoint WORKDIR --table FILE [--column path] [--keep age,view] --output features.parquet
+    python -m cxrjax.embed --checkpoint WORKDIR --list FILE | --set NAME [--split train+val] --output features.parquet
+    python -m cxrjax.embed --checkpoint WORKDIR --output features.parquet --like FILE [--nearest 10]
+    python -m cxrjax.embed --output features.parquet [--duplicates] [--map map.png [--colour view]]
 
 IMAGES are files, or folders that are searched for .png, .jpg, .jpeg, .dcm, .dicom, .img and DICOM without a suffix.
-The table has one row per picture: path, embedding (list of float32), height and width as stored, and steps: what was
-done to get one grey 8-bit picture, such as "colour to luma". Pictures that cannot be read are printed with the reason
-and written to features.unreadable.csv, and the exit status is 1 unless --allow-bad is given. The same command again
-goes on where the last one stopped.
+--list is a text with one path a line, --table a CSV or Parquet file with a column of paths; relative paths start from
+its folder, or from --root. --set is a converted set. The table has one row per picture: path (image id of a set),
+embedding (list of float32), height and width as stored, steps: what was done to get one grey 8-bit picture, such as
+"colour to luma", fingerprint: how the picture looks, then the columns of --keep, or of a set patient, study, view and
+labels. With --patches those of part 7 are features.patches/00007.npy, n p q d; a row says its patch_part and patch_row.
+Pictures that cannot be read are printed with the reason and written to features.unreadable.csv, and the exit status is
+1 unless --allow-bad is given. The same command again goes on where the last one stopped, also where it was killed.
+
+Of a table that is there: --like prints the pictures whose features are nearest to a picture's by cosine. --duplicates
+writes features.duplicates.csv: pairs with close fingerprints (bits that differ, of 1024), and each picture with the one
+of the nearest features, where their centred cosine is at least 0.99. --map draws all on the first two principal
+components of their features, coloured by a column.
 """
 
 import argparse
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,158 +34,150 @@ from pyarrow import parquet
 from tqdm import tqdm
 
 from cxrjax import encoder
-from cxrjax.datasets import files
+from cxrjax.drawing import style
+from cxrjax.embedding import asking, growing, inputs, scatter
+from cxrjax.embedding.inputs import Pictures, Seen
 from cxrjax.export import step_name
-from cxrjax.imaging import pixels, reader
-
-SCHEMA = pyarrow.schema(
-    [
-        ("path", pyarrow.string()),
-        ("embedding", pyarrow.list_(pyarrow.float32())),
-        ("height", pyarrow.int32()),
-        ("width", pyarrow.int32()),
-        ("steps", pyarrow.list_(pyarrow.string())),
-    ]
-)
-DIGEST = b"cxrjax_checkpoint"
-SAVE_SECONDS = 300
 
 
 def embed(
     checkpoint: str | Path,
-    images: Sequence[str | Path],
+    images: Sequence[str | Path] | Pictures,
     output: str | Path,
     step: int | str = "latest",
     batch_size: int = 64,
     threads: int = 4,
     admit: Sequence[str] = (),
+    patches: str = "",
 ) -> pandas.DataFrame:
     """Writes the table of `output` (Parquet) and returns the pictures that could not be read: path and reason.
 
-    images: files and folders. batch_size: pictures on the device at once, rounded up to a multiple of its devices.
-    admit: modalities and body parts of DICOM headers that are taken as chest radiographs.
+    images: files and folders, or what a function of `embedding.inputs` gives. batch_size: pictures on the device at
+    once, rounded up to a multiple of its devices. admit: modalities and body parts of DICOM headers that are taken as
+    chest radiographs. patches: "float16" or "float32" keeps the vectors of patches too.
     Rows that `output` has already are kept if they come from the same checkpoint.
-    Raises ValueError where no picture is found, or `output` comes from another checkpoint or is no such table.
+    Raises ValueError where no picture is found, or `output` comes from another checkpoint or has other columns.
     """
-    paths, output = find(images), Path(output)
+    pictures = images if isinstance(images, Pictures) else inputs.of_files(images, admit)
+    output = Path(output)
     model = encoder.load(checkpoint, step)
-    table = _existing(output, model.trained.digest)
-    done = set(table["path"].to_pylist())
-    waiting = [path for path in paths if files.printable(path) not in done]
-    _save(table, output)  # so that a disk that refuses does so before the work
-
-    unreadable, saved_at = [], time.monotonic()
-    try:
-        with tqdm(total=len(waiting), unit="picture", disable=not sys.stderr.isatty()) as bar:
-            for found in _read_ahead(waiting, batch_size, threads, admit):
-                unreadable += [(files.printable(path), picture) for path, picture in found if isinstance(picture, str)]
-                good = [(path, picture) for path, picture in found if not isinstance(picture, str)]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    table = growing.Growing(output, model.trained.digest, pictures.kept.schema, patches)
+    waiting = [number for number, name in enumerate(pictures.names) if name not in table.done]
+    with (
+        ThreadPoolExecutor(threads) as pool,
+        tqdm(total=len(waiting), unit="picture", disable=not sys.stderr.isatty()) as bar,
+    ):
+        for part in (waiting[start : start + growing.PART] for start in range(0, len(waiting), growing.PART)):
+            rows, bad, of_patches = [], [], []
+            for batch in _read_ahead(pool, pictures, part, batch_size):
+                good = [(number, seen) for number, seen in batch if isinstance(seen, Seen)]
+                bad += [(pictures.names[number], seen) for number, seen in batch if isinstance(seen, str)]
                 if good:
-                    features = model.pooled([picture.pixels for _, picture in good], batch_size)
-                    table = pyarrow.concat_tables([table, _rows(good, features)])
-                if time.monotonic() - saved_at > SAVE_SECONDS:
-                    _save(table, output)
-                    saved_at = time.monotonic()
-                bar.update(len(found))
-    finally:
-        _save(table, output)
-    bad = pandas.DataFrame(unreadable, columns=["path", "reason"])
-    _write_unreadable(bad, output)
-    return bad
-
-
-def find(images: Sequence[str | Path]) -> list[Path]:
-    """Files as given, and the pictures below folders in the order of their names; each once.
-
-    Raises ValueError where a path does not exist or there is no picture at all.
-    """
-    found = []
-    for given in map(Path, images):
-        if given.is_dir():
-            found += [path for path in map(given.joinpath, files.below(given)) if reader.is_picture(path)]
-        elif given.exists():
-            found.append(given)
-        else:
-            raise ValueError(f"There is no file or folder {given}.")
-    if not found:
-        raise ValueError(f"No {', '.join(reader.SUFFIXES)} below {', '.join(map(str, images))}.")
-    return list(dict.fromkeys(found))
+                    pooled, *rest = model.features([seen.pixels for _, seen in good], batch_size, bool(patches))
+                    of_patches += rest
+                    rows.append(_rows(pictures, good, pooled))
+                bar.update(len(batch))
+            table.add(pyarrow.concat_tables(rows or [_rows(pictures, [], np.zeros((0, 0)))]), bad, of_patches)
+    unreadable = pandas.DataFrame(table.finish(), columns=["path", "reason"])
+    file = output.with_suffix(".unreadable.csv")
+    if len(unreadable):
+        unreadable.to_csv(file, index=False)
+    else:
+        file.unlink(missing_ok=True)
+    return unreadable
 
 
 def _read_ahead(
-    paths: Sequence[Path], size: int, threads: int, admit: Sequence[str]
-) -> Iterator[list[tuple[Path, pixels.Picture | str]]]:
-    """Batches of (path, picture or the reason why there is none); the next one is read while the last is used."""
-    with ThreadPoolExecutor(threads) as pool:
-        ahead = []
-        for start in range(0, len(paths), size):
-            ahead.append([(path, pool.submit(_read, path, admit)) for path in paths[start : start + size]])
-            if len(ahead) > 1:
-                yield [(path, future.result()) for path, future in ahead.pop(0)]
-        for last in ahead:
-            yield [(path, future.result()) for path, future in last]
+    pool: ThreadPoolExecutor, pictures: Pictures, numbers: Sequence[int], size: int
+) -> Iterator[list[tuple[int, Seen | str]]]:
+    """Batches of (number, picture or the reason why there is none); the next one is read while the last is used."""
+    ahead = []
+    for start in range(0, len(numbers), size):
+        ahead.append([(number, pool.submit(pictures.read, number)) for number in numbers[start : start + size]])
+        if len(ahead) > 1:
+            yield [(number, future.result()) for number, future in ahead.pop(0)]
+    for last in ahead:
+        yield [(number, future.result()) for number, future in last]
 
 
-def _read(path: Path, admit: Sequence[str]) -> pixels.Picture | str:
-    try:
-        return reader.read(path, admit=admit)
-    except pixels.UnreadablePicture as error:
-        return str(error)
-
-
-def _rows(good: Sequence[tuple[Path, pixels.Picture]], features: np.ndarray) -> pyarrow.Table:
+def _rows(pictures: Pictures, good: Sequence[tuple[int, Seen]], features: np.ndarray) -> pyarrow.Table:
     columns = {
-        "path": [files.printable(path) for path, _ in good],
+        "path": [pictures.names[number] for number, _ in good],
         "embedding": list(features),
-        "height": [picture.source_height for _, picture in good],
-        "width": [picture.source_width for _, picture in good],
-        "steps": [list(picture.steps) for _, picture in good],
+        "height": [seen.height for _, seen in good],
+        "width": [seen.width for _, seen in good],
+        "steps": [list(seen.steps) for _, seen in good],
+        "fingerprint": [seen.fingerprint for _, seen in good],
     }
-    return pyarrow.table(columns, schema=SCHEMA)
+    found, kept = pyarrow.table(columns, schema=growing.COLUMNS), pictures.kept.take([number for number, _ in good])
+    for name in kept.column_names:
+        found = found.append_column(kept.schema.field(name), kept[name])
+    return found
 
 
-def _existing(output: Path, digest: str) -> pyarrow.Table:
-    """The rows of an earlier run with the same checkpoint, or none."""
-    empty = SCHEMA.with_metadata({DIGEST: digest.encode()}).empty_table()
-    if not output.exists():
-        return empty
-    try:
-        table = parquet.read_table(output)
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{output} is there already and no Parquet table ({error}); give another --output.") from None
-    written_with = (table.schema.metadata or {}).get(DIGEST, b"").decode()
-    if written_with != digest:
-        raise ValueError(
-            f"{output} is there already and holds features of "
-            f"{f'another checkpoint ({written_with})' if written_with else 'something else'}; this one is {digest}. "
-            "Give another --output, or remove the file."
+def _pictures(given: argparse.Namespace) -> Pictures | None:
+    """What the command line names to embed, or None."""
+    admit = given.admit.split(",") if given.admit else ()
+    kinds = [bool(given.images), *(each is not None for each in (given.list, given.table, given.set))]
+    if sum(kinds) > 1:
+        raise ValueError("Give files and folders, or one of --list, --table and --set.")
+    if given.images:
+        return inputs.of_files(given.images, admit)
+    if given.list is not None:
+        return inputs.of_list(given.list, given.root, admit)
+    if given.table is not None:
+        return inputs.of_table(
+            given.table, given.column, given.keep.split(",") if given.keep else (), given.root, admit
         )
-    return table.select(SCHEMA.names).cast(empty.schema)
+    return None if given.set is None else inputs.of_set(given.set, given.split)
 
 
-def _save(table: pyarrow.Table, output: Path) -> None:
-    """Puts the table in place at once, so that a killed run leaves the earlier file."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f"{output.name}.partial")
-    parquet.write_table(table, partial)
-    partial.replace(output)
+def _like(checkpoint: str, step: int | str, output: Path, picture: str, count: int) -> list[str]:
+    """Lines of cosine and path, nearest first."""
+    model = encoder.load(checkpoint, step)
+    written_with = (parquet.read_schema(output).metadata or {}).get(growing.DIGEST, b"").decode()
+    if written_with != model.trained.digest:
+        raise ValueError(f"{output} holds features of another checkpoint ({written_with}); embed with this one first.")
+    cosines, rows = asking.nearest(output, model.embed(picture), count)
+    paths = parquet.read_table(output, columns=["path"])["path"].take(rows[0]).to_pylist()
+    return [f"{cosine:.4f}  {path}" for cosine, path in zip(cosines[0], paths, strict=True)]
 
 
-def _write_unreadable(bad: pandas.DataFrame, output: Path) -> None:
-    file = output.with_suffix(".unreadable.csv")
-    if len(bad):
-        bad.to_csv(file, index=False)
-    else:
-        file.unlink(missing_ok=True)
+def _asked(given: argparse.Namespace) -> None:
+    """Answers what the command line asks of the table."""
+    output = Path(given.output)
+    if given.like is not None:
+        print("\n".join(_like(given.checkpoint, given.step, output, given.like, given.nearest)))
+    if given.duplicates:
+        file, found = output.with_suffix(".duplicates.csv"), asking.copies(output)
+        pandas.DataFrame(found, columns=list(asking.Copy._fields)).to_csv(file, index=False)
+        print(f"{len(found)} pairs of pictures that may be one in {file}.")
+    if given.map is not None:
+        style.write(Path(given.map), scatter.draw(output, given.colour))
+        print(f"{given.map} shows all pictures of {output}.")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m cxrjax.embed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("images", nargs="+", help="PNG, JPEG and DICOM files, or folders of them")
-    parser.add_argument("--checkpoint", required=True, help="workdir, its checkpoints folder, or one step's folder")
-    parser.add_argument("--output", required=True, help="Parquet file to write or to continue")
+    parser.add_argument("images", nargs="*", help="PNG, JPEG and DICOM files, or folders of them")
+    parser.add_argument("--list", metavar="FILE", help="text with one path a line")
+    parser.add_argument("--table", metavar="FILE", help="CSV or Parquet file with a column of paths")
+    parser.add_argument("--column", default="path", help='of --table, or a pattern: "images/{ID}.png" (default path)')
+    parser.add_argument("--keep", metavar="NAMES", help="columns of --table that are kept: age,view")
+    parser.add_argument("--root", help="what relative paths of --list and --table start from (default: its folder)")
+    parser.add_argument("--set", metavar="NAME", help="converted set, or its path")
+    parser.add_argument("--split", default=inputs.SPLITS, help=f"of --set (default {inputs.SPLITS})")
+    parser.add_argument("--checkpoint", help="workdir, its checkpoints folder, or one step's folder")
+    parser.add_argument("--output", required=True, help="Parquet file to write, to continue or to ask")
+    parser.add_argument("--patches", choices=["float16", "float32"], default="", help="keep vectors of patches too")
+    parser.add_argument("--like", metavar="FILE", help="print the pictures that are most like this one")
+    parser.add_argument("--nearest", type=int, default=10, help="how many of them (default 10)")
+    parser.add_argument("--duplicates", action="store_true", help="write pairs of pictures that may be one")
+    parser.add_argument("--map", metavar="PNG", help="draw all pictures by principal components")
+    parser.add_argument("--colour", metavar="COLUMN", default="", help="of --map")
     parser.add_argument("--step", type=step_name, default="latest", help="latest (default), best, or a number")
     parser.add_argument("--batch-size", type=int, default=64, help="pictures on the device at once (default 64)")
     parser.add_argument("--threads", type=int, default=4, help="that read pictures (default 4)")
@@ -184,24 +187,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="modalities and body parts of DICOM headers to take as chest radiographs: RF,THX",
     )
     parser.add_argument("--allow-bad", action="store_true", help="exit with 0 although some pictures cannot be read")
-    arguments = parser.parse_args(argv)
+    given = parser.parse_args(argv)
+    asks = given.like is not None or given.duplicates or given.map is not None
+    bad = pandas.DataFrame()
     try:
-        bad = embed(
-            arguments.checkpoint,
-            arguments.images,
-            arguments.output,
-            arguments.step,
-            arguments.batch_size,
-            arguments.threads,
-            arguments.admit.split(",") if arguments.admit else (),
-        )
+        pictures = _pictures(given)
+        if pictures is None and not asks:
+            parser.error("give pictures, --list, --table or --set; or ask a table by --like, --duplicates or --map")
+        checkpoint: str = given.checkpoint or ""
+        if not checkpoint and (pictures is not None or given.like is not None):
+            parser.error("give the --checkpoint that embeds")
+        if pictures is not None:
+            sizes = given.batch_size, given.threads
+            bad = embed(checkpoint, pictures, given.output, given.step, *sizes, patches=given.patches)
+            for path, reason in bad.itertuples(index=False):
+                print(f"unreadable: {path}: {reason}", file=sys.stderr)
+            count = parquet.read_metadata(given.output).num_rows
+            print(f"{count} pictures in {given.output}, {len(bad)} unreadable.")
+        _asked(given)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    for path, reason in bad.itertuples(index=False):
-        print(f"unreadable: {path}: {reason}", file=sys.stderr)
-    print(f"{parquet.read_metadata(arguments.output).num_rows} pictures in {arguments.output}, {len(bad)} unreadable.")
-    return 1 if len(bad) and not arguments.allow_bad else 0
+    return 1 if len(bad) and not given.allow_bad else 0
 
 
 if __name__ == "__main__":

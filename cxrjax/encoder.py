@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from cxrjax import arrived, parallel, trained
@@ -62,9 +63,18 @@ class Encoder:
         kind = "patches" if patches else "pooled"
         return self._of(images, value_range, batch_size, lambda batch: self._encoder.encode(batch)[kind])
 
-    def pooled(self, pictures: Sequence[np.ndarray], size: int) -> np.ndarray:
-        """Vectors b d of at most `size` pictures, uint8 h w; of one size only one program is compiled."""
-        return self._run(pictures, size, lambda batch: self._encoder.encode(batch)["pooled"])
+    def features(self, pictures: Sequence[np.ndarray], size: int, patches: bool = False) -> list[np.ndarray]:
+        """Vectors b d of at most `size` pictures, uint8 h w, and if asked for those of their patches, b p q d.
+
+        For one size only one program is compiled.
+        """
+        kinds = ("pooled", "patches")[: 1 + patches]
+
+        def of(batch: Any) -> list[Any]:
+            found = self._encoder.encode(batch)
+            return [found[kind] for kind in kinds]
+
+        return self._run(pictures, size, of)
 
     def attention(self, images: Any, *, value_range: arrays.Range | None = None, batch_size: int = 64) -> np.ndarray:
         """How much [CLS] attends to each patch in the last block, mean over the heads: b p q, which sum to at most 1.
@@ -86,7 +96,7 @@ class Encoder:
         for row, picture in enumerate(pictures):
             batch[row, :, :, 0] = crops.fit_as(picture, self.px, self._encoder.sees)
         found = of(parallel.to_global(batch, self._mesh))
-        return None if found is None else np.asarray(found, np.float32)[: len(pictures)]
+        return jax.tree.map(lambda array: np.asarray(array, np.float32)[: len(pictures)], found)
 
     def _of(self, images: Any, value_range: arrays.Range | None, batch_size: int, of: Callable[[Any], Any]) -> Any:
         given = arrays.separate(images)

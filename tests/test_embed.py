@@ -6,12 +6,13 @@ import cv2
 import jax
 import numpy as np
 import pandas
-import pyarrow
 import pytest
 
-from cxrjax import embed, methods, parallel
+from cxrjax import embed, methods
+from cxrjax.embedding import growing
+from cxrjax.imaging import reader
 from cxrjax.input import crops
-from tests import dicom_files, runs
+from tests import dicom_files, mixed, runs
 
 
 @pytest.fixture(scope="module")
@@ -102,43 +103,65 @@ def test_broken_pictures_are_told_and_the_rest_is_embedded(run, pictures, tmp_pa
 def test_second_call_only_reads_what_is_left(run, pictures, tmp_path, monkeypatch):
     output, read, (first, *others) = tmp_path / "features.parquet", [], sorted(pictures)
     assert command(run, [first], output) == 0
-    original = embed.reader.read
-    monkeypatch.setattr(embed.reader, "read", lambda path, **options: read.append(str(path)) or original(path))
+    original = reader.read
+    monkeypatch.setattr(reader, "read", lambda path, **options: read.append(str(path)) or original(path))
     assert command(run, [first, tmp_path / "pictures"], output) == 0
     assert sorted(read) == others
     assert sorted(pandas.read_parquet(output).path) == sorted(pictures)
 
 
-def test_rows_survive_an_interruption(run, pictures, tmp_path, monkeypatch):
-    output = tmp_path / "features.parquet"
-    last = sorted(pictures)[-1]
-    original = embed.reader.read
+def test_a_run_that_was_stopped_ends_in_the_same_bytes(run, tmp_path, monkeypatch):
+    """Stopped twice: in the third part, and between the table and its unreadable pictures."""
+    monkeypatch.setattr(growing, "PART", 8)
+    folder = mixed.write(tmp_path / "pictures", 30, 5)
+    assert command(run, [folder], tmp_path / "whole.parquet", "--patches", "float16") == 1
+    original, output = reader.read, tmp_path / "features.parquet"
 
-    def interrupted(path, **options):
-        if str(path) == last:
+    def stopped(path, **options):
+        if path.endswith(sorted(mixed.names(30))[20]):
             raise KeyboardInterrupt
-        return original(path)
+        return original(path, **options)
 
-    monkeypatch.setattr(embed.reader, "read", interrupted)
-    monkeypatch.setattr(parallel, "num_devices", lambda mesh: 1)
-    monkeypatch.setattr(parallel, "to_global", lambda batch, mesh: batch)
-    with pytest.raises(KeyboardInterrupt):
-        command(run, [tmp_path / "pictures"], output, "--batch-size", "1")
-    assert 1 <= len(pandas.read_parquet(output)) <= 2
+    for owner, name, instead in ((reader, "read", stopped), (growing.shutil, "rmtree", stop)):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(owner, name, instead)
+            command(run, [folder], output, "--patches", "float16")
+    assert command(run, [folder], output, "--patches", "float16") == 1
+    assert not list(tmp_path.glob("*.parts"))
+    mixed.assert_same(output, tmp_path / "whole.parquet")
+    found = pandas.read_parquet(output)
+    assert (len(found), len(pandas.read_csv(output.with_suffix(".unreadable.csv")))) == (25, 5)
 
 
-def test_a_write_that_fails_leaves_the_table_before(tmp_path, monkeypatch):
-    output, table = tmp_path / "features.parquet", pyarrow.table({"path": ["a"]})
-    embed._save(table, output)
+def stop(*arguments, **options):
+    raise KeyboardInterrupt
 
-    def full(table, place):
-        place.write_bytes(b"PAR1")
-        raise OSError("no space left on device")
 
-    monkeypatch.setattr(embed.parquet, "write_table", full)
-    with pytest.raises(OSError, match="no space"):
-        embed._save(table, output)
-    assert pandas.read_parquet(output)["path"].tolist() == ["a"]
+def test_patches_lie_beside_the_table(run, pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(growing, "PART", 2)
+    output = tmp_path / "features.parquet"
+    assert command(run, [tmp_path / "pictures"], output, "--patches", "float16") == 0
+    encode = jax.jit(methods.make(runs.config()).encode)
+    for row in pandas.read_parquet(output).itertuples():
+        patches = np.load(tmp_path / "features.patches" / f"{row.patch_part:05d}.npy", mmap_mode="r")[row.patch_row]
+        expected = encode(run[1], {}, crops.fit(pictures[row.path], 32)[None, :, :, None])["patches"][0]
+        np.testing.assert_allclose(patches, expected, atol=4e-3)
+        assert patches.dtype == np.float16
+
+
+def test_what_is_like_a_picture_and_the_copies_are_told(run, pictures, tmp_path, capsys):
+    output, (first, *_) = tmp_path / "features.parquet", sorted(pictures)
+    cv2.imwrite(str(tmp_path / "pictures" / "copy.jpg"), pictures[first])
+    more = ["--like", first, "--nearest", "2", "--duplicates", "--map", str(tmp_path / "map.png")]
+    assert command(run, [tmp_path / "pictures"], output, *more) == 0
+    said = capsys.readouterr().out
+    assert [line.split("/")[-1] for line in said.splitlines()[1:3]] == ["a.png", "copy.jpg"]
+    (pair,) = pandas.read_csv(tmp_path / "features.duplicates.csv").itertuples()
+    assert [path.split("/")[-1] for path in (pair.path, pair.other)] == ["a.png", "copy.jpg"]
+    assert pair.how in ("both", "fingerprint") and pair.bits < 200
+    assert cv2.imread(str(tmp_path / "map.png")).shape[1] == 900
+    assert embed.main(["--output", str(output), "--map", str(tmp_path / "map.png"), "--colour", "age"]) == 2
+    assert "has no column 'age' to colour by; it has path, height" in capsys.readouterr().err
 
 
 def test_features_of_two_checkpoints_are_not_mixed(run, pictures, tmp_path, capsys):

@@ -39,6 +39,7 @@ FLOORS = (
     {
         "arrived",
         "checks",
+        "embedding",
         "encoder",
         "histograms",
         "initial",
