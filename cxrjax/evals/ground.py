@@ -18,7 +18,7 @@ import numpy as np
 import pandas
 
 from cxrjax import parallel
-from cxrjax.evals import joint, map_measures, metrics, pictures, zeroshot
+from cxrjax.evals import joint, map_measures, metrics, zeroshot
 from cxrjax.evals.base import Encoder, Result
 from cxrjax.evals.features import batches, fetch, share
 from cxrjax.evals.judge import Entry, Judge, Opened
@@ -43,10 +43,11 @@ class Mark(NamedTuple):
     inside: np.ndarray
 
 
-def marks(source: Source, target: str, finding: str, px: int) -> Iterator[Mark]:
-    """The marks of a source in its order, moved with the pictures as `crops.fit` moves them.
+def marks(source: Source, target: str, finding: str, px: int, sees: str = "image") -> Iterator[Mark]:
+    """The marks of a source in its order, moved with the pictures as `crops.fit_as` moves them.
 
-    target: "boxes", whose labels are the findings; or a mask of the set, which shows `finding`.
+    target: "boxes", whose labels are the findings; or a mask of the set, which shows `finding`. sees: how pictures are
+    fitted to px.
     Raises ValueError for a target that the set does not have, and for a mask of another size than its picture.
     """
     for row in range(len(source)):
@@ -56,7 +57,7 @@ def marks(source: Source, target: str, finding: str, px: int) -> Iterator[Mark]:
         image = crops.decode(example["image"])
         regions = _regions(example, target, finding, image.shape)
         for (label, phrase), inside in regions.items():
-            _, moved = masks.together(image, inside, partial(crops.fit, px=px))
+            _, moved = masks.together(image, inside, partial(crops.fit_as, px=px, how=sees))
             yield Mark(row, label, phrase, moved > 0)
 
 
@@ -192,16 +193,15 @@ def _maps(
 
 def _judge(encoder: Encoder, entry: Entry, opened: Opened) -> Result:
     (source,) = opened.sources.values()
-    marked = list(marks(source, entry["target"], entry["finding"], encoder.image_px))
+    px, sees = encoder.image_px, encoder.sees
+    marked = list(marks(source, entry["target"], entry["finding"], px, sees))
     if not marked:
         raise ValueError(f"no picture of split {source.split!r} of {source.converted_set.name!r} has {entry['target']}")
     lungs = {}
     if "has_mask" in source[0]:  # a mask of the lungs
         rows = sorted({mark.row for mark in marked})
         some = Source(source.converted_set, source.split, source.positions[rows])
-        drawn = pictures.batches(some, encoder.image_px, entry["batch_size"], "mask", opened.pictures_bytes)
-        flat = np.concatenate(list(drawn))[: len(rows), ..., 0]
-        lungs = {row: one == 255 for row, one in zip(rows, flat, strict=True) if (one != pictures.UNKNOWN).all()}
+        lungs = {rows[mark.row]: mark.inside for mark in marks(some, "mask", "lungs", px, sees)}
     found = _maps(encoder, source, marked, entry, opened.pictures_bytes)
     about = [source.table[name].to_numpy(str) for name in ("patient_id", "image_id")]
     result = ground(found, marked, *about, lungs=lungs, resamples=entry["bootstrap"], seed=opened.seed)

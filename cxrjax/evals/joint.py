@@ -17,7 +17,8 @@ def of(encoder: Encoder) -> Joint:
     if encoder.joint is None:
         raise ValueError(
             f"{encoder.name!r} was not trained with reports, so its pictures cannot be compared with texts; judge a "
-            "run of a method that was, such as convirt, and leave 'pixels' out of the references"
+            "run of a method that was, such as convirt, or the folder of a CLIP with its tokenizer.json, and leave "
+            "'pixels' out of the references"
         )
     return encoder.joint
 

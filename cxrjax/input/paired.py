@@ -22,23 +22,50 @@ CLEANING = ("none", "mgca")
 OF_REPORTS = "reports"  # as text.init_from: the encoder that is trained on the reports of the first set
 
 
-class StudyReader:
+class ReportReader:
+    """What a method reads of a report.
+
+    text: of config.text, sections (in the order in which they are read), cleaning and one_sentence (a random one of the
+    report). Raises ValueError for an unknown section or cleaning.
+    """
+
+    def __init__(self, text: Any):
+        self.sections, self.cleaning, self.one_sentence = names(text.sections), text.cleaning, text.one_sentence
+        unknown = sorted(set(self.sections) - {"findings", "impression"})
+        if unknown or not self.sections:
+            raise ValueError(f"text.sections are of findings, impression; got {text.sections!r}")
+        if self.cleaning not in CLEANING:
+            raise ValueError(f"text.cleaning must be one of {', '.join(CLEANING)}; got {self.cleaning!r}")
+
+    def text(self, report: Mapping[str, str]) -> str:
+        """What is read of a report; "" if nothing is."""
+        return " ".join(self.sentences(report))
+
+    def sentences(self, report: Mapping[str, str]) -> list[str]:
+        """The sentences of the sections that are read.
+
+        A report that has none of these sections is read by its last paragraph, or else as a whole. Without
+        text.one_sentence the sentences may come as one text. MGCA's cleaning leaves nothing of fewer than three words.
+        """
+        parts = {name: report[name] for name in self.sections if report[name].strip()}
+        if not parts and report["text"].strip():
+            parts = {"findings": reports.sections(report["text"]).last_paragraph or report["text"]}
+        if self.cleaning == "mgca":
+            return reports.mgca_report(parts.get("findings", ""), parts.get("impression", ""))
+        whole = " ".join(" ".join(parts.values()).split())
+        return reports.sentences(whole) if self.one_sentence else [whole]
+
+
+class StudyReader(ReportReader):
     """What `Method.views` of an image–text method does; it can be pickled.
 
-    config: model.image_px, views.transform, and text: sections (in the order in which they are read), cleaning, length,
-    one_sentence (a random one of the report), vocab_size, and tokenizer: a folder with vocab.txt. Where tokenizer is ""
-    the vocabulary is that of text.init_from, or else that of the first set of data.sets.
-    Raises ValueError for an unknown section or cleaning.
+    config: model.image_px, views.transform, and text: as of ReportReader, length, vocab_size, and tokenizer: a folder
+    with vocab.txt. Where tokenizer is "" the vocabulary is that of text.init_from, or else that of the first set of
+    data.sets. Raises ValueError as ReportReader does.
     """
 
     def __init__(self, config: ConfigDict):
-        self.sections, self.cleaning = names(config.text.sections), config.text.cleaning
-        unknown = sorted(set(self.sections) - {"findings", "impression"})
-        if unknown or not self.sections:
-            raise ValueError(f"text.sections are of findings, impression; got {config.text.sections!r}")
-        if self.cleaning not in CLEANING:
-            raise ValueError(f"text.cleaning must be one of {', '.join(CLEANING)}; got {self.cleaning!r}")
-        self.one_sentence = config.text.one_sentence
+        super().__init__(config.text)
         self.length, self.vocab_size = config.text.length, config.text.vocab_size
         weights = "" if config.text.init_from == OF_REPORTS else config.text.init_from
         self.vocabulary, self.set = config.text.tokenizer or weights, names(config.data.sets)[0]
@@ -61,24 +88,6 @@ class StudyReader:
     def picture(self, example: Mapping[str, Any], rng: np.random.Generator) -> np.ndarray:
         """uint8 h w 1."""
         return self.transform(crops.decode(example["image"]), rng)[..., None]
-
-    def text(self, report: Mapping[str, str]) -> str:
-        """What is read of a report; "" if nothing is."""
-        return " ".join(self.sentences(report))
-
-    def sentences(self, report: Mapping[str, str]) -> list[str]:
-        """The sentences of the sections that are read.
-
-        A report that has none of these sections is read by its last paragraph, or else as a whole. Without
-        text.one_sentence the sentences may come as one text. MGCA's cleaning leaves nothing of fewer than three words.
-        """
-        parts = {name: report[name] for name in self.sections if report[name].strip()}
-        if not parts and report["text"].strip():
-            parts = {"findings": reports.sections(report["text"]).last_paragraph or report["text"]}
-        if self.cleaning == "mgca":
-            return reports.mgca_report(parts.get("findings", ""), parts.get("impression", ""))
-        whole = " ".join(" ".join(parts.values()).split())
-        return reports.sentences(whole) if self.one_sentence else [whole]
 
     def tokens(self, text: str) -> dict[str, np.ndarray]:
         """ids int32 l, text_mask bool l (False is padding), word_index int32 l (−1 is no word); all padding for "".

@@ -12,6 +12,7 @@ from cxrjax.interop import (
     huggingface,
     preprocessing,
     torch_clip,
+    torch_clip_text,
     torch_convnext,
     torch_deit,
     torch_dinov2,
@@ -22,6 +23,7 @@ from cxrjax.interop import (
 )
 from cxrjax.interop.huggingface import Pretrained
 from cxrjax.models import posemb, transformer, vit
+from cxrjax.text import folder_tokenizer
 
 Model: TypeAlias = Mapping[str, Any]
 BESIDE = ("text_model.", "text_projection", "visual_projection", "logit_", "decoder", "classifier.", "fc.", "pooler.")
@@ -41,6 +43,20 @@ class Family(NamedTuple):
     load: Callable[..., tuple[dict[str, Any], dict[str, Any]]]
 
 
+class Space(NamedTuple):
+    """What a family has beside its encoder of pictures: an encoder of texts, and the space that both share.
+
+    text: pretrained -> the keys of config.text that its arrays decide on.
+    load: pretrained -> the parameters of all of it, see `torch_clip_text`. pad_id: pretrained -> what stands behind a
+    text, where its tokenizer does not say. parts: how the names of its arrays begin.
+    """
+
+    text: Callable[[Pretrained], dict[str, Any]]
+    load: Callable[[Pretrained], dict[str, Any]]
+    pad_id: Callable[[Pretrained], int]
+    parts: tuple[str, ...]
+
+
 def read(folder: str | Path) -> Pretrained:
     """The model in a folder or a file, of any known family; raises ValueError as the readers do."""
     place = Path(folder)
@@ -54,6 +70,12 @@ def family(pretrained: Pretrained) -> Family:
     return FAMILIES[pretrained.config["model_type"]]
 
 
+def space(pretrained: Pretrained, folder: str | Path) -> Space | None:
+    """Of a model whose folder has texts and their tokenizer; None of others."""
+    found = SPACES.get(pretrained.config["model_type"])
+    return found if found is not None and (Path(folder) / folder_tokenizer.FILE).is_file() else None
+
+
 def model_of(pretrained: Pretrained) -> dict[str, Any]:
     """The keys of config.model that a model decides on; image_px is the side that its preprocessing asks for."""
     config = pretrained.config.get("vision_config", pretrained.config)
@@ -62,12 +84,16 @@ def model_of(pretrained: Pretrained) -> dict[str, Any]:
     return {**family(pretrained).model(pretrained), "image_px": pretrained.px or px}
 
 
-def unread(pretrained: Pretrained) -> str:
-    """What a model has beside its encoder and nobody reads here, by its parts: "pooler 2, text_model 37", or ""."""
+def unread(pretrained: Pretrained, space: Space | None = None) -> str:
+    """What a model has beside its encoder and nobody reads here, by its parts: "pooler 2, text_model 37", or "".
+
+    space: which is read as well.
+    """
+    read = () if space is None else space.parts
     found = Counter(
         next((part for part in BESIDE if part in name), "")
         for name in pretrained.weights
-        if not name.endswith(("num_batches_tracked", "position_ids"))
+        if not name.endswith(("num_batches_tracked", "position_ids")) and not name.startswith(read)
     )
     found.pop("", None)
     others = dict.fromkeys(pretrained.config.get("others", ()), 0)
@@ -144,3 +170,7 @@ FAMILIES = {
     torch_timm.RESNET: Family("ResNet", _resnet_by_names, _load_resnet_by_names),
 }
 """model_type of a config.json -> its family."""
+
+_CLIP = Space(torch_clip_text.settings, torch_clip_text.load, torch_clip_text.pad_id, torch_clip_text.PARTS)
+SPACES = dict.fromkeys(torch_clip_text.MODEL_TYPES, _CLIP)
+"""model_type of a config.json -> the space that its pictures and texts share."""

@@ -2,8 +2,8 @@
 
 CLIP has a LayerNorm before its blocks and no bias in its patch embedding; SigLIP has no [CLS], and a learned query that
 attends to the patches. Vectors are those before the projection to the space of the texts: `pooler_output` of the vision
-model. Patches are those of the last LayerNorm, which transformers lets only CLIP's [CLS] go through. Towers of texts,
-projections and temperature are not read.
+model. Patches are those of the last LayerNorm, which transformers lets only CLIP's [CLS] go through. Towers of texts
+are read by torch_clip_text.py.
 """
 
 from collections.abc import Mapping
@@ -44,14 +44,12 @@ _SIGLIP = _CLIP._replace(cls="", pre_norm="", beside=(*_BESIDE, "head.", "classi
 def options(pretrained: Pretrained) -> dict[str, Any]:
     """The keys of config.model that a folder asks for; raises ValueError for sizes and activations that ours lack."""
     config, is_clip = _vision(pretrained.config), _is_clip(pretrained.config)
-    if config["hidden_act"] not in ACTIVATIONS:
-        raise ValueError(f"The model uses hidden_act={config['hidden_act']!r}; ours know {', '.join(ACTIVATIONS)}.")
     found = {
         "variant": variant_of(config),
         "patch_px": config["patch_size"],
         "positions": "learned",
         "eps": config["layer_norm_eps"],
-        "activation": ACTIVATIONS[config["hidden_act"]],
+        "activation": activation(config),
         "mlp_ratio": vit_reader.ratio(config["intermediate_size"], config["hidden_size"]),
     }
     if is_clip:
@@ -61,8 +59,7 @@ def options(pretrained: Pretrained) -> dict[str, Any]:
 
 def load(wanted: Any, pretrained: Pretrained, model: Mapping[str, Any], mean: float, std: float) -> dict[str, Any]:
     """The encoder's tree; arguments and errors as of `vit_reader.load`."""
-    names = _CLIP if _is_clip(pretrained.config) else _SIGLIP
-    found = vit_reader.load(wanted, pretrained, model, names, mean, std)
+    found = vit_reader.load(wanted, pretrained, model, names(pretrained.config), mean, std)
     if "pool" in wanted:
         found["pool"] = _pool(pretrained, vit.VARIANTS[model["variant"]].width)
     return found
@@ -81,6 +78,18 @@ def _pool(pretrained: Pretrained, width: int) -> dict[str, Any]:
         "norm": norm,
         "mlp": {name: vit_reader.linear(arrays, f"head.mlp.{name}", None) for name in ("fc1", "fc2")},
     }
+
+
+def names(config: Mapping[str, Any]) -> vit_reader.Names:
+    """Of the picture tower's arrays; those of a text tower's layers are the same."""
+    return _CLIP if _is_clip(config) else _SIGLIP
+
+
+def activation(config: Mapping[str, Any]) -> str:
+    """Our word for the hidden_act of a tower's config; raises ValueError for one that ours lack."""
+    if config["hidden_act"] not in ACTIVATIONS:
+        raise ValueError(f"The model uses hidden_act={config['hidden_act']!r}; ours know {', '.join(ACTIVATIONS)}.")
+    return ACTIVATIONS[config["hidden_act"]]
 
 
 def _is_clip(config: Mapping[str, Any]) -> bool:

@@ -65,8 +65,8 @@ def load(
     channels = channels_wanted(shapes, {"patch_size": patch_px, "num_attention_heads": size.heads}, size.heads)
     found: dict[str, Any] = {
         "patch_embed": _patch_embed(arrays, pretrained, names, size.width, patch_px, (mean, std), channels),
-        "blocks": _blocks(arrays, names, size.width),
-        "norm": _norm(arrays, names.norm, size.width),
+        "blocks": blocks(arrays, names, size.width),
+        "norm": norm(arrays, names.norm, size.width),
     }
     cls, tokens = _tokens(arrays, names, size.width)
     if names.positions:
@@ -79,7 +79,7 @@ def load(
     if len(tokens):
         found["registers"] = tokens
     if names.pre_norm:
-        found["pre_norm"] = _norm(arrays, names.pre_norm, size.width)
+        found["pre_norm"] = norm(arrays, names.pre_norm, size.width)
     if "mask_token" in shapes:
         found["mask_token"] = np.zeros(size.width, np.float32)
     if "cls_pos" in shapes:
@@ -150,11 +150,11 @@ def _is_square(number: int) -> bool:
     return math.isqrt(number) ** 2 == number
 
 
-def _norm(arrays: Arrays, name: str, width: int) -> dict[str, np.ndarray]:
+def norm(arrays: Arrays, name: str, width: int) -> dict[str, np.ndarray]:
     return {"scale": arrays.take(f"{name}.weight", width), "bias": arrays.take(f"{name}.bias", width)}
 
 
-def _blocks(arrays: Arrays, names: Names, width: int) -> dict[str, Any]:
+def blocks(arrays: Arrays, names: Names, width: int) -> dict[str, Any]:
     """The tree of all blocks, on a leading layer axis."""
     layers = [_block(arrays, names, names.layer.format(i), width) for i in range(arrays.layers)]
     return _stacked(layers)
@@ -164,9 +164,9 @@ def _block(arrays: Arrays, names: Names, place: str, width: int) -> dict[str, An
     qkv = [linear(arrays, f"{place}{name}", width) for name in names.qkv]
     *first, second = (linear(arrays, f"{place}{name}", None) for name in names.mlp)
     found = {
-        "norm1": _norm(arrays, f"{place}{names.norms[0]}", width),
+        "norm1": norm(arrays, f"{place}{names.norms[0]}", width),
         "attention": {"qkv": _beside(qkv), "out": linear(arrays, f"{place}{names.out}", width)},
-        "norm2": _norm(arrays, f"{place}{names.norms[1]}", width),
+        "norm2": norm(arrays, f"{place}{names.norms[1]}", width),
         "mlp": {"fc1": _beside(first), "fc2": second},
     }
     for i, name in enumerate(names.scales, 1):

@@ -31,11 +31,13 @@ class Backbone(NamedTuple):
     init: key → (params, state). params are exactly those of the Linen module, so that what a method keeps at
       params["encoder"] can be exported and started from; state are its running statistics, to be kept at
       state["batch_stats"]["encoder"]: the tree {"bn1": {"mean", "var"}, …} of a ResNet, {} of a ViT.
-    apply: (params, state, images b h w c float, *, train, paths=None, levels=False) → ({"pooled": b d, "patches":
-      b p q d}, state), the features float32. train: a ResNet normalises by the batch and returns moved statistics; a
-      ViT drops paths, which must be given where the config's drop_path is above 0. levels: adds "levels", what heads of
-      segmentation and detection read: the outputs of a ViT's blocks before its last LayerNorm, l b p q d, or the five
-      maps of a ResNet; of a ConvNeXt a ValueError. Pictures of one channel are repeated over `channels`.
+    apply: (params, state, images b h w c float, *, train, paths=None, levels=False, alone=False) → ({"pooled": b d,
+      "patches": b p q d}, state), the features float32. train: a ResNet normalises by the batch and returns moved
+      statistics; a ViT drops paths, which must be given where the config's drop_path is above 0. levels: adds "levels",
+      what heads of segmentation and detection read: the outputs of a ViT's blocks before its last LayerNorm, l b p q d,
+      or the five maps of a ResNet; of a ConvNeXt a ValueError. alone: adds "alone" b p q d, patches for a projection
+      that was learned on "pooled": those that a ViT calls so, and of the others the last map. Pictures of one channel
+      are repeated over `channels`.
     paths: (key, b) or (key, b, v) → what a ViT drops of so many pictures, see `vit.ViT.paths`; None of a ResNet.
     width: d. image_px: side of the pictures that the config names; apply takes other sizes as well.
     module: the Linen module itself, for more of its outputs.
@@ -122,17 +124,20 @@ def _vit(module: ViT, pool: str) -> Backbone:
     def init(key):
         return linen.init(module, key, _blank(module.image_px, module.channels)), {}
 
-    def apply(params, state, images, *, train, paths=None, levels=False):
+    def apply(params, state, images, *, train, paths=None, levels=False, alone=False):
         check_paths(module, train, paths)
         images = _repeat(images, module.channels)
         paths = paths if train else None
-        out = linen.apply(module, params, images, paths=paths, intermediates=levels, drop_cls=drop_cls)
+        wanted = {"intermediates": levels, "drop_cls": drop_cls, "alone": alone}
+        out = linen.apply(module, params, images, paths=paths, **wanted)
         p, q = (side // module.patch_px for side in images.shape[1:3])
         pooled = out[POOLS[pool]] if pool in ("cls", "attention") else out["patches"].mean(axis=1)
         features = {"pooled": pooled, "patches": out["patches"].reshape(len(images), p, q, -1)}
         if levels:
             blocks = out["blocks"][:, :, -p * q :]
             features["levels"] = blocks.reshape(-1, *features["patches"].shape)
+        if alone:
+            features["alone"] = out["alone"].reshape(features["patches"].shape)
         return features, state
 
     return Backbone(init, apply, module.paths, module.size.width, module.image_px, module)
@@ -149,12 +154,14 @@ def _resnet(module: ResNet, image_px: int) -> Backbone:
         variables = module.init(key, _blank(image_px, module.channels), train=False)
         return variables["params"], variables["batch_stats"]
 
-    def apply(params, state, images, *, train, paths=None, levels=False):
+    def apply(params, state, images, *, train, paths=None, levels=False, alone=False):
         images, variables = _repeat(images, module.channels), {"params": params, "batch_stats": state}
         out, updated = module.apply(variables, images, train, mutable=["batch_stats"])
         features = {"pooled": out["pooled"], "patches": out["taps"][-1].astype(jnp.float32)}
         if levels:
             features["levels"] = out["taps"]
+        if alone:
+            features["alone"] = features["patches"]
         return features, updated["batch_stats"] if train else state
 
     return Backbone(init, apply, lambda key, *shape: None, module.size.widths[-1], image_px, module)
@@ -164,13 +171,14 @@ def _convnext(module: ConvNeXt, image_px: int) -> Backbone:
     def init(key):
         return linen.init(module, key, _blank(image_px, module.channels)), {}
 
-    def apply(params, state, images, *, train, paths=None, levels=False):
+    def apply(params, state, images, *, train, paths=None, levels=False, alone=False):
         if levels:
             raise ValueError(
                 f"the encoder is a ConvNeXt, {module.variant!r}: heads of segmentation and detection take a ViT or a "
                 "ResNet"
             )
-        return linen.apply(module, params, _repeat(images, module.channels)), state
+        features = linen.apply(module, params, _repeat(images, module.channels))
+        return features | ({"alone": features["patches"]} if alone else {}), state
 
     return Backbone(init, apply, lambda key, *shape: None, module.size.widths[-1], image_px, module)
 

@@ -46,13 +46,15 @@ class Linear(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention, b n d → b n d; with `queries` = m only the first m tokens ask, b m d.
 
-    lengths: int b; only so many of the first tokens are attended to. angles: see `attention.rotate`.
+    lengths: int b; only so many of the first tokens are attended to. angles: see `attention.rotate`. causal: a token
+    attends to itself and those before it.
     """
 
     heads: int
     dtype: jnp.dtype = jnp.float32
     kernel_init: Callable = XAVIER
     qkv_init: Callable = XAVIER
+    causal: bool = False
 
     @nn.compact
     def __call__(
@@ -71,7 +73,7 @@ class Attention(nn.Module):
             k, v = jnp.split(qkv(x, slice(d, 3 * d)), 2, axis=-1)
         if angles is not None:
             q, k = rotate(q, angles[..., :queries, :], self.heads), rotate(k, angles, self.heads)
-        return Linear(d, self.dtype, self.kernel_init, name="out")(attend(q, k, v, self.heads, lengths))
+        return Linear(d, self.dtype, self.kernel_init, name="out")(attend(q, k, v, self.heads, lengths, self.causal))
 
 
 class Mlp(nn.Module):
@@ -150,7 +152,7 @@ class Block(nn.Module):
     """Pre-norm Transformer block, b n d → b n d (b m d with `queries` = m).
 
     layer_scale: what the factors of both branches start from, None for none. swiglu, mlp_ratio, activation: see Mlp.
-    eps: of the LayerNorms.
+    eps: of the LayerNorms. causal: see Attention.
     """
 
     heads: int
@@ -162,6 +164,7 @@ class Block(nn.Module):
     mlp_ratio: float = 4.0
     eps: float = LAYER_NORM_EPS
     activation: str = "gelu"
+    causal: bool = False
 
     @nn.compact
     def __call__(
@@ -185,7 +188,7 @@ class Block(nn.Module):
         def norm(name):
             return nn.LayerNorm(epsilon=self.eps, dtype=self.dtype, name=name)
 
-        attention = Attention(self.heads, self.dtype, self.kernel_init, self.qkv_init, name="attention")
+        attention = Attention(self.heads, self.dtype, self.kernel_init, self.qkv_init, self.causal, name="attention")
         y = attention(norm("norm1")(x), queries, lengths, angles)
         x = x[:, :queries] + branch(y, 0)
         mlp = Mlp(self.dtype, self.kernel_init, self.swiglu, self.mlp_ratio, self.activation, name="mlp")

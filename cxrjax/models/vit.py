@@ -195,6 +195,7 @@ class ViT(nn.Module):
         paths: jax.Array | None = None,
         mask: jax.Array | None = None,
         lengths: jax.Array | None = None,
+        alone: bool = False,
     ) -> dict[str, jax.Array]:
         """Encodes whole pictures, or the kept tokens of each view of each picture.
 
@@ -207,12 +208,15 @@ class ViT(nn.Module):
 
         Returns float32 arrays, after the final LayerNorm: "cls" b d (b v d with views) unless drop_cls; "patches"
         b n d (b v n d) unless cls_only; with intermediates, "blocks" l b 1+r+n d (l b r+n d with drop_cls), the output
-        of every block before the LayerNorm, with r registers.
+        of every block before the LayerNorm, with r registers; with alone, "alone" b n d, each patch as the last block,
+        or the pool, gives it where it sees that patch and no other token (MaskCLIP, Zhou et al., ECCV 2022).
         """
         width, depth, heads = self.size
         grid = (images.shape[1] // self.patch_px, images.shape[2] // self.patch_px)
         if (grid[0] * self.patch_px, grid[1] * self.patch_px) != images.shape[1:3]:
             raise ValueError(f"pictures of {images.shape[1:3]} px do not divide into patches of {self.patch_px} px")
+        if alone and (cls_only or intermediates or ids_keep is not None):
+            raise ValueError("alone is of whole pictures, without cls_only, intermediates and ids_keep")
         if cls_only and drop_cls:
             raise ValueError("cls_only asks for [CLS] alone and drop_cls for everything but it: give one of them")
         if self.initialisation not in INITIAL:
@@ -268,8 +272,10 @@ class ViT(nn.Module):
         blocks = self.param("blocks", init_stacked(block, depth, jnp.zeros((1, 1, width))))
         keep = None if paths is None else rearrange(paths, "... l r -> l r (...) 1 1")
         given = {"lengths": lengths, "angles": angles}
-        x, outputs = self._run(block, blocks, x, keep, given, cls_only, intermediates)
-        x = nn.LayerNorm(epsilon=self.eps, dtype=jnp.float32, name="norm")(x)
+        by_block = alone and not self.attention_pool
+        x, outputs = self._run(block, blocks, x, keep, given, cls_only, intermediates, by_block)
+        norm = nn.LayerNorm(epsilon=self.eps, dtype=jnp.float32, name="norm")
+        x = norm(x)
         pool = AttentionPool(heads, self.dtype, self.mlp_ratio, self.activation, self.eps, name="pool")
         pooled = pool(x).astype(jnp.float32) if self.attention_pool else None
         if views:
@@ -282,6 +288,9 @@ class ViT(nn.Module):
             out["patches"] = x[..., lead:, :]
         if intermediates:
             out["blocks"] = outputs
+        if alone:
+            each = norm(outputs) if by_block else pool(rearrange(x, "b n d -> (b n) 1 d")).reshape(x.shape)
+            out["alone"] = each[:, lead:].astype(jnp.float32)
         return out
 
     def angles(self, grid: tuple[int, int]) -> jax.Array | None:
@@ -302,7 +311,7 @@ class ViT(nn.Module):
     def _as_used(self, path: tuple, leaf: jax.Array) -> jax.Array:
         return leaf.astype(self.dtype) if path[-1].key == "kernel" else leaf
 
-    def _run(self, block, blocks, x, keep, given, cls_only, intermediates):
+    def _run(self, block, blocks, x, keep, given, cls_only, intermediates, alone):
         def layer(x, inputs):
             params, keep = inputs
             x = linen.apply(block, params, x, keep, **given)
@@ -311,7 +320,7 @@ class ViT(nn.Module):
         if cls_only and intermediates:
             raise ValueError("cls_only leaves out the patches of the last block: it cannot return intermediates")
         scanned, last = (blocks, keep), (None, None)
-        if cls_only:
+        if cls_only or alone:
             # Cut apart in the dtype that they are used in: the two parts are a second copy of the blocks.
             scanned = (jax.tree.map_with_path(self._as_used, blocks), keep)
             last = jax.tree.map(lambda a: a[-1], scanned)
@@ -320,4 +329,7 @@ class ViT(nn.Module):
         x, outputs = run_stacked(layer, x, scanned, self.remat, unroll=max(depth, 1) if self.unroll else 1)
         if cls_only:
             x = linen.apply(block, last[0], x, last[1], queries=1, **given)
+        if alone:  # rotary positions have no say where a token sees itself
+            outputs = linen.apply(block, last[0], rearrange(x, "b n d -> (b n) 1 d")).reshape(x.shape)
+            x = linen.apply(block, last[0], x, last[1], **given)
         return x, outputs

@@ -1,11 +1,12 @@
 """Maps on marks: a map that is the mask is perfect, noise is at chance, and what cannot be judged is named."""
 
+import cv2
 import numpy as np
 import pytest
 import sklearn.metrics
 
 from cxrjax.drawing import style
-from cxrjax.evals import ground, map_measures, run
+from cxrjax.evals import ground, map_measures, pictures, run
 from cxrjax.evals.base import Encoder, Joint
 from cxrjax.evals.map_measures import centre_of_lungs, measures
 from cxrjax.evals.registry import JUDGES
@@ -129,10 +130,10 @@ def frontal(phantom_dir):
 
 def seeing(source, px=PX):
     """An encoder whose patches along the first axis are the union of a picture's boxes; every word is that axis."""
-    pictures = np.concatenate(list(ground.pictures.batches(source, px, len(source))))
-    known = {one.tobytes(): np.zeros((px, px)) for one in pictures}
+    fitted = np.concatenate(list(pictures.batches(source, px, len(source))))
+    known = {one.tobytes(): np.zeros((px, px)) for one in fitted}
     for mark in ground.marks(source, "boxes", "", px):
-        known[pictures[mark.row].tobytes()] += mark.inside
+        known[fitted[mark.row].tobytes()] += mark.inside
 
     def image(images):
         seen = np.stack([known[one.tobytes()] > 0 for one in np.asarray(images)]).astype(np.float32)
@@ -179,6 +180,18 @@ def test_boxes_of_one_phrase_are_one_mark(frontal):
     assert [int((one > 0).sum()) for one in found.values()] == [32, 16]
     del example["boxes"]["phrase"]
     assert list(ground._regions(example, "boxes", "", (8, 8))) == [("Mass", "")]
+
+
+def test_marks_are_fitted_as_the_encoder_sees_pictures():
+    """The lower right quarter of an upright picture: a stretched one shows it as a quarter, the middle of one less."""
+    image = cv2.imencode(".png", np.zeros((48, 32), np.uint8))[1].tobytes()
+    box = {"label": ["Mass"], "bbox": np.array([[0.5, 0.5, 1.0, 1.0]], np.float32)}
+    example = {"set": "any", "image_id": "one", "image": image, "boxes": box}
+    whole, middle = (next(ground.marks([example], "boxes", "", 16, sees)).inside for sees in ("whole", "image"))
+    np.testing.assert_array_equal(whole, np.kron([[0, 0], [0, 1]], np.ones((8, 8))))
+    assert middle[8:, 8:].all() and middle.sum() == 64
+    padded = next(ground.marks([example], "boxes", "", 24, "padded")).inside
+    np.testing.assert_array_equal(padded, np.pad(np.ones((12, 8)), ((12, 0), (12, 4))))
 
 
 def test_what_a_judge_of_maps_would_refuse(frontal, phantom_dir):

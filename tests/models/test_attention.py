@@ -53,6 +53,15 @@ def test_every_form_is_the_equation_and_has_its_gradient(m, n, some):
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
+def test_a_causal_query_sees_the_keys_up_to_its_own():
+    given = tokens(7, 0), tokens(7, 1), tokens(7, 2)
+    q, k, v = map(np.asarray, given)
+    rows = [in_numpy(q[:, i : i + 1], k[:, : i + 1], v[:, : i + 1], None) for i in range(7)]
+    fused = attention._fused(*given, None, HEADS, causal=True, implementation="xla")
+    for found in (attention.attend(*given, HEADS, causal=True), fused):
+        np.testing.assert_allclose(found, np.concatenate(rows, axis=1), atol=2e-6)
+
+
 def test_what_is_masked_gets_no_weight_and_no_gradient():
     q, k, v = tokens(5, 0), tokens(9, 1), tokens(9, 2)
     lengths = jnp.array([4, 9, 1])
@@ -68,7 +77,7 @@ def test_what_is_masked_gets_no_weight_and_no_gradient():
 def test_a_program_names_the_fused_kernel_only_where_it_is_lowered_for_cuda(monkeypatch):
     """The choice is made by the platform of the lowering, whatever backend the process has."""
     monkeypatch.setattr(attention, "_is_fused", lambda *_: True)
-    monkeypatch.setattr(attention, "_fused", lambda q, k, v, lengths, heads: jnp.sin(q))
+    monkeypatch.setattr(attention, "_fused", lambda q, k, v, lengths, heads, causal: jnp.sin(q))
     given = [jax.ShapeDtypeStruct((2, 6, 16), jnp.bfloat16)] * 3
     traced = jax.jit(lambda q, k, v: attention.attend(q, k, v, HEADS)).trace(*given)
     for platform, there in (("cpu", False), ("cuda", True), ("tpu", False), ("rocm", False)):

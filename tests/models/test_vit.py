@@ -364,3 +364,36 @@ def test_positions_are_resized_with_antialiasing_as_torch_does(side):
     theirs = torch.nn.functional.interpolate(grid, size=side, mode="bicubic", antialias=True)[0].permute(1, 2, 0)
     found = posemb.resize(table, (7, 7), (side, side), antialias=True)
     np.testing.assert_allclose(found, theirs.reshape(-1, 8), atol=1e-5)
+
+
+@pytest.mark.parametrize("pool", [False, True])
+def test_a_patch_alone_is_read_by_its_own_value(pool, images):
+    """MaskCLIP's last block, x + W_o v and its MLP, in which no patch sees another; or the pool on one patch."""
+    vit = ViT("test", patch_px=8, image_px=32, attention_pool=pool, eps=1e-5)
+    params = jax.jit(vit.init)(jax.random.key(0), images)
+    found = jax.jit(lambda *given: vit.apply(*given, alone=True))(params, images)
+    whole = vit.apply(params, images, intermediates=True)
+    for name in whole.keys() - {"blocks"}:
+        np.testing.assert_allclose(found[name], whole[name], atol=1e-6)
+    p = jax.tree.map(np.asarray, params["params"])
+
+    def norm(x, given):
+        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+        return x * given["scale"] + given["bias"]
+
+    def linear(x, given, columns=slice(None)):
+        return x @ given["kernel"][:, columns] + given["bias"][columns]
+
+    def mlp(x, given):
+        return linear(np.asarray(jax.nn.gelu(linear(x, given["fc1"]), approximate=False)), given["fc2"])
+
+    if pool:
+        y = linear(linear(np.asarray(whole["patches"]), p["pool"]["kv"], slice(64, None)), p["pool"]["out"])
+        expected = y + mlp(norm(y, p["pool"]["norm"]), p["pool"]["mlp"])
+    else:
+        x, last = np.asarray(whole["blocks"])[-2, :, 1:], jax.tree.map(lambda leaf: leaf[-1], p["blocks"])
+        value = linear(norm(x, last["norm1"]), last["attention"]["qkv"], slice(128, None))
+        x = x + linear(value, last["attention"]["out"])
+        expected = norm(x + mlp(norm(x, last["norm2"]), last["mlp"]), p["norm"])
+    np.testing.assert_allclose(found["alone"], expected, atol=1e-5)
+    assert np.abs(found["alone"] - found["patches"]).max() > 0.1
