@@ -12,13 +12,14 @@ number comes with its 95 % interval over resampled test patients, and with the p
 same encoder before training, and a linear model of 32×32 pixels. `shortcuts` adds models that look at anything but the
 findings (cxrjax/evals/shortcuts.py), a sentence on how much of the result they reach, and the probe on labels that
 patients have exchanged. An entry's `scaled` is a temperature, and its `cover` asks for conformal sets of answers
-(cxrjax/evals/certainty.py). `attentive` lets each label look for its patches (cxrjax/evals/attentive.py), which stay
+(cxrjax/evals/certainty.py), and its `layers`, such as 4, takes the last blocks of a ViT side by side
+(cxrjax/evals/layers.py). `attentive` lets each label look for its patches (cxrjax/evals/attentive.py), which stay
 in memory. Cost: one pass over each set, then seconds, with `attentive` minutes; with `shortcuts` five passes.
 """
 
 from cxrjax import config as shared
 from cxrjax import recipes, tasks
-from cxrjax.evals import certainty
+from cxrjax.evals import certainty, layers
 from cxrjax.evals.run import COMMON
 
 WORDS = ("phantom", "five_sets", "knn", "attentive", "shortcuts", "smoke")
@@ -37,8 +38,9 @@ def get_config(arg: str = ""):
             "task": {"kind": "multilabel"},
             "projections": "PA,AP",
         }
-    for entry in config.evals.values() if judge != "knn" else ():
-        entry.update(certainty.KEYS)
+    for entry in config.evals.values():  # there so that a flag can change them
+        entry.update(certainty.KEYS if judge != "knn" else {})
+        entry.update(layers.KEYS if judge != "attentive" else {})
     if "shortcuts" in words:
         config.references += ",blur,without_lungs,lungs" + (",metadata" if judge != "attentive" else "")
         for name, entry in list(config.evals.items()):

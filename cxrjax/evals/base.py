@@ -83,7 +83,8 @@ class Encoder(NamedTuple):
     trained to make masks; encode then gives "mask_logits" b h w 1. attention: compiled, images -> b p q, where its
     [CLS] attends, or None (see `attention.maps`). read: (source, batch size, limit_bytes) -> the batches that encode
     takes; None for the pictures of the source, fitted to image_px (see `pictures.batches`).
-    sees: how pictures are fitted to image_px, see `crops.fit_as`.
+    sees: how pictures are fitted to image_px, see `crops.fit_as`. layers: compiled, (images, count, mean) -> vectors of
+    its last blocks, b …, see `layers.vectors`; None where there is no network.
     """
 
     encode: Callable[[Any], dict[str, Any]]
@@ -98,6 +99,7 @@ class Encoder(NamedTuple):
     attention: Callable[[Any], Any] | None = None
     read: Callable[[Source, int, float], Iterator[np.ndarray]] | None = None
     sees: str = "image"
+    layers: Callable[[Any, int, bool], Any] | None = None
 
 
 class FeatureTable(NamedTuple):

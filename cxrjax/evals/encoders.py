@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from cxrjax import parallel
-from cxrjax.evals import attention
+from cxrjax.evals import attention, layers
 from cxrjax.evals.base import Encoder, Joint, digest
 from cxrjax.methods.base import Method
 from cxrjax.runtime import hosts
@@ -50,7 +50,13 @@ def from_method(
             method.joint.words,
         )
     described = method.image_px, identity, name, step, mesh, joint, method.answers, method.target
-    found = Encoder(lambda images: compiled(params, state, images), *described, sees=method.sees)
+    layered = _layered(method.encode)
+    found = Encoder(
+        lambda images: compiled(params, state, images),
+        *described,
+        sees=method.sees,
+        layers=lambda images, count, mean: layered(params, state, images, count, mean),
+    )
     if not attention:
         return found
     watched = _watched(method.encode)
@@ -85,6 +91,11 @@ def pixels(px: int = 32) -> Encoder:
 @lru_cache(maxsize=16)
 def _compiled(encode: Callable) -> Callable:
     return jax.jit(encode)
+
+
+@lru_cache(maxsize=16)
+def _layered(encode: Callable) -> Callable:
+    return jax.jit(layers.vectors(encode), static_argnums=(3, 4))
 
 
 @lru_cache(maxsize=16)

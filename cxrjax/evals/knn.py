@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxrjax.evals import attention, labelled
+from cxrjax.evals import attention, labelled, layers
 from cxrjax.evals.base import MASKED, Encoder, FeatureTable, Result, Task
 from cxrjax.evals.judge import Entry, Judge, Opened
 from cxrjax.input.source import Source
@@ -122,12 +122,14 @@ def _at_most(size: int, neighbours: Sequence[int]) -> list[int]:
 
 
 def _judge(encoder: Encoder, entry: Entry, opened: Opened) -> Result:
+    encoder = layers.of(encoder, entry)
     given = labelled.arguments(encoder, entry, opened)
     found = knn(**given, neighbours=entry["neighbours"], temperature=entry["temperature"])
     return attention.add(encoder, opened.sources["test"], found, opened.pictures_bytes)
 
 
 def _check(entry: Entry, sources: Mapping[str, Source]) -> None:
+    layers.check(entry)
     neighbours = checked(entry["neighbours"], entry["temperature"])
     tables, keys = labelled.check_fit(entry, sources)
     if len(_at_most(len(tables["train"].image_ids), neighbours)) > 1:
@@ -142,5 +144,6 @@ JUDGE = Judge(
     keys={
         "neighbours": NEIGHBOURS,  # the k to choose from on val; a single one is used as it is
         "temperature": 0.07,  # of the weights exp(similarity / temperature); None weighs all neighbours alike
+        **layers.KEYS,
     },
 )

@@ -21,7 +21,7 @@ import scipy.linalg
 import scipy.optimize
 import scipy.special
 
-from cxrjax.evals import attention, certainty, labelled
+from cxrjax.evals import attention, certainty, labelled, layers
 from cxrjax.evals.base import MASKED, Encoder, FeatureTable, Result, Targets, Task
 from cxrjax.evals.judge import Entry, Judge, Opened
 from cxrjax.input.source import Source
@@ -248,6 +248,7 @@ def _parts(features: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _judge(encoder: Encoder, entry: Entry, opened: Opened) -> Result:
+    encoder = layers.of(encoder, entry)
     given = labelled.arguments(encoder, entry, opened)
     found = probe(**given, solver=entry["solver"], strengths=entry["strengths"], **certainty.given(entry))
     return attention.add(encoder, opened.sources["test"], found, opened.pictures_bytes)
@@ -262,6 +263,7 @@ def check_strengths(solver: str, entry: Entry, sources: Mapping[str, Source]) ->
 
 
 def _check(entry: Entry, sources: Mapping[str, Source]) -> None:
+    layers.check(entry)
     check_strengths(entry["solver"], entry, sources)
     certainty.check(**certainty.given(entry), probabilities=entry["solver"] == "logistic")
 
@@ -274,6 +276,7 @@ JUDGE = Judge(
     keys={
         "solver": "logistic",  # or ridge
         "strengths": STRENGTHS,  # of the penalty, to choose from on val; a single one is used as it is
+        **layers.KEYS,
         **certainty.KEYS,
     },
     prefixed=False,

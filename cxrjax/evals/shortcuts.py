@@ -86,8 +86,9 @@ def blurred(encoder: Encoder, px: int = BLUR_PX) -> Encoder:
         return jnp.round(jax.image.resize(small, images.shape, "linear")).astype(jnp.uint8)
 
     joint = encoder.joint and encoder.joint._replace(image=lambda images, of=encoder.joint.image: of(blur(images)))
-    named = _named(encoder, f"blur-{px}")
-    return named._replace(encode=lambda images: encoder.encode(blur(images)), joint=joint)
+    of_blocks, named = encoder.layers, _named(encoder, f"blur-{px}")
+    layers = of_blocks and (lambda images, count, mean: of_blocks(blur(images), count, mean))
+    return named._replace(encode=lambda images: encoder.encode(blur(images)), joint=joint, layers=layers)
 
 
 def masked(encoder: Encoder, keep_lungs: bool) -> Encoder:
