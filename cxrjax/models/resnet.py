@@ -18,6 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from cxrjax.models.batchnorm import STATISTICS, BatchNorm
 from cxrjax.models.convolution import convolve
+from cxrjax.models.pooling import max_pool
 from cxrjax.models.transformer import REMATS
 
 
@@ -191,8 +192,7 @@ class ResNet(nn.Module):
         x = Convolution(size.stem, 7, 2, self.dtype, name="conv1")(images)
         x = gate(0, nn.relu(BatchNorm(dtype=self.dtype, name="bn1")(x, train)))
         taps = [x]
-        # max_pool pads with −∞, as torch does.
-        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]  (takes both)
+        x = max_pool(x)
         for i, blocks in enumerate(size.blocks):
             layer = Layer(
                 blocks,

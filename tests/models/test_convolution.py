@@ -4,11 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
+from cxrjax import parallel
+from cxrjax.accelerators import aot
 from cxrjax.models import convolution
 
 
-@pytest.mark.parametrize(("height", "side", "stride"), [(9, 3, 2), (8, 3, 1), (8, 1, 2)])
+@pytest.mark.parametrize(("height", "side", "stride"), [(9, 3, 2), (8, 3, 1), (8, 1, 2), (12, 3, 1)])
 def test_the_product_is_the_librarys_convolution(height, side, stride):
     rng = np.random.default_rng(0)
     x, kernel = (rng.standard_normal(shape, np.float32) for shape in ((2, height, 6, 3), (side, side, 3, 5)))
@@ -20,6 +23,16 @@ def test_the_product_is_the_librarys_convolution(height, side, stride):
         np.testing.assert_allclose(y, expected, atol=1e-5)
         _, theirs = jax.vjp(lambda x, kernel: convolution._library(x, kernel, *args), x, kernel)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), pull(gradient), theirs(gradient))
+
+
+def test_the_gradient_by_taps_is_exchanged_once():
+    """A sum over pictures in the loop over taps would be exchanged nine times."""
+    mesh = parallel.make_mesh({"data": 8})
+    x = jax.device_put(np.ones((8, 16, 16, 4), np.float32), NamedSharding(mesh, PartitionSpec("data")))
+    kernel = jax.device_put(np.ones((3, 3, 4, 4), np.float32), NamedSharding(mesh, PartitionSpec()))
+    gradient = jax.jit(jax.grad(lambda kernel, x: convolution.convolve(x, kernel, 1, 1).sum()))
+    text = gradient.lower(kernel, x).compile().as_text()
+    assert "while(" in text and [each.count for each in aot.collectives(text).values()] == [1]
 
 
 def test_large_maps_are_the_librarys_everywhere():
