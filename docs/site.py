@@ -22,7 +22,15 @@ ROOT = Path(__file__).parents[1]
 SECTIONS = {"methods": "Methods", "sets": "Data", "api": "API", "add": "Add your own", "records": "Records"}
 """The section of the navigation that a folder of pages belongs to."""
 
-COST = ROOT / "docs/records/2026-11-30-cost.md"
+RECORDS = {
+    "2026-11-30-cost": "Giga multiply–accumulates a picture, forward / training step",
+    "2026-11-22-image-methods-phantoms": "AUROC on phantoms of a linear probe and k-NN, before and after training",
+    "2026-11-22-report-methods-phantoms": "On phantoms, with the default config",
+    "2026-11-22-five-methods-real-pictures": "AUROC on real pictures, and what was gained on the untrained encoder",
+    "2026-11-22-frontal-lateral-defects": "What each defect of the released code costs, on simulated studies",
+}
+"""Records whose tables have rows of methods, and what their numbers are."""
+
 RUN_BY_NONE = ("__init__", "__main__")
 
 
@@ -77,24 +85,41 @@ def of_method(name: str) -> str:
         [
             f"# {method}",
             *paper,
+            *seen(name, method),
             as_markdown(rest.strip("\n")),
             "## Its config",
             f"`configs/{name}.py`, or `cxrjax train {name}`.",
             as_markdown(docstring(file)),
-            *of_cost(method),
+            *measured(name, method),
             "## Settings",
             f"```text\n{keys.listing(config, file)}\n```",
         ]
     )
 
 
-def of_cost(method: str) -> list[str]:
-    """The rows of the record of costs that begin with the name of a method."""
-    head, rule, *rows = [line for line in COST.read_text().splitlines() if line.startswith("|")]
-    names = {row: re.split(r", (?=[a-zρ\d])| \(", row.split("|")[1].strip())[0] for row in rows}
-    ours = [row for row in rows if method.casefold() in [one.strip().casefold() for one in names[row].split(",")]]
-    text = "Giga multiply–accumulates a picture, forward / training step ([record](../records/2026-11-30-cost.md)):"
-    return ["## Cost", text, "\n".join([head, rule, *ours])] if ours else []
+def seen(name: str, method: str) -> list[str]:
+    """The picture of what a method is given, where there is one; its parts are named in methods.md."""
+    there = (ROOT / f"docs/images/sees/{name}.webp").exists()
+    text = f"What {method} is given of one phantom"
+    return (
+        [f"![{text}](../images/sees/{name}.webp)", f"*{text} ([parts](../methods.md#what-each-method-sees)).*"]
+        if there
+        else []
+    )
+
+
+def measured(name: str, method: str) -> list[str]:
+    """What the records have on a method: the rows that begin with its name, and all rows of its own record."""
+    parts = []
+    for record, said in RECORDS.items():
+        text = (ROOT / f"docs/records/{record}.md").read_text()
+        head, rule, *rows = [line for line in text.splitlines() if line.startswith("|")]
+        cells = {row: re.split(r", (?=[a-zρ\d])| \(", row.split("|")[1].strip())[0].casefold() for row in rows}
+        own = [row for row in rows if method.casefold() in cells[row].split(", ")]
+        found = rows if name.replace("_", "-") in record else own
+        if found:
+            parts += [f"{said} ([record](../records/{record}.md)):", "\n".join([head, rule, *found])]
+    return ["## Measured", *parts] if parts else []
 
 
 def of_set(name: str) -> str:
