@@ -140,6 +140,8 @@ def _with_texts(
 
 def _projected(head: Params, x: jax.Array) -> jax.Array:
     """Vectors … d in the shared space, float32 of unit length; without a projection they are there already."""
+    if "pooler" in head:
+        x = jnp.tanh(x @ head["pooler"]["kernel"] + head["pooler"]["bias"])
     if "projection" in head:
         x = x @ head["projection"]["kernel"] + head["projection"]["bias"]
     return normalise(x)

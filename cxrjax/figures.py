@@ -26,13 +26,14 @@ from typing import Any
 
 import numpy as np
 
-from cxrjax import trained
+from cxrjax import arrived, trained
 from cxrjax.drawing import style
 from cxrjax.evals import figures, patch_figures
 from cxrjax.export import step_name
 from cxrjax.input import converted_sets, crops, paired, record_index, source
 from cxrjax.reporting import training_curves
 from cxrjax.text import tokenizer
+from cxrjax.text.folder_tokenizer import FolderTokenizer
 
 
 def draw(
@@ -113,8 +114,10 @@ def _pictures(
         yield example, crops.fit(image, max(px, min(image.shape))), path
 
 
-def _tokenizer(model: trained.Trained) -> tokenizer.Tokenizer:
-    """The vocabulary that the run keeps, or else the one that its config names."""
+def _tokenizer(model: trained.Trained) -> tokenizer.Tokenizer | FolderTokenizer:
+    """The vocabulary that the run keeps, or else the one that its config names; of what others trained, their own."""
+    if model.config.method == arrived.NAME:
+        return FolderTokenizer(model.config.init_from, model.config.space.vocab_size)
     if (model.workdir / tokenizer.VOCABULARY).is_file():
         return tokenizer.load(model.workdir)
     return paired.StudyReader(model.config).tokenizer

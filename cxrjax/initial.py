@@ -281,9 +281,10 @@ def _text(config: ConfigDict, wanted: Any) -> dict[str, Any]:
     if folder == paired.OF_REPORTS:
         folder = report_encoder.folder(converted_sets.open_set(names(config.data.sets)[0]))
     pretrained, embeddings = torch_bert.read(folder), dict(wanted["embeddings"])
-    for name, key in (("word", "vocab_size"), ("position", "max_position_embeddings")):
+    theirs = torch_bert.fields(pretrained.config)
+    for name, key in (("word", "vocab_size"), ("position", "max_length")):
         rows = embeddings[name]
-        fewer = min(pretrained.config[key], rows.shape[0])
+        fewer = min(theirs[key], rows.shape[0])
         embeddings[name] = jax.ShapeDtypeStruct((fewer, rows.shape[1]), rows.dtype)
     heads = bert.VARIANTS[config.text.variant].heads
     return torch_bert.load_into({**wanted, "embeddings": embeddings}, pretrained, heads=heads)

@@ -8,7 +8,9 @@ import pytest
 import tokenizers
 
 from cxrjax import trained
-from cxrjax.evals import encoders, joint
+from cxrjax.evals import encoders, figures, joint
+from cxrjax.interop import families
+from cxrjax.text import tokenizer
 from cxrjax.text.folder_tokenizer import FolderTokenizer
 from tests.interop.test_families import MEAN, SIZE, STD, written
 from tests.interop.test_torch_vit import pictures
@@ -56,7 +58,38 @@ def siglip(folder):
     return written(folder, transformers.SiglipModel(config), {"size": {"height": 32, "width": 32}})
 
 
-FAMILIES = {"clip": clip, "siglip": siglip}
+def dual(folder):
+    """A ViT with its pooler, and a BERT with its own."""
+    tokenizer.save(tokenizer.train(SENTENCES, 90), folder)
+    transformers.BertTokenizerFast.from_pretrained(folder).save_pretrained(folder)
+    return _dual(
+        folder,
+        transformers.ViTConfig(**SIZE | {"intermediate_size": 256}),
+        transformers.BertConfig(**TEXT, max_position_embeddings=16),
+    )
+
+
+def byte_pairs(folder):
+    """The tokenizer of a RoBERTa of 300 tokens, and its config."""
+    pairs, special = tokenizers.ByteLevelBPETokenizer(), ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    pairs.train_from_iterator(SENTENCES, vocab_size=300, special_tokens=special, show_progress=False)
+    merges = [tuple(pair) for pair in json.loads(pairs.to_str())["model"]["merges"]]
+    transformers.RobertaTokenizer(vocab=pairs.get_vocab(), merges=merges).save_pretrained(folder)
+    size = {**TEXT, "vocab_size": 300, "max_position_embeddings": 18, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
+    return transformers.RobertaConfig(**size)
+
+
+def dual_of_others(folder):
+    """CLIP's picture tower, which has no pooler, and a RoBERTa, whose padding is 1."""
+    return _dual(folder, transformers.CLIPVisionConfig(**SIZE), byte_pairs(folder))
+
+
+def _dual(folder, vision, text):
+    config = transformers.VisionTextDualEncoderConfig.from_vision_text_configs(vision, text, projection_dim=48)
+    return written(folder, transformers.VisionTextDualEncoderModel(config), {"size": {"height": 32, "width": 32}})
+
+
+FAMILIES = {"clip": clip, "siglip": siglip, "dual": dual, "dual_of_others": dual_of_others}
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -97,10 +130,13 @@ def test_patches_are_those_of_the_pool_or_the_last_block_alone(arrived):
     assert patches.shape == (len(images), 4, 4, texts.shape[1])
     np.testing.assert_allclose(np.linalg.norm(patches, axis=-1), 1, atol=1e-5)
     np.testing.assert_allclose(joint.texts(encoder, SENTENCES, 8, of_words=True), texts, atol=1e-6)
-    reader = FolderTokenizer(folder, 90)
+    reader = FolderTokenizer(folder, found.config.space.vocab_size)
     tokens = encoder.joint.tokens(SENTENCES[0])
     (spelled,) = reader.words(tokens["ids"])
-    assert spelled.replace(" ", "").replace("▁", "").startswith("nopleuraleffusion")
+    assert spelled.replace(" ", "").replace("▁", "").lower().startswith("nopleuraleffusion")
+    maps = figures.look(found.method.joint, found.params, found.state, images[0, ..., 0], SENTENCES[0], reader)
+    assert maps.names == (spelled, "sentence")
+    np.testing.assert_allclose(maps.cosines[0], patches[0] @ texts[0], atol=1e-5)
     assert encoder.joint.words({"findings": "Clear.", "impression": "Normal.", "text": ""}) == "Normal. Clear."
 
 
@@ -110,7 +146,7 @@ def test_an_untrained_one_starts_in_the_same_shapes(arrived):
     assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, found.params)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ["clip", "siglip"])
 def test_a_tokenizer_that_cannot_be_used_ends_in_a_sentence(name, tmp_path, capsys):
     folder = FAMILIES[name](tmp_path)
     file = folder / "tokenizer.json"
@@ -128,3 +164,18 @@ def test_a_tokenizer_that_cannot_be_used_ends_in_a_sentence(name, tmp_path, caps
     file.unlink()
     assert trained.load(folder).method.joint is None
     assert "text_model 3" in (said := capsys.readouterr().out) and "where there is a tokenizer.json" in said
+
+
+def test_what_is_not_read_is_told_why(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "siglip2"}))
+    with pytest.raises(ValueError, match="of type 'siglip2': it cuts pictures of any aspect .* type 'siglip', which"):
+        families.read(tmp_path)
+    folder = dual(tmp_path / "dual")
+    config = json.loads((folder / "config.json").read_text())
+    for part, kind, words in (
+        ("vision_config", "mamba", "encoder of pictures of type 'mamba'; expected vit, .*, clip"),
+        ("text_config", "mamba", "model of type 'mamba'; expected bert or cxr-bert or roberta"),
+    ):
+        (folder / "config.json").write_text(json.dumps({**config, part: {**config[part], "model_type": kind}}))
+        with pytest.raises(ValueError, match=words):
+            trained.load(folder)

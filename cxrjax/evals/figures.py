@@ -6,7 +6,7 @@ record(maps, marks)                                         what the pointing ga
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import cv2
 import jax
@@ -15,8 +15,10 @@ import numpy as np
 from cxrjax.drawing import style
 from cxrjax.input import crops
 from cxrjax.methods.base import Joint
+from cxrjax.text.folder_tokenizer import FolderTokenizer
 from cxrjax.text.tokenizer import Tokenizer
 
+Spelling: TypeAlias = Tokenizer | FolderTokenizer
 SENTENCE = "sentence"
 PANEL_PX = 320  # a panel is the picture enlarged by the whole number that brings it to about this side
 TYPE_PX = 15
@@ -42,7 +44,7 @@ class Marks(NamedTuple):
     masks: Mapping[str, np.ndarray]
 
 
-def look(joint: Joint, params: Any, state: Any, picture: np.ndarray, sentence: str, tokenizer: Tokenizer) -> Maps:
+def look(joint: Joint, params: Any, state: Any, picture: np.ndarray, sentence: str, tokenizer: Spelling) -> Maps:
     """Cosines of every word, and of the sentence as a whole, with every patch of a picture, uint8 px px.
 
     Raises ValueError for a sentence in which there is no word.

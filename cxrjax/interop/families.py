@@ -17,6 +17,7 @@ from cxrjax.interop import (
     torch_deit,
     torch_dinov2,
     torch_dinov3,
+    torch_dual,
     torch_resnet,
     torch_timm,
     torch_vit,
@@ -60,9 +61,21 @@ class Space(NamedTuple):
 def read(folder: str | Path) -> Pretrained:
     """The model in a folder or a file, of any known family; raises ValueError as the readers do."""
     place = Path(folder)
-    if place.is_file() or torch_timm.is_named(preprocessing.json_of(place / huggingface.CONFIG)):
+    config = {} if place.is_file() else preprocessing.json_of(place / huggingface.CONFIG)
+    if place.is_file() or torch_timm.is_named(config):
         return torch_timm.read(place)
-    return huggingface.read(place, [name for name in FAMILIES if name not in torch_timm.FIRST])
+    if (kind := config.get("model_type")) in REFUSED:
+        raise ValueError(f"{folder} holds a model of type {kind!r}: {REFUSED[kind]}.")
+    known = [name for name in FAMILIES if name not in torch_timm.FIRST]
+    found = huggingface.read(place, [*known, torch_dual.MODEL_TYPE])
+    if found.config["model_type"] != torch_dual.MODEL_TYPE:
+        return found
+    part = torch_dual.picture(found)
+    if part.config["model_type"] not in known:
+        raise ValueError(
+            f"{folder} has an encoder of pictures of type {part.config['model_type']!r}; expected {', '.join(known)}."
+        )
+    return part
 
 
 def family(pretrained: Pretrained) -> Family:
@@ -72,7 +85,8 @@ def family(pretrained: Pretrained) -> Family:
 
 def space(pretrained: Pretrained, folder: str | Path) -> Space | None:
     """Of a model whose folder has texts and their tokenizer; None of others."""
-    found = SPACES.get(pretrained.config["model_type"])
+    whole = pretrained if pretrained.whole is None else pretrained.whole
+    found = SPACES.get(whole.config["model_type"])
     return found if found is not None and (Path(folder) / folder_tokenizer.FILE).is_file() else None
 
 
@@ -90,9 +104,10 @@ def unread(pretrained: Pretrained, space: Space | None = None) -> str:
     space: which is read as well.
     """
     read = () if space is None else space.parts
+    whole = pretrained if pretrained.whole is None else pretrained.whole
     found = Counter(
         next((part for part in BESIDE if part in name), "")
-        for name in pretrained.weights
+        for name in whole.weights
         if not name.endswith(("num_batches_tracked", "position_ids")) and not name.startswith(read)
     )
     found.pop("", None)
@@ -172,5 +187,11 @@ FAMILIES = {
 """model_type of a config.json -> its family."""
 
 _CLIP = Space(torch_clip_text.settings, torch_clip_text.load, torch_clip_text.pad_id, torch_clip_text.PARTS)
-SPACES = dict.fromkeys(torch_clip_text.MODEL_TYPES, _CLIP)
+_DUAL = Space(torch_dual.settings, torch_dual.load, torch_dual.pad_id, torch_dual.PARTS)
+SPACES = {**dict.fromkeys(torch_clip_text.MODEL_TYPES, _CLIP), torch_dual.MODEL_TYPE: _DUAL}
 """model_type of a config.json -> the space that its pictures and texts share."""
+REFUSED = {
+    "siglip2": "it cuts pictures of any aspect into a bounded number of patches, which no processor here does; the "
+    "checkpoints of SigLIP 2 for one size have the type 'siglip', which is read",
+}
+"""model_type of a config.json -> why it is not read."""

@@ -23,7 +23,8 @@ PIL_BILINEAR = 2  # antialiased when it shrinks
 class Pretrained(NamedTuple):
     """A model as it lies on disk: arrays by name, config, and per-channel mean and std of pixels in [0, 1].
 
-    px, sees: side and fit of the pictures that it wants, see `preprocessing.Preprocessing`.
+    px, sees: side and fit of the pictures that it wants, see `preprocessing.Preprocessing`. whole: the model that it is
+    taken from, with all its arrays, where that is one of two encoders.
     """
 
     weights: Mapping[str, np.ndarray]
@@ -32,6 +33,7 @@ class Pretrained(NamedTuple):
     std: tuple[float, ...]
     px: int | None = None
     sees: str = "image"
+    whole: "Pretrained | None" = None
 
 
 def is_model(place: str | Path) -> bool:

@@ -1,5 +1,7 @@
 """Our BERT to and from the folders of Hugging Face `BertModel`: Bio_ClinicalBERT, CXR-BERT, all-MiniLM and their like.
 
+RoBERTa's are read as well: it computes the same, but its positions begin behind the number of its padding.
+
     pretrained = read("Bio_ClinicalBERT")
     model = Bert(**fields(pretrained.config, depth=6), frozen_layers=6)
     params = from_huggingface(pretrained, depth=6, frozen_layers=6)
@@ -14,7 +16,8 @@ Layouts (d width, L layers)
 | other kernels (L, in, out)          | .weight (out, in)                                                    |
 | norm scale, bias                    | .weight, .bias; LayerNorm.gamma, LayerNorm.beta in files of 2018     |
 
-Whatever stands before these names ("bert." in a masked-language model) is taken off; poolers and heads are left out.
+Whatever stands before these names ("bert." in a masked-language model) is taken off; poolers and heads are left out,
+but for the projection of CXR-BERT (`Pretrained.projection`). Code that a folder carries (auto_map) is never run.
 Safetensors are read by NumPy alone. pytorch_model.bin needs torch, which reads its weights and runs nothing in it.
 """
 
@@ -22,16 +25,20 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors.numpy
 
 from cxrjax.interop import huggingface
+from cxrjax.interop.arrays import Arrays
 from cxrjax.interop.huggingface import CONFIG, WEIGHTS
+from cxrjax.interop.vit_reader import linear
 from cxrjax.text import tokenizer
 
-MODEL_TYPES = ("bert", "cxr-bert")
+MODEL_TYPES = ("bert", "cxr-bert", "roberta")
+PROJECTION = "cls_projection_head."
 PARTS = {
     "out": "attention.output.dense",
     "norm1": "attention.output.LayerNorm",
@@ -40,15 +47,20 @@ PARTS = {
     "norm2": "output.LayerNorm",
 }
 QKV = ("query", "key", "value")
+NORM = {"scale": "weight", "bias": "bias"}
 # What stands beside the encoder under its own prefix, or under none, and that an encoder does not need.
 IGNORED = ("pooler.", "cls.", "cls_projection_head.", "classifier.", "dropout.", "embeddings.position_ids")
 
 
 class Pretrained(NamedTuple):
-    """A BERT as it lies on disk: its encoder's arrays by name, without prefix, and its config."""
+    """A BERT as it lies on disk: its encoder's arrays by name, without prefix, and its config.
+
+    projection: of CXR-BERT, see `projection`; {} of others.
+    """
 
     weights: Mapping[str, np.ndarray]
     config: Mapping[str, Any]
+    projection: Mapping[str, Any] = MappingProxyType({})
 
 
 def read(folder: str | Path) -> Pretrained:
@@ -64,8 +76,24 @@ def read(folder: str | Path) -> Pretrained:
             "Models on a hub are downloaded first."
         )
     config = json.loads((folder / CONFIG).read_text("utf-8"))
-    _check(folder, config)
-    return Pretrained(_encoder(folder, huggingface.weights(folder)), config)
+    check(folder, config)
+    weights = huggingface.weights(folder)
+    return Pretrained(encoder(folder, weights), config, projection(weights))
+
+
+def projection(weights: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The head that CXR-BERT's [CLS] goes through to meet pictures and other texts, {} where there is none.
+
+    It is a linear layer "hidden", the exact GELU, "norm" with ε = 1e-12 and a linear layer "output" (Boecking et al.,
+    ECCV 2022, and the code of BiomedVLP-CXR-BERT-specialized). Raises ValueError where a part is missing.
+    """
+    arrays = Arrays(weights, 0)
+    if not any(name.startswith(PROJECTION) for name in weights):
+        return {}
+    hidden = linear(arrays, f"{PROJECTION}dense_to_hidden", None)
+    width = hidden["bias"].shape[0]
+    norm = {ours: arrays.take(f"{PROJECTION}LayerNorm.{theirs}", width) for ours, theirs in NORM.items()}
+    return {"hidden": hidden, "norm": norm, "output": linear(arrays, f"{PROJECTION}dense_to_output", width)}
 
 
 def fields(config: Mapping[str, Any], depth: int | None = None) -> dict[str, Any]:
@@ -76,7 +104,7 @@ def fields(config: Mapping[str, Any], depth: int | None = None) -> dict[str, Any
         "depth": _depth(config, depth),
         "heads": config["num_attention_heads"],
         "hidden": config["intermediate_size"],
-        "max_length": config["max_position_embeddings"],
+        "max_length": config["max_position_embeddings"] - _first(config),
         "eps": config.get("layer_norm_eps", 1e-12),
     }
 
@@ -103,16 +131,16 @@ def from_huggingface(
         raise ValueError(f"frozen_layers is {frozen_layers}; of {layers} layers 0 to {layers} can be frozen.")
     _compare(_shapes(config), weights)
 
-    def linear(name):
+    def layer(name):
         return {"kernel": _float32(weights[f"{name}.weight"]).T, "bias": _float32(weights[f"{name}.bias"])}
 
     def norm(name):
         return {"scale": _float32(weights[f"{name}.weight"]), "bias": _float32(weights[f"{name}.bias"])}
 
     def block(i):
-        layer = f"encoder.layer.{i}."
-        qkv = [linear(f"{layer}attention.self.{name}") for name in QKV]
-        parts = {ours: (norm if ours.startswith("norm") else linear)(layer + name) for ours, name in PARTS.items()}
+        place = f"encoder.layer.{i}."
+        qkv = [layer(f"{place}attention.self.{name}") for name in QKV]
+        parts = {ours: (norm if ours.startswith("norm") else layer)(place + name) for ours, name in PARTS.items()}
         return {"qkv": {leaf: np.concatenate([part[leaf] for part in qkv], -1) for leaf in qkv[0]}, **parts}
 
     def stack(numbers: Iterable[int]):
@@ -125,7 +153,7 @@ def from_huggingface(
     params = {
         "embeddings": {
             "word": _float32(weights["embeddings.word_embeddings.weight"]),
-            "position": _float32(weights["embeddings.position_embeddings.weight"]),
+            "position": _float32(weights["embeddings.position_embeddings.weight"])[_first(config) :],
             "type": _float32(weights["embeddings.token_type_embeddings.weight"])[0],
             "norm": norm("embeddings.LayerNorm"),
         }
@@ -266,7 +294,8 @@ def write(
     (folder / WEIGHTS).write_bytes(safetensors.numpy.save(weights, metadata={"format": "pt"}))
 
 
-def _check(folder: Path, config: Mapping[str, Any]) -> None:
+def check(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raises ValueError for a config.json of another kind of model than ours."""
     # Configs of 2019 and before do not say what they are; their arrays do.
     kind = config.get("model_type", MODEL_TYPES[0])
     if kind not in MODEL_TYPES:
@@ -286,8 +315,8 @@ def _check(folder: Path, config: Mapping[str, Any]) -> None:
         raise ValueError(f"{folder / CONFIG} lacks {', '.join(absent)}, without which the model cannot be built.")
 
 
-def _encoder(folder: Path, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays of the encoder, by names of today and without prefix."""
+def encoder(folder: Path, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays of the encoder, by names of today and without prefix; raises ValueError where there is not one."""
     marker = "embeddings.word_embeddings.weight"
     prefixes = [name.removesuffix(marker) for name in weights if name.endswith(marker)]
     if len(prefixes) != 1:
@@ -303,6 +332,11 @@ def _encoder(folder: Path, weights: Mapping[str, np.ndarray]) -> dict[str, np.nd
                 array
             )
     return found
+
+
+def _first(config: Mapping[str, Any]) -> int:
+    """The row of the positions that the first token has."""
+    return config.get("pad_token_id", 1) + 1 if config.get("model_type") == "roberta" else 0
 
 
 def _depth(config: Mapping[str, Any], depth: int | None) -> int:

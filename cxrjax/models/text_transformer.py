@@ -1,7 +1,8 @@
 """The text towers of CLIP and SigLIP: word and position embeddings, pre-norm blocks, a last LayerNorm.
 
 CLIP (Radford et al., ICML 2021) lets a token see those before it alone, and takes the end token for the whole text.
-SigLIP (Zhai et al., ICCV 2023) lets every token see all places, padding among them, and takes the last place.
+SigLIP (Zhai et al., ICCV 2023) lets every token see all places, padding among them, and takes the last place. `make`
+gives BERTs the same form.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,9 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from cxrjax.models import linen
+from cxrjax.models.bert import Bert
 from cxrjax.models.transformer import NORMAL, Block, init_stacked, run_stacked
 
-KINDS = ("clip", "siglip")
+KINDS = ("clip", "siglip", "bert")
 
 
 class TextTransformer(nn.Module):
@@ -52,7 +54,12 @@ class Reader(NamedTuple):
 
 
 def make(text: Mapping[str, Any]) -> Reader:
-    """The tower of config.text: kind, of KINDS, and the other fields of TextTransformer but causal."""
+    """The encoder of texts of these settings: kind, of KINDS, and the fields of TextTransformer but causal, or of Bert.
+
+    A BERT is read by its first token.
+    """
+    if text["kind"] == "bert":
+        return _bert(Bert(**{name: text[name] for name in Bert.__dataclass_fields__ if name in text}))
     fields = {name: text[name] for name in TextTransformer.__dataclass_fields__ if name in text}
     fields |= {"dtype": jnp.dtype(text["dtype"]), "causal": text["kind"] == "clip"}
     tower = TextTransformer(**fields)
@@ -65,3 +72,13 @@ def make(text: Mapping[str, Any]) -> Reader:
         return jnp.take_along_axis(tokens, end[:, None, None], axis=1)[:, 0]
 
     return Reader(lambda key: linen.init(tower, key, jnp.zeros((1, text["length"]), jnp.int32)), apply)
+
+
+def _bert(encoder: Bert) -> Reader:
+    encoder = encoder.clone(remat="none", dtype=jnp.dtype(encoder.dtype))
+
+    def init(key):
+        blank = jnp.zeros((1, encoder.max_length), jnp.int32)
+        return linen.init(encoder, key, blank, blank == 0)
+
+    return Reader(init, lambda params, ids, mask: linen.apply(encoder, params, ids, mask)["cls"])

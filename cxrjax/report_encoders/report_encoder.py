@@ -15,6 +15,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -33,7 +34,7 @@ from cxrjax.losses import contrastive, masked
 from cxrjax.models.bert import VARIANTS, Bert
 from cxrjax.models.transformer import NORMAL, Linear, gelu
 from cxrjax.models.vit import Size
-from cxrjax.text import masking, reports, tokenizer
+from cxrjax.text import folder_tokenizer, masking, reports, tokenizer
 
 FOLDER = "report_encoder"
 SIZE = VARIANTS["mini"]
@@ -48,13 +49,14 @@ HIDDEN_SHARE = 0.3  # of the words; more than BERT's 0.15 teaches faster at so f
 
 class Encoder(NamedTuple):
     """A text encoder and the words it reads; head: of the masked words, None for a folder's; losses: of
-    the masked words at each step, in nats."""
+    the masked words at each step, in nats; projection: of [CLS], see `torch_bert.projection`, {} for none."""
 
     model: Bert
     params: Any
-    tokenizer: tokenizer.Tokenizer
+    tokenizer: Any
     head: Any = None
     losses: tuple[float, ...] = ()
+    projection: Any = MappingProxyType({})
 
 
 def folder(converted_set: ConvertedSet, seed: int = 0) -> Path:
@@ -100,7 +102,7 @@ def train(
     """
     if not texts:
         raise ValueError("A report encoder needs reports to be trained on; none was given.")
-    ids, word_index = _tokens(texts, words, length)
+    ids, word_index, _ = _tokens(texts, words, length)
     model = Bert(words.vocab_size, *size, max_length=length, remat="none")
     key, head = jax.random.key(seed), Head(words.vocab_size)
     encoder = jax.jit(model.init)(rng.fold(key, "encoder"), ids[:1], ids[:1] > 0)["params"]
@@ -124,7 +126,7 @@ def train(
 
 def masked_loss(encoder: Encoder, texts: Sequence[str], *, seed: int = 0) -> float:
     """Mean cross-entropy of an encoder's hidden words over the texts, in nats: for reports it was not trained on."""
-    ids, word_index = _cut(*_tokens(texts, encoder.tokenizer, encoder.model.max_length))
+    ids, word_index, _ = _cut(*_tokens(texts, encoder.tokenizer, encoder.model.max_length))
     tables = {"encoder": encoder.params, "head": encoder.head}
     predict = jax.jit(_predict, static_argnums=(1, 2))
     slices = [slice(start, start + 2 * BATCH) for start in range(0, len(ids), 2 * BATCH)]
@@ -137,19 +139,26 @@ def masked_loss(encoder: Encoder, texts: Sequence[str], *, seed: int = 0) -> flo
 
 
 def load(path: str | Path) -> Encoder:
-    """An encoder from a Hugging Face folder of a BERT that holds its vocab.txt; raises ValueError."""
-    pretrained, words = torch_bert.read(path), tokenizer.load(path)
+    """An encoder from a Hugging Face folder of a BERT or RoBERTa, with its vocab.txt or tokenizer.json; raises
+    ValueError."""
+    pretrained = torch_bert.read(path)
     model = Bert(**torch_bert.fields(pretrained.config), remat="none")
+    found = torch_bert.from_huggingface(pretrained)
+    if not (Path(path) / tokenizer.VOCABULARY).is_file() and (Path(path) / folder_tokenizer.FILE).is_file():
+        reader = folder_tokenizer.FolderTokenizer(path, model.vocab_size)
+        return Encoder(model, found, reader, projection=pretrained.projection)
+    words = tokenizer.load(path)
     if words.vocab_size > model.vocab_size:
         raise ValueError(
             f"{path} has {words.vocab_size} pieces in vocab.txt but embeddings of {model.vocab_size} words."
         )
-    return Encoder(model, torch_bert.from_huggingface(pretrained), words)
+    return Encoder(model, found, words, projection=pretrained.projection)
 
 
 def embed(encoder: Encoder | str | Path, texts: Sequence[str], batch: int = 64) -> np.ndarray:
     """The mean over its tokens, [CLS] and [SEP] included, of each text: float32 n d, not normalised.
 
+    Of CXR-BERT it is the projection of [CLS], which was trained to tell texts apart, n 128.
     encoder: what `train` or `load` returned, or a folder. De-identification marks are taken out of the texts, as in
     training; what exceeds the encoder's positions is cut off. Equal texts get equal vectors, bit for bit.
     Raises ValueError for a folder that holds no BERT.
@@ -157,16 +166,19 @@ def embed(encoder: Encoder | str | Path, texts: Sequence[str], batch: int = 64) 
     encoder = encoder if isinstance(encoder, Encoder) else load(encoder)
     if not len(texts):
         return np.zeros((0, encoder.model.width), np.float32)
-    ids, _ = _tokens(texts, encoder.tokenizer, encoder.model.max_length)
+    ids, _, masks = _tokens(texts, encoder.tokenizer, encoder.model.max_length)
     # Each different text once, those of like length together, so that little is spent on padding.
     _, first, which = np.unique(ids, axis=0, return_index=True, return_inverse=True)
-    order = first[np.argsort((ids[first] > 0).sum(1), kind="stable")]
-    vectors = np.zeros((len(texts), encoder.model.width), np.float32)
+    order = first[np.argsort(masks[first].sum(1), kind="stable")]
+    vectors = {}
     for start in range(0, len(order), batch):
         part = order[start : start + batch]
         full = np.resize(part, batch)  # one shape to compile: the last batch is filled up with texts that it has
-        vectors[part] = np.asarray(_pooled(encoder.model, encoder.params, _cut(ids[full])[0]))[: len(part)]
-    return vectors[first[which.reshape(-1)]]
+        longest = _longest(masks[full])
+        given = ids[full, :longest], masks[full, :longest]
+        found = np.asarray(_pooled(encoder.model, encoder.params, dict(encoder.projection), *given))
+        vectors |= zip(part.tolist(), found, strict=False)
+    return np.stack([vectors[row] for row in first[which.reshape(-1)].tolist()])
 
 
 class Head(nn.Module):
@@ -193,7 +205,7 @@ def _loss(tables, model, mask_id, key, ids, word_index):
     same = (ids[:, None] == ids).all(-1) & ~jnp.eye(len(ids), dtype=bool)  # equal reports are not told apart
     ids, word_index = (jnp.concatenate([x, x]) for x in (ids, word_index))
     words, tokens = _predict(tables, model, mask_id, key, ids, word_index)
-    one, other = jnp.split(_mean(tokens, ids), 2)
+    one, other = jnp.split(_mean(tokens, ids > 0), 2)
     return words + contrastive.info_nce(one, other, temperature=TEMPERATURE, exclude=same), words
 
 
@@ -211,26 +223,35 @@ def _predict(tables, model, mask_id, key, ids, word_index):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _pooled(model: Bert, params: Any, ids: jax.Array) -> jax.Array:
-    found: Any = model.apply({"params": params}, ids, ids > 0)
-    return _mean(found["tokens"], ids)
+def _pooled(model: Bert, params: Any, projection: Any, ids: jax.Array, mask: jax.Array) -> jax.Array:
+    found: Any = model.apply({"params": params}, ids, mask)
+    if not projection:
+        return _mean(found["tokens"], mask)
+    hidden = gelu(found["cls"] @ projection["hidden"]["kernel"] + projection["hidden"]["bias"])
+    hidden = nn.LayerNorm(epsilon=1e-12, use_fast_variance=False).apply({"params": projection["norm"]}, hidden)
+    return hidden @ projection["output"]["kernel"] + projection["output"]["bias"]
 
 
-def _mean(tokens: jax.Array, ids: jax.Array) -> jax.Array:
-    mask = (ids > 0)[..., None]
+def _mean(tokens: jax.Array, mask: jax.Array) -> jax.Array:
+    mask = mask[..., None]
     return jnp.where(mask, tokens, 0).sum(1) / mask.sum(1)
 
 
-def _tokens(texts: Sequence[str], words: tokenizer.Tokenizer, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """ids and word_index, int32 n l."""
+def _tokens(texts: Sequence[str], words: Any, length: int) -> list[np.ndarray]:
+    """ids and word_index, int32 n l, and mask, bool n l."""
     encoded = [words.encode(reports.without_marks(text), length) for text in texts]
-    return np.stack([tokens.ids for tokens in encoded]), np.stack([tokens.word_index for tokens in encoded])
+    return [np.stack([getattr(tokens, name) for tokens in encoded]) for name in ("ids", "word_index", "mask")]
 
 
 def _cut(ids: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
-    """Texts without the padding that none of them needs; few different lengths, for each is compiled."""
-    longest = -(-(ids > 0).sum(1).max() // 64) * 64
+    """Texts without the padding that none of them needs."""
+    longest = _longest(ids > 0)
     return [array[:, :longest] for array in (ids, *others)]
+
+
+def _longest(masks: np.ndarray) -> int:
+    """Tokens of the longest text, rounded up to few different lengths, for each is compiled."""
+    return -(-int(masks.sum(1).max()) // 64) * 64
 
 
 def _batches(ids: np.ndarray, batch: int, seed: int) -> Iterator[np.ndarray]:

@@ -155,7 +155,7 @@ def test_what_is_no_bert_of_ours_is_named(folder, tmp_path):
     lost = {name: array for name, array in weights.items() if name != "encoder.layer.1.output.dense.bias"}
     extra = weights | {"encoder.layer.0.crossattention.self.key.bias": np.zeros(32, np.float32)}
     for changes, message in (
-        ({"model_type": "roberta"}, "model of type 'roberta'; expected bert"),
+        ({"model_type": "electra"}, "model of type 'electra'; expected bert"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key'"),
         ({"hidden_act": "gelu_new"}, "hidden_act='gelu_new'; our BERT computes the exact GELU"),
         ({"weights": lost}, r"lacks 1 of BERT's arrays, such as \['encoder.layer.1.output.dense.bias'\]"),

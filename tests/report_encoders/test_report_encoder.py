@@ -17,6 +17,7 @@ from cxrjax.input.converted_sets import open_set
 from cxrjax.models.vit import Size
 from cxrjax.report_encoders import report_encoder
 from cxrjax.text import tokenizer
+from tests.test_arrived_texts import SENTENCES, byte_pairs
 
 TINY = {"size": Size(32, 1, 2), "batch": 8, "length": 48}
 
@@ -73,9 +74,9 @@ def test_equal_reports_are_not_told_apart(encoder):
     def loss(tables, ids, word_index):
         return report_encoder._loss(tables, encoder.model, WORDS.mask_id, jax.random.key(0), ids, word_index)
 
-    whole, of_words = loss(tables, *report_encoder._tokens(["nodule left"] * 8, WORDS, 48))
+    whole, of_words = loss(tables, *report_encoder._tokens(["nodule left"] * 8, WORDS, 48)[:2])
     assert float(whole) == pytest.approx(float(of_words), abs=1e-5)
-    whole, of_words = loss(tables, *report_encoder._tokens(["nodule left"] * 7 + ["effusion right"], WORDS, 48))
+    whole, of_words = loss(tables, *report_encoder._tokens(["nodule left"] * 7 + ["effusion right"], WORDS, 48)[:2])
     assert float(whole) > float(of_words) + 1e-5
 
 
@@ -113,6 +114,43 @@ def test_embeds_the_mean_of_the_tokens(folder):
     np.testing.assert_array_equal(marked[0], marked[1])
     np.testing.assert_allclose(marked[0], found[2], atol=1e-6)
     assert report_encoder.embed(folder, []).shape == (0, 32)
+
+
+def test_embeds_with_a_roberta_and_its_tokenizer(tmp_path):
+    """Its padding is 1 and a token of every text is 0, the other way round than BERT's."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    model = transformers.RobertaModel(byte_pairs(tmp_path), add_pooling_layer=False)
+    model.eval().save_pretrained(tmp_path)
+    read, expected = transformers.AutoTokenizer.from_pretrained(tmp_path), []
+    for text in SENTENCES:
+        with torch.inference_mode():
+            given = read(text, return_tensors="pt", truncation=True, max_length=16)
+            expected.append(model(**given).last_hidden_state[0].mean(0).numpy())
+    np.testing.assert_allclose(report_encoder.embed(tmp_path, SENTENCES), expected, atol=1e-5)
+
+
+def test_cxr_bert_is_read_through_its_projection(folder, tmp_path):
+    """By the names of its arrays; the code that its folder names is not there and not missed."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    torch.manual_seed(0)
+    parts = torch.nn.Linear(32, 8), torch.nn.LayerNorm(8, 1e-12), torch.nn.Linear(8, 8)
+    for parameter in parts[1].parameters():
+        torch.nn.init.normal_(parameter)
+    named = zip(("dense_to_hidden", "LayerNorm", "dense_to_output"), parts, strict=True)
+    head = {f"cls_projection_head.{name}.{leaf}": x for name, part in named for leaf, x in part.state_dict().items()}
+    model = transformers.BertModel.from_pretrained(folder, add_pooling_layer=False).eval()
+    arrays = {f"bert.{name}": array.contiguous() for name, array in model.state_dict().items()}
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    save_file(arrays | head, tmp_path / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    code = {"auto_map": {"AutoModel": "modeling_cxrbert.CXRBertModel"}}
+    (tmp_path / "config.json").write_text(json.dumps({**config, **code, "model_type": "cxr-bert"}))
+    ids = WORDS.encode(TEXTS[0], 48).ids
+    with torch.inference_mode():
+        cls = model(torch.tensor(ids[ids > 0][None]).long()).last_hidden_state[:, 0]
+        expected = parts[2](parts[1](torch.nn.functional.gelu(parts[0](cls))))
+    np.testing.assert_allclose(report_encoder.embed(tmp_path, TEXTS[:1]), expected, atol=1e-5)
 
 
 def test_a_trained_encoder_embeds_as_its_folder_does(encoder, folder):
