@@ -39,6 +39,7 @@ def get_config(arg: str = ""):
     config.loss = {
         "pooled": {"cosine": 1.0, "smooth_l1": 0.0},
         "patches": {"cosine": 0.9, "smooth_l1": 0.1},
+        "standardised": True,  # features of teachers over the batch; the paper compares them as they are
     }
     config.views = {"scale": (0.5, 1.0), "ratio": (3 / 4, 4 / 3), "flip": 0.0, "rotation_degrees": 0.0}
     config.augment = Augment(jitter=0.8, brightness=0.2, contrast=0.2)._asdict()

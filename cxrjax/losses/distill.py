@@ -31,6 +31,19 @@ def features(predictions: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax
     return jnp.mean(1 - cosine), jnp.mean(optax.losses.huber_loss(predictions, targets))
 
 
+def standardised(targets: jax.Array, epsilon: float = 1e-6) -> jax.Array:
+    """Vectors of a frozen network, every feature with mean 0 and deviation 1 over the batch, float32.
+
+    targets: … d, every axis but the last over pictures and places of the whole batch. epsilon: added to the variance,
+    so that a feature that is the same everywhere becomes 0.
+    Source: PHI-S (Ranzinger et al., 2410.01680), whose statistics are those of many batches; the batch is our choice.
+    """
+    x = jax.lax.stop_gradient(targets).astype(jnp.float32)
+    others = tuple(range(x.ndim - 1))
+    apart = x - x.mean(others)
+    return apart * jax.lax.rsqrt(jnp.square(apart).mean(others) + epsilon)
+
+
 def dino(students: jax.Array, targets: jax.Array, temperature: float) -> jax.Array:
     """Mean over pictures and pairs (t, v) of different crops of −Σ_k P_t log softmax(s_v / τ), float32.
 

@@ -1,7 +1,8 @@
 """Distillation of encoders that are there into a small one. After AM-RADIO: Ranzinger et al., CVPR 2024, 2312.06709.
 
     y, y_pq = f(x)                                 student: the picture's vector, and those of its patches
-    t^i, t^i_pq = f_i(x)                           frozen teacher i on the same view x, in its own size and scale
+    t^i, t^i_pq = f_i(x)                           frozen teacher i on the same view x, in its own size and scale;
+                                                   then each feature of t^i, t^i_pq has mean 0, deviation 1 in the batch
     D(ŷ, t) = α (1 − cos(ŷ, t)) + β ℓ(ŷ − t),      ℓ: mean over d of ½ δ² for |δ| < 1, else |δ| − ½
     loss = Σ_i [ D(g_i(y), t^i) + mean over p q of D(h_i(y_pq), t^i_pq) ]                       mean over pictures
 
@@ -14,9 +15,12 @@ g h     head.hidden           Linear → LayerNorm → GELU → Linear to the te
 Loss, α, β, one pair of heads per teacher and their sum are the paper's. No picture needs a label. Both see one and the
 same crop and changes of grey values ("consistent teaching", Beyer et al., CVPR 2022, 2106.05237), which is drawn at the
 largest size among student and teachers and resized for the others. Where grids of patches differ, the teacher's is
-resized to the student's (bilinear, means where it shrinks); the paper resizes the student's. A teacher's vectors are
-compared as they are: of two teachers the one of larger numbers has the larger ℓ, which 2410.01680 puts right by scaling
-and we do not. Pooled is what the teacher's own config pools. These, the heads' width and the recipe are our choice.
+resized to the student's (bilinear, means where it shrinks); the paper resizes the student's. Pooled is what the
+teacher's own config pools. These, the heads' width and the recipe are our choice.
+
+The paper compares a teacher's vectors as they are: `loss.standardised=False`. Vectors of radiographs have most in
+common: on phantoms a student that knew little but their mean had a cosine of 0.99. And of two teachers the one of
+larger numbers has the larger ℓ. Both end with standardised features, as of 2410.01680, here over the batch.
 
 Teachers stay as they are read, BatchNorm statistics included. They are part of the state and so of every checkpoint;
 the student alone encodes and is exported. A run of MLVICX teaches without its gates.
@@ -76,7 +80,8 @@ def make(config: Config) -> Method:
         for name, targets in features["targets"].items():
             for kind in KINDS:
                 predicted, _ = heads.run(head[name], params["heads"][name][kind], {}, student[kind], train=True)
-                cosine, smooth_l1 = distill.features(predicted, targets[kind])
+                target = distill.standardised(targets[kind]) if config.loss.standardised else targets[kind]
+                cosine, smooth_l1 = distill.features(predicted, target)
                 sums[f"{kind}_cosine"] += config.loss[kind].cosine * cosine
                 sums[f"{kind}_smooth_l1"] += config.loss[kind].smooth_l1 * smooth_l1
                 watched[f"{kind}_cosine_to_teacher_{name}"] = 1 - jax.lax.stop_gradient(cosine)
@@ -100,7 +105,7 @@ def make(config: Config) -> Method:
 
     parts = Parts(prepare, embed, loss_of)
     functions = make_views, init, joined(parts), keep_state, encode_by(encoder, config.standardise)
-    return Method(*functions, config.model.image_px, couples_batch=False, parts=parts)
+    return Method(*functions, config.model.image_px, couples_batch=config.loss.standardised, parts=parts)
 
 
 def resized(x: jax.Array, rows: int, columns: int | None = None) -> jax.Array:

@@ -60,3 +60,16 @@ def test_features_are_compared_by_cosine_and_smooth_l1(dtype):
     assert float(value) == pytest.approx(expected.item(), rel=1e-5)
     assert_gradient(to_y, ours.grad, dtype, atol=1e-7)
     assert not np.any(to_t)
+
+
+def test_features_of_a_frozen_network_are_standardised_over_the_batch():
+    """Also where their mean is large; a feature that is the same everywhere is 0 and no NaN."""
+    x = np.random.default_rng(0).normal(100, 3, (4, 2, 3, 5)).astype(np.float32)
+    x[..., 0] = 7
+    found = np.asarray(distill.standardised(jnp.asarray(x)))
+    rows = found.reshape(-1, 5).astype(np.float64)
+    np.testing.assert_allclose(rows.mean(0), 0, atol=1e-5)
+    np.testing.assert_allclose(rows.std(0), [0, 1, 1, 1, 1], atol=1e-4)
+    expected = (x - x.mean((0, 1, 2))) / np.maximum(x.std((0, 1, 2)), 1e-3)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert not np.any(jax.grad(lambda x: jnp.sum(distill.standardised(x) ** 2))(jnp.asarray(x)))
