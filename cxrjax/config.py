@@ -220,7 +220,12 @@ def judged(config: ConfigDict) -> tuple[str, ...]:
     """
     if not config.data.exclude_overlap:
         return ()
-    evaluated = (place(entry) for entry in config.evals.values() if entry.get("set"))
+    evaluated = (
+        place({"data_dir": entry.get("data_dir"), "set": name})
+        for entry in config.evals.values()
+        if entry.get("set")
+        for name in sets_of(entry)
+    )
     trained_on = set(names(config.data.sets))
     return tuple(sorted(name for name in {*names(config.data.judged_on), *evaluated} if trained_on != {name}))
 
@@ -228,6 +233,12 @@ def judged(config: ConfigDict) -> tuple[str, ...]:
 def folds(config: ConfigDict) -> dict[str, int]:
     """{"folds", "fold"} of what is trained on; 0 where it is not cut."""
     return {key: config.data[key] for key in ("folds", "fold")}
+
+
+def sets_of(entry: Mapping) -> list[str]:
+    """The sets that an evaluation entry looks at: its own, and those of its `parts` ("chexpert; brax view=PA")."""
+    parts = (part.split() for part in str(entry.get("parts") or "").split(";"))
+    return list(dict.fromkeys([entry["set"], *(words[0] for words in parts if words)]))
 
 
 def place(entry: Mapping) -> str:

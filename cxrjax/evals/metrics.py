@@ -245,7 +245,7 @@ def summarise(
         label = name.partition("/")[2]
         metrics[name] = interval(values[name][0], samples[name], measured.judged.get(label, any_judged))
         counts[name] = measured.positives.get(label, any_positive)
-    return metrics, counts, measured.notes + _degenerate_notes(samples, resamples)
+    return metrics, counts, measured.notes + degenerate_notes(samples, resamples)
 
 
 def known_means(values: np.ndarray) -> Callable:
@@ -281,7 +281,8 @@ def prediction_table(
     return table
 
 
-def _degenerate_notes(samples: Mapping[str, np.ndarray], resamples: int) -> list[str]:
+def degenerate_notes(samples: Mapping[str, np.ndarray], resamples: int) -> list[str]:
+    """A sentence on the resamples in which an AUROC has no value; samples: metric -> its r values."""
     missing = {name: int(np.isnan(column).sum()) for name, column in samples.items() if name.startswith("auroc")}
     listed = ", ".join(f"{name} {count}" for name, count in missing.items() if count)
     if not listed:

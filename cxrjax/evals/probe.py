@@ -14,7 +14,7 @@ its approximate curvature leaves logistic regression so well conditioned that L-
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.linalg
@@ -55,6 +55,15 @@ class Rotation(NamedTuple):
     rotated: np.ndarray
 
 
+class Head(NamedTuple):
+    """A classifier as it is applied to features: how they are turned, the fit, its solver and the kind of its task."""
+
+    rotation: Rotation
+    fit: Fit
+    solver: str
+    kind: str
+
+
 def probe(
     train: FeatureTable,
     val: FeatureTable,
@@ -78,31 +87,53 @@ def probe(
     strengths = checked(solver, strengths)
     certainty.check(scaled, cover, solver == "logistic")
     tables, keys, notes = labelled.select({"train": train, "val": val, "test": test}, task, label_names)
+    head, details, more = fitted(tables, keys, task.kind, solver, strengths)
+    notes, details = notes + more, {"judge": "probe", **details}
+    return labelled.conclude(
+        task.kind,
+        tables,
+        keys,
+        lambda split: scores(head, tables[split].features),
+        notes,
+        details,
+        resamples,
+        seed,
+        scaled=scaled,
+        cover=cover,
+    )
+
+
+def fitted(
+    tables: Mapping[str, FeatureTable], keys: Mapping[str, Targets], kind: str, solver: str, strengths: Sequence[float]
+) -> tuple[Head, dict[str, Any], list[str]]:
+    """Fits on "train" and chooses the strength on "val", of tables and keys as `labelled.select` gives them.
+
+    strengths: as `checked` gives them. Returns the head, details (the strength and how it was chosen) and notes.
+    """
     rotation = rotate(tables["train"].features)
     fit = logistic_path if solver == "logistic" else ridge_path
-    path = list(fit(rotation.rotated, rotation.variance, keys["train"].values, strengths, task.kind))
-    notes += [f"the fit at strength {fitted.strength:g} did not converge" for fitted in path if not fitted.converged]
+    path = list(fit(rotation.rotated, rotation.variance, keys["train"].values, strengths, kind))
+    notes = [f"the fit at strength {one.strength:g} did not converge" for one in path if not one.converged]
     best, qualities = 0, []
     if len(path) > 1:
         seen = project(rotation, tables["val"].features)
-        outputs = [seen @ fitted.weights + fitted.intercept for fitted in path]
+        outputs = [seen @ one.weights + one.intercept for one in path]
         rate = label_rates(keys["train"].values)
-        qualities = [explained(keys["val"], output, rate, solver, task.kind) for output in outputs]
+        qualities = [explained(keys["val"], output, rate, solver, kind) for output in outputs]
         best, edge = labelled.choose(strengths, qualities, "strength")
         notes += edge
-
-    def scored(split: str) -> np.ndarray:
-        outputs = project(rotation, tables[split].features) @ path[best].weights + path[best].intercept
-        if solver == "ridge":
-            return outputs
-        return scipy.special.softmax(outputs, axis=1) if task.kind == "multiclass" else scipy.special.expit(outputs)
-
     curve = {f"{strength:g}": quality for strength, quality in zip(strengths, qualities, strict=False)}
-    details = {"judge": "probe", "solver": solver, "strength": strengths[best], "validation_explained": curve}
+    details = {"solver": solver, "strength": strengths[best], "validation_explained": curve}
     details["validation"] = {"explained": qualities[best]} if qualities else {}
-    return labelled.conclude(
-        task.kind, tables, keys, scored, notes, details, resamples, seed, scaled=scaled, cover=cover
-    )
+    return Head(rotation._replace(rotated=np.empty(0)), path[best], solver, kind), details, notes
+
+
+def scores(head: Head, features: np.ndarray) -> np.ndarray:
+    """Scores n c of features n d: probabilities of a logistic regression, outputs of a ridge regression."""
+    outputs = project(head.rotation, features) @ head.fit.weights + head.fit.intercept
+    if head.solver == "ridge":
+        return outputs
+    return scipy.special.softmax(outputs, axis=1) if head.kind == "multiclass" else scipy.special.expit(outputs)
 
 
 def checked(solver: str, strengths: Sequence[float]) -> list[float]:

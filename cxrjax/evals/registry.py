@@ -23,6 +23,7 @@ NAMES = (
     "attentive",
     "knn",
     "shuffled",
+    "transfer",
     "zeroshot",
     "classify",
     "detect",

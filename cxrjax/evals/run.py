@@ -18,17 +18,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from cxrjax.config import ConfigDict, folds, judged, names
-from cxrjax.evals import metrics, pictures, registry
+from cxrjax.config import ConfigDict, folds, judged, names, sets_of
+from cxrjax.evals import metrics, opening, pictures, registry
 from cxrjax.evals.base import Encoder, Result, bounds, digest, make_task
 from cxrjax.evals.features import features, source_digest
 from cxrjax.evals.judge import RENAMED, Entry, Judge, Opened
 from cxrjax.evals.registry import JUDGES
 from cxrjax.input import overlap
 from cxrjax.input.converted_sets import open_set
-from cxrjax.input.source import Source, required, select
+from cxrjax.input.source import Source
 from cxrjax.older import translated
 from cxrjax.runtime import hosts
 
@@ -213,45 +211,25 @@ def _judge(encoder: Encoder, entry: dict[str, Any], workdir: Path, seed: int) ->
 
 
 def sources(entry: Entry, box_labels: tuple[str, ...] = ()) -> tuple[dict[str, Source], list[str]]:
-    """The pictures of each split that the judge looks at, and a note where they are not all of them.
-
-    box_labels: of the boxes that the entry may require; () all.
-    """
-    judge, converted = registry.find(entry["judge"]), open_set(entry["set"], entry["data_dir"] or None)
-    found, notes, filters = {}, [], {"projections": names(entry["projections"]) or None}
-    filters |= {key: entry[key] for key in ("folds", "fold")}
-    needed = required(entry["require"], box_labels)
-    for split in judge.splits or (entry["split"],):
-        share = {key: entry[key] for key in ("fraction", "fraction_seed")} if split == "train" else {}
-        found[split] = select(converted, split, **filters, **needed, **share)
-        if needed:
-            every = len(select(converted, split, **filters, **share))
-            notes.append(f"{split}: {len(found[split]):,} of {every:,} pictures have {entry['require']}, as required")
-        if judge.limits_pictures and 0 < entry["limit"] < len(found[split]):
-            notes.append(f"{split}: a random {entry['limit']:,} of {len(found[split]):,} pictures, as the limit says")
-            found[split] = _some(found[split], entry["limit"])
-    return found, notes
-
-
-def _some(chosen: Source, count: int) -> Source:
-    drawn = np.random.default_rng(0).permutation(len(chosen))[:count]
-    return Source(chosen.converted_set, chosen.split, chosen.positions[np.sort(drawn)])
+    """What `opening.sources` gives the entry's judge."""
+    return opening.sources(registry.find(entry["judge"]), entry, box_labels)
 
 
 def _leaks(config: Any, entry: dict[str, Any]) -> list[str]:
-    """Sentences on what a trained encoder has seen of a set's val and test, unless it was left out of its training."""
+    """Sentences on what a trained encoder has seen of val and test of the entry's sets, unless they were left out."""
     if not names(config.data.sets):
         return ["What this encoder was trained on is not known here: it may have seen these patients."]
-    converted = open_set(entry["set"], entry["data_dir"] or None)
-    cut = folds(config)
-    if entry["folds"] and entry["set"] in names(config.data.sets) and cut != {key: entry[key] for key in cut}:
-        return [
-            f"The encoder was trained on {converted.name} without these folds, on patients of all of them: these "
-            "numbers may be too good."
-        ]
-    if any(overlap.base(converted.name) in Path(name).parts for name in judged(config)):
-        return []
-    return overlap.notes(names(config.data.sets), config.data.split, converted)
+    cut, said = folds(config), []
+    for name in sets_of(entry):
+        converted = open_set(name, entry["data_dir"] or None)
+        if entry["folds"] and name in names(config.data.sets) and cut != {key: entry[key] for key in cut}:
+            said.append(
+                f"The encoder was trained on {converted.name} without these folds, on patients of all of them: these "
+                "numbers may be too good."
+            )
+        elif not any(overlap.base(converted.name) in Path(one).parts for one in judged(config)):
+            said += overlap.notes(names(config.data.sets), config.data.split, converted)
+    return said
 
 
 def summary(result: Result) -> str:

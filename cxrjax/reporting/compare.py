@@ -50,7 +50,7 @@ class Comparison(NamedTuple):
 
 
 def measured(kind: str, table: pandas.DataFrame) -> Measures:
-    """The metrics of a table as a function of weights: of labels, of boxes, or else the mean of each of its `values`.
+    """The metrics of a table as a function of weights: of labels, boxes, parts, or else means of its `values`.
 
     Raises ValueError for a table that has none of these, or no label with both values.
     """
@@ -63,6 +63,10 @@ def measured(kind: str, table: pandas.DataFrame) -> Measures:
 
         parts, statistic = detect.measures(table)
         return Measures(parts, statistic, [], len(parts), {}, dict.fromkeys(parts, len(table)), [])
+    if "part" in table:
+        from cxrjax.evals import transfer  # a judge; the other reports need none of what it imports
+
+        return transfer.measures(table)
     found = picture_values(table)
     if not found:
         raise ValueError(f"the predictions measure nothing per picture; their columns are {list(table)}")

@@ -9,7 +9,7 @@ A label counts in a group as in `subgroups`: with at least ten positive and ten 
 the others whose group is known.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -61,17 +61,13 @@ def gaps(
     predictions: as `metrics.prediction_table` makes them. known: as `subgroups.attributes` makes it, in any order.
     thresholds: label -> threshold; labels without one are left out.
     """
-    rows = known.set_index("image_id").loc[predictions["image_id"]].reset_index(drop=True)
     found: list[tuple[str, str, str, int]] = []
     measures: list[tuple[tuple[np.ndarray, np.ndarray, float], np.ndarray, np.ndarray]] = []
-    for attribute in rows:
-        every = rows[attribute].to_numpy(str)
-        for value in sorted(set(every) - {UNKNOWN}):
-            inside, outside = every == value, (every != value) & (every != UNKNOWN)
-            labels = subgroups.countable(predictions.loc[inside], [name for name in thresholds])
-            for label in subgroups.countable(predictions.loc[outside], labels):
-                found.append((attribute, value, label, int(inside.sum())))
-                measures.append((_called(predictions, label, thresholds[label]), inside, outside))
+    for attribute, value, inside, outside in _groups(predictions, known):
+        labels = subgroups.countable(predictions.loc[inside], list(thresholds))
+        for label in subgroups.countable(predictions.loc[outside], labels):
+            found.append((attribute, value, label, int(inside.sum())))
+            measures.append((_called(predictions, label, thresholds[label]), inside, outside))
 
     def statistic(weights: np.ndarray) -> np.ndarray:
         parts = [np.empty((0, weights.shape[1]))]
@@ -90,17 +86,51 @@ def gaps(
     return [Gap(*about, rate(g, 0), rate(g, 1), rate(g, 2), rate(g, 3)) for g, about in enumerate(found)]
 
 
+def left_out(predictions: pandas.DataFrame, known: pandas.DataFrame, thresholds: Mapping[str, float]) -> list[str]:
+    """What `gaps` does not count, with the patients it has: "Mass in sex F (3 with it, 41 without)"."""
+    said = []
+    for attribute, value, inside, outside in _groups(predictions, known):
+        tables = [predictions.loc[side] for side in (inside, outside)]
+        for label in thresholds:
+            sides = [subgroups.patients(table, label) for table in tables]
+            few = [min(pair) < subgroups.FEWEST_PATIENTS for pair in sides]
+            present, absent = sides[0] if few[0] else sides[1]
+            whose = "" if few[0] else " among the others"
+            if any(few):
+                said.append(f"{label} in {attribute} {value} ({present} with it, {absent} without{whose})")
+    return said
+
+
 def widest(found: Sequence[Gap]) -> str:
-    """A sentence on the widest gap in missed findings of those whose interval leaves out zero; "" for none."""
-    clear = [gap for gap in found if gap.fnr_gap.low > 0]
-    if not clear:
-        return ""
-    worst = max(clear, key=lambda gap: gap.fnr_gap.value)
-    value, low, high = (100 * share for share in worst.fnr_gap[:3])
-    return (
-        f"Missed more often than others most: {worst.label} in {worst.attribute} {worst.value}, by {value:.0f} points "
-        f"({low:.0f} to {high:.0f}). It is the widest of {len(found)} gaps, so by chance it looks wider than it is."
-    )
+    """Sentences on the widest gaps in missed findings and in false alarms, of those whose interval leaves out zero."""
+    said = []
+    for verb, gaps_of in (
+        ("Missed", [(gap, gap.fnr_gap) for gap in found]),
+        ("Called ill for nothing", [(gap, gap.fpr_gap) for gap in found]),
+    ):
+        clear = [(gap, one) for gap, one in gaps_of if one.low > 0]
+        if clear:
+            gap, worst = max(clear, key=lambda pair: pair[1].value)
+            value, low, high = (100 * share for share in worst[:3])
+            where = f"{gap.label} in {gap.attribute} {gap.value}"
+            said.append(
+                f"{verb} more often than others most: {where}, by {value:.0f} points ({low:.0f} to {high:.0f})."
+            )
+    if said:
+        said.append(f"These are the widest of {len(found)} gaps, so by chance they look wider than they are.")
+    return " ".join(said)
+
+
+def _groups(
+    predictions: pandas.DataFrame, known: pandas.DataFrame
+) -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:
+    """(attribute, value, pictures inside, all others whose group is known) of each group that has others; n bool."""
+    rows = known.set_index("image_id").loc[predictions["image_id"]].reset_index(drop=True)
+    for attribute in rows:
+        every = rows[attribute].to_numpy(str)
+        values = sorted(set(every) - {UNKNOWN})
+        for value in values if len(values) > 1 else ():
+            yield str(attribute), value, every == value, (every != value) & (every != UNKNOWN)
 
 
 def _called(predictions: pandas.DataFrame, label: str, threshold: float) -> tuple[np.ndarray, np.ndarray, float]:

@@ -137,10 +137,7 @@ def _sections(judged: Judged, options: Options) -> dict[str, Section]:
             found["operating_points"] = sections.points(judged, options)
     else:
         found["parts"] = sections.parts_of_measures(judged)
-    found["groups"] = by_group.groups(judged, options)
-    if judged_labels(next(iter(judged.first.values()))) and judged.question.kind != "multiclass":
-        found["errors"] = by_group.errors(judged, options)
-    return found
+    return found | by_group.sections(judged, options)
 
 
 def plain(value: Any) -> Any:

@@ -199,12 +199,13 @@ _NOTHING = _Measured((), False, (), lambda weights: np.empty((0, weights.shape[1
 
 def countable(table: pandas.DataFrame, labels: Sequence[str]) -> list[str]:
     """The labels of which at least FEWEST_PATIENTS patients of a table are positive, and as many negative."""
-    ids = table["patient_id"].to_numpy(str)
+    return [name for name in labels if min(patients(table, name)) >= FEWEST_PATIENTS]
 
-    def patients(name: str, value: int) -> int:
-        return len(set(ids[table[f"target/{name}"].to_numpy() == value]))
 
-    return [name for name in labels if min(patients(name, 0), patients(name, 1)) >= FEWEST_PATIENTS]
+def patients(table: pandas.DataFrame, label: str) -> tuple[int, int]:
+    """How many patients of a table have a picture with the label, and how many one without it."""
+    ids, targets = table["patient_id"].to_numpy(str), table[f"target/{label}"].to_numpy()
+    return len(set(ids[targets == 1])), len(set(ids[targets == 0]))
 
 
 def _areas(table: pandas.DataFrame, names: Sequence[str]) -> Callable[[np.ndarray], np.ndarray]:

@@ -50,24 +50,35 @@ def test_a_shift_between_views_is_found_where_the_auroc_sees_none():
     assert pa.fnr_gap.low > 0.2 and ap.fpr_gap.low > 0.2 and ap.fnr_gap.high < 0
     within = subgroups.groups(table, views, resamples=100)[0]
     assert within.gap.low < 0 < within.gap.high
-    assert "Missed more often than others most: Mass in view PA, by" in gaps.widest([ap, pa])
+    said = gaps.widest([ap, pa])
+    assert "Missed more often than others most: Mass in view PA, by" in said
+    assert "Called ill for nothing more often than others most: Mass in view AP, by" in said
+    assert said.endswith("These are the widest of 2 gaps, so by chance they look wider than they are.")
+    unclear = Interval(0.1, -0.1, 0.3, 9)
     even = gaps.gaps(*judged(shift=0.0), {"Mass": 1.0}, resamples=100)
-    assert gaps.widest([gap._replace(fnr_gap=Interval(0.1, -0.1, 0.3, 9)) for gap in even]) == ""
+    assert gaps.widest([gap._replace(fnr_gap=unclear, fpr_gap=unclear) for gap in even]) == ""
 
 
 def test_a_page_shows_the_gaps_of_runs_that_fixed_thresholds(monkeypatch):
     table, known = judged()
-    told = subgroups.Attributes(known[["image_id", "view"]], [])
+    known.loc[known.index[:12], "view"] = "LATERAL"
+    told, asked = subgroups.Attributes(known[["image_id", "view"]], []), []
     monkeypatch.setattr(by_group, "set_of", lambda judged, options: None)
-    monkeypatch.setattr(subgroups, "attributes", lambda *given: told)
+    monkeypatch.setattr(subgroups, "attributes", lambda *given: asked.append(given) or told)
     runs = [types.SimpleNamespace(subject="ours", results={"details": {"score_thresholds": {"Mass": 1.7, "Gone": 0}}})]
     runs.append(types.SimpleNamespace(subject="old", results={}))
-    question = types.SimpleNamespace(runs=runs)
+    question = types.SimpleNamespace(runs=runs, kind="multilabel")
     about = types.SimpleNamespace(question=question, first={"ours": table, "old": table}, remark="")
-    parts, facts = by_group.errors(about, types.SimpleNamespace(resamples=20, seed=0, attributes=""))
+    found = by_group.sections(about, types.SimpleNamespace(resamples=20, seed=0, attributes=""))
+    assert len(asked) == 1 and sorted(asked[0][1]) == sorted(table["image_id"])
+    assert {row[1] for row in found["groups"].parts[0].rows} == {"AP", "PA", "LATERAL"}
+    parts, facts = found["errors"]
     assert [row[:4] for row in parts[0].rows] == [["view", "AP", "Mass", "ours"], ["view", "PA", "Mass", "ours"]]
     assert "ours: Missed more often than others most: Mass in view PA" in parts[0].explanation
     assert len(facts["ours"]) == 2 and facts["old"] == []
+    lateral = known.loc[known["view"] == "LATERAL", "image_id"]
+    present = int(table.set_index("image_id").loc[lateral, "target/Mass"].sum())
+    assert f"Mass in view LATERAL ({present} with it, {12 - present} without)" in parts[1].sentences[0]
 
 
 def test_small_groups_and_labels_without_a_threshold_do_not_count():
@@ -76,6 +87,9 @@ def test_small_groups_and_labels_without_a_threshold_do_not_count():
     known.iloc[:12, known.columns.get_loc("view")] = "AP"
     assert {gap.attribute for gap in gaps.gaps(table, known, {"Mass": 1.0}, resamples=5)} <= {"sex"}
     assert gaps.gaps(*judged(), {}, resamples=5) == []
+    few = gaps.left_out(table, known[["image_id", "view"]], {"Mass": 1.0})
+    assert len(few) == 2 and few[0].startswith("Mass in view AP (") and few[1].endswith("without among the others)")
+    assert gaps.left_out(*judged(), {"Mass": 1.0}) == []
 
 
 def test_intersections():
