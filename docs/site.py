@@ -7,7 +7,10 @@ is built and lie nowhere else, so that they cannot differ from the code.
 import ast
 import importlib
 import re
+import textwrap
+from collections.abc import Sequence
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 
 import griffe
@@ -17,6 +20,7 @@ from mkdocs.structure.pages import Page
 
 from cxrjax import keys, methods, named
 from cxrjax.datasets import catalogue
+from cxrjax.input import overlap
 
 ROOT = Path(__file__).parents[1]
 SECTIONS = {"methods": "Methods", "sets": "Data", "api": "API", "add": "Add your own", "records": "Records"}
@@ -84,7 +88,7 @@ def of_method(name: str) -> str:
     return "\n\n".join(
         [
             f"# {method}",
-            *paper,
+            *(text[:1].upper() + text[1:] for text in paper),
             *seen(name, method),
             as_markdown(rest.strip("\n")),
             "## Its config",
@@ -134,13 +138,23 @@ def of_set(name: str) -> str:
         [
             f"# {name}",
             lead or entry.title,
-            f"* Size: {entry.size}\n* Licence: {entry.licence}\n* Access: {entry.access}\n* Where: {entry.where}",
+            f"* Size: {entry.size}\n* Licence: {entry.licence}\n* Access: {entry.access}",
+            f"Where: {linked(entry.where)}.",
             f"```sh\npython -m cxrjax.prepare {name} --raw DIR\n```",
             *(["\n".join(["Choices, the first is the default:\n", *options])] if options else []),
-            as_markdown(rest.strip("\n")),
+            re.sub(r"^(Source|Layout|Ours):", r"\n**\1.**", linked(as_markdown(rest.strip("\n"))), flags=re.MULTILINE),
             *told,
+            *overlaps(name),
         ]
     )
+
+
+def overlaps(name: str) -> list[str]:
+    """Which other sets hold pictures of this one."""
+    others = sorted(set().union(*(group for group in overlap.KNOWN if name in group)) - {name})
+    text = "Shares pictures, as is known, with {}. Test pictures of one are kept out of [training]({}) on another."
+    page = "../data.md#no-test-picture-in-training"
+    return ["## Known overlaps", text.format(", ".join(f"`{other}`" for other in others), page)] if others else []
 
 
 def rooms() -> dict[str, str]:
@@ -167,12 +181,24 @@ def as_markdown(text: str) -> str:
 
 
 def paragraph(text: str) -> str:
+    """Indented lines, and lines with columns of blanks, as blocks; the others as prose."""
     lines = text.strip("\n").splitlines()
-    columns = [re.search(r"\S {2,}\S", line) for line in lines]
-    if lines and (all(line.startswith("    ") for line in lines) or (len(lines) > 1 and all(columns))):
-        block = "\n".join(lines)
-        return f"```text\n{block}\n```" if columns[0] and not lines[0].startswith(" ") else block
+    if lines and all(line.startswith("    ") for line in lines):
+        return "\n".join(lines)
+    runs = [(of_table, list(run)) for of_table, run in groupby(lines, lambda line: bool(re.search(r"\S {2,}\S", line)))]
+    return "\n\n".join(
+        f"```text\n{textwrap.dedent(chr(10).join(run))}\n```" if of_table and len(run) > 1 else prose(run)
+        for of_table, run in runs
+    )
+
+
+def prose(lines: Sequence[str]) -> str:
     words = "\n".join(lines).split("`")  # every second one is code
     return "`".join(
         part if at % 2 else part.replace("<", "&lt;").replace("][", "]\\[") for at, part in enumerate(words)
     )
+
+
+def linked(text: str) -> str:
+    """Addresses as links: "physionet.org/content/x" → [physionet.org/content/x](https://physionet.org/content/x)."""
+    return re.sub(r"(?<![\w/.])([\w-]+(?:\.[\w-]+)+/[\w./-]*\w)", r"[\1](https://\1)", text)
