@@ -182,7 +182,8 @@ def check(words: list[str]) -> None:
 @pytest.mark.parametrize("config", sorted(runs.CONFIGS.glob("*.py")), ids=lambda config: config.stem)
 def test_commands_of_a_config_exist(config):
     said = ast.get_docstring(ast.parse(config.read_text()))
-    lines = re.findall(r"python -m cxrjax\.(?:\S+ )+\S+", said)
+    said = re.sub(r"\\\n +", "", said)  # one command on two lines
+    lines = re.findall(r"^    (python -m cxrjax\.(?:\S+ )+\S+)", said, re.MULTILINE)
     assert lines, f"{config.name} says no command"
     for line in lines:
         check(shlex.split(line))
