@@ -15,10 +15,8 @@ Cost per picture with a ViT-B/14 such as RAD-DINO as teacher, multiply–accumul
 28.0 G at 224 px for a ViT-S/16; 155.5 G and 27.3 G for a ResNet-50.
 """
 
-from ml_collections import config_dict
-
 from cxrjax import config as shared
-from cxrjax import recipes
+from cxrjax import recipes, sizes
 from cxrjax.input.augment import Augment
 
 WORDS = ("chestxray14", "resnet", "five_sets", "smoke")
@@ -32,7 +30,7 @@ def get_config(arg: str = ""):
     config.model.drop_path = 0.0  # of a ViT
     config.teachers = {
         "init_from": "",  # runs or Hugging Face folders, by commas
-        "image_px": config_dict.placeholder(int),  # that all teachers see; by default each what it was trained on
+        "image_px": sizes.setting(),  # that all teachers see; by default each what it was trained on
         "networks": {},  # what each is, by number: read from init_from
     }
     config.head = {"hidden": 256}
@@ -51,7 +49,7 @@ def get_config(arg: str = ""):
     recipes.phantom_probe(config)
 
     if "resnet" in words:
-        config.model.update(recipes.resnet("resnet18", 64))
+        config.model = {**config.model, **recipes.resnet("resnet18", 64)}
     if "chestxray14" in words:
         recipe(config, "resnet" in words)
     if "five_sets" in words:

@@ -45,7 +45,7 @@ def get_config(arg: str = ""):
     judges(config, every_steps=300, knn_every_steps=150)
 
     if "resnet" in words:
-        config.model.update(recipes.resnet("resnet18", 64))
+        config.model = {**config.model, **recipes.resnet("resnet18", 64)}
     if "chestxray14" in words:
         recipe(config, "resnet" in words)
     if "five_sets" in words:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cxrjax import config as shared
-from cxrjax import recipes, rng
+from cxrjax import recipes, rng, sizes
 from cxrjax.config import ConfigDict
 from cxrjax.input import device, paired
 from cxrjax.interop import families
@@ -95,7 +95,7 @@ def _method(config: ConfigDict, encoder: backbone.Backbone) -> Method:
         return {"encoder": params}, {"batch_stats": {"encoder": statistics}}
 
     def views(example: Any, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        return {"image": np.zeros((1, encoder.image_px, encoder.image_px, 1), np.uint8)}
+        return {"image": np.zeros((1, *sizes.sides(encoder.image_px), 1), np.uint8)}
 
     def loss(*arguments: Any) -> NoReturn:
         raise ValueError(

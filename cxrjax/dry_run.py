@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-from cxrjax import arrived, checkpoint, checks, grid, methods, optim, parallel, plan, stand_ins, trained
+from cxrjax import arrived, checkpoint, checks, grid, methods, optim, parallel, plan, sizes, stand_ins, trained
 from cxrjax import config as shared
 from cxrjax.config import ConfigDict, names
 from cxrjax.evals import base, labelled, registry, run
@@ -57,7 +57,8 @@ def _evaluation(config: ConfigDict, workdir: Path | None) -> Iterator[str]:
         found, of_run, settings = trained.settings(config.checkpoint, config.step)
         workdir = workdir or of_run
         if settings.method == arrived.NAME:
-            yield f"judges     the encoder of {found}, {settings.model.variant} at {settings.model.image_px} px"
+            px = sizes.said(settings.model.image_px)
+            yield f"judges     the encoder of {found}, {settings.model.variant} at {px} px"
         else:
             yield f"judges     {settings.method} at step {found.name} of {of_run}"
     elif workdir is None:

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from cxrjax import arrived, parallel, trained
+from cxrjax import arrived, parallel, sizes, trained
 from cxrjax.evals import encoders
 from cxrjax.imaging import arrays
 from cxrjax.input import crops
@@ -33,10 +33,11 @@ def load(directory: str | Path, step: int | str = "latest") -> "Encoder":
 
 
 class Encoder:
-    """A trained encoder. trained: its config, method and parameters. px: side of the pictures that it sees."""
+    """A trained encoder. trained: its config, method and parameters. px: size of the pictures that it sees, a
+    number for squares, else (height, width)."""
 
     def __init__(self, model: trained.Trained):
-        self.trained, self.px = model, model.method.image_px
+        self.trained, self.px = model, sizes.plain(model.method.image_px)
         self._mesh = parallel.make_mesh()
         name = arrived.name(model.config)
         self._encoder = encoders.from_method(
@@ -48,7 +49,7 @@ class Encoder:
         what = f"{found.config.method}, step {found.step} of {found.workdir}"
         if found.config.method == arrived.NAME:
             what = f"{found.config.model.variant} from {found.config.init_from}"
-        return f"<cxrjax.Encoder: {what}, sees {self.px} px>"
+        return f"<cxrjax.Encoder: {what}, sees {sizes.said(self.px)} px>"
 
     def embed(
         self, images: Any, *, patches: bool = False, value_range: arrays.Range | None = None, batch_size: int = 64
@@ -92,7 +93,7 @@ class Encoder:
     def _run(self, pictures: Sequence[np.ndarray], size: int, of: Callable[[Any], Any]) -> Any:
         """What `of` finds on a batch of `size` pictures, filled up with black; without the black ones."""
         size = -(-size // parallel.num_devices(self._mesh)) * parallel.num_devices(self._mesh)
-        batch = np.zeros((size, self.px, self.px, 1), np.uint8)
+        batch = np.zeros((size, *sizes.sides(self.px), 1), np.uint8)
         for row, picture in enumerate(pictures):
             batch[row, :, :, 0] = crops.fit_as(picture, self.px, self._encoder.sees)
         found = of(parallel.to_global(batch, self._mesh))

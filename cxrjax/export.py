@@ -37,7 +37,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from cxrjax import exported, lineage, model_card, trained
+from cxrjax import exported, lineage, model_card, sizes, trained
 from cxrjax.interop import (
     classifier,
     huggingface,
@@ -49,7 +49,7 @@ from cxrjax.interop import (
     torch_resnet,
     torch_vit,
 )
-from cxrjax.models import bert, posemb, resnet, text_tower, transformer, vit
+from cxrjax.models import bert, posemb, regions, resnet, text_tower, transformer, vit
 from cxrjax.parity import Parity, can_compare, compare, compare_joint, compare_onnx
 from cxrjax.text import tokenizer
 
@@ -85,6 +85,11 @@ def export(
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as folder:
         if form == "timm":
             write_timm(model, weights, config, Path(folder))
+        elif config["model_type"] in torch_dinov2.MODEL_TYPES and not isinstance(config["image_size"], int):
+            raise ValueError(
+                f"The encoder is a DINOv2 of pictures of {sizes.said(config['image_size'])} px, and transformers takes "
+                "its positions for those of squares; take --form timm."
+            )
         else:
             weights, config = with_head(model, weights, config)
             scale = model.config.standardise
@@ -142,9 +147,9 @@ def encoder_weights(model: trained.Trained) -> tuple[dict[str, np.ndarray], dict
         statistics = model.state["batch_stats"]["encoder"]
         # Where a method enlarges its pictures, the network itself takes the enlarged ones.
         enlarge_px = model.config.regions.enlarge_px if "regions" in model.config else 0
-        image_px = enlarge_px or architecture.image_px
+        image_px = regions.enlarged_px(architecture.image_px, enlarge_px) if enlarge_px else architecture.image_px
         return torch_resnet.to_huggingface(params, statistics, variant=variant, image_px=image_px)
-    size, grid = vit.VARIANTS[variant], architecture.image_px // architecture.patch_px
+    size, grid = vit.VARIANTS[variant], sizes.grid(architecture.image_px, architecture.patch_px)
     sides = {"heads": size.heads, "patch_px": architecture.patch_px, "image_px": architecture.image_px}
     if "layer_scale1" in params["blocks"]:
         return torch_dinov2.to_huggingface(params, **sides, model=architecture)
@@ -154,7 +159,7 @@ def encoder_weights(model: trained.Trained) -> tuple[dict[str, np.ndarray], dict
     return torch_vit.to_huggingface(
         params,
         **sides,
-        position_table=posemb.fixed(architecture.positions, (grid, grid), size.width),
+        position_table=posemb.fixed(architecture.positions, grid, size.width),
         eps=architecture.get("eps", transformer.LAYER_NORM_EPS),
     )
 

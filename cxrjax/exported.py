@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cxrjax import parity
+from cxrjax import parity, sizes
 from cxrjax.interop import classifier, families, huggingface, joint, onnx_file, preprocessing, torch_timm
 
 
@@ -33,7 +33,8 @@ def describe(folder: str | Path) -> list[str]:
     count = sum(array.size for array in pretrained.weights.values())
     said = [
         f"A {kind} ({model['variant']}) for {'timm' if of_timm else 'transformers'}, {count:,} numbers, pictures of "
-        f"{model['image_px']} px, fitted as {pretrained.sees!r}, mean {pretrained.mean}, deviation {pretrained.std}."
+        f"{sizes.said(model['image_px'])} px, fitted as {pretrained.sees!r}, mean {pretrained.mean}, deviation "
+        f"{pretrained.std}."
     ]
     if names := _labels(config):
         said.append(f"A head of {len(names)} answers: {', '.join(names)}.")
@@ -59,7 +60,7 @@ def _loaded(folder: Path) -> str:
     """Loads the folder and runs it on computed pictures."""
     if not parity.can_compare():
         return "Not loaded: torch and transformers are not installed."
-    found, through = parity.features(folder, parity.pictures(parity.side(folder)), "cls")
+    found, through = parity.features(folder, parity.pictures(parity.size(folder)), "cls")
     if wrong := [name for name, array in found.items() if not np.isfinite(array).all()]:
         raise ValueError(f"{folder} gives numbers that are none, in {', '.join(wrong)}.")
     shapes = ", ".join(f"{name} {' x '.join(map(str, array.shape[1:]))}" for name, array in found.items())

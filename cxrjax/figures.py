@@ -32,6 +32,7 @@ from cxrjax.evals import figures, patch_figures
 from cxrjax.export import step_name
 from cxrjax.input import converted_sets, crops, paired, record_index, source
 from cxrjax.reporting import training_curves
+from cxrjax.sizes import Px, sides
 from cxrjax.text import tokenizer
 from cxrjax.text.folder_tokenizer import FolderTokenizer
 
@@ -64,7 +65,7 @@ def draw(
         maps = figures.look(model.method.joint, model.params, model.state, picture, sentence, spelling)
         about = {"checkpoint": str(checkpoint), "step": model.step, "method": model.config.method}
         about |= {"set": set_name, "image_id": example["image_id"], "sentence": sentence}
-        style.write(path, figures.sheet(large, maps, figures.marks(example, len(large))))
+        style.write(path, figures.sheet(large, maps, figures.marks(example, large.shape)))
         numbers = json.dumps(about | figures.record(maps, figures.marks(example, px), px), indent=1)
         path.with_suffix(".json").write_text(numbers)
         written.append(path)
@@ -84,9 +85,9 @@ def draw_patches(
     model, written = trained.load(checkpoint, step), []
     look, px = patch_figures.looker(model.method, model.params, model.state), model.method.image_px
     for example, large, path in _pictures(set_name, image_ids, split, px, Path(output), "-patches"):
-        marks, there = figures.marks(example, len(large)), (0.5, 0.5)
+        marks, there = figures.marks(example, large.shape), (0.5, 0.5)
         if marks.boxes:
-            y0, x0, y1, x1 = (corner / len(large) for corner in marks.boxes[0][1])
+            y0, x0, y1, x1 = (at / large.shape[i % 2] for i, at in enumerate(marks.boxes[0][1]))
             there = (y0 + y1) / 2, (x0 + x1) / 2
         patches, heads = look(crops.fit(crops.decode(example["image"]), px))
         style.write(path, patch_figures.sheet(large, patches, heads, marks, at or there))
@@ -104,14 +105,16 @@ def draw_curves(checkpoint: str | Path, output: str | Path) -> Path:
 
 
 def _pictures(
-    set_name: str, image_ids: Sequence[str], split: str, px: int, output: Path, kind: str
+    set_name: str, image_ids: Sequence[str], split: str, px: Px, output: Path, kind: str
 ) -> Iterator[tuple[Any, np.ndarray, Path]]:
-    """Every example with the square that a model sees, at the stored resolution, and the path of its figure."""
+    """Every example with the part of it that a model sees, at the stored resolution, and the path of its figure."""
     for example in _examples(converted_sets.open_set(set_name), image_ids, split):
         image = crops.decode(example["image"])
         output.mkdir(parents=True, exist_ok=True)
         path = output / f"{re.sub(r'[^A-Za-z0-9._-]+', '_', example['image_id'])}{kind}.png"
-        yield example, crops.fit(image, max(px, min(image.shape))), path
+        # As much larger as the picture is stored; at the model's own size where that is none.
+        larger = max(1.0, min(old / side for old, side in zip(image.shape, sides(px), strict=True)))
+        yield example, crops.fit(image, [round(side * larger) for side in sides(px)]), path
 
 
 def _tokenizer(model: trained.Trained) -> tokenizer.Tokenizer | FolderTokenizer:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from cxrjax import checkpoint, recipes, trained
+from cxrjax import checkpoint, recipes, sizes, trained
 from cxrjax.config import ConfigDict, names, nearest_folder
 from cxrjax.input import converted_sets, paired
 from cxrjax.interop import families, huggingface, torch_bert, torch_swin
@@ -127,7 +127,7 @@ def _with_teachers(config: ConfigDict) -> ConfigDict:
         if (
             start.standardise is None
             and model.get("positions") in posemb.KINDS
-            and model["image_px"] != start.model["image_px"]
+            and sizes.sides(model["image_px"]) != sizes.sides(start.model["image_px"])
         ):
             model["positions"] = "learned"  # the folder's, resized, are those of no table
         networks[str(number)] = {"model": model, "standardise": start.standardise or recipes.standardise()}
@@ -307,8 +307,8 @@ def _from_run(model: Any, folder: str, wanted: Any, statistics: Any) -> tuple[di
     learned = trained.load(folder)
     encoder = learned.method.encoder(learned.params, learned.state)
     if "pos_embed" in encoder and "pos_embed" in wanted:
-        old, new = (round(np.shape(table["pos_embed"])[0] ** 0.5) for table in (encoder, wanted))
-        encoder = {**encoder, "pos_embed": posemb.resize(encoder["pos_embed"], (old, old), (new, new))}
+        old, new = (sizes.grid(one.image_px, one.patch_px) for one in (learned.config.model, model))
+        encoder = {**encoder, "pos_embed": posemb.resize(encoder["pos_embed"], old, new)}
     found = encoder, _statistics(learned.state)
     shapes = {path: np.shape(leaf) for tree in found for path, leaf in _leaves(tree)}
     expected = {path: leaf.shape for tree in (wanted, statistics) for path, leaf in _leaves(tree)}

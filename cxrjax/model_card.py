@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cxrjax import arrived, lineage
+from cxrjax import arrived, lineage, sizes
 from cxrjax import config as shared
 from cxrjax.config import ConfigDict
-from cxrjax.interop import classifier, joint, torch_timm
+from cxrjax.interop import classifier, fitting, joint, torch_timm
 from cxrjax.trained import Trained
 
 _CARD = """---
@@ -131,7 +131,7 @@ _TIMM_ANSWERS = """
 
 _VIT_USE = """tokens = out.last_hidden_state
 features = {features}
-patches = tokens[:, {first}:]  # {grid} x {grid} patches in raster order
+patches = tokens[:, {first}:]  # {grid} patches in raster order
 ```
 {pooling}"""
 
@@ -214,9 +214,9 @@ def text(
         library="timm" if of_timm else "transformers",
         usage=_timm_usage(of_timm) if of_timm else _usage(model, config, described["use"]),
         task="image-classification" if has_head else "image-feature-extraction",
-        px=config["image_size"],
-        fit=_fit(model.method.sees, config["image_size"]),
-        pixels=_pixels(model.method.sees, config["image_size"]),
+        px=sizes.said(config["image_size"]),
+        fit=fitting.in_words(model.method.sees, config["image_size"]),
+        pixels=fitting.lines(model.method.sees, config["image_size"]),
         method=(doc or settings.method).strip().splitlines()[0],
         origin="trained with" if ours else "read and written again by",
         heading="The run" if ours else "How it was read",
@@ -231,31 +231,6 @@ def text(
         reports=_reports(settings, of_timm is None),
         phantom=_PHANTOM if any("phantom" in name for name in (*lineage.sets(entries), *judged)) else "",
         settings=shared.to_json(settings),
-    )
-
-
-def _fit(sees: str, px: int) -> str:
-    if sees == "whole":
-        return f"Stretch the picture to {px} x {px} px."
-    short = sees.removeprefix("image") or px
-    return f"Resize the short side to {short} px, aspect kept; crop the {px} x {px} px in the middle."
-
-
-def _pixels(sees: str, px: int) -> str:
-    """Lines that bring `grey`, uint8 h w, to the pixels that `crops.fit_as` gives."""
-    if sees == "whole":
-        size, crop = f"({px}, {px})", ""
-    else:
-        short = int(sees.removeprefix("image") or px)
-        size = f"tuple(max({short}, round(side * ({short} / min(grey.shape)))) for side in grey.shape[::-1])"
-        crop = (
-            f"\ntop, left = ((side - {px}) // 2 for side in grey.shape)\n"
-            f"grey = grey[top : top + {px}, left : left + {px}]"
-        )
-    return (
-        f"size = {size}  # width, height\n"
-        "enlarges = size[0] > grey.shape[1] or size[1] > grey.shape[0]\n"
-        "grey = cv2.resize(grey, size, interpolation=cv2.INTER_CUBIC if enlarges else cv2.INTER_AREA)" + crop
     )
 
 
@@ -323,23 +298,24 @@ def _vit(settings: ConfigDict, config: dict[str, Any]) -> dict[str, str]:
         "mean": ("the mean of the final patch tokens", f"tokens[:, {first}:].mean(dim=1)"),
     }[settings.model.pool]
     pooling = _NO_POOLING if config["model_type"] == "vit" else ""
+    grid = "{} x {}".format(*sizes.grid(config["image_size"], patch))
     return {
         "title": _title(settings, f"ViT-{settings.model.variant}/{patch}"),
         "architecture": f"ViT, {layers} layers, width {config['hidden_size']}, {heads} heads, patches of {patch} px",
         "pool": pooled,
-        "use": _VIT_USE.format(features=features, first=first, grid=config["image_size"] // patch, pooling=pooling),
+        "use": _VIT_USE.format(features=features, first=first, grid=grid, pooling=pooling),
         "first_layer": "patch embedding",
     }
 
 
 def _resnet(settings: ConfigDict, config: dict[str, Any]) -> dict[str, str]:
     blocks = "-".join(map(str, config["depths"]))
-    enlarged = config["image_size"] != settings.model.image_px
+    enlarged = sizes.plain(config["image_size"]) != sizes.plain(settings.model.image_px)
     return {
         "title": _title(settings, settings.model.variant),
         "architecture": f"ResNet, {config['layer_type']} blocks {blocks}, width {config['hidden_sizes'][-1]}",
         "pool": "the mean of the last map",
-        "use": _RESNET_USE + (_ENLARGED.format(px=settings.model.image_px) if enlarged else ""),
+        "use": _RESNET_USE + (_ENLARGED.format(px=sizes.said(settings.model.image_px)) if enlarged else ""),
         "first_layer": "first convolution",
     }
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from cxrjax import trained
+from cxrjax import sizes, trained
 from cxrjax.interop import classifier, huggingface, joint, onnx_file, torch_timm
 
 
@@ -32,7 +32,7 @@ def compare(model: trained.Trained, folder: str | Path) -> Parity:
 
     The pictures are computed: noise, two ramps, discs and black, of the size that the folder's processor gives.
     """
-    images = pictures(side(folder))
+    images = pictures(size(folder))
     with jax.default_matmul_precision("highest"):
         ours = jax.jit(model.method.encode)(model.params, model.state, images[..., None])
         found, through = features(folder, images, model.config.model.get("pool", "cls"))
@@ -54,10 +54,11 @@ def features(folder: str | Path, images: np.ndarray, pool: str) -> tuple[dict[st
     return _read_back(folder, images, pool), "cxrjax, which read it again"
 
 
-def side(folder: str | Path) -> int:
-    """Side of the pictures that a folder's encoder takes."""
+def size(folder: str | Path) -> tuple[int, int]:
+    """Height and width of the pictures that a folder's encoder takes."""
     config = json.loads((Path(folder) / huggingface.CONFIG).read_text())
-    return config["pretrained_cfg"]["input_size"][-1] if torch_timm.is_named(config) else config["image_size"]
+    named = torch_timm.is_named(config)
+    return sizes.sides(config["pretrained_cfg"]["input_size"][1:] if named else config["image_size"])
 
 
 def timm_works() -> bool:
@@ -84,8 +85,7 @@ def _of_timm(folder: str | Path, images: np.ndarray) -> dict[str, np.ndarray]:
     if out.ndim == 4:
         return found | {"patches": out.permute(0, 2, 3, 1).numpy()}
     patches = out[:, model.num_prefix_tokens :].numpy()
-    side = int(patches.shape[1] ** 0.5)
-    return found | {"patches": patches.reshape(len(images), side, side, -1)}
+    return found | {"patches": patches.reshape(len(images), *model.patch_embed.grid_size, -1)}
 
 
 def _read_back(folder: str | Path, images: np.ndarray, pool: str) -> dict[str, np.ndarray]:
@@ -122,18 +122,19 @@ def _of_transformers(folder: str | Path, images: np.ndarray, pool: str) -> dict[
         tokens = model.eval()(**inputs).last_hidden_state.numpy()
     registers = config.get("num_register_tokens", 0)
     tokens = np.concatenate([tokens[:, :1], tokens[:, 1 + registers :]], axis=1)
-    side = config["image_size"] // config["patch_size"]
+    grid = sizes.grid(config["image_size"], config["patch_size"])
     pooled = tokens[:, 0] if pool == "cls" else tokens[:, 1:].mean(axis=1)
-    return found | {"pooled": pooled, "patches": tokens[:, 1:].reshape(len(images), side, side, -1)}
+    return found | {"pooled": pooled, "patches": tokens[:, 1:].reshape(len(images), *grid, -1)}
 
 
-def pictures(px: int) -> np.ndarray:
+def pictures(px: sizes.Px) -> np.ndarray:
     """Noise, two ramps, discs and black: uint8 b h w."""
-    ramp = np.linspace(0, 255, px)
-    row, column = np.mgrid[:px, :px]
-    discs = 128 + 60 * np.sin(row / px * 7) * np.cos(column / px * 9)
-    noise = np.random.default_rng(0).integers(0, 256, (px, px))
-    pictures = [noise, np.broadcast_to(ramp, (px, px)), np.broadcast_to(ramp[:, None], (px, px)), discs, 0 * noise]
+    shape = height, width = sizes.sides(px)
+    row, column = np.mgrid[:height, :width]
+    discs = 128 + 60 * np.sin(row / height * 7) * np.cos(column / width * 9)
+    noise = np.random.default_rng(0).integers(0, 256, shape)
+    ramps = np.linspace(0, 255, width), np.linspace(0, 255, height)[:, None]
+    pictures = [noise, *(np.broadcast_to(ramp, shape) for ramp in ramps), discs, 0 * noise]
     return np.stack(pictures).astype(np.uint8)
 
 
@@ -149,7 +150,7 @@ def compare_joint(model: trained.Trained, folder: Path) -> float:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     theirs, space, text = module.Joint(folder).eval(), model.method.joint, model.config.text
-    images = pictures(side(folder))
+    images = pictures(size(folder))
     ids, mask, index = _tokens(theirs.kinds.numpy(), text.length)
     scale = model.config.standardise
     pixels = torch.from_numpy((images[:, None] / 255 - scale.mean) / scale.std).float().repeat(1, 3, 1, 1)
@@ -168,7 +169,7 @@ def compare_onnx(folder: Path, pool: str) -> tuple[float, float]:
 
     pool: as of `features`.
     """
-    shown, scale = pictures(side(folder)), json.loads((folder / huggingface.PREPROCESSOR).read_text())
+    shown, scale = pictures(size(folder)), json.loads((folder / huggingface.PREPROCESSOR).read_text())
     pixels = np.repeat((shown[:, None] / 255 - scale["image_mean"][0]) / scale["image_std"][0], 3, axis=1)
     found, _ = features(folder, shown, pool)
     theirs = onnx_file.run(folder, pixels.astype(np.float32))

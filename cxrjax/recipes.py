@@ -26,7 +26,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from cxrjax import tasks
+from cxrjax import sizes, tasks
 from cxrjax.config import ConfigDict
 from cxrjax.input import device
 from cxrjax.input.augment import PAIR, Augment
@@ -37,10 +37,10 @@ MATRICES = ((r"(^|/)(bias|scale)$", 0.0), ("", 1.0))
 """Rules of weight decay for all but biases and the scales of norms: positions and [CLS] as well, unlike by default."""
 
 
-def vit(variant: str = "mini", image_px: int = 64, patch_px: int = 8) -> dict[str, Any]:
+def vit(variant: str = "mini", image_px: sizes.Px = 64, patch_px: int = 8) -> dict[str, Any]:
     return {
         "variant": variant,
-        "image_px": image_px,
+        "image_px": sizes.setting(image_px),  # of a square, or height and width, such as 448,384
         "patch_px": patch_px,
         "channels": 1,
         "pool": "cls",  # the picture's vector; or mean, of the patches
@@ -51,10 +51,10 @@ def vit(variant: str = "mini", image_px: int = 64, patch_px: int = 8) -> dict[st
     }
 
 
-def resnet(variant: str = "resnet50", image_px: int = 224) -> dict[str, Any]:
+def resnet(variant: str = "resnet50", image_px: sizes.Px = 224) -> dict[str, Any]:
     return {
         "variant": variant,
-        "image_px": image_px,
+        "image_px": sizes.setting(image_px),  # of a square, or height and width, such as 448,384
         "channels": 1,
         "dtype": "float32",  # of the computation; bfloat16 on accelerators
         "remat": "dots",  # or none (fastest where memory allows), full (smallest)
@@ -69,7 +69,7 @@ def standardise(mean: float = device.MEAN, std: float = device.STD) -> dict[str,
 def regions() -> dict[str, Any]:
     return {
         "layer": 3,  # of a ResNet, whose map words are compared with; a ViT has its patches
-        "enlarge_px": 0,  # side that a ResNet sees pictures at; 0 as they are
+        "enlarge_px": 0,  # short side that a ResNet sees pictures at; 0 as they are
     }
 
 
@@ -77,7 +77,7 @@ def of_run() -> dict[str, Any]:
     """What is not given comes from the run at config.init_from, see `initial.of_run`."""
     return {
         "variant": "",
-        "image_px": config_dict.placeholder(int),
+        "image_px": sizes.setting(),
         "patch_px": config_dict.placeholder(int),  # of a ViT
         "drop_path": 0.0,  # of a ViT
         "pool": "",  # of a ViT: cls, mean or without_cls

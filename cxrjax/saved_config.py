@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from cxrjax import config as shared
+from cxrjax import sizes
 from cxrjax.config import ConfigDict
 
 
@@ -15,4 +16,7 @@ def get_config(path: str) -> ConfigDict:
     whole = shared.pretrain() if found.job == "pretrain" else ConfigDict()
     with whole.ignore_type():
         whole.update({key: value for key, value in found.items() if value is not None})
+        for section in ("model", "teachers"):
+            if section in whole and "image_px" in whole[section]:
+                whole[section].image_px = sizes.setting(whole[section].image_px)
     return whole

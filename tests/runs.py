@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from cxrjax import checkpoint, methods
+from cxrjax import checkpoint, methods, sizes
 from cxrjax import config as shared
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -40,8 +40,7 @@ def optim(**changes):
 def write(workdir, settings, step=6, seed=0):
     """Writes config.json and one checkpoint of noisy parameters and state into `workdir`; returns the parameters."""
     method = methods.make(settings)
-    px = method.image_px
-    batch = {"image": np.zeros((1, 1, px, px, 1), np.uint8), "patient": np.zeros(1, np.int32)}
+    batch = {"image": np.zeros((1, 1, *sizes.sides(method.image_px), 1), np.uint8), "patient": np.zeros(1, np.int32)}
     params, state = jax.eval_shape(lambda: method.init(jax.random.key(0), batch))
     rng = np.random.default_rng(seed)
 

@@ -120,6 +120,9 @@ def test_it_cannot_be_trained_as_if_it_were_a_method(encoder):
         ({**CROP, "size": 224, "crop_size": 224}, (224, "image")),
         ({"size": {"height": 384, "width": 384}}, (384, "whole")),
         ({"size": 224}, (224, "whole")),
+        ({"size": {"height": 448, "width": 384}}, ((448, 384), "whole")),
+        ({**CROP, "size": {"shortest_edge": 384}, "crop_size": {"height": 448, "width": 384}}, ((448, 384), "image")),
+        ({**CROP, "size": 512, "crop_size": {"height": 448, "width": 384}}, ((448, 384), "image512")),
         ({"size": {"shortest_edge": 224}, "crop_pct": 0.875}, (224, "image256")),
         ({"size": {"shortest_edge": 384}, "crop_pct": 1.0}, (384, "whole")),
         ({"size": {"longest_edge": 512}, "do_pad": True}, (512, "padded")),
@@ -135,7 +138,8 @@ def test_the_processor_says_how_pictures_are_fitted(keys, expected, tmp_path):
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"size": {"height": 224, "width": 448}}, "size .* expected a square"),
+        ({"size": {"height": 224, "width": 0}}, "has size .* expected whole pixels, one number or height and width"),
+        ({"size": {"height": 224}}, "has size .* expected whole pixels"),
         ({"size": {"shortest_edge": 200}, "crop_size": 224, "do_center_crop": True}, "out of pictures of 200 px"),
         ({"image_std": [0.0] * 3}, "deviations above 0"),
         ({"image_mean": [0.5]}, r"normalises 1 channel\(s\)"),

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from cxrjax import export, methods, model_card, trained
+from cxrjax import export, exported, methods, model_card, trained
 from cxrjax.input import crops
-from cxrjax.interop import torch_resnet
+from cxrjax.interop import families, fitting, torch_resnet
 from cxrjax.text import tokenizer
 from tests import runs
 
@@ -23,6 +23,14 @@ def workdir(tmp_path_factory):
     interval = {"value": 0.8123, "low": 0.7, "high": 0.9, "n": 321}
     results.write_text(json.dumps({"entry": {"set": "phantom_smoke"}, "metrics": {"auroc/mean": interval}}))
     return folder
+
+
+def test_a_dinov2_of_no_squares_leaves_for_timm_alone(tmp_path):
+    runs.write(tmp_path / "run", runs.config("dinov2", model__image_px=(48, 32), model__layer_scale=1.0))
+    with pytest.raises(ValueError, match="DINOv2 of pictures of 48 x 32 px.*take --form timm"):
+        export.export(tmp_path / "run", tmp_path / "model")
+    assert export.export(tmp_path / "run", tmp_path / "model", form="timm").difference < 2e-5
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["pretrained_cfg"]["input_size"] == [3, 48, 32]
 
 
 def test_gates_are_not_left_out_unasked(tmp_path):
@@ -58,10 +66,15 @@ def test_features_are_those_of_the_method(workdir, tmp_path, capsys):
 
 @pytest.mark.parametrize("changes", [{"model__pool": "mean", "cls_shortcut": False, "model__positions": "learned"}])
 def test_other_poolings_and_positions_are_compared_too(tmp_path, changes):
+    """Of pictures that are no squares, which the folder says and which comes back."""
     pytest.importorskip("transformers")
-    runs.write(tmp_path / "run", runs.config(**changes))
+    runs.write(tmp_path / "run", runs.config(**changes, model__image_px=(48, 32)))
     assert export.export(tmp_path / "run", tmp_path / "model").difference < 2e-5
-    assert "tokens[:, 1:].mean(dim=1)" in (tmp_path / "model" / "README.md").read_text()
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "tokens[:, 1:].mean(dim=1)" in card and "# 12 x 8 patches" in card and "covers 48 x 32 px" in card
+    again = families.read(tmp_path / "model")
+    assert (families.model_of(again)["image_px"], again.sees) == ((48, 32), "image")
+    assert exported.describe(tmp_path / "model")[0].count("pictures of 48 x 32 px, fitted as 'image'") == 1
 
 
 @pytest.mark.parametrize("frozen_layers", [0, 1])
@@ -266,10 +279,11 @@ def test_names_on_the_card_are_no_html():
     assert model_card._title(settings, "ViT-S") == r"spcl, ViT-S, &lt;script&gt;x\|y"
 
 
+@pytest.mark.parametrize("px", [32, (40, 24)])
 @pytest.mark.parametrize("sees", ["image", "image40", "whole"])
 @pytest.mark.parametrize("shape", [(90, 70), (64, 203), (20, 25), (32, 32), (33, 31)])
-def test_lines_of_the_card_give_our_pixels(sees, shape):
+def test_lines_of_the_card_give_our_pixels(sees, shape, px):
     grey = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     names = {"grey": grey, "cv2": cv2}
-    exec(model_card._pixels(sees, 32), names)
-    np.testing.assert_array_equal(names["grey"], crops.fit_as(grey, 32, sees))
+    exec(fitting.lines(sees, px), names)
+    np.testing.assert_array_equal(names["grey"], crops.fit_as(grey, px, sees))

@@ -25,6 +25,7 @@ FLOORS = (
         "rng",
         "runtime",
         "saved_config",
+        "sizes",
         "track",
         "trackers",
     },

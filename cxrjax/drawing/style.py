@@ -45,9 +45,9 @@ def over(picture: np.ndarray, values: np.ndarray, low: float, high: float) -> np
     return cv2.addWeighted(np.ascontiguousarray(colours), OPACITY, picture, 1 - OPACITY, 0)
 
 
-def enlarge(values: np.ndarray, px: int) -> np.ndarray:
-    """p q → px px, bilinear between the patches' middles."""
-    return cv2.resize(np.asarray(values, np.float32), (px, px), interpolation=cv2.INTER_LINEAR)
+def enlarge(values: np.ndarray, height: int, width: int) -> np.ndarray:
+    """p q → height width, bilinear between the patches' middles."""
+    return cv2.resize(np.asarray(values, np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
 
 
 def wrapped(text: str, width: int, px: int, most: int) -> list[str]:

@@ -43,8 +43,8 @@ def maps(encode: Callable[..., Mapping[str, jax.Array]], by_head: bool = False) 
                 return run(*given, **named)
             module, (_, height, width, _) = context.module, given[0].shape
             out = run(*given, **{**named, "intermediates": True})
-            found = regions.attention_of_heads(module, module.variables["params"], out["blocks"])
             grid = height // module.patch_px, width // module.patch_px
+            found = regions.attention_of_heads(module, module.variables["params"], out["blocks"], grid)
             found = found.reshape(*found.shape[:2], *grid)
             seen.append((out["cls"], found if by_head else found.mean(axis=1)))
             return out
@@ -62,7 +62,7 @@ def add(encoder: Encoder, test: Source, result: Result, limit_bytes: float) -> R
     What the map is stands in the details, under "map". Without a map the result is returned as it is.
     """
     # Results pages show the middle of a picture, so a map of another part of it would lie in the wrong place.
-    if encoder.attention is None or encoder.sees != pictures.IMAGE:
+    if encoder.attention is None or encoder.sees != pictures.IMAGE or not isinstance(encoder.image_px, int):
         return result
     table = result.predictions
     chosen = choose(quality(table).values, MOST)

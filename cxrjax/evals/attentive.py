@@ -25,6 +25,7 @@ import numpy as np
 import optax
 import scipy.special
 
+from cxrjax import sizes
 from cxrjax.evals import certainty, labelled, probe
 from cxrjax.evals.base import MASKED, Encoder, FeatureTable, Result, Task, make_task
 from cxrjax.evals.features import outputs
@@ -240,7 +241,7 @@ def _gather(encoder: Encoder, source: Source, batch_size: int, limit_bytes: floa
 
 def _check_memory(encoder: Encoder, entry: Entry, opened: Opened) -> str:
     """How much memory the patches take, as a sentence; raises ValueError where it is more than the entry allows."""
-    images = jax.ShapeDtypeStruct((1, encoder.image_px, encoder.image_px, 1), np.uint8)
+    images = jax.ShapeDtypeStruct((1, *sizes.sides(encoder.image_px), 1), np.uint8)
     given = jax.eval_shape(encoder.encode, images).get("patches")
     if given is None:
         raise ValueError(

@@ -82,13 +82,13 @@ class Encoder(NamedTuple):
     answers: of one that was trained to answer for labels; encode then gives "logits" too. target: of one that was
     trained to make masks; encode then gives "mask_logits" b h w 1. attention: compiled, images -> b p q, where its
     [CLS] attends, or None (see `attention.maps`). read: (source, batch size, limit_bytes) -> the batches that encode
-    takes; None for the pictures of the source, fitted to image_px (see `pictures.batches`).
-    sees: how pictures are fitted to image_px, see `crops.fit_as`. layers: compiled, (images, count, mean) -> vectors of
-    its last blocks, b …, see `layers.vectors`; None where there is no network.
+    takes; None for the pictures of the source, fitted to image_px (see `pictures.batches`), which is in the form of
+    `sizes.plain`. sees: how pictures are fitted to image_px, see `crops.fit_as`. layers: compiled, (images, count,
+    mean) -> vectors of its last blocks, b …, see `layers.vectors`; None where there is no network.
     """
 
     encode: Callable[[Any], dict[str, Any]]
-    image_px: int
+    image_px: int | tuple[int, int]
     digest: str
     name: str
     step: int = 0

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cxrjax import parallel
+from cxrjax import parallel, sizes
 from cxrjax.evals import attention, layers
 from cxrjax.evals.base import Encoder, Joint, digest
 from cxrjax.methods.base import Method
@@ -39,7 +39,8 @@ def from_method(
     content = content or digest(*map(hosts.whole, (params, state)))
     params, state = (jax.tree.map(partial(_on, mesh), tree) for tree in (params, state))
     compiled = _compiled(method.encode)
-    identity = digest(content, json.dumps(dict(config or {}), sort_keys=True, default=str), method.image_px)
+    px = sizes.plain(method.image_px)
+    identity = digest(content, json.dumps(dict(config or {}), sort_keys=True, default=str), px)
     joint = None
     if method.joint is not None:
         image, text = _compiled(method.joint.image), _compiled(method.joint.text)
@@ -49,7 +50,7 @@ def from_method(
             method.joint.tokens,
             method.joint.words,
         )
-    described = method.image_px, identity, name, step, mesh, joint, method.answers, method.target
+    described = px, identity, name, step, mesh, joint, method.answers, method.target
     layered = _layered(method.encode)
     found = Encoder(
         lambda images: compiled(params, state, images),

@@ -15,6 +15,7 @@ import numpy as np
 from cxrjax.drawing import style
 from cxrjax.input import crops
 from cxrjax.methods.base import Joint
+from cxrjax.sizes import Px, plain, sides
 from cxrjax.text.folder_tokenizer import FolderTokenizer
 from cxrjax.text.tokenizer import Tokenizer
 
@@ -35,9 +36,9 @@ class Maps(NamedTuple):
 
 
 class Marks(NamedTuple):
-    """What a set's readers marked, in the px px that a model sees.
+    """What a set's readers marked, in the h w that a model sees.
 
-    boxes: (label, (y0, x0, y1, x1)) in pixels, cut off at the edge. masks: name → bool px px.
+    boxes: (label, (y0, x0, y1, x1)) in pixels, cut off at the edge. masks: name → bool h w.
     """
 
     boxes: tuple[tuple[str, tuple[float, float, float, float]], ...]
@@ -45,7 +46,7 @@ class Marks(NamedTuple):
 
 
 def look(joint: Joint, params: Any, state: Any, picture: np.ndarray, sentence: str, tokenizer: Spelling) -> Maps:
-    """Cosines of every word, and of the sentence as a whole, with every patch of a picture, uint8 px px.
+    """Cosines of every word, and of the sentence as a whole, with every patch of a picture, uint8 h w.
 
     Raises ValueError for a sentence in which there is no word.
     """
@@ -60,16 +61,16 @@ def look(joint: Joint, params: Any, state: Any, picture: np.ndarray, sentence: s
     return Maps((*names, SENTENCE), np.einsum("wd,pqd->wpq", vectors, patches))
 
 
-def marks(example: Mapping[str, Any], px: int) -> Marks:
+def marks(example: Mapping[str, Any], px: Px) -> Marks:
     """The boxes and masks of a record, where it has them, moved with the picture as `crops.fit` moves it."""
-    height, width = crops.decode(example["image"]).shape
-    fitted = [max(px, round(side * px / min(height, width))) for side in (height, width)]
-    shift = [(side - px) // 2 for side in fitted]
+    seen = sides(px)
+    fitted = crops.covering(crops.decode(example["image"]).shape, px)
+    shift = [(side - of) // 2 for side, of in zip(fitted, seen, strict=True)]
     boxes, masks = [], {}
     if "boxes" in example:
         for label, corners in zip(example["boxes"]["label"], example["boxes"]["bbox"], strict=True):
             # y0 x0 y1 x1, relative to the whole picture.
-            moved = [float(np.clip(at * fitted[i % 2] - shift[i % 2], 0, px)) for i, at in enumerate(corners)]
+            moved = [float(np.clip(at * fitted[i % 2] - shift[i % 2], 0, seen[i % 2])) for i, at in enumerate(corners)]
             if moved[2] > moved[0] and moved[3] > moved[1]:
                 boxes.append((label, tuple(moved)))
     for name in sorted(example):
@@ -79,15 +80,15 @@ def marks(example: Mapping[str, Any], px: int) -> Marks:
     return Marks(tuple(boxes), masks)
 
 
-def peak(cosines: np.ndarray, px: int) -> tuple[int, int]:
-    """The pixel (y, x) of px px at which an enlarged map is highest; the middle of them where several are."""
-    large = style.enlarge(cosines, px)
+def peak(cosines: np.ndarray, height: int, width: int) -> tuple[int, int]:
+    """The pixel (y, x) at which a map enlarged to height width is highest; the middle of them where several are."""
+    large = style.enlarge(cosines, height, width)
     ys, xs = np.nonzero(large >= large.max())
     middle = np.hypot(ys - ys.mean(), xs - xs.mean()).argmin()
     return int(ys[middle]), int(xs[middle])
 
 
-def record(maps: Maps, marks: Marks, px: int) -> dict[str, Any]:
+def record(maps: Maps, marks: Marks, px: Px) -> dict[str, Any]:
     """What a figure shows, as JSON values: each map with its peak, and the labels and masks that the peak lies in.
 
     The pointing game (Zhang et al., ECCV 2016) counts the maps whose peak lies in a box; "chance" is the share of the
@@ -98,16 +99,16 @@ def record(maps: Maps, marks: Marks, px: int) -> dict[str, Any]:
         hit = [label for label, (y0, x0, y1, x1) in marks.boxes if y0 <= y + 0.5 < y1 and x0 <= x + 0.5 < x1]
         return {"in_boxes": hit, "in_masks": [name for name, mask in marks.masks.items() if mask[y, x]]}
 
-    covered = np.zeros((px, px), bool)
+    covered = np.zeros(sides(px), bool)
     for _, (y0, x0, y1, x1) in marks.boxes:
         covered[round(y0) : round(y1), round(x0) : round(x1)] = True
     found = []
     for name, cosines in zip(maps.names, maps.cosines, strict=True):
-        y, x = peak(cosines, px)
+        y, x = peak(cosines, *sides(px))
         numbers = {"lowest": float(cosines.min()), "highest": float(cosines.max()), "peak": [y, x], **inside(y, x)}
         found.append({"name": name, **numbers, "map": np.round(cosines, 5).astype(float).tolist()})
     return {
-        "px": px,
+        "px": plain(px),
         "grid": list(maps.cosines.shape[1:]),
         "boxes": [{"label": label, "y0_x0_y1_x1": list(corners)} for label, corners in marks.boxes],
         "chance": {"boxes": float(covered.mean()), **{name: float(m.mean()) for name, m in marks.masks.items()}},
@@ -116,7 +117,7 @@ def record(maps: Maps, marks: Marks, px: int) -> dict[str, Any]:
 
 
 def sheet(picture: np.ndarray, maps: Maps, marks: Marks) -> np.ndarray:
-    """All maps over the picture (uint8 px px), one panel each beside the bare picture: uint8 h w 3, red green blue.
+    """All maps over the picture (uint8 h w), one panel each beside the bare picture: uint8 h w 3, red green blue.
 
     Words share one scale of colours, from their lowest cosine to their highest; the sentence has its own. The bar below
     a panel is its scale. An orange cross is the peak.
@@ -127,7 +128,7 @@ def sheet(picture: np.ndarray, maps: Maps, marks: Marks) -> np.ndarray:
         for name, cosines in zip(names, together, strict=True):
             caption = f"{name}: cosine {cosines.min():.2f} to {cosines.max():.2f}"
             scale = float(together.min()), float(together.max())
-            panels.append(panel(picture, caption, marks, cosines, scale, cross=peak(cosines, len(picture))))
+            panels.append(panel(picture, caption, marks, cosines, scale, cross=peak(cosines, *picture.shape)))
     return style.laid_out(panels, COLUMNS)
 
 
@@ -140,22 +141,23 @@ def panel(
     colours: np.ndarray | None = None,
     cross: tuple[int, int] | None = None,
 ) -> np.ndarray:
-    """A picture, uint8 px px, under its caption: uint8 h w 3, as large for any map.
+    """A picture, uint8 h w, under its caption: uint8 h w 3, as large for any map.
 
     values: p q, drawn over it in colours from scale[0] to scale[1], with a bar below. colours: p q 3 from 0 to 1, drawn
     over it as they are. marks: frames with names, and lines around masks. cross: (y, x) in pixels of the picture.
     """
-    times = max(1, PANEL_PX // len(picture))
-    side = len(picture) * times
-    canvas = cv2.cvtColor(cv2.resize(picture, (side, side), interpolation=cv2.INTER_LINEAR), cv2.COLOR_GRAY2RGB)
-    bar = np.full((style.line_px(TYPE_PX), side, 3), style.PAPER, np.uint8)
+    times = max(1, PANEL_PX // max(picture.shape))
+    height, width = (side * times for side in picture.shape)
+    canvas = cv2.cvtColor(cv2.resize(picture, (width, height), interpolation=cv2.INTER_LINEAR), cv2.COLOR_GRAY2RGB)
+    bar = np.full((style.line_px(TYPE_PX), width, 3), style.PAPER, np.uint8)
     if values is not None and scale is not None:
-        canvas, bar = style.over(canvas, style.enlarge(values, side), *scale), style.bar(*scale, side, TYPE_PX)
+        canvas = style.over(canvas, style.enlarge(values, height, width), *scale)
+        bar = style.bar(*scale, width, TYPE_PX)
     if colours is not None:
-        large = cv2.resize((255 * colours).astype(np.uint8), (side, side), interpolation=cv2.INTER_LINEAR)
+        large = cv2.resize((255 * colours).astype(np.uint8), (width, height), interpolation=cv2.INTER_LINEAR)
         canvas = cv2.addWeighted(large, STRONG, canvas, 1 - STRONG, 0)
     for mask in marks.masks.values():
-        large = cv2.resize(mask.astype(np.uint8), (side, side), interpolation=cv2.INTER_NEAREST_EXACT)
+        large = cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
         outlines, _ = cv2.findContours(large, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(canvas, outlines, -1, MASK, 2)
     for label, corners in marks.boxes:
@@ -163,4 +165,4 @@ def panel(
     if cross is not None:
         y, x = (round((at + 0.5) * times) for at in cross)
         cv2.drawMarker(canvas, (x, y), CROSS, cv2.MARKER_CROSS, 15, 3)
-    return np.concatenate([style.strip(caption, side, TYPE_PX), canvas, bar])
+    return np.concatenate([style.strip(caption, width, TYPE_PX), canvas, bar])

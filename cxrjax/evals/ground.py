@@ -24,6 +24,7 @@ from cxrjax.evals.features import batches, fetch, share
 from cxrjax.evals.judge import Entry, Judge, Opened
 from cxrjax.input import boxes, crops, masks
 from cxrjax.input.source import Source
+from cxrjax.sizes import Px
 
 MAPS = ("words", "sentence", "attention")
 FEWEST_PATIENTS = 10
@@ -34,7 +35,7 @@ KINDS = ("", "_centre", "_random", "_over_centre")
 class Mark(NamedTuple):
     """What readers marked as one finding in one picture.
 
-    row: of the source. phrase: of the report, "" for none. inside: bool px px.
+    row: of the source. phrase: of the report, "" for none. inside: bool h w.
     """
 
     row: int
@@ -43,11 +44,11 @@ class Mark(NamedTuple):
     inside: np.ndarray
 
 
-def marks(source: Source, target: str, finding: str, px: int, sees: str = "image") -> Iterator[Mark]:
+def marks(source: Source, target: str, finding: str, px: Px, sees: str = "image") -> Iterator[Mark]:
     """The marks of a source in its order, moved with the pictures as `crops.fit_as` moves them.
 
-    target: "boxes", whose labels are the findings; or a mask of the set, which shows `finding`. sees: how pictures are
-    fitted to px.
+    px, sees: size and fit of the pictures. target: "boxes", whose labels are the findings; or a mask of the set, which
+    shows `finding`.
     Raises ValueError for a target that the set does not have, and for a mask of another size than its picture.
     """
     for row in range(len(source)):
@@ -87,7 +88,7 @@ def ground(
     """Judges maps by marks.
 
     found: number of a mark -> its map p q. marked: m. patient_ids, image_ids: n, of the rows of the source. lungs: row
-    -> bool px px, where they are known.
+    -> bool h w, where they are known.
     A finding of fewer than FEWEST_PATIENTS patients has no numbers of its own. Maps with NaN and marks of which the
     picture shows nothing, or nothing else, are left out; the notes count them. Raises ValueError if nothing is left.
     """
@@ -140,7 +141,7 @@ def _means(values: np.ndarray, rows: np.ndarray, wanted: np.ndarray) -> np.ndarr
 def _values(found: np.ndarray, mark: Mark, image_id: str, lungs: Mapping[int, np.ndarray]) -> np.ndarray:
     """All measures of a mark, in the order of KINDS."""
     noise = np.random.default_rng(zlib.crc32(f"{image_id}/{mark.finding}/{mark.phrase}".encode())).random(found.shape)
-    centre = map_measures.centre_of_lungs(len(mark.inside), lungs.get(mark.row))
+    centre = map_measures.centre_of_lungs(mark.inside.shape, lungs.get(mark.row))
     own, middle, random = (map_measures.measures(one, mark.inside) for one in (found, centre, noise))
     return np.concatenate([own, middle, random, own - middle])
 

@@ -29,16 +29,16 @@ SPREAD = (0.16, 0.08)
 
 
 def measures(found: np.ndarray, inside: np.ndarray, thresholds: Sequence[float] = THRESHOLDS) -> np.ndarray:
-    """The values of MEASURES, 4 float64, of a map p q on a region, bool px px.
+    """The values of MEASURES, 4 float64, of a map p q on a region, bool h w.
 
-    The map is enlarged to px px, bilinear between the middles of its patches. A ratio without any variance, and all of
+    The map is enlarged to h w, bilinear between the middles of its patches. A ratio without any variance, and all of
     a region that is empty or covers the picture, are NaN. Raises ValueError for a map with NaN or infinite values.
     """
     if not np.isfinite(found).all():
         raise ValueError(f"{(~np.isfinite(found)).sum()} of the {found.size} values of a map are NaN or infinite")
     if not inside.any() or inside.all():
         return np.full(len(MEASURES), np.nan)
-    large = style.enlarge(found, len(inside)).astype(np.float64)
+    large = style.enlarge(found, *inside.shape).astype(np.float64)
     span = np.ptp(large)
     stretched = (large - large.min()) / span if span > 0 else np.zeros_like(large)
     overlaps = [(inside & above).sum() / (inside | above).sum() for above in (stretched >= at for at in thresholds)]
@@ -47,19 +47,20 @@ def measures(found: np.ndarray, inside: np.ndarray, thresholds: Sequence[float] 
     contrast = (within.mean() - without.mean()) / noise if noise > 0 else np.nan
     ranks = scipy.stats.rankdata(large)[inside.ravel()]
     area = (ranks.sum() - len(within) * (len(within) + 1) / 2) / (len(within) * len(without))
-    return np.array([inside[figures.peak(found, len(inside))], np.mean(overlaps), contrast, area], np.float64)
+    return np.array([inside[figures.peak(found, *inside.shape)], np.mean(overlaps), contrast, area], np.float64)
 
 
-def centre_of_lungs(px: int, lungs: np.ndarray | None = None) -> np.ndarray:
-    """A map px px that is high in the middle of the lungs, whatever the picture shows.
+def centre_of_lungs(shape: tuple[int, ...], lungs: np.ndarray | None = None) -> np.ndarray:
+    """A map h w of this shape that is high in the middle of the lungs, whatever the picture shows.
 
-    lungs: bool px px; the map is then each pixel's distance to the edge of its lung. Without them the lungs are where
+    lungs: bool h w; the map is then each pixel's distance to the edge of its lung. Without them the lungs are where
     they are on average (LUNGS).
     """
     if lungs is not None and lungs.any():
         return cv2.distanceTransform(lungs.astype(np.uint8), cv2.DIST_L2, 5)
-    at = (np.arange(px) + 0.5) / px
-    return np.sum([np.outer(*(_bell(at, *axis) for axis in zip(one, SPREAD, strict=True))) for one in LUNGS], axis=0)
+    axes = [(np.arange(side) + 0.5) / side for side in shape]
+    bells = [[_bell(*axis) for axis in zip(axes, one, SPREAD, strict=True)] for one in LUNGS]
+    return np.sum([np.outer(*of_one) for of_one in bells], axis=0)
 
 
 def _bell(at: np.ndarray, middle: float, spread: float) -> np.ndarray:

@@ -36,7 +36,7 @@ def similarity(patches: np.ndarray, row: int, column: int) -> np.ndarray:
 
 
 def looker(method: Method, params: Any, state: Any) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]:
-    """Picture uint8 px px → its patches p q d, and the attention of [CLS] by head, heads p q, where there is one."""
+    """Picture uint8 h w → its patches p q d, and the attention of [CLS] by head, heads p q, where there is one."""
     encode, heads = jax.jit(method.encode), jax.jit(attention.maps(method.encode, by_head=True))
 
     def look(picture):
@@ -54,9 +54,9 @@ def sheet(
     """Components, similarity to the patch at `at` (y, x from 0 to 1), and heads, over a picture: uint8 h w 3."""
     p, q, _ = patches.shape
     row, column = min(int(at[0] * p), p - 1), min(int(at[1] * q), q - 1)
-    side, alike, none = len(picture), similarity(patches, row, column), Marks((), {})
+    (height, width), alike, none = picture.shape, similarity(patches, row, column), Marks((), {})
     scale = float(alike.min()), float(alike.max())
-    cross = round((row + 0.5) * side / p - 0.5), round((column + 0.5) * side / q - 0.5)
+    cross = round((row + 0.5) * height / p - 0.5), round((column + 0.5) * width / q - 0.5)
     panels = [
         figures.panel(picture, "picture", marks),
         figures.panel(picture, "patches: first three components", none, colours=components(patches)),

@@ -97,10 +97,11 @@ def segment(
             "truth_px": found["test"].truth[kept],
             "predicted_px": found["test"].predicted[kept, 0],
             "both_px": found["test"].both[kept, 0],
-            "overlay/mask": [png for png, known in zip(drawn, kept, strict=True) if known],
             **columns,
         }
     )
+    if isinstance(encoder.image_px, int):  # results pages show the square middle of a picture
+        predictions["overlay/mask"] = [png for png, known in zip(drawn, kept, strict=True) if known]
     empty = int((predictions["truth_px"].to_numpy() == 0).sum())
     notes.append(
         f"test: {empty} of {len(predictions)} masks are empty: they are left out of dice_present and iou_present, and "

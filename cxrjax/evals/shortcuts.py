@@ -103,12 +103,13 @@ def masked(encoder: Encoder, keep_lungs: bool) -> Encoder:
         if "mask" not in fields:
             raise NoMasks(f"the set {name!r} has no masks of the lungs")
         both = partial(pictures.batches, source, encoder.image_px, batch_size, limit_bytes=limit_bytes)
-        unknown = np.concatenate([(one == pictures.UNKNOWN).any(axis=(1, 2, 3)) for one in both(what="mask")])
+        own, lungs = partial(both, what=encoder.sees), partial(both, what="mask", sees=encoder.sees)
+        unknown = np.concatenate([(one == pictures.UNKNOWN).any(axis=(1, 2, 3)) for one in lungs()])
         if lacking := int(unknown[: len(source)].sum()):
             raise NoMasks(
                 f"{lacking:,} of {len(source):,} {source.split} pictures of {name!r} have no mask of the lungs"
             )
-        for images, masks in zip(both(), both(what="mask"), strict=True):
+        for images, masks in zip(own(), lungs(), strict=True):
             yield np.where((masks >= 128) == keep_lungs, images, 0).astype(np.uint8)
 
     return _named(encoder, "lungs" if keep_lungs else "without_lungs")._replace(read=read)

@@ -1,7 +1,7 @@
 """Boxes of one example on the host, and crops that move them with their picture.
 
-Boxes are float32 n 4, relative y0 x0 y1 x1, with classes int32 n. Detection sees the whole picture, resized to a square
-without regard to its sides (`whole`), so that no box is cut off and relative boxes stay as they are.
+Boxes are float32 n 4, relative y0 x0 y1 x1, with classes int32 n. Detection sees the whole picture, resized
+without regard to its aspect (`whole`), so that no box is cut off and relative boxes stay as they are.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cxrjax.input import crops
+from cxrjax.sizes import Px, sides
 
 ANY = "any"
 
@@ -58,9 +59,9 @@ def _to_judge_by(example: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[in
     return stored, [i for i, who in enumerate(readers) if not who]
 
 
-def whole(image: np.ndarray, px: int) -> np.ndarray:
+def whole(image: np.ndarray, px: Px) -> np.ndarray:
     """The whole picture h w as px px, without its aspect: how detectors see what they are judged on."""
-    return crops.resize(image, px, px)
+    return crops.resize(image, *sides(px))
 
 
 def crop(
@@ -78,9 +79,9 @@ def crop(
     if tuple(spec.scale) == (1, 1):
         window = 0, 0, height, width
     else:
-        window = crops.random_window(height, width, rng, spec.scale, spec.ratio)
+        window = crops.random_window(height, width, rng, spec.scale, crops.relative(spec.ratio, spec.px))
     top, left, high, wide = window
-    cut = crops.resize(image[top : top + high, left : left + wide], spec.px, spec.px)
+    cut = crops.resize(image[top : top + high, left : left + wide], *sides(spec.px))
     boxes = (found.boxes * (height, width, height, width) - (top, left, top, left)) / (high, wide, high, wide)
     area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
     boxes = np.clip(boxes, 0, 1)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cxrjax.config import names
+from cxrjax.sizes import Px, said, sides
 
 # What a pixel of "fill" says; 0 leaves it as it is.
 FILLS = {"noise": 1, "zeros": 2, "image": 3, "donor": 4}
@@ -46,8 +47,8 @@ class Corruption(NamedTuple):
     self_donor: bool = False
     groups: int = 1
 
-    def check(self, px: int) -> None:
-        """Raises ValueError where the fields are no corruption of pictures of px px."""
+    def check(self, px: Px) -> None:
+        """Raises ValueError where the fields are no corruption of pictures of this size."""
         words = names(self.kinds)
         unknown = [word for word in words if word not in FILLS or word == "donor"]
         if unknown or len(set(words)) < len(words):
@@ -58,16 +59,16 @@ class Corruption(NamedTuple):
             raise ValueError(f"share and donor_share must be in [0, 1), got {self.share} and {self.donor_share}")
         if not words and not self.donor_share:
             raise ValueError("without kinds and with donor_share 0 nothing is left to corrupt with")
-        largest = int(px * LARGEST_BLOCK)
-        if self.align < 1 or px % self.align or largest <= self.align:
+        largest = int(min(sides(px)) * LARGEST_BLOCK)
+        if self.align < 1 or any(side % self.align for side in sides(px)) or largest <= self.align:
             raise ValueError(
-                f"align {self.align} must divide the {px} px of the picture and be below {largest}, which is "
+                f"align {self.align} must divide the {said(px)} px of the picture and be below {largest}, which is "
                 f"{LARGEST_BLOCK:.0%} of them, the largest rectangle"
             )
 
 
-def draw(corruption: Corruption, rng: np.random.Generator, px: int) -> dict[str, np.ndarray]:
-    """What becomes of one picture of px px: "fill" h w 1 uint8, a value of FILLS at each pixel that is hidden.
+def draw(corruption: Corruption, rng: np.random.Generator, px: Px) -> dict[str, np.ndarray]:
+    """What becomes of one picture of this size: "fill" h w 1 uint8, a value of FILLS at each pixel that is hidden.
 
     Where the kinds have "image", also "source" h w 1 int32: the pixel, in raster order, that each pixel is taken from.
     """
@@ -75,28 +76,29 @@ def draw(corruption: Corruption, rng: np.random.Generator, px: int) -> dict[str,
     choices = kinds + (("donor",) if corruption.donor_share else ())
     kind = choices[rng.integers(len(choices))]
     share = corruption.donor_share if kind == "donor" else corruption.share
-    fill = np.zeros((px, px), np.uint8)
-    source = np.arange(px * px, dtype=np.int32).reshape(px, px)
+    fill = np.zeros(sides(px), np.uint8)
+    source = np.arange(fill.size, dtype=np.int32).reshape(fill.shape)
     for top, left, height, width in blocks(rng, px, share, corruption.align, corruption.sampler):
         there = slice(top, top + height), slice(left, left + width)
         fill[there] = FILLS[kind]
         if kind == "image":
             # Like the corruption itself, a copy may take what an earlier copy has put there.
             other_top, other_left = (
-                int(rng.integers(px - side)) // corruption.align * corruption.align for side in (height, width)
+                int(rng.integers(whole - side)) // corruption.align * corruption.align
+                for whole, side in zip(fill.shape, (height, width), strict=True)
             )
             source[there] = source[other_top : other_top + height, other_left : other_left + width].copy()
     found = {"fill": fill[:, :, None]}
     return found | {"source": source[:, :, None]} if "image" in kinds else found
 
 
-def blocks(rng: np.random.Generator, px: int, share: float, align: int, sampler: str) -> list[tuple[int, ...]]:
+def blocks(rng: np.random.Generator, px: Px, share: float, align: int, sampler: str) -> list[tuple[int, ...]]:
     """Rectangles (top, left, height, width) that together cover a share of the picture ~ U(min(½, share), share)."""
-    wanted = rng.uniform(min(0.5, share), share) * px * px
-    covered, found = np.zeros((px, px), bool), []
+    covered, found = np.zeros(sides(px), bool), []
+    wanted = rng.uniform(min(0.5, share), share) * covered.size
     while np.count_nonzero(covered) < wanted:
         # Drawn many at a time, most of which are used: a call of the generator costs more than a rectangle.
-        for top, left, bottom, right in _rectangles(rng, 32, px, align, sampler):
+        for top, left, bottom, right in _rectangles(rng, 32, covered.shape, align, sampler):
             covered[top:bottom, left:right] = True
             found.append((top, left, bottom - top, right - left))
             if np.count_nonzero(covered) >= wanted:
@@ -104,19 +106,28 @@ def blocks(rng: np.random.Generator, px: int, share: float, align: int, sampler:
     return found
 
 
-def _rectangles(rng: np.random.Generator, count: int, px: int, align: int, sampler: str) -> list[list[int]]:
-    sides = rng.integers(align, int(px * LARGEST_BLOCK), (count, 2))
+def _rectangles(
+    rng: np.random.Generator, count: int, shape: tuple[int, ...], align: int, sampler: str
+) -> list[list[int]]:
+    whole = np.array(shape)
+    lengths = _pairs(rng, align, (whole * LARGEST_BLOCK).astype(int), count)
     if sampler == "released":
-        starts = rng.integers(0, px - align, (count, 2)) // align * align
-        sides = np.minimum(sides, px - starts)
+        starts = _pairs(rng, 0, whole - align, count) // align * align
+        lengths = np.minimum(lengths, whole - starts)
         # Half a step is rounded to the even number of steps, by NumPy as by Python.
-        stops = starts + np.rint(sides / align).astype(int) * align
+        stops = starts + np.rint(lengths / align).astype(int) * align
     else:
-        sides = np.rint(sides / align).astype(int) * align
+        lengths = np.rint(lengths / align).astype(int) * align
         # Every place at which at least one step of the rectangle lies in the picture.
-        starts = (rng.integers(0, (px + sides) // align - 1) + 1) * align - sides
-        starts, stops = np.maximum(starts, 0), np.minimum(starts + sides, px)
+        starts = (rng.integers(0, (whole + lengths) // align - 1) + 1) * align - lengths
+        starts, stops = np.maximum(starts, 0), np.minimum(starts + lengths, whole)
     return np.concatenate([starts, stops], axis=1).tolist()
+
+
+def _pairs(rng: np.random.Generator, low: int, ends: np.ndarray, count: int) -> np.ndarray:
+    """count 2 whole numbers from low to below either end."""
+    # Two equal bounds draw other numbers than one, which all runs on squares have drawn by.
+    return rng.integers(low, ends if ends[0] != ends[1] else int(ends[0]), (count, 2))
 
 
 def apply(corruption: Corruption, key: jax.Array, images: jax.Array, drawn: dict[str, jax.Array]) -> jax.Array:

@@ -1,11 +1,17 @@
-"""Crops, flips and small rotations of one grey picture on the host: encoded bytes -> uint8 h w -> uint8 v px px 1."""
+"""Crops, flips and small rotations of one grey picture on the host: encoded bytes -> uint8 h w -> uint8 v px px 1.
+
+px px is the size asked for: one number for a square, or two, height and width (`sizes.Px`).
+"""
 
 from collections.abc import Callable
+from fractions import Fraction
 from functools import partial
 from typing import NamedTuple
 
 import cv2
 import numpy as np
+
+from cxrjax.sizes import Px, plain, sides
 
 # Grain's threads are the parallelism; OpenCV's own pool inside them only makes threads wait for each other.
 cv2.setNumThreads(0)
@@ -53,49 +59,76 @@ def resize_short(image: np.ndarray, px: int, nearest: bool = False) -> np.ndarra
     return resize(image, max(px, round(height * scale)), max(px, round(width * scale)), nearest)
 
 
-def center_crop(image: np.ndarray, px: int) -> np.ndarray:
-    """Cuts px px out of the middle of h w. Raises ValueError if a side is shorter than px."""
+def resize_over(image: np.ndarray, px: Px, nearest: bool = False) -> np.ndarray:
+    """Resizes h w to the smallest size that covers px px; the aspect is kept."""
+    return resize(image, *covering(image.shape, px), nearest)
+
+
+def covering(shape: tuple[int, ...], px: Px) -> tuple[int, int]:
+    """Height and width of a picture of this shape at the smallest size that covers px px."""
+    wanted, given = sides(px), shape[:2]
+    scale = max(side / old for side, old in zip(wanted, given, strict=True))
+    height, width = (max(side, round(old * scale)) for side, old in zip(wanted, given, strict=True))
+    return height, width
+
+
+def center_crop(image: np.ndarray, px: Px) -> np.ndarray:
+    """Cuts px px out of the middle of h w. Raises ValueError if a side is shorter than that."""
     height, width = image.shape[:2]
-    if min(height, width) < px:
-        raise ValueError(f"Cannot cut {px} x {px} px out of a picture of {height} x {width} px; resize it first.")
-    top, left = (height - px) // 2, (width - px) // 2
-    return image[top : top + px, left : left + px]
+    rows, columns = sides(px)
+    if height < rows or width < columns:
+        raise ValueError(
+            f"Cannot cut {rows} x {columns} px out of a picture of {height} x {width} px; resize it first."
+        )
+    top, left = (height - rows) // 2, (width - columns) // 2
+    return image[top : top + rows, left : left + columns]
 
 
-def fit(image: np.ndarray, px: int, nearest: bool = False) -> np.ndarray:
-    """Evaluation geometry: short side to px, then the px px in the middle. `nearest=True` for masks."""
-    return center_crop(resize_short(image, px, nearest), px)
+def fit(image: np.ndarray, px: Px, nearest: bool = False) -> np.ndarray:
+    """Evaluation geometry: as small as still covers px px, then the px px in the middle. `nearest=True` for masks."""
+    return center_crop(resize_over(image, px, nearest), px)
 
 
-def fit_as(image: np.ndarray, px: int, how: str = "image") -> np.ndarray:
+def fit_as(image: np.ndarray, px: Px, how: str = "image") -> np.ndarray:
     """A picture h w as an encoder is judged with it, px px; "image" is `fit`, what our own are judged with.
 
-    how: "image<N>", such as "image256": short side to N px, then the px px in the middle. "whole": stretched to the
-    square. "padded": long side to px, black on both sides of the short one.
+    how: "image<N>", such as "image256": short side to N px, or more where px px asks for it, then the px px in the
+    middle. "whole": stretched to px px. "padded": as large as px px holds, in the middle of black.
     Raises ValueError for another word.
     """
+    rows, columns = sides(px)
     if how == "whole":
-        return resize(image, px, px)
+        return resize(image, rows, columns)
     if how == "padded":
-        height, width = (max(round(side * px / max(image.shape[:2])), 1) for side in image.shape[:2])
-        square = np.zeros((px, px, *image.shape[2:]), image.dtype)
-        top, left = (px - height) // 2, (px - width) // 2
-        square[top : top + height, left : left + width] = resize(image, height, width)
-        return square
+        side, filled = _first_filled(px, image.shape)
+        height, width = (max(round(length * side / filled), 1) for length in image.shape[:2])
+        padded = np.zeros((rows, columns, *image.shape[2:]), image.dtype)
+        top, left = (rows - height) // 2, (columns - width) // 2
+        padded[top : top + height, left : left + width] = resize(image, height, width)
+        return padded
     short = how.removeprefix("image")
     if not how.startswith("image") or not (short.isdigit() or not short):
         raise ValueError(f"pictures are fitted as 'image', 'image<N>', 'whole' or 'padded', not as {how!r}")
-    return center_crop(resize_short(image, int(short or px)), px)
+    if short:
+        resized = resize_short(image, int(short))
+        if resized.shape[0] >= rows and resized.shape[1] >= columns:
+            return center_crop(resized, px)
+    return fit(image, px)
+
+
+def _first_filled(px: Px, shape: tuple[int, ...]) -> tuple[int, int]:
+    """The side of px px that a picture h w fills first as it grows, and the picture's own side there."""
+    return min(zip(sides(px), shape[:2], strict=True), key=lambda pair: Fraction(*pair))
 
 
 class Crop(NamedTuple):
-    """One random view of a picture: a window of it, turned, resized to px px, and perhaps mirrored.
+    """One random view of a picture: a window of it, turned, resized to px (`sizes.Px`), and perhaps mirrored.
 
     scale, ratio: of the window, as `random_resized_crop` takes them. rotation_degrees: the greatest angle, either way.
     flip: probability of the mirror image; 0 unless asked for, since it moves the heart to the other side.
     """
 
-    px: int
+    px: Px
     scale: tuple[float, float] = (0.2, 1.0)
     ratio: tuple[float, float] = RATIO
     flip: float = 0.0
@@ -108,7 +141,7 @@ def views(image: np.ndarray, rng: np.random.Generator, *specs: Crop) -> np.ndarr
     One call per size: `views(image, rng, *2 * [large])` and `views(image, rng, *6 * [small])` decode the picture once.
     Raises ValueError for no spec, for specs of several sizes, and as `random_resized_crop` does.
     """
-    if len({spec.px for spec in specs}) != 1:
+    if len({plain(spec.px) for spec in specs}) != 1:
         raise ValueError(
             f"crops of {[spec.px for spec in specs]} px cannot be stacked: give at least one, all of one size, and "
             "call once for every size"
@@ -125,27 +158,35 @@ def crop(image: np.ndarray, rng: np.random.Generator, spec: Crop) -> np.ndarray:
 def random_resized_crop(
     image: np.ndarray,
     rng: np.random.Generator,
-    px: int,
+    px: Px,
     scale: tuple[float, float],
     ratio: tuple[float, float] = RATIO,
     rotation_degrees: float = 0.0,
 ) -> np.ndarray:
     """Cuts a random window out of h w and resizes it to px px.
 
-    scale: least and greatest share of the picture's area. ratio: least and greatest width / height, drawn
-    log-uniformly. After ten draws that do not fit, the largest middle window within `ratio` is taken.
+    scale: least and greatest share of the picture's area. ratio: least and greatest width / height of the window over
+    that of px px, so that 1 keeps the aspect of what is shown; drawn log-uniformly. After ten draws that do not fit,
+    the largest middle window within `ratio` is taken.
     rotation_degrees: the window is turned about its middle by an angle from ± this, drawn uniformly.
     Raises ValueError for a scale that is not a range in (0, 1].
-    Source: Szegedy et al. 2015, as in torchvision's RandomResizedCrop; turning the window is our choice, see `_turned`.
+    Source: Szegedy et al. 2015, as in torchvision's RandomResizedCrop; turning the window is our choice, see `_turned`,
+    and so are ratios of what is no square: torchvision's would distort every such view.
     """
     if not 0 < scale[0] <= scale[1] <= 1:
         raise ValueError(f"scale is the least and greatest share of the picture's area, in (0, 1]; got {tuple(scale)}")
     full_height, full_width = image.shape[:2]
-    top, left, height, width = random_window(full_height, full_width, rng, scale, ratio)
+    top, left, height, width = random_window(full_height, full_width, rng, scale, relative(ratio, px))
     if rotation_degrees:
         degrees = rng.uniform(-rotation_degrees, rotation_degrees)
-        return resize(_turned(image, top, left, height, width, degrees), px, px)
-    return resize(image[top : top + height, left : left + width], px, px)
+        return resize(_turned(image, top, left, height, width, degrees), *sides(px))
+    return resize(image[top : top + height, left : left + width], *sides(px))
+
+
+def relative(ratio: tuple[float, float], px: Px) -> tuple[float, float]:
+    """The width / height of windows that are shown as px px with their aspect changed by `ratio`."""
+    height, width = sides(px)
+    return ratio[0] * width / height, ratio[1] * width / height
 
 
 def _turned(image: np.ndarray, top: int, left: int, height: int, width: int, degrees: float) -> np.ndarray:
@@ -188,12 +229,12 @@ def hflip(image: np.ndarray, rng: np.random.Generator, probability: float = 0.5)
     return cv2.flip(image, 1) if rng.random() < probability else image
 
 
-def transform(kind: str, px: int) -> Callable[[np.ndarray, np.random.Generator], np.ndarray]:
+def transform(kind: str, px: Px) -> Callable[[np.ndarray, np.random.Generator], np.ndarray]:
     """The function (image uint8 h w, rng) -> uint8 px px of a kind; it can be pickled.
 
     kind: "none" (`fit`, no draw), "mild" (crop of 50-100 % of the area), "crop_flip" (crop of 20-100 % and mirror),
         "crop_turn_flip" (of 60-100 %, turned by up to 20° either way, and mirror, after ConVIRT),
-        "pad_crop" (long side to 8/7 of px, zeros around the short one, a crop: 256 and 224 px in MGCA's code).
+        "pad_crop" (as large as 8/7 of px px holds, zeros around it, a crop: 256 and 224 px in MGCA's code).
     Raises ValueError naming the kinds for another one.
     """
     whole = {"none": _none, "pad_crop": _pad_crop}
@@ -205,19 +246,23 @@ def transform(kind: str, px: int) -> Callable[[np.ndarray, np.random.Generator],
     return partial(crop, spec=Crop(px, **_CROPS[kind]))
 
 
-def _none(image: np.ndarray, rng: np.random.Generator, px: int) -> np.ndarray:
+def _none(image: np.ndarray, rng: np.random.Generator, px: Px) -> np.ndarray:
     return fit(image, px)
 
 
-def _pad_crop(image: np.ndarray, rng: np.random.Generator, px: int) -> np.ndarray:
-    side = round(px * 8 / 7)
-    height, width = (max(length * side // max(image.shape), 1) for length in image.shape)
-    square = np.zeros((side, side), image.dtype)
-    top, left = (side - height) // 2, (side - width) // 2
+def _pad_crop(image: np.ndarray, rng: np.random.Generator, px: Px) -> np.ndarray:
+    rows, columns = sides(px)
+    around = round(rows * 8 / 7), round(columns * 8 / 7)
+    side, filled = _first_filled(around, image.shape)
+    height, width = (max(length * side // filled, 1) for length in image.shape)
+    padded = np.zeros(around, image.dtype)
+    top, left = (around[0] - height) // 2, (around[1] - width) // 2
     resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-    square[top : top + height, left : left + width] = resized
-    y, x = rng.integers(side - px + 1, size=2)
-    return square[y : y + px, x : x + px]
+    padded[top : top + height, left : left + width] = resized
+    # Of a square one scalar bound draws other numbers than two equal ones would.
+    free = around[0] - rows + 1, around[1] - columns + 1
+    y, x = rng.integers(free[0] if free[0] == free[1] else free, size=2)
+    return padded[y : y + rows, x : x + columns]
 
 
 _CROPS = {

@@ -97,14 +97,6 @@ def channels_of(kernel: np.ndarray, patch_px: int) -> int:
     return channels
 
 
-def grid_of(image_px: int, patch_px: int) -> int:
-    """Patches on a side of a picture. Raises ValueError where they do not cover it."""
-    grid, rest = divmod(image_px, patch_px)
-    if rest or not grid:
-        raise ValueError(f"Pictures of {image_px} px cannot be cut into patches of {patch_px} px; give a multiple.")
-    return grid
-
-
 def flatten(tree: Mapping[str, Any], prefix: str = "", shapes: bool = False) -> dict[str, Any]:
     """Leaves by path "a/b/c": float32 arrays, or their shapes."""
     flat = {}

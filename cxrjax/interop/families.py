@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+from cxrjax import sizes
 from cxrjax.interop import (
     huggingface,
     preprocessing,
@@ -91,11 +92,11 @@ def space(pretrained: Pretrained, folder: str | Path) -> Space | None:
 
 
 def model_of(pretrained: Pretrained) -> dict[str, Any]:
-    """The keys of config.model that a model decides on; image_px is the side that its preprocessing asks for."""
+    """The keys of config.model that a model decides on; image_px is the size that its preprocessing asks for."""
     config = pretrained.config.get("vision_config", pretrained.config)
     by_names = pretrained.config["model_type"] in torch_timm.FIRST
     px = torch_timm.image_px(pretrained) if by_names else config.get("image_size", 224)
-    return {**family(pretrained).model(pretrained), "image_px": pretrained.px or px}
+    return {**family(pretrained).model(pretrained), "image_px": sizes.plain(pretrained.px or px)}
 
 
 def unread(pretrained: Pretrained, space: Space | None = None) -> str:
@@ -124,8 +125,8 @@ def _vit(pretrained: Pretrained) -> dict[str, Any]:
 def _load_vit(
     wanted: Any, pretrained: Pretrained, model: Model, mean: float, std: float
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    size, grid = vit.VARIANTS[model["variant"]], model["image_px"] // model["patch_px"]
-    table = posemb.fixed(model["positions"], (grid, grid), size.width)
+    size, grid = vit.VARIANTS[model["variant"]], sizes.grid(model["image_px"], model["patch_px"])
+    table = posemb.fixed(model["positions"], grid, size.width)
     sides = {"heads": size.heads, "image_px": model["image_px"]}
     return torch_vit.load_into(wanted, pretrained, **sides, mean=mean, std=std, position_table=table), {}
 

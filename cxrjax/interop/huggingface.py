@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save
 
 from cxrjax import checkpoint
 from cxrjax.interop import preprocessing
+from cxrjax.sizes import sides
 
 WEIGHTS, CONFIG, PREPROCESSOR = "model.safetensors", "config.json", preprocessing.FILE
 PICKLED = "pytorch_model.bin"
@@ -23,7 +24,7 @@ PIL_BILINEAR = 2  # antialiased when it shrinks
 class Pretrained(NamedTuple):
     """A model as it lies on disk: arrays by name, config, and per-channel mean and std of pixels in [0, 1].
 
-    px, sees: side and fit of the pictures that it wants, see `preprocessing.Preprocessing`. whole: the model that it is
+    px, sees: size and fit of the pictures that it wants, see `preprocessing.Preprocessing`. whole: the model that it is
     taken from, with all its arrays, where that is one of two encoders.
     """
 
@@ -31,7 +32,7 @@ class Pretrained(NamedTuple):
     config: Mapping[str, Any]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    px: int | None = None
+    px: int | tuple[int, int] | None = None
     sees: str = "image"
     whole: "Pretrained | None" = None
 
@@ -75,22 +76,24 @@ def write(
     """Writes config.json, model.safetensors and preprocessor_config.json.
 
     mean, std: one for all channels, or one each. sees: how the processor fits pictures, see `crops.fit_as`; by default
-    our evaluation geometry, the short side to the picture's size and then the centre. Grey is replicated. Raises
+    our evaluation geometry, the short side to the picture's size and then the centre. Where that is no square, pictures
+    of another aspect get black edges from the processor, which `crops.fit` would enlarge. Grey is replicated. Raises
     ValueError for "padded", which no processor does.
     """
     if sees == "padded":
         raise ValueError("The encoder sees pictures padded to a square, which the processors written here do not do.")
-    folder, size, channels = Path(folder), config["image_size"], config["num_channels"]
-    square = {"height": size, "width": size}
-    # The ViT processor stretches pictures to a square; the other one keeps the aspect and crops.
+    folder, channels = Path(folder), config["num_channels"]
+    height, width = sides(config["image_size"])
+    size, short = {"height": height, "width": width}, min(height, width)
+    # The ViT processor stretches pictures; the other one keeps the aspect and crops.
     geometry = {
         "image_processor_type": "BitImageProcessor",
-        "size": {"shortest_edge": size if sees == "whole" else int(sees.removeprefix("image") or size)},
+        "size": {"shortest_edge": short if sees == "whole" else int(sees.removeprefix("image") or short)},
         "do_center_crop": True,
-        "crop_size": square,
+        "crop_size": size,
     }
     if sees == "whole":
-        geometry = {"image_processor_type": "ViTImageProcessor", "size": square}
+        geometry = {"image_processor_type": "ViTImageProcessor", "size": size}
     preprocessor = {
         **geometry,
         "do_convert_rgb": channels == 3,

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from cxrjax import sizes
 from cxrjax.interop import classifier, huggingface
 
 FILE = "model.onnx"
@@ -49,15 +50,13 @@ def write(folder: Path, pool: str) -> None:
                 pooled, patches = found.pooler_output.flatten(1), last.permute(0, 2, 3, 1)
                 heads = found.pooler_output
             else:
-                side = config["image_size"] // config["patch_size"]
                 flat = last[:, first:]
-                patches = flat.reshape(-1, side, side, config["hidden_size"])
+                patches = flat.reshape(-1, *sizes.grid(config["image_size"], config["patch_size"]), flat.shape[-1])
                 pooled = last[:, 0] if pool == "cls" else flat.mean(1)
                 heads = last[:, 0] if config["model_type"] == "vit" else torch.cat([last[:, 0], flat.mean(1)], dim=1)
             return (pooled, patches) if self.head is None else (pooled, patches, self.head(heads))
 
-    px = config["image_size"]
-    pictures = torch.zeros(2, config["num_channels"], px, px)
+    pictures = torch.zeros(2, config["num_channels"], *sizes.sides(config["image_size"]))
     torch.onnx.export(
         Encoder().eval(),
         (pictures,),

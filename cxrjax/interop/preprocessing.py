@@ -9,19 +9,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cxrjax.sizes import plain, said, sides
+
 FILE = "preprocessor_config.json"
 CROPPED_BELOW_PX = 384  # ConvNeXt's processor crops smaller pictures, and stretches larger ones
 
 
 class Preprocessing(NamedTuple):
-    """mean, std: per channel, of pixels in [0, 1]. px: side of the pictures, None where the file does not say.
+    """mean, std: per channel, of pixels in [0, 1]. px: size of the pictures (`sizes.plain`), None where the file
+    does not say.
 
     sees: how pictures are fitted to it, a word of `crops.fit_as`.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    px: int | None
+    px: int | tuple[int, int] | None
     sees: str
 
 
@@ -65,40 +68,47 @@ def _normalisation(found: Mapping[str, Any], path: Path, channels: int) -> tuple
     return mean, std
 
 
-def _fit(found: Mapping[str, Any], path: Path) -> tuple[int | None, str]:
+def _fit(found: Mapping[str, Any], path: Path) -> tuple[int | tuple[int, int] | None, str]:
     """(px, sees). Keys that are left out say nothing: then the middle of a picture is seen, as by our own encoders."""
     size, crop, crops = found.get("size"), found.get("crop_size"), found.get("do_center_crop", False)
     if crops and crop is not None:
-        px = _square(crop, path, "crop_size")
+        px = _px(crop, path, "crop_size")
+        least = min(sides(px))
         if not found.get("do_resize", True) or size is None:
             return px, "image"
         if not isinstance(size, Mapping) or "shortest_edge" in size:
             short = size["shortest_edge"] if isinstance(size, Mapping) else size
-            if not isinstance(short, int) or short < px:
-                raise ValueError(f"{path} crops {px} px out of pictures of {short!r} px; expected size >= crop_size.")
-            return px, "image" if short == px else f"image{short}"
-        whole = _square(size, path, "size")
+            if not isinstance(short, int) or short < least:
+                raise ValueError(
+                    f"{path} crops {said(px)} px out of pictures of {short!r} px; expected size >= crop_size."
+                )
+            return px, "image" if short == least else f"image{short}"
+        whole = _px(size, path, "size")
         if whole != px:
-            raise ValueError(f"{path} stretches to {whole} px and then crops {px} px, which is not done here.")
+            raise ValueError(
+                f"{path} stretches to {said(whole)} px and then crops {said(px)} px, which is not done here."
+            )
         return px, "whole"
     if size is None or not found.get("do_resize", True):
         return None, "image"
     if found.get("do_pad") or (isinstance(size, Mapping) and "longest_edge" in size and "shortest_edge" not in size):
-        return _square(size, path, "size", "longest_edge"), "padded"
+        return _px(size, path, "size", "longest_edge"), "padded"
     if isinstance(size, Mapping) and "shortest_edge" in size:
-        px = _square(size, path, "size", "shortest_edge")
-        if "crop_pct" not in found:  # the processor leaves them oblong, and encoders here see squares
+        px = size["shortest_edge"]
+        if not isinstance(px, int) or px < 1:
+            raise ValueError(f"{path} has size {size!r}; expected whole pixels.")
+        if "crop_pct" not in found:  # the processor leaves each in its own aspect, and encoders here see one size
             return px, "image"
         return px, f"image{int(px / found['crop_pct'])}" if px < CROPPED_BELOW_PX else "whole"
-    return _square(size, path, "size"), "whole"
+    return _px(size, path, "size"), "whole"
 
 
-def _square(size: Any, path: Path, key: str, edge: str = "") -> int:
-    """The side that a size of a processor names. Raises ValueError where it is no square."""
-    sides = {size.get(edge)} if edge in dict(size if isinstance(size, Mapping) else ()) else None
-    if sides is None:
-        sides = {size.get("height"), size.get("width")} if isinstance(size, Mapping) else {size}
-    side = next(iter(sides))
-    if len(sides) > 1 or not isinstance(side, int) or side < 1:
-        raise ValueError(f"{path} has {key} {size!r}; expected a square of whole pixels, as our encoders see.")
-    return side
+def _px(size: Any, path: Path, key: str, edge: str = "") -> int | tuple[int, int]:
+    """What a size of a processor names. Raises ValueError where it is no whole pixels."""
+    given: Any = size
+    if isinstance(size, Mapping):
+        given = size[edge] if edge in size else (size.get("height"), size.get("width"))
+    try:
+        return plain(given)
+    except ValueError:
+        raise ValueError(f"{path} has {key} {size!r}; expected whole pixels, one number or height and width.") from None

@@ -28,6 +28,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from cxrjax.interop import huggingface, torch_vit
+from cxrjax.sizes import Px, said, sides
 
 EPS = 1e-6
 """Of the LayerNorms in timm's ViTs."""
@@ -93,7 +94,7 @@ def write(
 
 def describe(config: Mapping[str, Any], pool: str) -> dict[str, Any]:
     """The content of timm's config.json for an encoder, without classes and normalisation; errors as of `write`."""
-    px, channels = config["image_size"], config["num_channels"]
+    channels, (height, width_px) = config["num_channels"], sides(config["image_size"])
     if config["model_type"] == "resnet":
         architecture = RESNETS.get((config["layer_type"], tuple(config["depths"])))
         if architecture is None or config["embedding_size"] != 64:
@@ -107,7 +108,7 @@ def describe(config: Mapping[str, Any], pool: str) -> dict[str, Any]:
         width, patch = config["hidden_size"], config["patch_size"]
         word = "token" if pool == "cls" else "avg"
         arguments = {
-            "img_size": px,
+            "img_size": height if height == width_px else [height, width_px],
             "patch_size": patch,
             "embed_dim": width,
             "depth": config["num_hidden_layers"],
@@ -131,7 +132,7 @@ def describe(config: Mapping[str, Any], pool: str) -> dict[str, Any]:
         "model_args": arguments,
         "pretrained_cfg": {
             "custom_load": False,
-            "input_size": [channels, px, px],
+            "input_size": [channels, height, width_px],
             "fixed_input_size": config["model_type"] != "resnet",
             "interpolation": "bilinear",
             "num_classes": 0,
@@ -193,14 +194,20 @@ def _torchvision_name(name: str) -> str:
     return f"{'conv1' if kind == 'convolution' else 'bn1'}.{leaf}"
 
 
-def _fit(sees: str, px: int) -> dict[str, Any]:
+def _fit(sees: str, px: Px) -> dict[str, Any]:
     """How timm's transform fits pictures: it brings the short side to floor(px / crop_pct), and crops the middle."""
     if sees == "whole":
         return {"crop_pct": 1.0, "crop_mode": "squash"}
     if sees == "padded":
         raise ValueError("The encoder sees pictures padded to a square, which is not written for timm.")
-    short = int(sees.removeprefix("image") or px)
-    share = px / short
-    if math.floor(px / share) < short:
+    side = min(sides(px))
+    short = int(sees.removeprefix("image") or side)
+    if short != side and len(set(sides(px))) == 2:
+        raise ValueError(
+            f"The encoder sees pictures as {sees!r} at {said(px)} px, which timm's transform does not do; take --form "
+            "transformers."
+        )
+    share = side / short
+    if math.floor(side / share) < short:
         share = math.nextafter(share, 0.0)
     return {"crop_pct": share, "crop_mode": "center"}

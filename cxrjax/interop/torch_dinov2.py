@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from cxrjax.interop.arrays import Arrays, channels_of, channels_wanted, check_shapes, flatten, grid_of
+from cxrjax import sizes
+from cxrjax.interop.arrays import Arrays, channels_of, channels_wanted, check_shapes, flatten
 from cxrjax.interop.channels import fold, spread
 from cxrjax.interop.huggingface import Pretrained, read
 from cxrjax.interop.torch_vit import QKV
@@ -44,13 +45,13 @@ def options(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def from_huggingface(
-    source: str | Path | Pretrained, *, image_px: int, mean: float, std: float, channels: int = 1
+    source: str | Path | Pretrained, *, image_px: sizes.Px, mean: float, std: float, channels: int = 1
 ) -> dict[str, Any]:
     """Reads a DINOv2, with or without registers, into the tree of a ViT with the fields that `options` gives.
 
     Args:
       source: folder with config.json, model.safetensors and preprocessor_config.json, or what `read` returned.
-      image_px: side of the pictures that our encoder will see; positions are resized to its grid as theirs are.
+      image_px: size of the pictures that our encoder will see; positions are resized to its grid as theirs are.
       mean, std: our normalisation of x = pixel / 255; folded into the patch embedding.
       channels: 1 sums the kernels of three channels, for grey pictures; 3 keeps them.
 
@@ -69,9 +70,9 @@ def from_huggingface(
     projection = "embeddings.patch_embeddings.projection."
     kernel = arrays.take(f"{projection}weight", width, config.get("num_channels", 3), patch_px, patch_px)
     kernel, constant = fold(kernel, pretrained.mean, pretrained.std, mean, std, channels)
-    grid, new_grid = grid_of(config["image_size"], patch_px), grid_of(image_px, patch_px)
-    positions = arrays.take("embeddings.position_embeddings", 1, 1 + grid * grid, width)[0]
-    table = posemb.resize(positions[1:], (grid, grid), (new_grid, new_grid), antialias=wanted["resize_antialias"])
+    grid, new_grid = sizes.grid(config["image_size"], patch_px), sizes.grid(image_px, patch_px)
+    positions = arrays.take("embeddings.position_embeddings", 1, 1 + grid[0] * grid[1], width)[0]
+    table = posemb.resize(positions[1:], grid, new_grid, antialias=wanted["resize_antialias"])
     params = {
         "patch_embed": {
             "kernel": kernel.transpose(2, 3, 1, 0).reshape(-1, width).astype(np.float32),
@@ -111,7 +112,7 @@ def _blocks(arrays: Arrays, config: Mapping[str, Any], ffn: str) -> dict[str, An
 
 
 def load_into(
-    params: Mapping[str, Any], pretrained: Pretrained, *, heads: int, image_px: int, mean: float, std: float
+    params: Mapping[str, Any], pretrained: Pretrained, *, heads: int, image_px: sizes.Px, mean: float, std: float
 ) -> dict[str, Any]:
     """Returns a tree of the structure of `params` filled from a folder, to start training from it.
 
@@ -130,7 +131,13 @@ def load_into(
 
 
 def to_huggingface(
-    params: Mapping[str, Any], *, heads: int, patch_px: int, image_px: int, channels: int = 3, model: Mapping[str, Any]
+    params: Mapping[str, Any],
+    *,
+    heads: int,
+    patch_px: int,
+    image_px: sizes.Px,
+    channels: int = 3,
+    model: Mapping[str, Any],
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Writes an encoder with LayerScale and learned positions in the names and layouts of `Dinov2Model`.
 
@@ -150,7 +157,7 @@ def to_huggingface(
     if missing := sorted({"blocks/layer_scale1/scale", "pos_embed"} - set(flat)):
         raise ValueError(f"This is no DINOv2: {missing} missing; set model.layer_scale and model.positions='learned'.")
     layers, width, _ = flat["blocks/attention/qkv/kernel"].shape
-    own, grid = channels_of(flat["patch_embed/kernel"], patch_px), grid_of(image_px, patch_px)
+    own, grid = channels_of(flat["patch_embed/kernel"], patch_px), sizes.grid(image_px, patch_px)
     kernel = flat["patch_embed/kernel"].reshape(patch_px, patch_px, own, width).transpose(3, 2, 0, 1)
     zeros, swiglu = (
         np.zeros(width, np.float32),
@@ -186,7 +193,7 @@ def to_huggingface(
     config = {
         "architectures": ["Dinov2WithRegistersModel" if registers else "Dinov2Model"],
         "model_type": MODEL_TYPES[registers],
-        "image_size": grid * patch_px,
+        "image_size": sizes.plain((grid[0] * patch_px, grid[1] * patch_px)),
         "patch_size": patch_px,
         "num_channels": channels,
         "hidden_size": width,

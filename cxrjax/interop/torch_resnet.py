@@ -29,6 +29,7 @@ import numpy as np
 from cxrjax.interop.channels import fold, spread
 from cxrjax.interop.huggingface import Pretrained, read
 from cxrjax.models import resnet
+from cxrjax.sizes import Px, plain
 
 MODEL_TYPES = ("resnet",)
 # Mean and deviation of ImageNet, which torchvision's weights were trained with.
@@ -94,7 +95,7 @@ def from_torchvision(
 
 
 def to_huggingface(
-    params: Mapping[str, Any], batch_stats: Mapping[str, Any], *, variant: str, image_px: int, channels: int = 3
+    params: Mapping[str, Any], batch_stats: Mapping[str, Any], *, variant: str, image_px: Px, channels: int = 3
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Our encoder in the names of `ResNetModel`: arrays by on-disk name, and the content of `config.json`.
 
@@ -115,7 +116,7 @@ def to_huggingface(
     config = {
         "architectures": ["ResNetModel"],
         "model_type": "resnet",
-        "image_size": image_px,
+        "image_size": plain(image_px),
         "num_channels": channels,
         **_architecture(variant),
         "torch_dtype": "float32",

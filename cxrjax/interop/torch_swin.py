@@ -30,6 +30,7 @@ import numpy as np
 from cxrjax.interop.channels import fold, spread
 from cxrjax.interop.huggingface import Pretrained, read
 from cxrjax.models import swin
+from cxrjax.sizes import Px, plain
 
 MODEL_TYPES = ("swin",)
 PROJECTION = "embeddings.patch_embeddings.projection"
@@ -51,7 +52,7 @@ INDEX = "relative_position_index"
 
 
 def to_huggingface(
-    params: Mapping[str, Any], *, variant: str, image_px: int, channels: int = 3
+    params: Mapping[str, Any], *, variant: str, image_px: Px, channels: int = 3
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Our encoder in the names of `SwinModel`: arrays by on-disk name, and the content of `config.json`.
 
@@ -95,7 +96,7 @@ def to_huggingface(
     config = {
         "architectures": ["SwinModel"],
         "model_type": "swin",
-        "image_size": image_px,
+        "image_size": plain(image_px),
         "num_channels": channels,
         **_architecture(variant),
         "drop_path_rate": 0.0,

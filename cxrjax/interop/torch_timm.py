@@ -18,6 +18,7 @@ from cxrjax.interop import huggingface, preprocessing, torch_convnext, torch_res
 from cxrjax.interop.huggingface import Pretrained
 from cxrjax.interop.torch_vit import variant_of
 from cxrjax.models import resnet
+from cxrjax.sizes import plain, sides
 
 VIT, RESNET = "timm_vit", "torchvision_resnet"
 """What is written as model_type of models that name none."""
@@ -77,14 +78,14 @@ def read(place: Path) -> Pretrained:
 def options(pretrained: Pretrained) -> dict[str, Any]:
     """The keys of config.model of a ViT; raises ValueError for a size that is none of ours."""
     arrays, config = pretrained.weights, pretrained.config
-    width, _, patch_px, sides = arrays[FIRST[VIT]].shape
+    width, _, patch_px, across = arrays[FIRST[VIT]].shape
     depth = 1 + max(int(name.split(".")[1]) for name in arrays if re.match(r"blocks\.\d+\.", name))
     heads = 2 * width // 64 if (width, "base_encoder" in config["place"]) == (384, True) else max(width // 64, 2)
     size = {"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads}
     hidden = arrays["blocks.0.mlp.fc1.weight"].shape[0]
     gated = arrays["blocks.0.mlp.fc2.weight"].shape[1] != hidden
-    if patch_px != sides:
-        raise ValueError(f"The model has patches of {patch_px} x {sides} px; ours are squares.")
+    if patch_px != across:
+        raise ValueError(f"The model has patches of {patch_px} x {across} px; ours are squares.")
     if "norm_pre.weight" in arrays or "norm.weight" not in arrays:
         raise ValueError(
             "The model has norm_pre or no norm, as timm's CLIP towers and its models with an average pool: these are "
@@ -168,10 +169,13 @@ def _of_config(found: Mapping[str, Any], path: Path) -> preprocessing.Preprocess
     if missing := sorted({"mean", "std", "input_size"} - set(found)):
         raise ValueError(f"{path} lacks {missing} of its pretrained_cfg, which say how pictures are scaled.")
     mean, std = (tuple(map(float, found[key])) for key in ("mean", "std"))
-    _, height, width = found["input_size"]
-    if height != width:
-        raise ValueError(f"{path} has input_size {found['input_size']}; expected squares, as our encoders see.")
+    px = plain(found["input_size"][1:])
     if found.get("crop_mode", "center") == "squash":
-        return preprocessing.Preprocessing(mean, std, height, "whole")
-    short = int(height / found.get("crop_pct", 0.875))
-    return preprocessing.Preprocessing(mean, std, height, "image" if short == height else f"image{short}")
+        return preprocessing.Preprocessing(mean, std, px, "whole")
+    side, share = min(sides(px)), found.get("crop_pct", 0.875)
+    short = int(side / share)
+    if short != side and not isinstance(px, int):
+        raise ValueError(
+            f"{path} has input_size {found['input_size']} with crop_pct {share}; expected 1.0 of no square."
+        )
+    return preprocessing.Preprocessing(mean, std, px, "image" if short == side else f"image{short}")

@@ -23,7 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from cxrjax.interop.arrays import Arrays, channels_of, channels_wanted, check_shapes, flatten, grid_of
+from cxrjax import sizes
+from cxrjax.interop.arrays import Arrays, channels_of, channels_wanted, check_shapes, flatten
 from cxrjax.interop.channels import fold, spread
 from cxrjax.interop.huggingface import Pretrained, read
 from cxrjax.models import posemb, vit
@@ -49,7 +50,7 @@ def to_huggingface(
     *,
     heads: int,
     patch_px: int,
-    image_px: int,
+    image_px: sizes.Px,
     position_table: Any = None,
     channels: int = 3,
     eps: float = 1e-6,
@@ -78,7 +79,7 @@ def to_huggingface(
     layers, width, _ = flat["blocks/attention/qkv/kernel"].shape
     own_channels = channels_of(flat["patch_embed/kernel"], patch_px)
     _check_heads(width, heads)
-    grid = grid_of(image_px, patch_px)
+    grid = sizes.grid(image_px, patch_px)
     _check_channels(own_channels, channels)
     kernel = flat["patch_embed/kernel"].reshape(patch_px, patch_px, own_channels, width).transpose(3, 2, 0, 1)
     weights = {
@@ -94,7 +95,7 @@ def to_huggingface(
     config = {
         "architectures": ["ViTModel"],
         "model_type": "vit",
-        "image_size": image_px,
+        "image_size": sizes.plain(image_px),
         "patch_size": patch_px,
         "num_channels": channels,
         "hidden_size": width,
@@ -132,7 +133,7 @@ def _layer(flat: Mapping[str, np.ndarray], i: int) -> dict[str, np.ndarray]:
 def from_huggingface(
     source: str | Path | Pretrained,
     *,
-    image_px: int,
+    image_px: sizes.Px,
     mean: float,
     std: float,
     channels: int = 1,
@@ -141,7 +142,7 @@ def from_huggingface(
 
     Args:
       source: folder with config.json, model.safetensors and preprocessor_config.json, or what `read` returned.
-      image_px: side of the pictures that our encoder will see; positions are resized bicubically to its grid, as
+      image_px: size of the pictures that our encoder will see; positions are resized bicubically to its grid, as
         `interpolate_pos_encoding=True` does.
       mean, std: our normalisation of x = pixel / 255; folded into the patch embedding (module docstring).
       channels: 1 sums the kernels of three channels, for grey pictures; 3 keeps them.
@@ -164,10 +165,10 @@ def from_huggingface(
     kernel, constant = fold(kernel, pretrained.mean, pretrained.std, mean, std, channels)
     kernel = kernel.transpose(2, 3, 1, 0).reshape(-1, width).astype(np.float32)
     bias = (arrays.take(f"{projection}bias", width) + constant).astype(np.float32)
-    grid, new_grid = grid_of(config["image_size"], patch_px), grid_of(image_px, patch_px)
-    positions = arrays.take("embeddings.position_embeddings", 1, 1 + grid * grid, width)[0]
+    grid, new_grid = sizes.grid(config["image_size"], patch_px), sizes.grid(image_px, patch_px)
+    positions = arrays.take("embeddings.position_embeddings", 1, 1 + grid[0] * grid[1], width)[0]
     cls = arrays.take("embeddings.cls_token", 1, 1, width).reshape(width) + positions[0]
-    positions = posemb.resize(positions[1:], (grid, grid), (new_grid, new_grid))
+    positions = posemb.resize(positions[1:], grid, new_grid)
     params = {
         "patch_embed": {"kernel": kernel, "bias": bias},
         "cls": cls,
@@ -206,11 +207,11 @@ def variant_of(config: Mapping[str, Any]) -> str:
 def positions_of(pretrained: Pretrained) -> str:
     """The word of `posemb.KINDS` for a model's positions: a fixed table that they equal, or else "learned"."""
     size = size_of(pretrained.config)
-    grid, width = grid_of(size["image_px"], size["patch_px"]), vit.VARIANTS[size["variant"]].width
+    grid, width = sizes.grid(size["image_px"], size["patch_px"]), vit.VARIANTS[size["variant"]].width
     arrays = Arrays(_strip(pretrained.weights), 0)
-    table = arrays.take("embeddings.position_embeddings", 1, 1 + grid * grid, width)[0, 1:]
+    table = arrays.take("embeddings.position_embeddings", 1, 1 + grid[0] * grid[1], width)[0, 1:]
     fixed = (kind for kind in posemb.KINDS if kind != "learned")
-    return next((kind for kind in fixed if _is_fixed(table, posemb.fixed(kind, (grid, grid), width))), "learned")
+    return next((kind for kind in fixed if _is_fixed(table, posemb.fixed(kind, grid, width))), "learned")
 
 
 def _is_fixed(table: np.ndarray, fixed: np.ndarray | None) -> bool:
@@ -244,7 +245,7 @@ def load_into(
     folder: str | Path | Pretrained,
     *,
     heads: int,
-    image_px: int,
+    image_px: sizes.Px,
     mean: float,
     std: float,
     position_table: Any = None,
@@ -270,7 +271,7 @@ def load_into(
     return found
 
 
-def _positions_of(flat: Mapping[str, np.ndarray], position_table: Any, grid: int) -> np.ndarray:
+def _positions_of(flat: Mapping[str, np.ndarray], position_table: Any, grid: tuple[int, int]) -> np.ndarray:
     """The table 1+n d to export: the learned or the fixed positions of the patches below a zero row for CLS."""
     if ("pos_embed" in flat) == (position_table is not None):
         raise ValueError(
@@ -278,8 +279,8 @@ def _positions_of(flat: Mapping[str, np.ndarray], position_table: Any, grid: int
             f"fixed; here {'both' if 'pos_embed' in flat else 'neither'} is given."
         )
     patches = flat["pos_embed"] if position_table is None else np.asarray(position_table, np.float32)
-    if len(patches) != grid * grid:
-        raise ValueError(f"{len(patches)} positions do not fit a grid of {grid} x {grid} patches.")
+    if len(patches) != grid[0] * grid[1]:
+        raise ValueError(f"{len(patches)} positions do not fit a grid of {grid[0]} x {grid[1]} patches.")
     return np.concatenate([np.zeros_like(patches[:1]), patches])
 
 

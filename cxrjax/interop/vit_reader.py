@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from cxrjax.interop.arrays import Arrays, channels_wanted, check_shapes, flatten, grid_of
+from cxrjax import sizes
+from cxrjax.interop.arrays import Arrays, channels_wanted, check_shapes, flatten
 from cxrjax.interop.channels import fold
 from cxrjax.interop.huggingface import Pretrained
 from cxrjax.models import posemb, vit
@@ -70,7 +71,7 @@ def load(
     }
     cls, tokens = _tokens(arrays, names, size.width)
     if names.positions:
-        leading, table = _table(arrays, names, model, size.width, len(tokens))
+        leading, table = _table(arrays, names, model, size.width, len(tokens), pretrained.px)
         cls, tokens = cls + leading[: len(cls)], tokens + leading[len(cls) :]
         if "pos_embed" in shapes:
             found["pos_embed"] = table
@@ -130,24 +131,43 @@ def _tokens(arrays: Arrays, names: Names, width: int) -> tuple[np.ndarray, np.nd
 
 
 def _table(
-    arrays: Arrays, names: Names, model: Mapping[str, Any], width: int, registers: int
+    arrays: Arrays,
+    names: Names,
+    model: Mapping[str, Any],
+    width: int,
+    registers: int,
+    px: sizes.Px | None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The positions of [CLS] and the other tokens, 0 where they have none, and of the patches on our grid, n d."""
+    """The positions of [CLS] and the other tokens, 0 where they have none, and of the patches on our grid, n d.
+
+    px: size of the pictures that the encoder was made for, which tells the grid of a table that is no square.
+    """
     rows = arrays.numbers(names.positions).reshape(-1, width)
-    has_cls = bool(names.cls)
+    has_cls, patch_px = bool(names.cls), model["patch_px"]
     # Either [CLS] has a position, or no token beside the patches, or all of them.
-    first = next((i for i in (has_cls, 0, has_cls + registers) if _is_square(len(rows) - i)), None)
-    if first is None:
-        raise ValueError(f"{names.positions} has {len(rows)} rows, which with or without [CLS] are no square grid.")
+    first, theirs = next(
+        ((i, grid) for i in (has_cls, 0, has_cls + registers) if (grid := _grid(len(rows) - i, px, patch_px))),
+        (0, None),
+    )
+    if theirs is None:
+        raise ValueError(
+            f"{names.positions} has {len(rows)} rows, which with or without [CLS] are no square grid, nor that of "
+            f"pictures of {'a size that is told' if px is None else f'{sizes.said(px)} px'}."
+        )
     leading = np.zeros((has_cls + registers, width), np.float32)
     leading[:first] = rows[:first]
-    side, grid = math.isqrt(len(rows) - first), grid_of(model["image_px"], model["patch_px"])
+    ours = sizes.grid(model["image_px"], patch_px)
     options = {"offset": model.get("resize_offset", 0.0), "antialias": model.get("resize_antialias", False)}
-    return leading, np.asarray(posemb.resize(jnp.asarray(rows[first:]), (side, side), (grid, grid), **options))
+    return leading, np.asarray(posemb.resize(jnp.asarray(rows[first:]), theirs, ours, **options))
 
 
-def _is_square(number: int) -> bool:
-    return math.isqrt(number) ** 2 == number
+def _grid(count: int, px: sizes.Px | None, patch_px: int) -> tuple[int, int] | None:
+    """The grid of so many patches: that of pictures of px, else a square, else None."""
+    height, width = sizes.sides(px) if px else (0, 0)
+    if (height // patch_px) * (width // patch_px) == count:
+        return height // patch_px, width // patch_px
+    side = math.isqrt(count)
+    return (side, side) if side**2 == count else None
 
 
 def norm(arrays: Arrays, name: str, width: int) -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ from types import ModuleType
 
 import numpy as np
 
-from cxrjax import named
+from cxrjax import named, sizes
 from cxrjax.imaging import pixels
 from cxrjax.input import device
 from cxrjax.methods import settings
@@ -59,7 +59,7 @@ def blank_batch(method: Method) -> dict[str, np.ndarray]:
     For `init`, which reads shapes and no values.
     """
     names = {"set": "", "image_id": "", "patient_id": "", "study_id": ""}
-    black = np.zeros((method.image_px, method.image_px), np.uint8)
+    black = np.zeros(sizes.sides(method.image_px), np.uint8)
     picture = {"image": pixels.encode(black, "png"), **names}
     parts = {"frontals": [picture], "laterals": [picture], "others": [], "has_frontal": True, "has_lateral": True}
     example = {**picture, **parts, "report": {"findings": "", "impression": "", "text": ""}}

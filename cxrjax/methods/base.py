@@ -14,6 +14,7 @@ import numpy as np
 
 from cxrjax import optim
 from cxrjax.drawing.panels import Panel, rows
+from cxrjax.sizes import Px
 
 Config: TypeAlias = Any  # a ConfigDict, of whose keys a type checker knows nothing
 Params: TypeAlias = dict[str, Any]
@@ -168,7 +169,7 @@ class Method(NamedTuple):
     """A record of pure functions; losses are written on global arrays and name no device.
 
     views, init, loss, after, encode: see the classes of these names above.
-    image_px: side of the pictures that encode was trained on.
+    image_px: size of the pictures that encode was trained on, see `sizes`.
     couples_batch: whether the loss mixes examples, so that it is no mean of the losses of slices of the batch. What a
       BatchNorm in the encoder mixes does not count here.
     parts: what `loss` is made of (see `joined`), or why its gradient cannot be accumulated over slices.
@@ -185,7 +186,7 @@ class Method(NamedTuple):
     loss: Loss
     after: After
     encode: Encode
-    image_px: int
+    image_px: Px
     couples_batch: bool = True
     parts: Parts | str = "its loss is in one piece"
     encoder: EncoderParams = encoder_params

@@ -6,8 +6,8 @@
                                                        both in losses/detection.py, the heads in models/detection.py
 
 f: config.encoder, learned, frozen or drifting (`base.trunk`). Classes are config.labels, the names that boxes have in
-the sets; with none named every box is of the one class "any". x is the whole picture as a square (`boxes.whole`), or a
-window of it whose boxes are cut off with it.
+the sets; with none named every box is of the one class "any". x is the whole picture without its aspect
+(`boxes.whole`), or a window of it whose boxes are cut off with it.
 
 YOLOv3 is Redmon and Farhadi's (1804.02767) with MGCA's widths, weights and means (Wang et al., NeurIPS 2022, released
 code). The defects of that code are switches, all off by default: loss.assign="best_of_level" (a box is to be found on
@@ -23,7 +23,7 @@ in place of its centre-ness the quality of GFL (Li et al., NeurIPS 2020).
 
 import jax.numpy as jnp
 
-from cxrjax import monitors, rng
+from cxrjax import monitors, rng, sizes
 from cxrjax.config import names
 from cxrjax.input import boxes, crops, device
 from cxrjax.losses import detection as losses
@@ -48,7 +48,9 @@ def make(config: Config) -> Method:
     head = detection.make(config.head, encoder.backbone, len(classes))
     single = pictures(config, 1)
     answer = {name: config.answer[name] for name in ("most", "confidence", "overlap")}
-    answer["longer"] = 1 / config.model.image_px if config.answer.inclusive_iou else 0.0
+    if config.answer.inclusive_iou:
+        height, width = sizes.sides(config.model.image_px)
+        answer["longer"] = (1 / height, 1 / width)
 
     def loss(params, state, batch, key, step):
         images = single.prepare(key, batch["image"])[:, 0]  # b h w 1

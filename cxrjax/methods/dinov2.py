@@ -44,7 +44,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from cxrjax import monitors, optim, rng
+from cxrjax import monitors, optim, rng, sizes
 from cxrjax.drawing.panels import Panel
 from cxrjax.input import block_masks, device
 from cxrjax.losses import distill, prototypes
@@ -73,11 +73,12 @@ def make(config: Config) -> Method:
     whole, student = backbone.make_vit({**config.model, "mask_token": True})
     _, teacher = backbone.make_vit({**config.model, "mask_token": True, "drop_path": 0.0})
     crops, loss, dtype = multi_crop(config, whole), config.loss, student.dtype
-    grid, rectangles = (config.model.image_px // config.model.patch_px,) * 2, block_masks.Rectangles(**config.masking)
+    grid = sizes.grid(config.model.image_px, config.model.patch_px)
+    rectangles = block_masks.Rectangles(**config.masking)
     networks = {"head": _head(config.head, dtype)}
     if config.ibot_head.separate:
-        sizes = {name: config.ibot_head[name] for name in ("out", "prototypes")}
-        networks["ibot_head"] = _head({**config.head, **sizes}, dtype)
+        own = {name: config.ibot_head[name] for name in ("out", "prototypes")}
+        networks["ibot_head"] = _head({**config.head, **own}, dtype)
     of_patches = "ibot_head" if config.ibot_head.separate else "head"
     momentum, done = ramp(config, config.momentum), progress(config)
 
@@ -222,6 +223,6 @@ def picked(patches: jax.Array, ids: jax.Array) -> jax.Array:
 
 
 def _head(head: Config, dtype: jnp.dtype) -> tuple[heads.MLP, Prototypes]:
-    sizes = (head["hidden"], head["hidden"], head["out"])
-    projector = heads.MLP(sizes, norm="none", activation="gelu", initial="normal", dtype=dtype)
+    widths = (head["hidden"], head["hidden"], head["out"])
+    projector = heads.MLP(widths, norm="none", activation="gelu", initial="normal", dtype=dtype)
     return projector, Prototypes(head["prototypes"], dtype, head["learn_length"])

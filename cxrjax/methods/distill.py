@@ -26,10 +26,12 @@ Teachers stay as they are read, BatchNorm statistics included. They are part of 
 the student alone encodes and is exported. A run of MLVICX teaches without its gates.
 """
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 
-from cxrjax import monitors, rng
+from cxrjax import monitors, rng, sizes
 from cxrjax.input import augment, crops, device
 from cxrjax.losses import distill
 from cxrjax.methods import settings
@@ -56,12 +58,16 @@ def make(config: Config) -> Method:
     scales = {name: network.standardise for name, network in config.teachers.networks.items()}
     shape = {"norm": "layer", "activation": "gelu", "dtype": jnp.dtype(config.model.dtype)}
     head = {name: heads.MLP((config.head.hidden, teacher.width), **shape) for name, teacher in teachers.items()}
-    crop = crops.Crop(max(network.image_px for network in (encoder, *teachers.values())), **config.views)
+    networks = {"model": encoder, **teachers}
+    crop = crops.Crop(largest({name: network.image_px for name, network in networks.items()}), **config.views)
 
     def prepare(batch, key):
         grey = augment.augment(rng.fold(key, "augment"), batch["image"], changes)[:, 0]  # b h w 1
-        images = {name: device.standardise(resized(grey, teachers[name].image_px), **scales[name]) for name in teachers}
-        own = device.standardise(resized(grey, encoder.image_px), **config.standardise)
+        images = {
+            name: device.standardise(resized(grey, *sizes.sides(teachers[name].image_px)), **scales[name])
+            for name in teachers
+        }
+        own = device.standardise(resized(grey, *sizes.sides(encoder.image_px)), **config.standardise)
         return {"image": own, "teachers": images, "paths": encoder.paths(rng.fold(key, "drop_path"), len(grey))}
 
     def embed(params, state, prepared):
@@ -106,6 +112,19 @@ def make(config: Config) -> Method:
     parts = Parts(prepare, embed, loss_of)
     functions = make_views, init, joined(parts), keep_state, encode_by(encoder, config.standardise)
     return Method(*functions, config.model.image_px, couples_batch=config.loss.standardised, parts=parts)
+
+
+def largest(image_px: Mapping[str, sizes.Px]) -> sizes.Px:
+    """The largest of several sizes, by the name that each is of. Raises ValueError where their aspects differ."""
+    found = {name: sizes.sides(px) for name, px in image_px.items()}
+    most = max(found.values())
+    if any(height * most[1] != width * most[0] for height, width in found.values()):
+        every = ", ".join(f"{sizes.said(px)} ({name})" for name, px in found.items())
+        raise ValueError(
+            f"model and teachers see one crop at their own sizes, which must have one aspect, got {every}; give "
+            "teachers.image_px in the aspect of model.image_px"
+        )
+    return most
 
 
 def resized(x: jax.Array, rows: int, columns: int | None = None) -> jax.Array:

@@ -36,7 +36,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxrjax import monitors, optim, rng
+from cxrjax import monitors, optim, rng, sizes
 from cxrjax.drawing.panels import Panel
 from cxrjax.input import block_masks, crops, device
 from cxrjax.losses import masked
@@ -63,7 +63,7 @@ def make(config: Config) -> Method:
         raise ValueError(f"this method gives a ViT some of the patches; got model.variant={config.model.variant!r}")
     shared = {"dtype": encoder.dtype, "remat": encoder.remat, "unroll": encoder.unroll}
     predictor = Predictor(encoder.size.width, **config.predictor, **shared)
-    grid = (config.model.image_px // px,) * 2
+    grid = sizes.grid(config.model.image_px, px)
     blocks, momentum = block_masks.Blocks(**config.masking), ramp(config, config.momentum, shape="linear")
     crop, cuts = crops.Crop(config.model.image_px, **config.views), config.masking.context_cut == "first"
 

@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from cxrjax import monitors, rng
+from cxrjax import monitors, rng, sizes
 from cxrjax.drawing.panels import Panel
 from cxrjax.input import crops, device
 from cxrjax.losses import masked
@@ -55,13 +55,14 @@ def make(config: Config) -> Method:
     whole, encoder = backbone.make_vit(config.model)
     shared = {"dtype": dtype, "remat": config.model.remat, "unroll": config.model.unroll}
     decoder = MAEDecoder(px * px * config.model.channels, **config.decoder, **shared)
-    side = config.model.image_px // px
-    kept = kept_patches(side * side, config.masking.ratio)
+    grid = sizes.grid(config.model.image_px, px)
+    n = grid[0] * grid[1]
+    kept = kept_patches(n, config.masking.ratio)
     crop = crops.Crop(config.model.image_px, **config.views)
 
     def prepare(batch, key):
         images = standardised(batch["image"][:, 0])
-        ids_keep, ids_restore, hidden = masking(rng.fold(key, "mask"), len(images), side * side, kept)
+        ids_keep, ids_restore, hidden = masking(rng.fold(key, "mask"), len(images), n, kept)
         paths = encoder.paths(rng.fold(key, "drop_path"), len(images))
         return {"images": images, "keep": ids_keep, "restore": ids_restore, "hidden": hidden, "paths": paths}
 
@@ -79,7 +80,7 @@ def make(config: Config) -> Method:
         images, options = prepared["images"], {"embed": config.masking.embed, "paths": prepared["paths"]}
         out = linen.apply(encoder, params["encoder"], images, prepared["keep"], **options)
         tokens = out["cls"], out["patches"]  # b d, b k d
-        prediction = linen.apply(decoder, params["decoder"], *tokens, prepared["restore"], (side, side))
+        prediction = linen.apply(decoder, params["decoder"], *tokens, prepared["restore"], grid)
         return out, prediction, rearrange(images, "b (p i) (q j) c -> b (p q) (i j c)", i=px, j=px)
 
     def standardised(images):
@@ -89,10 +90,10 @@ def make(config: Config) -> Method:
     def init(key, batch):
         images = standardised(batch["image"][:1, 0])
         cls = jnp.zeros((1, encoder.size.width))
-        order = jnp.arange(side * side)[None]
+        order = jnp.arange(n)[None]
         params = {
             "encoder": linen.init(encoder, rng.fold(key, "encoder"), images),
-            "decoder": linen.init(decoder, rng.fold(key, "decoder"), cls, cls[:, None], order, (side, side)),
+            "decoder": linen.init(decoder, rng.fold(key, "decoder"), cls, cls[:, None], order, grid),
         }
         return params, {}
 
@@ -108,13 +109,13 @@ def make(config: Config) -> Method:
         if config.loss.normalise:  # it knows neither mean nor contrast of a patch, and is given the true ones here
             spread = jnp.sqrt(pixels.var(-1, keepdims=True, ddof=1) + 1e-6)
             prediction = prediction * spread + pixels.mean(-1, keepdims=True)
-        images, hidden = prepared["images"][..., 0], rearrange(prepared["hidden"], "b (p q) -> b p q", p=side)
+        images, hidden = prepared["images"][..., 0], rearrange(prepared["hidden"], "b (p q) -> b p q", p=grid[0])
         whole_picture = jnp.where(prepared["hidden"][..., None], prediction, pixels)
-        drawn = rearrange(whole_picture, "b (p q) (i j c) -> b (p i) (q j) c", p=side, i=px, j=px)[..., 0]
+        drawn = rearrange(whole_picture, "b (p q) (i j c) -> b (p i) (q j) c", p=grid[0], i=px, j=px)[..., 0]
         known = " (mean and contrast of each are given)" if config.loss.normalise else ""
         return [
             Panel("picture", images),
-            Panel(f"what the encoder is given: {kept} of {side * side} patches", images, hidden=hidden),
+            Panel(f"what the encoder is given: {kept} of {n} patches", images, hidden=hidden),
             Panel(f"hidden patches reconstructed{known}", drawn),
         ]
 

@@ -35,7 +35,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from cxrjax import monitors, rng
+from cxrjax import monitors, rng, sizes
 from cxrjax.config import names
 from cxrjax.input import device
 from cxrjax.losses import redundancy
@@ -138,8 +138,8 @@ def make(config: Config) -> Method:
         return out, dict(updated["batch_stats"])
 
     def init(key, batch):
-        px = config.model.image_px
-        encoder = trunk.init(rng.fold(key, "encoder"), jnp.zeros((1, px, px, trunk.channels)), False)
+        picture = jnp.zeros((1, *sizes.sides(config.model.image_px), trunk.channels))
+        encoder = trunk.init(rng.fold(key, "encoder"), picture, False)
         params, stats = {"encoder": encoder["params"]}, {"encoder": encoder["batch_stats"]}
         starts = {name: heads.start(b.head, rng.fold(key, name), b.width) for name, b in branches.items()}
         params["projector"], stats["projector"] = ({name: s[i] for name, s in starts.items()} for i in range(2))

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxrjax import monitors
+from cxrjax import monitors, sizes
 from cxrjax.drawing.panels import Panel
 from cxrjax.input import crops, device
 from cxrjax.losses import contrastive
@@ -56,15 +56,16 @@ def make(config: Config) -> Method:
         raise ValueError("loss.mask_same_patient compares all pictures of the batch, so it needs loss.groups = 1")
     (whole, encoder), pool = make_vit(config.model), config.model.pool
     head = None if config.head.kind == "none" else ProjectionHead(**config.head)
-    side = config.model.image_px // config.model.patch_px
-    k_a, k_b = partition_sizes(side * side, config.partition.keep_ratio, config.partition.split_ratio)
+    grid = sizes.grid(config.model.image_px, config.model.patch_px)
+    n = grid[0] * grid[1]
+    k_a, k_b = partition_sizes(n, config.partition.keep_ratio, config.partition.split_ratio)
     transform = crops.transform(config.views.transform, config.model.image_px)
     if config.cls_shortcut and pool != "cls":
         raise ValueError("cls_shortcut leaves the patches of the last block uncomputed, so it needs model.pool='cls'")
 
     def prepare(batch, key):
         images = device.standardise(batch["image"][:, 0], **config.standardise)  # b h w 1
-        ids = partition(key, len(images), (side, side), k_a, k_b, config.partition.scheme)
+        ids = partition(key, len(images), grid, k_a, k_b, config.partition.scheme)
         return {"images": images, "ids": ids, "patient": batch["patient"]}
 
     def embed(params, state, prepared):
@@ -113,8 +114,8 @@ def make(config: Config) -> Method:
         images = prepared["images"][..., 0]
         found = [Panel("picture", images)]
         for name, ids in zip("AB", prepared["ids"], strict=True):
-            label = f"part {name}: {ids.shape[1]} of {side * side} patches"
-            found.append(Panel(label, images, hidden=outside(ids, (side, side))))
+            label = f"part {name}: {ids.shape[1]} of {n} patches"
+            found.append(Panel(label, images, hidden=outside(ids, grid)))
         return found
 
     encode, parts = encode_by(whole, config.standardise), Parts(prepare, embed, loss_of)

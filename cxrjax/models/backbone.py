@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from cxrjax import sizes
 from cxrjax.models import convnext, linen, resnet, vit
 from cxrjax.models.convnext import ConvNeXt
 from cxrjax.models.resnet import ResNet
@@ -39,7 +40,7 @@ class Backbone(NamedTuple):
       that was learned on "pooled": those that a ViT calls so, and of the others the last map. Pictures of one channel
       are repeated over `channels`.
     paths: (key, b) or (key, b, v) → what a ViT drops of so many pictures, see `vit.ViT.paths`; None of a ResNet.
-    width: d. image_px: side of the pictures that the config names; apply takes other sizes as well.
+    width: d. image_px: size of the pictures that the config names (`sizes.plain`); apply takes others as well.
     module: the Linen module itself, for more of its outputs.
     """
 
@@ -47,7 +48,7 @@ class Backbone(NamedTuple):
     apply: Callable
     paths: Callable
     width: int
-    image_px: int
+    image_px: int | tuple[int, int]
     module: ViT | ResNet | ConvNeXt
 
 
@@ -71,6 +72,7 @@ def make(model: Mapping[str, Any]) -> Backbone:
             f"the encoder {options['variant']!r} also needs {', '.join(f'model.{key}' for key in missing)}; got the "
             f"keys {sorted(options)}. Start from a config with an encoder of the same family"
         )
+    options["image_px"] = sizes.plain(options["image_px"])
     fields = {name: value for name, value in options.items() if name in _FIELDS[family]}
     fields["dtype"] = jnp.dtype(options["dtype"])
     if family is ViT:
@@ -149,7 +151,7 @@ def check_paths(module: ViT, train: bool, paths: jax.Array | None) -> None:
         raise ValueError(f"drop_path={module.drop_path} needs to know what it drops: give apply its paths in training")
 
 
-def _resnet(module: ResNet, image_px: int) -> Backbone:
+def _resnet(module: ResNet, image_px: int | tuple[int, int]) -> Backbone:
     def init(key):
         variables = module.init(key, _blank(image_px, module.channels), train=False)
         return variables["params"], variables["batch_stats"]
@@ -167,7 +169,7 @@ def _resnet(module: ResNet, image_px: int) -> Backbone:
     return Backbone(init, apply, lambda key, *shape: None, module.size.widths[-1], image_px, module)
 
 
-def _convnext(module: ConvNeXt, image_px: int) -> Backbone:
+def _convnext(module: ConvNeXt, image_px: int | tuple[int, int]) -> Backbone:
     def init(key):
         return linen.init(module, key, _blank(image_px, module.channels)), {}
 
@@ -183,8 +185,8 @@ def _convnext(module: ConvNeXt, image_px: int) -> Backbone:
     return Backbone(init, apply, lambda key, *shape: None, module.size.widths[-1], image_px, module)
 
 
-def _blank(px: int, channels: int) -> jax.Array:
-    return jnp.zeros((1, px, px, channels))
+def _blank(px: sizes.Px, channels: int) -> jax.Array:
+    return jnp.zeros((1, *sizes.sides(px), channels))
 
 
 def _repeat(images: jax.Array, channels: int) -> jax.Array:

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cxrjax import sizes
 from cxrjax.losses.boxes import iou
 from cxrjax.models import linen
 from cxrjax.models.backbone import Backbone
@@ -88,9 +89,10 @@ def make(head: Mapping[str, Any], encoder: Backbone, classes: int) -> Detector:
     return _dense(head, module, encoder.image_px, classes)
 
 
-def _yolo(head: Mapping[str, Any], encoder: ResNet, px: int, classes: int) -> Detector:
+def _yolo(head: Mapping[str, Any], encoder: ResNet, px: sizes.Px, classes: int) -> Detector:
     module = YoloHead(classes, head["width"], encoder.dtype)
-    taps = [jnp.zeros((1, px // 2**i, px // 2**i, encoder.size.widths[i - 1])) for i in (3, 4, 5)]
+    height, width = sizes.sides(px)
+    taps = [jnp.zeros((1, height // 2**i, width // 2**i, encoder.size.widths[i - 1])) for i in (3, 4, 5)]
 
     def init(key):
         variables = module.init(key, taps, False)
@@ -104,13 +106,13 @@ def _yolo(head: Mapping[str, Any], encoder: ResNet, px: int, classes: int) -> De
     return Detector(init, apply, partial(decode_yolo, score=head["score"]), "yolov3", True)
 
 
-def _dense(head: Mapping[str, Any], encoder: ViT, px: int, classes: int) -> Detector:
+def _dense(head: Mapping[str, Any], encoder: ViT, px: sizes.Px, classes: int) -> Detector:
     pyramid = SimplePyramid(head["width"], tuple(head["scales"]), encoder.dtype)
-    module, side = DenseHead(classes, head["width"], head["layers"], encoder.dtype), px // encoder.patch_px
+    module, grid = DenseHead(classes, head["width"], head["layers"], encoder.dtype), sizes.grid(px, encoder.patch_px)
 
     def init(key):
         one, other = jax.random.split(key)
-        maps, variables = pyramid.init_with_output(one, jnp.zeros((1, side, side, encoder.size.width)))
+        maps, variables = pyramid.init_with_output(one, jnp.zeros((1, *grid, encoder.size.width)))
         return {"pyramid": variables["params"], "places": linen.init(module, other, maps)}, {}
 
     def apply(params, stats, features, train):
@@ -297,14 +299,14 @@ def nms(
     confidence: float,
     overlap: float,
     consider: int = 1000,
-    longer: float = 0.0,
+    longer: tuple[float, float] = (0.0, 0.0),
 ) -> Found:
     """Non-maximum suppression within each class: the best box stays, those of its class that overlap it go, and so on.
 
     most: k, boxes kept per picture over all classes. confidence: least score of a box. overlap: IoU from which on a box
     is another's double. consider: (box, class) pairs with the highest scores that are looked at. Equal scores are taken
     in the order of the candidates. Boxes are cut off at the picture's edge before they are compared. longer: by how
-    much of the picture every side of a box counts as longer in an IoU; a pixel in the released code of MGCA, which
+    much of the picture's height and width a box counts as longer in an IoU; a pixel in the released code of MGCA, which
     merges boxes of 10 px that lie 3.4 px apart at an overlap of 0.5.
     """
 
@@ -313,7 +315,7 @@ def nms(
         pairs = min(consider, scores.size)
         score, pair = jax.lax.top_k(scores.reshape(-1), pairs)
         boxes, kind = jnp.clip(boxes, 0, 1)[pair // classes], pair % classes
-        long = boxes + jnp.asarray((0, 0, longer, longer))
+        long = boxes + jnp.asarray((0, 0, *longer))
 
         def pick(alive, _):
             i = jnp.argmax(alive)

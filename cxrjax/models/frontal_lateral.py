@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from cxrjax import rng
+from cxrjax import rng, sizes
 from cxrjax.models import backbone, linen, selection, swin, text_tower
 from cxrjax.models.cross_decoder import CrossDecoder, WordHead
 from cxrjax.models.prototypes import Prototypes
@@ -45,12 +45,12 @@ class Networks:
 
     def init(self, key: jax.Array) -> tuple[dict[str, Any], dict[str, Any]]:
         """(params, state) of the whole method."""
-        px, width, token = self.config.model.image_px, self.config.width, jnp.zeros((1, 1, self.config.width))
+        width, token = self.config.width, jnp.zeros((1, 1, self.config.width))
 
         def normal(name, rows, columns):
             return rows**-0.5 * jax.random.normal(rng.fold(key, name), (rows, columns))
 
-        params, frozen, picture = {}, {}, jnp.zeros((1, px, px, 1))
+        params, frozen, picture = {}, {}, jnp.zeros((1, *sizes.sides(self.config.model.image_px), 1))
         params["encoder"], stats = self.frontal.init(rng.fold(key, "encoder"))
         params["text"], frozen["text"] = self.text.init(rng.fold(key, "text"))
         owner = params if self.lateral_learns else frozen

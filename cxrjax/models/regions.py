@@ -4,7 +4,6 @@ GLoRIA and MGCA take layer3 of a ResNet-50, which is four times as fine as the l
 224 px enlarged to 299; of a ViT they take the patches.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
+from cxrjax import sizes
 from cxrjax.models import attention, backbone, linen
 from cxrjax.models.convnext import ConvNeXt
 from cxrjax.models.interpolation import resize_matrix
@@ -39,8 +39,8 @@ class Regions(NamedTuple):
 def make(model: Mapping[str, Any], *, layer: int = 3, enlarge_px: int = 0, attention: bool = False) -> Regions:
     """The encoder of config.model (see `backbone.make`).
 
-    layer: of a ResNet whose map the regions are, 1 to 4. enlarge_px: pictures for a ResNet are brought to this side
-    first, bilinearly and with corners on corners; 0 leaves them. attention: of a ViT, see `Regions`; then the inputs
+    layer: of a ResNet whose map the regions are, 1 to 4. enlarge_px: short side that pictures for a ResNet are brought
+    to first, bilinearly and with corners on corners; 0 leaves them. attention: of a ViT, see `Regions`; then the inputs
     of all its blocks are kept. Raises ValueError for another layer, and for a ViT that pools by something else than
     [CLS] or the mean.
     """
@@ -57,31 +57,38 @@ def make(model: Mapping[str, Any], *, layer: int = 3, enlarge_px: int = 0, atten
     return Regions(encoder.init, apply, encoder.paths, encoder.width, encoder.module.size.widths[layer])
 
 
-def enlarged(images: jax.Array, px: int) -> jax.Array:
-    """b h w c → b px px c, bilinear, the corner pixels staying the corners (torch's align_corners)."""
+def enlarged_px(image_px: sizes.Px, short_px: int) -> tuple[int, int]:
+    """Height and width of pictures of a size once their short side is short_px."""
+    sides = sizes.sides(image_px)
+    height, width = (round(side * short_px / min(sides)) for side in sides)
+    return height, width
+
+
+def enlarged(images: jax.Array, short_px: int) -> jax.Array:
+    """b h w c as `enlarged_px` says, bilinear, the corner pixels staying the corners (torch's align_corners)."""
+    wanted = enlarged_px(images.shape[1:3], short_px)
     for axis, formula in ((1, "bhwc,ih->biwc"), (2, "bhwc,jw->bhjc")):
-        matrix = resize_matrix(images.shape[axis], px, aligned=True).astype(np.float32)
+        matrix = resize_matrix(images.shape[axis], wanted[axis - 1], aligned=True).astype(np.float32)
         images = jnp.einsum(formula, images, matrix, precision="highest")
     return images
 
 
-def cls_attention(module: ViT, params: Mapping[str, Any], blocks: jax.Array) -> jax.Array:
+def cls_attention(module: ViT, params: Mapping[str, Any], blocks: jax.Array, grid: tuple[int, int]) -> jax.Array:
     """As `attention_of_heads`, mean over the heads: b n."""
-    return attention_of_heads(module, params, blocks).mean(axis=1)
+    return attention_of_heads(module, params, blocks, grid).mean(axis=1)
 
 
-def attention_of_heads(module: ViT, params: Mapping[str, Any], blocks: jax.Array) -> jax.Array:
+def attention_of_heads(module: ViT, params: Mapping[str, Any], blocks: jax.Array, grid: tuple[int, int]) -> jax.Array:
     """How much [CLS] attends to each of the n patches in a ViT's last block, by head: b heads n, no gradient.
 
-    params: of the ViT; blocks: l b 1+r+n d, what it gives with `intermediates`. A row sums to 1 less what [CLS] gives
-    itself and the registers.
+    params: of the ViT; blocks: l b 1+r+n d, what it gives with `intermediates` of pictures of this grid. A row sums to
+    1 less what [CLS] gives itself and the registers.
     """
     last = jax.tree.map(lambda leaf: leaf[-1], params["blocks"])
     norm = nn.LayerNorm(epsilon=module.eps, dtype=module.dtype, parent=None)
     y = linen.apply(norm, last["norm1"], blocks[-2])
     lead = 1 + module.registers
-    side = math.isqrt(y.shape[1] - lead)
-    angles = module.angles((side, side))
+    angles = module.angles(grid)
     if angles is not None:
         angles = jnp.pad(angles, ((lead, 0), (0, 0)))
     found = attention.of_first_token(y, last["attention"]["qkv"], module.size.heads, angles=angles)
@@ -98,7 +105,7 @@ def _vit(module, pool, wanted):
         patches = rearrange(patches, "b (p q) d -> b p q d", p=p, q=q)
         features = {"pooled": pooled, "patches": patches, "regions": patches, "attention": None}
         if wanted:
-            features["attention"] = cls_attention(module, params, out["blocks"])
+            features["attention"] = cls_attention(module, params, out["blocks"], (p, q))
         return features, state
 
     return apply

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cxrjax import sizes
 from cxrjax.config import names
 from cxrjax.models.backbone import Backbone
 from cxrjax.models.batchnorm import BatchNorm
@@ -76,7 +77,7 @@ def make(head: Mapping[str, Any], encoder: Backbone) -> Segmenter:
 
     def init(key):
         params, stats = jax.eval_shape(encoder.init, key)
-        images = jnp.zeros((1, encoder.image_px, encoder.image_px, 1))
+        images = jnp.zeros((1, *sizes.sides(encoder.image_px), 1))
         found, _ = jax.eval_shape(lambda *given: encoder.apply(*given, train=False, levels=True), params, stats, images)
         blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), found)
         variables = module.init(key, *inputs(blank, images, False))

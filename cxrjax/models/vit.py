@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange, repeat
 
+from cxrjax import sizes
 from cxrjax.models import linen, posemb
 from cxrjax.models.transformer import (
     ACTIVATIONS,
@@ -92,10 +93,11 @@ ROPE = "rope"
 
 
 class ViT(nn.Module):
-    """Encoder of square pictures; see the module's docstring.
+    """Encoder of pictures that its patches cover; see the module's docstring.
 
-    variant: key of VARIANTS. positions: "sincos" (fixed, MAE), "sincos_rows" (MoCo v3), "rope" (DINOv3) or "learned";
-    resize_offset: of learned ones on another grid, see `posemb.resize`. drop_path: rate of the last block, linear over
+    variant: key of VARIANTS. image_px: their size, see `sizes`; for others positions are resized. positions: "sincos"
+    (fixed, MAE), "sincos_rows" (MoCo v3), "rope" (DINOv3) or "learned"; resize_offset: of learned ones on another grid,
+    see `posemb.resize`. drop_path: rate of the last block, linear over
     depth. dtype: of the computation; parameters are float32. remat: what a block recomputes in the backward pass:
     "none" nothing, "dots" all but its linear layers, "full" everything. initialisation: of the linear layers and [CLS],
     see INITIAL.
@@ -113,7 +115,7 @@ class ViT(nn.Module):
 
     variant: str = "B"
     patch_px: int = 16
-    image_px: int = 224
+    image_px: int | tuple[int, int] = 224
     channels: int = 1
     positions: str = "sincos"
     drop_path: float = 0.0
@@ -176,11 +178,9 @@ class ViT(nn.Module):
                 raise ValueError(f"{name} must be one of {', '.join(there)}, got {value!r}")
         if self.positions not in (*posemb.KINDS, ROPE):
             raise ValueError(f"positions must be one of {', '.join((*posemb.KINDS, ROPE))}, got {self.positions!r}")
-        if self.patch_px < 1 or self.image_px < 1 or self.image_px % self.patch_px:
-            raise ValueError(
-                f"pictures of {self.image_px} px do not divide into patches of {self.patch_px} px: model.image_px must "
-                "be a multiple of model.patch_px"
-            )
+        if self.patch_px < 1:
+            raise ValueError(f"patches of {self.patch_px} px: model.patch_px must be at least 1")
+        sizes.grid(self.image_px, self.patch_px)
 
     @nn.compact
     def __call__(
@@ -303,10 +303,10 @@ class ViT(nn.Module):
             return jnp.zeros((grid[0] * grid[1], width), self.dtype)
         if (table := posemb.fixed(self.positions, grid, width)) is not None:
             return jnp.asarray(table, self.dtype)
-        side = self.image_px // self.patch_px
-        table = self.param("pos_embed", nn.initializers.normal(0.02), (side * side, width))
+        trained_on = sizes.grid(self.image_px, self.patch_px)
+        table = self.param("pos_embed", nn.initializers.normal(0.02), (trained_on[0] * trained_on[1], width))
         options = {"offset": self.resize_offset, "antialias": self.resize_antialias}
-        return posemb.resize(table, (side, side), grid, **options).astype(self.dtype)
+        return posemb.resize(table, trained_on, grid, **options).astype(self.dtype)
 
     def _as_used(self, path: tuple, leaf: jax.Array) -> jax.Array:
         return leaf.astype(self.dtype) if path[-1].key == "kernel" else leaf

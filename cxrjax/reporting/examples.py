@@ -65,7 +65,9 @@ def draw(example: Mapping[str, Any], row: Mapping[str, Any], px: int = PX) -> by
     canvas = cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR)
     grid = _map(row)
     if grid is not None:
-        canvas = style.over(canvas[..., ::-1], style.enlarge(grid, px), float(grid.min()), float(grid.max()))[..., ::-1]
+        canvas = style.over(canvas[..., ::-1], style.enlarge(grid, px, px), float(grid.min()), float(grid.max()))[
+            ..., ::-1
+        ]
         canvas = np.ascontiguousarray(canvas)
     true = figures.marks(example, px)
     for mask in true.masks.values():

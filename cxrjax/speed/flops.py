@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from cxrjax import sizes
 from cxrjax.models import vit
 
 PAIRWISE = "pairwise"
@@ -128,9 +129,9 @@ class Encoder(NamedTuple):
         return self.embed(self.n) + blocks(self.n + 1, self.width, self.depth)
 
 
-def encoder(variant: str, image_px: int = 224, patch_px: int = 16, channels: int = 3) -> Encoder:
+def encoder(variant: str, image_px: sizes.Px = 224, patch_px: int = 16, channels: int = 3) -> Encoder:
     size = vit.VARIANTS[variant]
-    return Encoder(size.width, size.depth, (image_px // patch_px) ** 2, patch_px**2 * channels)
+    return Encoder(size.width, size.depth, math.prod(sizes.grid(image_px, patch_px)), patch_px**2 * channels)
 
 
 def blocks(n: int, d: int, depth: int) -> int:

@@ -25,7 +25,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from cxrjax import config as shared
-from cxrjax import recipes
+from cxrjax import recipes, sizes
 
 LONGEST_S = 300  # of one entry
 STEPS, EPOCH = 100_000, 100_000  # of the run that a step is taken from; warm-ups of epochs must end before it does
@@ -248,8 +248,8 @@ def made_up(config: Any) -> dict[str, Any]:
 
     rng, b, px = np.random.default_rng(0), config.batch_size, config.model.image_px
 
-    def pictures(views: int, side: int) -> np.ndarray:
-        return rng.integers(0, 256, (b, views, side, side, 1), np.uint8)
+    def pictures(views: int, px: sizes.Px) -> np.ndarray:
+        return rng.integers(0, 256, (b, views, *sizes.sides(px), 1), np.uint8)
 
     views = 2 if config.method in ("simclr", "dino", "mlvicx", "frontal_lateral") else 1
     batch: dict[str, Any] = {"image": pictures(views, px)}

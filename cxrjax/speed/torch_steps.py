@@ -8,6 +8,7 @@ import importlib.util
 from collections.abc import Callable
 from typing import Any
 
+from cxrjax import sizes
 from cxrjax.methods.mae import kept_patches
 from cxrjax.methods.spcl import partition_sizes
 from cxrjax.models.vit import VARIANTS
@@ -39,7 +40,7 @@ def step(method: str, config: Any, compiled: bool) -> Callable[[], None]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05, fused=device == "cuda")
     loss = torch.compile(model) if compiled else model
     px, half = config.model.image_px, config.model.dtype == "bfloat16"
-    images = torch.rand(config.batch_size, px, px, device=device)
+    images = torch.rand(config.batch_size, *sizes.sides(px), device=device)
 
     def one() -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -77,16 +78,18 @@ def models() -> dict[str, Any]:
         def __init__(self, config: Any):
             super().__init__()
             size, self.patch = VARIANTS[config.model.variant], config.model.patch_px
-            self.side, self.width = config.model.image_px // self.patch, size.width
+            self.grid, self.width = sizes.grid(config.model.image_px, self.patch), size.width
+            self.n = self.grid[0] * self.grid[1]
             self.embed, self.norm = nn.Linear(self.patch**2, size.width), nn.LayerNorm(size.width, eps=1e-6)
             self.position: Any
-            self.register_buffer("position", torch.randn(self.side**2, size.width))
+            self.register_buffer("position", torch.randn(self.n, size.width))
             self.cls = nn.Parameter(0.02 * torch.randn(1, 1, size.width))
             self.blocks = nn.ModuleList(Block(size.width, size.heads) for _ in range(size.depth))
 
         def patches(self, images: Any) -> Any:
-            b, side, patch = len(images), self.side, self.patch
-            return images.reshape(b, side, patch, side, patch).permute(0, 1, 3, 2, 4).reshape(b, side**2, -1)
+            (rows, columns), patch = self.grid, self.patch
+            cut = images.reshape(len(images), rows, patch, columns, patch)
+            return cut.permute(0, 1, 3, 2, 4).reshape(len(images), self.n, -1)
 
         def forward(self, images: Any, parts: list[Any]) -> Any:
             """Encodes some patches of every picture, b k of each part, to tokens of the parts one after the other."""
@@ -98,13 +101,13 @@ def models() -> dict[str, Any]:
             return self.norm(x)
 
         def shuffled(self, images: Any) -> Any:
-            return torch.rand(len(images), self.side**2, device=images.device).argsort(dim=1)
+            return torch.rand(len(images), self.n, device=images.device).argsort(dim=1)
 
     class Spcl(Encoder):
         def __init__(self, config: Any):
             super().__init__(config)
             keep = config.partition
-            self.sizes = partition_sizes(self.side**2, keep.keep_ratio, keep.split_ratio)
+            self.sizes = partition_sizes(self.n, keep.keep_ratio, keep.split_ratio)
             self.temperature = config.loss.temperature
 
         def forward(self, images: Any) -> Any:
@@ -117,7 +120,7 @@ def models() -> dict[str, Any]:
     class Mae(Encoder):
         def __init__(self, config: Any):
             super().__init__(config)
-            decoder, n = config.decoder, self.side**2
+            decoder, n = config.decoder, self.n
             self.kept = kept_patches(n, config.masking.ratio)
             self.narrow = nn.Linear(self.width, decoder.width)
             self.mask = nn.Parameter(torch.zeros(1, 1, decoder.width))
@@ -129,7 +132,7 @@ def models() -> dict[str, Any]:
         def forward(self, images: Any) -> Any:
             ids = self.shuffled(images)
             x = self.narrow(super().forward(images, [ids[:, : self.kept]]))
-            b, n, d = len(x), self.side**2, x.shape[-1]
+            b, n, d = len(x), self.n, x.shape[-1]
             hidden = self.mask.to(x.dtype).expand(b, n - self.kept, -1)
             back = ids.argsort(dim=1)[:, :, None].expand(-1, -1, d)
             x = torch.cat([x[:, :1], torch.cat([x[:, 1:], hidden], dim=1).gather(1, back)], dim=1) + self.places
@@ -147,7 +150,7 @@ def models() -> dict[str, Any]:
             self.head = nn.Linear(self.width, len(config.labels.split(",")))
 
         def forward(self, images: Any) -> Any:
-            everything = torch.arange(self.side**2, device=images.device).expand(len(images), -1)
+            everything = torch.arange(self.n, device=images.device).expand(len(images), -1)
             logits = self.head(super().forward(images, [everything])[:, 0]).float()
             return F.binary_cross_entropy_with_logits(logits, torch.ones_like(logits))
 

@@ -26,7 +26,7 @@ def test_every_measure_is_its_loop():
     rng = np.random.default_rng(0)
     for _ in range(3):
         found, inside = rng.normal(size=(8, 8)).round(1), square(*rng.integers(0, 24, 2), side=int(rng.integers(4, 8)))
-        large = style.enlarge(found, PX).astype(np.float64)
+        large = style.enlarge(found, PX, PX).astype(np.float64)
         stretched = (large - large.min()) / (large.max() - large.min())
         overlaps = []
         for at in (0.1, 0.2, 0.3, 0.4, 0.5):
@@ -65,9 +65,9 @@ def test_a_flat_map_and_regions_without_an_edge():
 
 def test_the_middle_of_the_lungs():
     lungs = square(4, 4, 9) | square(4, 20, 7)
-    found = centre_of_lungs(PX, lungs)
+    found = centre_of_lungs((PX, PX), lungs)
     assert np.unravel_index(found.argmax(), found.shape) == (8, 8) and not found[~lungs].any()
-    average = centre_of_lungs(100)
+    average = centre_of_lungs((100, 100))
     peaks = np.argwhere(average >= np.sort(average.ravel())[-4])
     assert set(map(tuple, peaks.tolist())) <= {(y, x) for y in (40, 41) for x in (29, 30, 69, 70)}
     np.testing.assert_allclose(average, average[:, ::-1])

@@ -54,6 +54,18 @@ def test_parts_of_a_split_share_what_is_there(converted, decoded):
     assert whole(train, px=8).shape == (6, 8, 8, 1) and len(decoded) == 10
 
 
+def test_what_is_no_square_is_kept_beside_squares(converted, decoded):
+    train = source.select(converted, "train")
+    whole(train)
+    found = whole(train, px=(24, 16))
+    np.testing.assert_array_equal(found[1, ..., 0], crops.fit(crops.decode(train[1]["image"]), (24, 16)))
+    decoded.clear()
+    np.testing.assert_array_equal(whole(train, px=(24, 16)), found)
+    assert whole(train).shape == (6, 16, 16, 1) and not decoded, "both are there"
+    table = features(encoders.pixels(16)._replace(image_px=(24, 16)), train, 2)
+    assert table.features.shape == (5, 24 * 16)
+
+
 def test_several_splits_as_one(converted):
     joined = source.select(converted, "test", folds=3, fold=1)
     expected = [crops.fit(crops.decode(joined[i]["image"]), 16) for i in range(len(joined))]

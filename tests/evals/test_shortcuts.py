@@ -90,14 +90,16 @@ def test_a_blur_leaves_averages_in_both_spaces():
     assert (encoder.name, encoder.step, encoder.attention) == ("blur-16", 0, None) and encoder.digest != "d"
 
 
-def test_lungs_are_black_or_alone(phantom_dir):
+@pytest.mark.parametrize("sees", ["image", "whole"])
+def test_lungs_are_black_or_alone(phantom_dir, sees):
+    """Where the encoder sees them: pictures and masks are fitted as its own are."""
     frontal = sources.select(converted_sets.open_set("phantom", phantom_dir), "test", projections=("PA", "AP"))
     calls = []
-    ours = seen_by(calls)
+    ours = seen_by(calls)._replace(sees=sees)
     whole, without, alone = (
         np.concatenate(list(encoder.read(frontal, 4, 1e9)))[: len(frontal)].astype(int)
         for encoder in (
-            ours._replace(read=lambda *given: shortcuts.pictures.batches(given[0], 32, given[1])),
+            ours._replace(read=lambda *given: shortcuts.pictures.batches(given[0], 32, given[1], sees)),
             shortcuts.of("without_lungs", ours),
             shortcuts.of("lungs", ours),
         )

@@ -1,5 +1,8 @@
 """Block corruption, with the figures measured on the released sampler."""
 
+import hashlib
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,6 +57,33 @@ def test_uniform_sampler_hides_every_place_alike(align):
     # Of the outermost rows and columns, which the released sampler hides in 2 % to 40 % of the draws at align 1.
     edges = [found[:, 0].mean(), found[:, -1].mean(), found[:, :, 0].mean(), found[:, :, -1].mean()]
     np.testing.assert_allclose(edges, found.mean(), atol=0.04)
+
+
+def test_what_is_drawn_for_squares_stays_what_it_was():
+    """Recorded before pictures could be anything else: 20 draws of both samplers."""
+    said = hashlib.sha256()
+    for sampler, align, seed in itertools.product(("released", "uniform"), (1, 4), range(5)):
+        kinds = Corruption(kinds="noise,zeros,image", sampler=sampler, align=align)
+        drawn = corruption.draw(kinds, np.random.default_rng(seed), 32)
+        said.update(drawn["fill"].tobytes())
+        said.update(drawn["source"].astype("<i4").tobytes())
+    assert said.hexdigest()[:16] == "822156c72f93f361"
+
+
+@pytest.mark.parametrize("sampler", ["released", "uniform"])
+def test_what_is_no_square_is_hidden_all_over(sampler):
+    rng, hidden = np.random.default_rng(0), np.zeros((64, 160))
+    for _ in range(300):
+        drawn = corruption.draw(Corruption(kinds="image", donor_share=0, sampler=sampler, align=8), rng, (64, 160))
+        fill, source = drawn["fill"][..., 0], drawn["source"][..., 0]
+        assert fill.shape == source.shape == (64, 160) and source.max() < 64 * 160
+        moved = source != np.arange(64 * 160).reshape(64, 160)
+        assert (fill[moved] > 0).all() and moved.any()
+        hidden += fill > 0
+    share = hidden.reshape(2, 32, 4, 40).mean(axis=(1, 3)) / 300
+    assert 0.4 < share[1, 1:].min() and share.max() < 0.9  # the released one rarely hides what is up or left
+    with pytest.raises(ValueError, match="align 12 must divide the 64 x 160 px of the picture and be below 19"):
+        Corruption(align=12).check((64, 160))
 
 
 def test_share_zero_hides_nothing():

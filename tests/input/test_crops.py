@@ -59,6 +59,56 @@ def test_fit_is_resize_then_middle(height, width, px, resized):
     np.testing.assert_array_equal(crops.fit(image, px), expected[top : top + px, left : left + px])
 
 
+@pytest.mark.parametrize(
+    ("px", "resized"), [((60, 30), (60, 80)), ((45, 90), (68, 90)), ((120, 40), (120, 160)), ((60, 80), (60, 80))]
+)
+def test_fit_to_what_is_no_square_covers_it(px, resized):
+    """A picture of 90 x 120; the middle of the smallest size that has both sides."""
+    image, (height, width) = picture(90, 120), px
+    rule = cv2.INTER_AREA if resized[0] < 90 else cv2.INTER_CUBIC
+    expected = cv2.resize(image, resized[::-1], interpolation=rule)
+    top, left = (resized[0] - height) // 2, (resized[1] - width) // 2
+    expected = expected[top : top + height, left : left + width]
+    np.testing.assert_array_equal(crops.fit(image, px), expected)
+    np.testing.assert_array_equal(crops.fit_as(image, list(px), "image20"), expected)  # 20 would not cover it
+    np.testing.assert_array_equal(crops.transform("none", px)(image, np.random.default_rng(0)), expected)
+
+
+def test_other_fits_to_what_is_no_square():
+    image = np.full((90, 120), 200, np.uint8)
+    padded = crops.fit_as(image, (60, 40), "padded")
+    inside = np.zeros((60, 40), bool)
+    inside[15:45] = True  # 30 x 40
+    np.testing.assert_array_equal(padded, np.where(inside, 200, 0))
+    np.testing.assert_array_equal(crops.fit_as(image.T, (40, 60), "padded"), padded.T)
+    assert crops.fit_as(across(90, 120), (60, 40), "whole").shape == (60, 40)
+    larger = crops.fit_as(picture(90, 120), (40, 60), "image80")
+    expected = cv2.resize(picture(90, 120), (107, 80), interpolation=cv2.INTER_AREA)[20:60, 23:83]
+    np.testing.assert_array_equal(larger, expected)
+
+
+def test_views_that_are_no_squares_keep_the_aspect_of_what_they_show():
+    """At ratio 1 a window of 40 x 80 px is seen in 20 x 40; columns and rows shrink alike."""
+    across_, down = across(160, 160), across(160, 160).T
+    spec = crops.Crop((20, 40), scale=(0.125, 0.125), ratio=(1, 1))
+    for seed in range(5):
+        seen = [crops.crop(image, np.random.default_rng(seed), spec).astype(int) for image in (across_, down)]
+        assert seen[0].shape == (20, 40)
+        assert np.ptp(seen[0]) == pytest.approx(2 * np.ptp(seen[1]), abs=4)
+    stacked = crops.views(across_, np.random.default_rng(0), spec, spec._replace(px=[20, 40]))
+    assert stacked.shape == (2, 20, 40, 1)
+
+
+def test_pad_crop_of_what_is_no_square():
+    image = np.full((70, 70), 200, np.uint8)
+    change, found = crops.transform("pad_crop", (56, 28)), []
+    for seed in range(60):
+        cut = change(image, np.random.default_rng(seed))  # 32 x 32 in the middle of 64 x 32, then 56 x 28 of it
+        assert cut.shape == (56, 28) and (cut.sum(axis=0) == 32 * 200).all()
+        found.append(int(cut[:, 0].argmax()))
+    assert (min(found), max(found)) == (8, 16)
+
+
 def test_fit_keeps_a_picture_that_fits_already():
     image = picture(32, 32)
     np.testing.assert_array_equal(crops.fit(image, 32), image)

@@ -1,13 +1,14 @@
 """Encoders of all families compute here what they compute in transformers, from random weights."""
 
 import json
+import math
 from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
-from cxrjax import initial, methods, trained
+from cxrjax import initial, methods, sizes, trained
 from cxrjax.interop import families, huggingface, torch_timm, torch_vit
 from cxrjax.models import backbone, posemb, segmenters
 from tests import runs
@@ -62,16 +63,16 @@ def their_features(model, images, **options):
         is_clip = hasattr(model, "pre_layrnorm")
         pooled = out.pooler_output if is_clip or hasattr(model, "head") else tokens[:, 0]
         tokens = model.post_layernorm(tokens) if is_clip else tokens
-    n = (images.shape[1] // 8) ** 2
+    n = math.prod(sizes.grid(images.shape[1:3], 8))
     return pooled.numpy(), tokens[:, -n:].numpy()
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_features_are_those_of_transformers(name, tmp_path, capsys):
-    """At the size of its training, and at that which its processor asks for."""
+    """At that size which its processor asks for, no square: positions are resized from the grid of the training."""
     model = CASES[name](transformers)
-    px = 64 if name.endswith(("resnet", "convnext")) else 48  # a map of more than one place
-    written(tmp_path, model, {"size": {"height": px, "width": px}})
+    px = (64, 96) if name.endswith(("resnet", "convnext")) else (48, 32)  # a map of more than one place
+    written(tmp_path, model, {"size": {"height": px[0], "width": px[1]}})
     found = trained.load(tmp_path)
     images = pictures(px)
     ours = jax.jit(found.method.encode)(found.params, found.state, images)

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from cxrjax import sizes
 from cxrjax.interop import huggingface, torch_vit
 from cxrjax.models import posemb, transformer, vit
 
@@ -40,7 +41,7 @@ def exported(model, params, channels=3):
 
 
 def pictures(px=32, channels=1, count=3):
-    return np.random.default_rng(1).integers(0, 256, (count, px, px, channels), dtype=np.uint8)
+    return np.random.default_rng(1).integers(0, 256, (count, *sizes.sides(px), channels), dtype=np.uint8)
 
 
 def our_features(model, params, images, mean=MEAN, std=STD):

@@ -8,7 +8,7 @@ import torch
 
 from cxrjax import checkpoint, initial, lineage, methods, parallel, trained
 from cxrjax.interop import huggingface, torch_vit
-from cxrjax.methods.distill import resized
+from cxrjax.methods.distill import largest, resized
 from cxrjax.models import posemb
 from tests import runs
 from tests.methods import oracles
@@ -86,6 +86,13 @@ def test_a_step_is_its_terms(step):
     assert expected.keys() == aux.terms.keys()
     for name, value in aux.terms.items():
         assert float(value) == pytest.approx(float(expected[name]), rel=1e-4) and value > 0
+
+
+def test_sizes_of_model_and_teachers_have_one_aspect():
+    assert largest({"model": 32, "0": [48, 48]}) == (48, 48)
+    assert largest({"model": (96, 64), "0": (48, 32)}) == (96, 64)
+    with pytest.raises(ValueError, match=r"must have one aspect, got 48 x 32 \(model\), 32 \(0\); give teachers"):
+        largest({"model": (48, 32), "0": 32})
 
 
 def test_the_same_picture_at_another_size():

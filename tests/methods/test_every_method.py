@@ -64,9 +64,12 @@ def vocabulary(tmp_path_factory):
     return str(folder)
 
 
-def make(name, vocabulary):
+def make(name, vocabulary, **changes):
     """The method of a smoke config; momenta of targets go to 1 over the steps that the tests train."""
-    config = runs.config(name, **ALSO.get(name, {}))
+    config = runs.config(name, **ALSO.get(name, {}), **changes)
+    if changes and "teachers" in config:  # which see what the student sees
+        for network in config.teachers.networks.values():
+            network.model.image_px = config.model.image_px
     if "text" in config:
         config.text.tokenizer = vocabulary
     return methods.make(config, STEPS)
@@ -267,6 +270,23 @@ def fitted(case, train_state, scalars):
 
 def distance(a, b):
     return float(optax.tree.norm(optax.tree.sub(a, b)))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in ("ijepa", "spcxr") else pytest.mark.slow) for name in methods.available()],
+)
+def test_pictures_may_be_no_squares(name, vocabulary):
+    """Views, loss and features, traced."""
+    method = make(name, vocabulary, model__image_px=(64, 32))
+    batch = batch_of(method)
+    assert batch["image"].shape[2:] == (64, 32, 1)
+    params, state = jax.eval_shape(method.init, jax.random.key(0), batch)
+    loss, _ = jax.eval_shape(method.loss, params, state, batch, jax.random.key(0), 0)
+    rows = jax.eval_shape(method.look, params, state, batch, jax.random.key(0))
+    assert loss.shape == () and all(row.images is None or row.images.shape[1:] != (32, 32) for row in rows)
+    patches = jax.eval_shape(method.encode, params, state, batch["image"][:, 0])["patches"]
+    assert patches.shape[1] == 2 * patches.shape[2]
 
 
 def test_unknown_method_lists_what_exists():

@@ -16,7 +16,7 @@ WORDS = [
     ("spcl", "standardise.mode", "none", "standardise.mode must be 'fixed' or 'per_image', got 'none'"),
     ("spcl", "model.remat", "some", "remat must be one of none, dots, full, got 'some'"),
     ("spcl", "model.positions", "rows", "positions must be one of sincos, sincos_rows, learned, rope, got 'rows'"),
-    ("spcl", "model.patch_px", 5, "pictures of 32 px do not divide into patches of 5 px"),
+    ("spcl", "model.patch_px", 5, "Pictures of 32 px cannot be cut into patches of 5 px"),
     ("spcxr", "model.initialisation", "moco_v3", "model.initialisation must be 'normal' or 'xavier', got 'moco_v3'"),
     ("simclr", "projector.norm", "group", "projector.norm must be 'batch', 'layer' or 'none', got 'group'"),
     ("simclr", "augment.brightness_kind", "power", "brightness_kind must be 'factor' or 'offset', got 'power'"),

@@ -220,6 +220,6 @@ def test_nms_of_boxes_that_are_a_pixel_longer():
     """Boxes of 10 px, 3.4 px apart: IoU 6.6/13.4 as they are, 7.6·11/(2·11² − 7.6·11) with a pixel more."""
     boxes, scores = np.float32([[[0, 0, 10, 10], [3.4, 0, 13.4, 10]]]) / 100, np.float32([[[0.9], [0.8]]])
     options = {"most": 2, "confidence": 0.0, "overlap": 0.5}
-    for longer, kept in ((0.0, [0, 0]), (1 / 100, [0, -1])):
+    for longer, kept in (((0.0, 0.0), [0, 0]), ((1 / 100, 1 / 100), [0, -1])):
         found = detection.nms(detection.Candidates(boxes, scores), longer=longer, **options)
         assert found.classes[0].tolist() == kept
