@@ -47,7 +47,9 @@ SETS = {
         "223,648 JPEG, 11 GB small or 439 GB full",
         "Stanford research use agreement, non-commercial",
         "registration",
-        "stanfordmlgroup.github.io/competitions/chexpert",
+        "stanfordmlgroup.github.io/competitions/chexpert; the 500 patients of its test, labelled by radiologists: "
+        "test and test_labels.csv of CheXlocalize (stanfordaimi.azurewebsites.net), laid beside",
+        {"test": ("valid", "radiologist")},
     ),
     "mimic_cxr": Entry(
         "MIMIC-CXR-JPG with reports, 14 observations, frontal and lateral",

@@ -4,9 +4,11 @@ Source: Stanford ML Group, stanfordmlgroup.github.io/competitions/chexpert; Irvi
 Layout: train.csv, valid.csv, train/ and valid/, at full size (CheXpert-v1.0) or small (CheXpert-v1.0-small), as the
 folder itself or in the folder given. Pictures are found by patient, study and name, so that the several folders of the
 full download may stay as they are.
-Ours: the official valid (expert labels, 200 patients), which papers report on, is "test"; "val" is 2.5 % of the
-patients of train.csv, about 5,000 pictures. Labels stay as they are, -1 (uncertain) and blank (not mentioned) included:
-what they count as is chosen when they are read (input.policies).
+With CheXlocalize's download laid beside: test_labels.csv and test/, the 500 patients of the competition's test.
+Ours: the official valid (expert labels, 200 patients), which most papers report on, is "test"; "val" is 2.5 % of the
+patients of train.csv, about 5,000 pictures. With test="radiologist" the 500 patients are "test" and the official valid
+is "val"; of that test sex, age, and whether a frontal is PA or AP are not published. Labels stay as they are, -1
+(uncertain) and blank (not mentioned) included: what they count as is chosen when they are read (input.policies).
 """
 
 import hashlib
@@ -28,11 +30,18 @@ LABELS = (
 )
 COMPETITION = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
 VAL_SHARE = 0.025
-PUBLISHED = {"pictures": 223648, "pictures in test": 234, "patients": 64740, "patients in test": 200}
+PUBLISHED = {
+    "valid": {"pictures": 223648, "pictures in test": 234, "patients": 64740, "patients in test": 200},
+    "radiologist": {"pictures": 224316, "pictures in test": 668, "patients": 65240, "patients in test": 500},
+}
+_COLUMNS = ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *LABELS)
 
 
-def manifest(raw: Path) -> Manifest:
-    """Reads the download; raises LayoutError for another folder, TableError for a table that cannot be read."""
+def manifest(raw: Path, test: str = "valid") -> Manifest:
+    """Reads the download; test: which part is the test, "valid", or "radiologist" of CheXlocalize.
+
+    Raises LayoutError for another folder, TableError for a table that cannot be read.
+    """
     download = release.Release("chexpert", raw)
     roots = [path for path in download.paths if PurePosixPath(path).name == "train.csv"]
     if len(roots) > 1:
@@ -44,8 +53,11 @@ def manifest(raw: Path) -> Manifest:
     problems: list[Problem] = []
     named: set[str] = set()
     rows = []
-    for (frame, path), official in ((train, "train"), (valid, "test")):
-        cells = [column(frame, name, path) for name in ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *LABELS)]
+    own = test == "radiologist"
+    parts = [(*_cells(*train), "train"), (*_cells(*valid), "val" if own else "test")]
+    if own:
+        parts.append((*_cells(*download.table("test_labels.csv"), told=("Path", *LABELS)), "test"))
+    for cells, path, official in parts:
         for place, sex, age, frontal_lateral, ap_pa, *observed in zip(*cells, strict=True):
             tail = _tail(place)
             named.add(tail)
@@ -58,15 +70,15 @@ def manifest(raw: Path) -> Manifest:
                 problems.append(Problem(place, "row", f"{path.name} has {odd}, which is not of CheXpert's form."))
                 continue
             patient, study, _ = tail.split("/")
-            val = official == "train" and release.is_validation("chexpert", patient, VAL_SHARE)
+            val = official == "train" and not own and release.is_validation("chexpert", patient, VAL_SHARE)
             rows.append(
                 Row(
                     pictures[tail],
-                    f"{path.name.split('.')[0]}/{tail}",
+                    f"{path.name.split('.')[0].removesuffix('_labels')}/{tail}",
                     patient,
                     f"{patient}/{study}",
                     "val" if val else official,
-                    projection(frontal_lateral, ap_pa),
+                    projection(frontal_lateral or tail, ap_pa),
                     labels,
                     sex=release.sex(sex),
                     age=release.years(age) or -1,
@@ -81,11 +93,17 @@ def manifest(raw: Path) -> Manifest:
         LABELS,
         tuple(rows),
         "CheXpert (Stanford ML Group; Irvin et al., AAAI 2019). Frontal and lateral radiographs; labels of train and "
-        "val mined from reports, those of test (the official valid) by radiologists.",
+        "val mined from reports, those of the official valid"
+        f"{' (val) and of test' if own else ' (test)'} by radiologists.",
         tuple(problems),
         remarks,
-        published=PUBLISHED,
+        published=PUBLISHED[test],
     )
+
+
+def _cells(frame: pandas.DataFrame, path: Path, told: Sequence[str] = _COLUMNS) -> tuple[list[list[str]], Path]:
+    """The columns of a table, blank where it is not told, and the table's path."""
+    return [column(frame, name, path) if name in told else [""] * len(frame) for name in _COLUMNS], path
 
 
 def five_by_200(
@@ -124,7 +142,7 @@ def _tail(path: str) -> str:
 
 
 def projection(frontal_lateral: str, ap_pa: str) -> str:
-    """The projection by the columns Frontal/Lateral and AP/PA."""
-    if frontal_lateral.lower() == "lateral":
+    """The projection by the columns Frontal/Lateral (or, where it is blank, the picture's name) and AP/PA."""
+    if frontal_lateral.lower().removesuffix(".jpg").endswith("lateral"):
         return "LATERAL"
     return ap_pa if ap_pa in ("PA", "AP") else "UNKNOWN"  # a few frontals say LL or RL

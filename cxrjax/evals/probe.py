@@ -21,7 +21,7 @@ import scipy.linalg
 import scipy.optimize
 import scipy.special
 
-from cxrjax.evals import attention, certainty, labelled, layers
+from cxrjax.evals import attention, certainty, labelled, layers, tail
 from cxrjax.evals.base import MASKED, Encoder, FeatureTable, Result, Targets, Task
 from cxrjax.evals.judge import Entry, Judge, Opened
 from cxrjax.input.source import Source
@@ -75,21 +75,23 @@ def probe(
     strengths: Sequence[float] = STRENGTHS,
     scaled: bool = False,
     cover: float = 0.0,
+    long_tail: Sequence[float] = (),
     resamples: int = 1000,
     seed: int = 0,
 ) -> Result:
     """Fits on train, chooses the strength on val, judges on test.
 
     label_names: c, of the tables' labels. A single strength is used as it is and val is not looked at.
-    scaled, cover: see `certainty.KEYS`; both look at val.
+    scaled, cover: see `certainty.KEYS`; both look at val. long_tail: see `tail.KEYS`.
     Raises ValueError for a patient in two splits, an unknown label, or a split with nothing to fit, choose or judge.
     """
     strengths = checked(solver, strengths)
     certainty.check(scaled, cover, solver == "logistic")
+    tail.check(long_tail, task.kind)
     tables, keys, notes = labelled.select({"train": train, "val": val, "test": test}, task, label_names)
     head, details, more = fitted(tables, keys, task.kind, solver, strengths)
     notes, details = notes + more, {"judge": "probe", **details}
-    return labelled.conclude(
+    found = labelled.conclude(
         task.kind,
         tables,
         keys,
@@ -101,6 +103,7 @@ def probe(
         scaled=scaled,
         cover=cover,
     )
+    return tail.add(found, keys["train"], long_tail, resamples, seed)
 
 
 def fitted(
@@ -281,7 +284,8 @@ def _parts(features: np.ndarray) -> Iterator[np.ndarray]:
 def _judge(encoder: Encoder, entry: Entry, opened: Opened) -> Result:
     encoder = layers.of(encoder, entry)
     given = labelled.arguments(encoder, entry, opened)
-    found = probe(**given, solver=entry["solver"], strengths=entry["strengths"], **certainty.given(entry))
+    chosen = {key: entry[key] for key in ("solver", "strengths", "long_tail")}
+    found = probe(**given, **chosen, **certainty.given(entry))
     return attention.add(encoder, opened.sources["test"], found, opened.pictures_bytes)
 
 
@@ -295,6 +299,7 @@ def check_strengths(solver: str, entry: Entry, sources: Mapping[str, Source]) ->
 
 def _check(entry: Entry, sources: Mapping[str, Source]) -> None:
     layers.check(entry)
+    tail.check(entry["long_tail"], entry["task"]["kind"])
     check_strengths(entry["solver"], entry, sources)
     certainty.check(**certainty.given(entry), probabilities=entry["solver"] == "logistic")
 
@@ -309,6 +314,7 @@ JUDGE = Judge(
         "strengths": STRENGTHS,  # of the penalty, to choose from on val; a single one is used as it is
         **layers.KEYS,
         **certainty.KEYS,
+        **tail.KEYS,
     },
     prefixed=False,
 )

@@ -69,6 +69,26 @@ def test_validation_is_cut_from_train_alone(folder, monkeypatch):
         assert {row.image_id for row in rows if row.split == "test"} == {f"valid/{path}" for path in VALID}
 
 
+def test_the_competitions_test_with_its_radiologists_labels(folder, monkeypatch):
+    paths = [f"patient64741/study1/{view}.jpg" for view in ("view1_frontal", "view2_lateral")]
+    for path in paths:
+        (folder / "test" / path).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(folder / "test" / path), official.pictures(1, 48, 64)[0])
+    cells = "0.0,0.0,1.0," + ",".join(["0.0"] * 11)
+    lines = [f"Path,{','.join(chexpert.LABELS)}", *(f"test/{path},{cells}" for path in paths)]
+    (folder / "test_labels.csv").write_text("\n".join(lines) + "\n")
+    monkeypatch.setattr(release, "is_validation", lambda *_: True)
+    made = chexpert.manifest(folder, test="radiologist")
+    assert made.problems == () and made.remarks == () and made.published["patients in test"] == 500
+    splits = {row.image_id: (row.split, row.view) for row in made.rows}
+    assert [splits[f"test/{path}"] for path in paths] == [("test", "UNKNOWN"), ("test", "LATERAL")]
+    assert splits["valid/patient64541/study1/view1_frontal.jpg"][0] == "val"
+    assert {split for split, _ in splits.values()} == {"train", "val", "test"} and len(splits) == 7
+    assert made.rows[-1].labels[made.label_names.index("Cardiomegaly")] == schema.PRESENT
+    assert (made.rows[-1].sex, made.rows[-1].age) == ("", -1)
+    assert chexpert.manifest(folder).remarks[0].startswith("2 pictures are in no table")
+
+
 def test_full_download_in_its_parts_and_gzipped_tables(tmp_path):
     full = write(tmp_path / "raw", "CheXpert-v1.0")
     batches = [tmp_path / "raw" / f"CheXpert-v1.0 batch {part}" for part in ("1 (validate & csv)", "2 (train 1)")]

@@ -3,9 +3,10 @@ import pandas
 import pytest
 import scipy.special
 import sklearn.linear_model
+import sklearn.metrics
 import sklearn.neighbors
 
-from cxrjax.evals import knn, labelled, probe
+from cxrjax.evals import knn, labelled, probe, tail
 from cxrjax.evals.base import FeatureTable, Task, make_task, targets
 
 NAMES = ("Normal", "Mass", "Edema")
@@ -248,3 +249,39 @@ def test_binary_and_multiclass_answer_keys():
     ):
         with pytest.raises(ValueError, match="task"):
             make_task(config)
+
+
+def test_head_middle_and_tail_are_means_of_their_labels():
+    names = tuple("abcd")
+    rng = np.random.default_rng(0)
+    tables = {}
+    for split in ("train", "val", "test"):
+        labels = np.stack([rng.permutation(600) < count for count in (180, 30, 24, 12)], axis=1).astype(np.int8)
+        features = rng.normal(size=(600, 5)).astype(np.float32)
+        features[:, :4] += 1.5 * labels
+        ids = np.array([f"{split}{k}" for k in range(600)])
+        tables[split] = FeatureTable(features, labels, ids, ids)
+    fit = {"task": Task("multilabel"), "label_names": names, "strengths": (0.01,), "resamples": 30}
+    found = probe.probe(**tables, **fit, long_tail=(0.1, 0.03))
+    scores = found.predictions[[f"score/{name}" for name in names]].to_numpy()
+    each = [sklearn.metrics.average_precision_score(tables["test"].labels[:, c], scores[:, c]) for c in range(4)]
+    assert found.metrics["auprc"].value == pytest.approx(
+        sklearn.metrics.average_precision_score(tables["test"].labels, scores, average="macro")
+    )
+    for group, columns in (("head", [0]), ("medium", [1, 2]), ("tail", [3])):
+        assert found.metrics[f"auprc_{group}"].value == pytest.approx(np.mean([each[c] for c in columns]))
+        area = sklearn.metrics.roc_auc_score(tables["test"].labels[:, columns], scores[:, columns], average="macro")
+        assert found.metrics[f"auroc_{group}"].value == pytest.approx(area)
+    assert found.metrics["auprc_head"].low == found.metrics["auprc/a"].low  # the same resamples
+    assert "head 1 (a); medium 2 (b, c); tail 1 (d)" in found.notes[-1]
+    none = probe.probe(**tables, **fit, long_tail=(0.02, 0.01))
+    assert "auprc_tail" not in none.metrics and "tail 0 (none)" in none.notes[-1]
+
+
+def test_groups_of_labels_need_two_shares_and_several_labels():
+    for bounds in ((0.1,), (0.01, 0.1), (1.0, 0.1), (0.1, 0.0)):
+        with pytest.raises(ValueError, match="must be two shares below 1, the larger one first"):
+            tail.check(bounds, "multilabel")
+    with pytest.raises(ValueError, match="this task is binary"):
+        tail.check((0.1, 0.01), "binary")
+    tail.check((), "binary")

@@ -181,6 +181,8 @@ def test_two_sets_from_end_to_end(data_dir, tmp_path):
     assert sum(read) == sum(-(-size // 50) * 50 for of_set in sizes for size in of_set.values())  # each set once
     assert found.metrics["auroc_own/chexpert"].value == found.metrics["auroc_across"].value == 1
     assert found.metrics["drop/chexpert view=PA on chexpert"].value == 0
+    assert found.details["splits"]["chestxray14"]["train"]["pictures"] == sizes[1]["train"] - 1
+    assert found.details["splits"]["chexpert"]["test"]["pictures"] == sizes[0]["test"]
     assert found.details["findings"] == ["Pleural Effusion"]
     assert found.details["meant"]["Pleural Effusion"] == {
         "chexpert": ("Pleural Effusion",),
