@@ -25,6 +25,7 @@ def get_config(arg: str = ""):
     config.predictor = {"layers": 2, "hidden": 4096, "last_norm": True}  # with the projector's output
     config.freeze_patch_embed = True  # a fixed random patch projection; ResNets have none
     config.temperature = 0.2
+    config.chunks = 1  # the logits of a large batch in so many parts, one after the other; the value is the same
     config.momentum = 0.99  # of the momentum encoder at step 0; rises to 1
     recipes.radiograph_pair(config)
     config.standardise = recipes.standardise()

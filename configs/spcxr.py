@@ -55,6 +55,7 @@ def get_config(arg: str = ""):
         "hidden": 4096,
         "out": 256,
         "temperature": 0.2,
+        "chunks": 1,  # the logits of a large batch in so many parts, one after the other; the value is the same
         "momentum": 0.996,  # to 1 over the run
     }
     config.views = {"scale": (0.2, 1.0), "ratio": (3 / 4, 4 / 3), "flip": 0.5, "rotation_degrees": 0.0}

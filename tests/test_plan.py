@@ -159,10 +159,10 @@ def test_a_target_is_named_and_used_whole(on_cpu):
         plan.plan(runs.config(mesh__data=4), on_cpu(8), pictures=1600)
 
 
-def run_with_compiler(*arguments):
+def run_with_compiler(*arguments, platform="cuda"):
     """What `python -m …` did in a process of its own; skips where the compiler was not fetched."""
-    if not (place := aot.folder("cuda")).is_dir():
-        pytest.skip(f"no compiler for cuda in {place}: python -m cxrjax.plan … --fetch brings it")
+    if not (place := aot.folder(platform)).is_dir():
+        pytest.skip(f"no compiler for {platform} in {place}: python -m cxrjax.plan … --fetch brings it")
     command, environment = [sys.executable, "-m", *arguments], {**os.environ, "XLA_FLAGS": ""}
     return subprocess.run(command, env=environment, cwd=Path(__file__).parents[1], capture_output=True, text=True)
 
@@ -220,8 +220,26 @@ def test_recipes_start_on_a_gpu_up_to_the_compiler(name, word, tmp_path, monkeyp
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "word"), RECIPES)
-def test_recipes_compile_at_real_size(name, word):
+def test_recipes_compile_at_real_size(name, word, tmp_path):
     """Minutes each; docs/records has what they need."""
-    done = run_with_compiler("cxrjax.plan", f"--config=configs/{name}.py:{word}", "--on=h100,h100:8")
+    config, options = runs.config(name, word), []
+    if "teachers" in config:
+        runs.write(tmp_path / "teacher", runs.config("mae"), seed=0)
+        options = [f"--config.teachers.init_from={tmp_path / 'teacher'}"]
+    compile_recipe(name, word, f"h100,h100:{math.gcd(8, config.batch_size)}", *options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "word"), [("spcl", "chestxray14"), ("mae", "chestxray14"), ("sista", "mimic_cxr")])
+def test_recipes_compile_for_a_slice_of_tpus(name, word):
+    """SISTA's batch of 144 does not divide over 64 chips."""
+    options = ["--config.batch_size=192"] if name == "sista" else []
+    compile_recipe(name, word, "v5e-64,v5e-64", *options, platform="tpu")
+
+
+def compile_recipe(name, word, targets, *options, platform="cuda"):
+    """Plans a recipe for two targets."""
+    recipe = f"--config=configs/{name}.py:{word}"
+    done = run_with_compiler("cxrjax.plan", recipe, f"--on={targets}", *options, platform=platform)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("| yes |") + done.stdout.count("| no |") == 2

@@ -99,14 +99,15 @@ def sigmoid(
     return -jax.nn.log_sigmoid(jnp.where(agree, logits, -logits)).sum() / len(u)
 
 
-def ctr(queries: jax.Array, keys: jax.Array, *, temperature: float) -> jax.Array:
+def ctr(queries: jax.Array, keys: jax.Array, *, temperature: float, chunks: int = 1) -> jax.Array:
     """One direction of MoCo v3's loss, Chen, Xie, He, ICCV 2021, eq. 1 and algorithm 1: 2τ · InfoNCE of q_i among k_j.
 
-    queries, keys: M d, any length (rows are normalised here); M−1 negatives. No gradient reaches the keys.
+    queries, keys: M d, any length (rows are normalised here); M−1 negatives. No gradient reaches the keys. chunks: of
+    the keys, as in `info_nce`.
     """
     q, k = normalise(queries), normalise(jax.lax.stop_gradient(keys))
     positive = jnp.sum(q * k, axis=-1) / temperature
-    rows, _ = _log_sum_exps(q, k, lambda s: s / temperature, None, 1)
+    rows, _ = _log_sum_exps(q, k, lambda s: s / temperature, None, chunks)
     return 2 * temperature * _cross_entropy(rows, positive)
 
 

@@ -29,6 +29,8 @@ are not kept.
 Our choice: grey jitter without hue and saturation. Evaluated is the backbone of f_q.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -43,15 +45,16 @@ FROZEN = "patch_embed"
 
 
 def make(config: Config) -> Method:
-    """config: model, projector, predictor, freeze_patch_embed, temperature, momentum, views, augment, standardise.
-
-    See configs/moco_v3.py for every key.
+    """config: model, projector, predictor, freeze_patch_embed, temperature, chunks, momentum, views, augment and
+    standardise; see configs/moco_v3.py for every key.
     """
     for name in ("projector", "predictor"):
         settings.counts(config, f"{name}.layers", f"{name}.hidden")
     settings.counts(config, "projector.out")
     settings.positive(config, "temperature")
     settings.shares(config, "momentum")
+    settings.slices(config, "chunks")
+    ctr = partial(contrastive.ctr, temperature=config.temperature, chunks=config.chunks)
     encoder, pairs, dtype = backbone.make(config.model), pictures(config), jnp.dtype(config.model.dtype)
     projector, predictor = (mlp(head, config.projector.out, dtype) for head in (config.projector, config.predictor))
     network, momentum = projected(encoder, projector), ramp(config, config.momentum)
@@ -66,8 +69,8 @@ def make(config: Config) -> Method:
 
         stats, (q, k) = in_turn(forward, state["batch_stats"], features)  # b v d
         terms = {
-            "contrast": contrastive.ctr(q[:, 0], k[:, 1], temperature=config.temperature),
-            "contrast_swapped": contrastive.ctr(q[:, 1], k[:, 0], temperature=config.temperature),
+            "contrast": ctr(q[:, 0], k[:, 1]),
+            "contrast_swapped": ctr(q[:, 1], k[:, 0]),
         }
         watched = monitors.embedding(q[:, 0], k[:, 1]) | {"momentum": momentum(step)}
         return total(terms), Aux({**state, "batch_stats": stats}, terms, watched)

@@ -49,7 +49,7 @@ from cxrjax.models.transformer import LAYER_NORM_EPS
 def make(config: Config) -> Method:
     """config: model, recons_blocks, corruption, loss, contrast, views, augment, standardise: configs/spcxr.py."""
     settings.one_of(config, "model.initialisation", PIXEL_HEADS)
-    settings.slices(config, "loss.groups", "corruption.groups")
+    settings.slices(config, "loss.groups", "corruption.groups", "contrast.chunks")
     settings.counts(config, "contrast.hidden", "contrast.out")
     settings.positive(config, "loss.weight", "contrast.temperature")
     settings.weights(config, "contrast.weight")
@@ -116,7 +116,8 @@ def make(config: Config) -> Method:
         q, moved = heads.run(projector, params["projector"], stats, cls, train=True)
         k, _ = heads.run(projector, target, stats, of_clean, train=True)
         q, k = (rearrange(x, "(b v) d -> v b d", v=2) for x in (q, k))
-        term = sum(contrastive.ctr(q[i], k[1 - i], temperature=config.contrast.temperature) for i in (0, 1))
+        options = {name: config.contrast[name] for name in ("temperature", "chunks")}
+        term = sum(contrastive.ctr(q[i], k[1 - i], **options) for i in (0, 1))
         return term, {**state, "batch_stats": {"projector": moved}}
 
     def init(key, batch):

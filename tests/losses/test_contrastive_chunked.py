@@ -37,8 +37,9 @@ def value_and_gradient(loss, chunks, **options):
         (contrastive.info_nce, 4, {"share": 0.75, "exclude": same_patient()}),
         (contrastive.info_nce, M, {"similarity": "tsp", "kappa": 1 / 64}),
         (contrastive.nt_xent, 4, {"exclude": same_patient()}),
+        (contrastive.ctr, 4, {}),
     ],
-    ids=["exclude", "tsp", "nt_xent"],
+    ids=["exclude", "tsp", "nt_xent", "ctr"],
 )
 def test_chunks_change_neither_value_nor_gradient(loss, chunks, options):
     expected, gradients = value_and_gradient(loss, 1, **options)
