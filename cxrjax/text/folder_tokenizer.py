@@ -5,7 +5,7 @@ them. Nothing in it is run.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +28,12 @@ class FolderTokenizer:
 
     def __init__(self, folder: str | Path, vocab_size: int, pad_id: int = 0):
         self.file = Path(folder) / FILE
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(self.file))
-        except Exception as error:  # the library raises nothing narrower
-            raise ValueError(f"{self.file} cannot be read ({error}); download it again.") from None
-        highest = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
-        if not 0 <= highest < vocab_size:
-            raise ValueError(
-                f"{self.file} gives tokens up to {highest}, but the model has word embeddings of {vocab_size}; take "
-                "the tokenizer that it was trained with."
-            )
+        self._tokenizer = self._asked(lambda: tokenizers.Tokenizer.from_file(str(self.file)))
+        self.vocab_size = vocab_size
+        self._check(self._tokenizer.get_vocab(with_added_tokens=True).values())
         self.pad_id = self._padding(pad_id)
         self._tokenizer.no_padding()
-        if self._tokenizer.encode("a").special_tokens_mask[-1:] != [1]:
+        if self._asked(lambda: self._tokenizer.encode("a")).special_tokens_mask[-1:] != [1]:
             raise ValueError(
                 f"{self.file} ends a text with no special token, by which these models know its end; take the file "
                 "that the model was trained with, or let transformers write it: AutoTokenizer, save_pretrained."
@@ -51,16 +44,34 @@ class FolderTokenizer:
         if length < 3:
             raise ValueError(f"A length of {length} leaves no room between special tokens; give 3 or more.")
         self._tokenizer.enable_truncation(length)
-        found = self._tokenizer.encode(text)
+        found = self._asked(lambda: self._tokenizer.encode(text))
+        self._check(found.ids)
         ids, word_index, count = np.full(length, self.pad_id, np.int32), np.full(length, -1, np.int32), len(found.ids)
         ids[:count], word_index[:count] = found.ids, np.negative(found.special_tokens_mask)
         return Tokens(ids, np.arange(length) < count, word_index)
 
     def words(self, ids: Sequence[int] | np.ndarray) -> list[str]:
         """The one text that the ids spell, without special tokens; [] where there is none."""
-        text = self._tokenizer.decode([int(number) for number in ids], skip_special_tokens=True)
+        text = self._asked(lambda: self._tokenizer.decode([int(number) for number in ids], skip_special_tokens=True))
         text = text.replace("</w>", " ").strip()  # CLIP's mark of a word's end, which its decoder leaves
         return [text] if text else []
+
+    def _check(self, ids: Iterable[int]) -> None:
+        """A template of special tokens may hold numbers that no vocabulary has."""
+        highest = max(ids, default=-1)
+        if not 0 <= highest < self.vocab_size:
+            raise ValueError(
+                f"{self.file} gives tokens up to {highest}, but the model has word embeddings of {self.vocab_size}; "
+                "take the tokenizer that it was trained with."
+            )
+
+    def _asked(self, ask: Callable[[], Any]) -> Any:
+        try:
+            return ask()
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # where a file is wrong the library may panic, which is no Exception
+            raise ValueError(f"{self.file} cannot be read ({error}); download it again.") from None
 
     def _padding(self, otherwise: int) -> int:
         settings = self.file.with_name(SETTINGS)
