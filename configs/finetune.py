@@ -11,8 +11,9 @@ a folder of its own, goes on where it was stopped, and writes a table: mean over
 patients resampled for all seeds together. The step that is best on the validation patients is kept and tabulated.
 
 Partial fine-tuning: --config.optim.frozen="('encoder/patch_embed', 'encoder/blocks')" for the encoder's parts by name;
-rates that fall towards the input: --config.optim.layer_decay=0.65. The recipe is our choice, after that of MAE (He et
-al. 2022, table 9): AdamW, layer decay, stochastic depth; published protocols are in configs/eval_*.py.
+rates that fall towards the input: --config.optim.layer_decay=0.65. Adapters of low rank on a ViT that stays as it is:
+--config.lora.rank=8 (cxrjax/models/lora.py). The recipe is our choice, after that of MAE (He et al. 2022, table 9):
+AdamW, layer decay, stochastic depth; published protocols are in configs/eval_*.py.
 """
 
 from cxrjax import config as shared

@@ -259,6 +259,8 @@ def determining(config: ConfigDict) -> dict:
     if found.get("accumulate_batch_norm", "whole") == "whole" or found.get("accumulate") == 1:
         for key in ("accumulate", "accumulate_batch_norm"):
             found.pop(key, None)
+    if not found.get("lora", {}).get("rank"):  # folders of runs without adapters keep their names
+        found.pop("lora", None)
     if "data" in found:
         found["data"] = found["data"] | {"judged_on": ", ".join(judged(config))}
         for key, before in (("order", "mixed"), ("report_copies", None)):

@@ -19,6 +19,7 @@ from cxrjax import config as shared
 from cxrjax import recipes, tasks
 from cxrjax.config import ConfigDict
 from cxrjax.input.augment import Augment
+from cxrjax.models import lora
 
 SHARES = "data.fraction=0.01,0.1,1; seed=0,1,2"
 """The grid of label efficiency: three shares of the labels, three times each."""
@@ -75,6 +76,8 @@ def _head(method: str) -> ConfigDict:
     config.method = method
     config.model = recipes.of_run()
     config.encoder = "learned"  # or frozen: the head alone learns; drifting: frozen but for BatchNorm's statistics
+    # Above rank 0 a ViT's own parameters stay and adapters of this rank learn: cxrjax/models/lora.py
+    config.lora = {"rank": 0, "alpha": 16.0, "kernels": ",".join(lora.KERNELS)}
     config.augment = Augment()._asdict()
     config.standardise = recipes.standardise()  # of the run, where there is one
     return config

@@ -43,6 +43,8 @@ RANGES = {
     "optim.held_share": "[0, 1]",
     "optim.sqrt_lr": "(0, inf)",
     "optim.layer_decay": "(0, 1]",
+    "lora.rank": "whole [0, inf)",
+    "lora.alpha": "(0, inf)",
     "input.*": "whole [0, inf)",
     "checkpoint.every_minutes": "(0, inf]",
     "checkpoint.keep_latest": "whole [1, inf)",

@@ -335,10 +335,12 @@ def _pictures(sources) -> dict[str, dict]:
 
 
 def _print_setting(config: ConfigDict, run, workdir):
-    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(run.abstract.params))
+    counts = (run.abstract.params, run.abstract.state.get("frozen", {}))
+    learned, frozen = (sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree)) for tree in counts)
+    said = f"{learned:,} parameters learn and {frozen:,} stay" if frozen else f"{learned / 1e6:.2f} M parameters"
     sets = ", ".join(f"{s.converted_set.name}/{s.split} ({len(s)})" for s in run.sources)
     print(
-        f"{config.method}: {parameters / 1e6:.2f} M parameters, {parallel.num_devices(run.mesh)} device(s)\n"
+        f"{config.method}: {said}, {parallel.num_devices(run.mesh)} device(s)\n"
         f"pictures: {sets}\n"
         + "".join(f"{sentence}\n" for sentence in run.remarks)
         + f"{run.total_steps} steps of {config.batch_size}; workdir {workdir}",

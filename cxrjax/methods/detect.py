@@ -84,4 +84,4 @@ def make(config: Config) -> Method:
 
     functions, meaning = (make_views, init, loss, keep_state, encode), Answers(classes, "boxes")
     options = {"parts": WHOLE, "answers": meaning, "box_labels": labels, "look": single.look}
-    return Method(*functions, config.model.image_px, **options)
+    return Method(*functions, config.model.image_px, encoder=encoder.params, **options)

@@ -89,4 +89,5 @@ def make(config: Config) -> Method:
         return [Panel("picture, and the mask to be found", images, outline=batch["mask"][..., 0])]
 
     functions = make_views, init, loss, keep_state, encode
-    return Method(*functions, config.model.image_px, parts=WHOLE, target=config.target, look=look)
+    options = {"parts": WHOLE, "encoder": encoder.params, "target": config.target, "look": look}
+    return Method(*functions, config.model.image_px, **options)

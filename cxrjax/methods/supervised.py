@@ -92,7 +92,8 @@ def make(config: Config) -> Method:
 
     answer = Answers(labels, config.task)
     parts = Parts(prepare, embed, loss_of, weight, keeps_statistics=config.encoder == "frozen")
-    functions, options = (make_views, init, joined(parts), keep_state, encode), {"couples_batch": False, "parts": parts}
+    functions = make_views, init, joined(parts), keep_state, encode
+    options = {"couples_batch": False, "parts": parts, "encoder": encoder.params}
     return Method(*functions, config.model.image_px, answers=answer, look=single.look, **options)
 
 

@@ -9,10 +9,12 @@ import numpy as np
 from einops import rearrange
 
 from cxrjax import rng
+from cxrjax.config import names
 from cxrjax.drawing.panels import Panel, rows
 from cxrjax.input import augment, crops, device
 from cxrjax.methods.base import Batch, Config, Encode, Params, State, encoder_params
-from cxrjax.models import backbone, heads
+from cxrjax.models import backbone, heads, lora
+from cxrjax.models.vit import ViT
 
 ENCODERS = ("learned", "frozen", "drifting")
 
@@ -223,11 +225,13 @@ class Trunk(NamedTuple):
     """The encoder under a head that is trained on labels, on the params and state of the whole method.
 
     init: key -> (params, state), to which the method adds its head.
+    params: as `base.EncoderParams`, of the network as it is run.
     apply: (params, state, images b h w c float, *, train, paths=None, levels=False) -> (features, running statistics
       for state["batch_stats"]["encoder"]), as `backbone.Backbone.apply`.
     """
 
     init: Callable[[jax.Array], tuple[Params, State]]
+    params: Callable[[Params, State], Params]
     apply: Callable[..., tuple[dict[str, jax.Array], State]]
     backbone: backbone.Backbone
 
@@ -238,21 +242,37 @@ def trunk(config: Config) -> Trunk:
     "learned": with the head. "frozen": parameters, running statistics of BatchNorm and every path stay as they start,
     so that features are those of the evaluated encoder. "drifting": the parameters stay, but a BatchNorm normalises by
     the batch and moves its statistics: what released code that only stops the gradients does (MGCA, MLVICX).
-    What never learns is in state["frozen"]["encoder"], see `encoder_params`. Raises ValueError for another word.
+    With config.lora.rank above 0 the parameters of a ViT stay as well, and those of config.lora at params["lora"] are
+    learned in their place, see `models.lora`.
+    What never learns is in state["frozen"]["encoder"], see `encoder_params`. Raises ValueError for another word, and
+    for a rank that does not go with it.
     """
     mode, encoder = config.encoder, backbone.make(config.model)
     if mode not in ENCODERS:
         raise ValueError(f"encoder must be one of {', '.join(map(repr, ENCODERS))}, got {mode!r}")
+    rank = config.lora.rank if "lora" in config else 0
+    if rank and (mode != "learned" or not isinstance(encoder.module, ViT)):
+        raise ValueError(
+            f"lora.rank={rank} adapts a Vision Transformer that learns; here model.variant={config.model.variant!r} "
+            f"and encoder={mode!r}: give lora.rank=0, or a ViT with encoder='learned'"
+        )
 
     def init(key):
         params, stats = encoder.init(key)
         state = {"batch_stats": {"encoder": stats}}
-        if mode == "learned":
+        if mode == "learned" and not rank:
             return {"encoder": params}, state
-        return {"encoder": {}}, {**state, "frozen": {"encoder": params}}
+        learned = {"encoder": {}}
+        if rank:
+            learned["lora"] = lora.init(rng.fold(key, "lora"), params, rank, names(config.lora.kernels))
+        return learned, {**state, "frozen": {"encoder": params}}
+
+    def whole(params, state):
+        found = encoder_params(params, state)
+        return lora.merged(found, params["lora"], config.lora.alpha / rank) if rank else found
 
     def apply(params, state, images, *, train, paths=None, levels=False):
-        whole, stats = encoder_params(params, state), state["batch_stats"]["encoder"]
-        return encoder.apply(whole, stats, images, train=train and mode != "frozen", paths=paths, levels=levels)
+        network, stats = whole(params, state), state["batch_stats"]["encoder"]
+        return encoder.apply(network, stats, images, train=train and mode != "frozen", paths=paths, levels=levels)
 
-    return Trunk(init, apply, encoder)
+    return Trunk(init, whole, apply, encoder)
