@@ -9,6 +9,7 @@ A label's score says how much nearer a picture is to sentences that state the fi
 label of the training part is read; the threshold that accuracies are at is chosen on the validation pictures. Prompts
 are those of cxrjax.evals.zeroshot; an entry's `prompts` adds to them or replaces them, label by label, and a prompt may
 hold alternatives: "There is (mild|severe) (left|right) effusion." stands for four sentences.
+An entry's `scaled` fits temperature and threshold of each finding on validation pictures, so that scores are chances.
 `sentences` asks instead whether the encoder tells statements from denials and left from right, and how far the AUROC
 depends on the wording (cxrjax/evals/sentences.py).
 Every number comes with its 95 % interval over resampled test patients and the paired difference to the same networks
@@ -18,6 +19,7 @@ before training. Cost: one pass over val and test.
 from cxrjax import config as shared
 from cxrjax import recipes
 from cxrjax.datasets import chexpert
+from cxrjax.evals import certainty
 
 WORDS = ("phantom", "chexpert", "sentences", "smoke")
 COMPETITION = ",".join(chexpert.COMPETITION)
@@ -42,6 +44,9 @@ def get_config(arg: str = ""):
         for name, entry in list(config.evals.items()):
             config.evals[name.replace("zeroshot", "sentences")] = {**entry, "judge": "sentences"}
             del config.evals[name]
+    else:
+        for entry in config.evals.values():  # there so that a flag can change them
+            entry.update(certainty.KEYS)
     if "smoke" in words:
         recipes.smoke_evals(config)
     return config

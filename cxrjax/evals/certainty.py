@@ -3,9 +3,10 @@
     temperature   σ(logit(score) / T), or softmax(log score / T), with the T of the least loss on validation pictures
     sets          every answer that is no stranger than ⌈(n + 1) cover⌉ of the n validation pictures of that answer
 
-A temperature (Guo et al., ICML 2017) changes no order among the pictures of a label. Split conformal sets (Vovk et al.,
-2005; one threshold per answer, as Sadinle et al., JASA 2019) hold the truth of a new picture with the probability
-`cover` if it is exchangeable with the validation pictures. Pictures of one patient are alike, the strength of a probe
+A temperature (Guo et al., ICML 2017) changes no order among the pictures of a label. Scores that are no probabilities
+yet, as zero-shot's, get a slope and an offset (`slopes`). Split conformal sets (Vovk et al., 2005; one threshold per
+answer, as Sadinle et al., JASA 2019) hold the truth of a new picture with the probability `cover` if it is exchangeable
+with the validation pictures. Pictures of one patient are alike, the strength of a probe
 was chosen on the same pictures, and another hospital's are not exchangeable with these: so the share that the sets hold
 of the test pictures is measured. Where an answer has too few validation pictures, every set holds it.
 """
@@ -52,6 +53,28 @@ def temperature(kind: str, values: np.ndarray, scores: np.ndarray) -> float:
         return -float(np.log(np.maximum(right, _TINY)).mean())
 
     return math.exp(scipy.optimize.minimize_scalar(loss, bounds=(-math.log(20), math.log(20)), method="bounded").x)
+
+
+def slopes(values: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
+    """The (a, b) whose σ(a·score + b) explains the answers of one label best, of scores n that are no probabilities.
+
+    values: n; 1, 0 or MASKED. The answers are drawn in as Platt has it (1999), to (n₊ + 1)/(n₊ + 2) and 1/(n₋ + 2), so
+    that a is finite where no score is on the wrong side.
+    """
+    judged = values != MASKED
+    present, x = values[judged] == 1, np.asarray(scores, np.float64)[judged]
+    target = np.where(present, (present.sum() + 1) / (present.sum() + 2), 1 / ((~present).sum() + 2))
+    middle, spread = x.mean(), max(x.std(), _TINY)
+    z = (x - middle) / spread
+
+    def loss(pair: np.ndarray) -> tuple[float, np.ndarray]:
+        s = pair[0] * z + pair[1]
+        slope = scipy.special.expit(s) - target
+        return float((np.logaddexp(0, s) - target * s).mean()), np.array([(slope * z).mean(), slope.mean()])
+
+    start = np.array([0.0, scipy.special.logit(target.mean())])
+    a, b = scipy.optimize.minimize(loss, start, jac=True, method="BFGS").x
+    return float(a / spread), float(b - a * middle / spread)
 
 
 def tempered(kind: str, scores: np.ndarray, t: float) -> np.ndarray:

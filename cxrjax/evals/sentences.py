@@ -5,11 +5,14 @@
     laterality_left, laterality_right   share of sentences that are nearer with the true side in them than with the
                                         other, of findings on the patient's left and right
     prompt_spread                       standard deviation of the AUROCs that single statements reach
+    severity                            Spearman's rank correlation of how much nearer statements are than denials with
+                                        the area of the finding's boxes, of pictures that have it
 
 An encoder that does not look at the picture, or does not read "no", answers the same whatever there is: its two
 shares add up to 1, and their mean is 0.5, which is chance. So the two belong together. The side of a finding is that of
 its boxes' middles: the patient's right is on the left of a frontal picture. Findings with boxes on both sides are left
-out. Statements are the prompts of `zeroshot`; no label chooses anything.
+out. Severity is 0 where large findings are no nearer than small ones. Statements are the prompts of `zeroshot`; no
+label chooses anything.
 """
 
 import re
@@ -36,6 +39,7 @@ def sentences(
     *,
     embed: Callable[[Sequence[str]], np.ndarray],
     sides: Mapping[str, np.ndarray],
+    areas: Mapping[str, np.ndarray] | None = None,
     prompts: Mapping[str, Mapping[str, str | Sequence[str]]] | None = None,
     resamples: int = 1000,
     seed: int = 0,
@@ -43,6 +47,7 @@ def sentences(
     """Judges what sentences say on test pictures, whose features are unit vectors of the shared space.
 
     embed: sentences -> their unit vectors. sides: label -> n texts, "left", "right" or "" for each test picture.
+    areas: label -> n, of its boxes, as a share of the picture; 0 where there are none.
     prompts: see `zeroshot.sides`. What fewer than FEWEST_PATIENTS patients of a label have counts in
     the means over the labels alone, and is named.
     Raises ValueError for labels without prompts, and where no picture has a known label.
@@ -50,6 +55,7 @@ def sentences(
     key = targets(task, joint.checked(test, "test").labels, label_names)
     columns: dict[str, np.ndarray] = {}
     rankings: dict[str, list[metrics.Ranking]] = {}
+    graded: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     notes, about, few = [], {}, set()
     said = zip(key.names, zeroshot.sides(task, key.names, prompts or {}), key.values.T, strict=True)
     for name, (stated, denied), values in said:
@@ -65,10 +71,17 @@ def sentences(
             found["laterality_left"] = np.where(of_side == LEFT, leftwards, np.nan)
             found["laterality_right"] = np.where(of_side == RIGHT, 1 - leftwards, np.nan)
         about[name] = {"cosine_of_statement_and_denial": float((of_stated @ of_denied.T).mean())}
+        margin = test.features @ (zeroshot.ensemble(of_stated) - zeroshot.ensemble(of_denied))
+        area = np.where(values == 1, (areas or {}).get(name, np.zeros(len(values))), 0)
+        patients = len(set(test.patient_ids[area > 0]))
+        if patients >= FEWEST_PATIENTS:
+            graded[name] = margin, area
+        elif patients:
+            notes.append(f"severity/{name} has no number: {patients} patients have a box of it, fewer than ten")
         if set(values.tolist()) >= {0, 1}:
             rankings[name] = [metrics.rank(values, column) for column in near.T]
-            areas = [float(metrics.ranked_areas(one, np.ones((len(values), 1)))[0, 0]) for one in rankings[name]]
-            about[name]["auroc"] = dict(zip(stated, areas, strict=True))
+            reached = [float(metrics.ranked_areas(one, np.ones((len(values), 1)))[0, 0]) for one in rankings[name]]
+            about[name]["auroc"] = dict(zip(stated, reached, strict=True))
         known = {f"{metric}/{name}": column for metric, column in found.items() if np.isfinite(column).any()}
         columns |= known
         for metric, column in known.items():
@@ -81,6 +94,7 @@ def sentences(
     columns = _of_pictures(columns) | {name: column for name, column in columns.items() if name not in few}
     intervals = metrics.mean_intervals(columns, test.patient_ids, resamples, seed)
     intervals |= _spreads(rankings, test, resamples, seed)
+    intervals |= _severities(graded, test, resamples, seed)
     table = pandas.DataFrame({"image_id": test.image_ids, "patient_id": test.patient_ids})
     table = table.assign(**{f"value/{name}": column for name, column in columns.items()})
     return Result(intervals, table, notes, {"judge": "sentences", "labels": about})
@@ -119,6 +133,42 @@ def _spreads(
     return {name: metrics.interval(value[m], samples[:, m], count) for m, name in enumerate(names)}
 
 
+def _severities(
+    graded: Mapping[str, tuple[np.ndarray, np.ndarray]], test: FeatureTable, resamples: int, seed: int
+) -> dict[str, Interval]:
+    """The rank correlation of margin n and area n of each label, of pictures with an area, and its mean over labels."""
+    if not graded:
+        return {}
+
+    def statistic(weights: np.ndarray) -> np.ndarray:
+        each = [spearman(margin[area > 0], area[area > 0], weights[area > 0]) for margin, area in graded.values()]
+        return np.stack([np.mean(each, axis=0), *each])
+
+    whole = statistic(np.ones((len(test.patient_ids), 1)))[:, 0]
+    samples = metrics.bootstrap(statistic, test.patient_ids, resamples, seed)
+    counts = [sum((area > 0) for _, area in graded.values()), *(area > 0 for _, area in graded.values())]
+    names = ["severity", *(f"severity/{name}" for name in graded)]
+    rows = zip(names, whole, samples.T, counts, strict=True)
+    return {name: metrics.interval(value, drawn, int((seen > 0).sum())) for name, value, drawn, seen in rows}
+
+
+def spearman(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Spearman's correlation of x n and y n where weights n r say how often each pair counts: r, NaN without spread."""
+    a, b = (_ranks(one, weights) for one in (x, y))
+    total = weights.sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        a, b = (one - (one * weights).sum(axis=0) / total for one in (a, b))
+        return (a * b * weights).sum(axis=0) / np.sqrt((a * a * weights).sum(axis=0) * (b * b * weights).sum(axis=0))
+
+
+def _ranks(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Ranks n r of x n, those of equals their mean, up to a number that all share."""
+    _, group = np.unique(x, return_inverse=True)
+    of_group = np.zeros((group.max() + 1, weights.shape[1]))
+    np.add.at(of_group, group, weights)
+    return (of_group.cumsum(axis=0) - of_group / 2)[group]
+
+
 def sided(every: Sequence[str]) -> list[tuple[str, str]]:
     """Pairs of a sentence about the left and the same about the right, of those that name one side; each pair once."""
     found = []
@@ -150,15 +200,26 @@ def sides_of(source: Source) -> dict[str, np.ndarray]:
     return {label: np.array([side(seen) for seen in rows]) for label, rows in found.items()}
 
 
+def areas_of(source: Source) -> dict[str, np.ndarray]:
+    """Label -> for each picture the area of all boxes of that label, as a share of the picture."""
+    found: dict[str, np.ndarray] = {}
+    for row in range(len(source)):
+        example = source[row]
+        for label, (y0, x0, y1, x1) in zip(boxes.labels(example), boxes.of_example(example, ()).boxes, strict=True):
+            found.setdefault(label, np.zeros(len(source)))[row] += (y1 - y0) * (x1 - x0)
+    return found
+
+
 def _judge(encoder: Encoder, entry: Entry, opened: Opened) -> Result:
     given = labelled.arguments(joint.pictures(encoder), entry, opened)
     test = opened.sources["test"]
     has_boxes = "boxes" in test[0]
     embed = partial(joint.texts, encoder, batch_size=entry["batch_size"])
-    result = sentences(**given, embed=embed, sides=sides_of(test) if has_boxes else {}, prompts=entry["prompts"])
+    sides, areas = (sides_of(test), areas_of(test)) if has_boxes else ({}, {})
+    result = sentences(**given, embed=embed, sides=sides, areas=areas, prompts=entry["prompts"])
     if has_boxes:
         return result
-    said = f"left and right were not asked for: the set {test.converted_set.name!r} has no boxes to tell the side by"
+    said = f"sides and severity were not asked for: the set {test.converted_set.name!r} has no boxes to tell them by"
     return result._replace(notes=[*result.notes, said])
 
 

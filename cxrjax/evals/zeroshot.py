@@ -9,8 +9,9 @@ therefore depend on neither τ nor θ.
 
 Cosines to different sentences have different levels, so s₊ > s₋ alone does not mean that a finding is likely. θ is
 therefore chosen per label, as the threshold with the highest balanced accuracy on the validation pictures. Accuracies
-are measured at θ. A task of several classes takes the softmax over the positive sides, without θ, as GLoRIA does (Huang
-et al., ICCV 2021).
+are measured at θ. Such scores are no probabilities. With `scaled` each finding has the τ and the θ that explain the
+validation pictures best (Platt 1999). A task of several classes takes the softmax over the positive sides, without θ,
+as GLoRIA does (Huang et al., ICCV 2021).
 """
 
 import itertools
@@ -23,8 +24,8 @@ import numpy as np
 import scipy.special
 
 from cxrjax.datasets import schema
-from cxrjax.evals import attention, joint, labelled
-from cxrjax.evals.base import Encoder, FeatureTable, Result, Targets, Task, make_task, targets
+from cxrjax.evals import attention, certainty, joint, labelled
+from cxrjax.evals.base import MASKED, Encoder, FeatureTable, Result, Targets, Task, make_task, targets
 from cxrjax.evals.judge import Entry, Judge, Opened
 from cxrjax.input.source import Source
 
@@ -126,6 +127,7 @@ PROMPTS = {
 """Label -> its prompts, for the labels of CheXpert and the phantom; our words, in the style of GLoRIA's templates."""
 
 SIDES = ("positive", "negative")
+_FLAT = 1e-6  # the least 1/τ
 
 
 def expand(prompt: str) -> list[str]:
@@ -183,6 +185,8 @@ def zeroshot(
     embed: Callable[[Sequence[str]], np.ndarray],
     prompts: Mapping[str, Mapping[str, Any]] | None = None,
     temperature: float = 0.07,
+    scaled: bool = False,
+    cover: float = 0.0,
     resamples: int = 1000,
     seed: int = 0,
 ) -> Result:
@@ -190,11 +194,13 @@ def zeroshot(
 
     val, test: their features are unit vectors of the shared space. label_names: the c columns of their labels. embed:
     sentences -> their unit vectors. prompts: see `sides`. temperature: τ, which changes how far the scores spread, not
-    their order.
+    their order. scaled: takes a τ and a θ for each finding that explain val best, and of several classes one τ in the
+    place of this one. cover: see `certainty.KEYS`.
     Raises ValueError for a patient in both splits, an unknown label, a label without prompts, and features that are NaN
     or infinite.
     """
     _check_temperature(temperature)
+    certainty.check(scaled, cover)
     schema.assert_patients_disjoint({"val": val.patient_ids.tolist(), "test": test.patient_ids.tolist()})
     tables, keys, notes = {}, {}, []
     for split, table in (("val", joint.checked(val, "val")), ("test", joint.checked(test, "test"))):
@@ -214,17 +220,49 @@ def zeroshot(
     details: dict[str, Any] = {"judge": "zeroshot", "temperature": temperature, "prompts": {}}
     for name, part in zip(key.names, said, strict=True):
         details["prompts"][name] = dict(zip(SIDES, part, strict=True))
-    if task.kind == "multiclass":
-        scores = scipy.special.softmax(tables["test"].features @ np.stack(positive, axis=1) / temperature, axis=1)
-    else:
-        direction = np.stack(positive, axis=1) - np.stack(negative, axis=1)  # d c
-        margin = {split: table.features.astype(np.float64) @ direction for split, table in tables.items()}
+    direction = np.stack(positive, axis=1)  # d c
+    several = task.kind == "multiclass"
+    if not several:
+        direction = direction - np.stack(negative, axis=1)
+    margin = {split: table.features.astype(np.float64) @ direction for split, table in tables.items()}
+    spread = np.full(len(key.names), temperature)
+    if not several:
         levels, more = thresholds(keys["val"], margin["val"])
         notes += more
+        if scaled:
+            levels, spread = _explaining(keys["val"], margin["val"], levels, spread)
+            details["temperatures"] = dict(zip(key.names, spread.tolist(), strict=True))
+        else:
+            details["score_thresholds"] = dict.fromkeys(key.names, 0.5)
         details["thresholds"] = dict(zip(key.names, levels.tolist(), strict=True))
-        details["score_thresholds"] = dict.fromkeys(key.names, 0.5)
-        scores = scipy.special.expit((margin["test"] - levels) / temperature)
-    return labelled.conclude(task.kind, tables, keys, lambda split: scores, notes, details, resamples, seed)
+
+    def scored(split: str) -> np.ndarray:
+        if several:
+            return scipy.special.softmax(margin[split] / temperature, axis=1)
+        return scipy.special.expit((margin[split] - levels) / spread)
+
+    of_all = scaled and several
+    return labelled.conclude(
+        task.kind, tables, keys, scored, notes, details, resamples, seed, scaled=of_all, cover=cover
+    )
+
+
+def _explaining(
+    key: Targets, margin: np.ndarray, levels: np.ndarray, spread: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """θ and τ of each label, c each, that explain its answers best; as given where it has one value only.
+
+    Where larger margins are no likelier, τ is so large that all pictures have about the label's rate.
+    """
+    levels, spread = levels.copy(), spread.copy()
+    for c in range(len(key.names)):
+        values = key.values[:, c]
+        if set(values.tolist()) >= {0, 1}:
+            a, b = certainty.slopes(values, margin[:, c])
+            if a < _FLAT:
+                a, b = _FLAT, scipy.special.logit((values == 1).sum() / (values != MASKED).sum())
+            levels[c], spread[c] = -b / a, 1 / a
+    return levels, spread
 
 
 def ensemble(vectors: np.ndarray) -> np.ndarray:
@@ -261,12 +299,15 @@ def _check_temperature(temperature: float) -> None:
 def _judge(encoder: Encoder, entry: Entry, opened: Opened) -> Result:
     given = labelled.arguments(joint.pictures(encoder), entry, opened)
     embed = partial(joint.texts, encoder, batch_size=entry["batch_size"])
-    found = zeroshot(**given, embed=embed, prompts=entry["prompts"], temperature=entry["temperature"])
+    found = zeroshot(
+        **given, embed=embed, prompts=entry["prompts"], temperature=entry["temperature"], **certainty.given(entry)
+    )
     return attention.add(encoder, opened.sources["test"], found, opened.pictures_bytes)
 
 
 def _check(entry: Entry, sources: Mapping[str, Source]) -> None:
     _check_temperature(entry["temperature"])
+    certainty.check(**certainty.given(entry))
     task, known = make_task(entry["task"]), sources["test"].converted_set.label_names
     sides(task, targets(task, labelled.blank(sources["test"]).labels, known).names, entry["prompts"])
 
@@ -279,5 +320,6 @@ JUDGE = Judge(
     keys={
         "prompts": {},  # label -> {"positive": prompts, "negative": prompts}; they replace those of PROMPTS
         "temperature": 0.07,  # τ: how far the scores spread; it changes neither their order nor the threshold
+        **certainty.KEYS,
     },
 )

@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from cxrjax.evals import metrics, run, sentences
 from cxrjax.evals.base import FeatureTable, Task
@@ -71,6 +72,46 @@ def test_the_spread_is_that_of_the_aurocs_of_single_statements():
     assert list(result.details["labels"]["Mass"]["auroc"].values()) == pytest.approx(areas)
     assert result.metrics["prompt_spread"].value == pytest.approx(np.std(areas))
     assert result.details["labels"]["Mass"]["cosine_of_statement_and_denial"] == pytest.approx(-1)
+
+
+def test_severity_is_scipys_rank_correlation_also_where_patients_are_drawn_again():
+    rng = np.random.default_rng(3)
+    margin, area = rng.integers(0, 6, 40).astype(float), rng.random(40).round(1)
+    weights = np.stack([np.ones(40, int), rng.integers(0, 3, 40)], axis=1)
+    found = sentences.spearman(margin, area, weights)
+    for column, drawn in zip(weights.T, found, strict=True):
+        expected = scipy.stats.spearmanr(np.repeat(margin, column), np.repeat(area, column)).statistic
+        assert drawn == pytest.approx(expected, abs=1e-9)
+
+    names, ids = ("Mass", "Nodule"), np.array([f"i{k}" for k in range(60)])
+    sizes = np.concatenate([rng.permutation(50) + 1, np.zeros(10)])
+    directions = np.stack([np.where(sizes > 0, sizes, -20.0), np.full(60, 30.0)], axis=1)
+    features = directions / np.linalg.norm(directions, axis=1, keepdims=True)
+    labels = np.stack([sizes > 0, ids == "i3"], axis=1).astype(np.int8)
+    areas = {"Mass": sizes / 100, "Nodule": (ids == "i3") * 0.1}
+    result = sentences.sentences(
+        FeatureTable(features.astype(np.float32), labels, ids, ids),
+        Task("multilabel", labels=names),
+        names,
+        embed=lambda said: np.array([[-1.0 if "No" in one else 1.0, 0.0] for one in said]),
+        sides={},
+        areas=areas,
+        prompts={name: {"positive": (f"{name}.",), "negative": (f"No {name}.",)} for name in names},
+        resamples=40,
+    )
+    assert result.metrics["severity/Mass"][:3] == pytest.approx((1, 1, 1)) and result.metrics["severity"].n == 50
+    assert "severity/Nodule" not in result.metrics
+    assert any("severity/Nodule has no number: 1 patients" in note for note in result.notes)
+
+
+def test_areas_are_the_sums_of_boxes(phantom_dir):
+    test = sources.select(converted_sets.open_set("phantom", phantom_dir), "test")
+    found = sentences.areas_of(test)
+    row = next(row for row in range(len(test)) if len(test[row]["boxes"]["label"]))
+    label = test[row]["boxes"]["label"][0]
+    drawn = zip(test[row]["boxes"]["label"], test[row]["boxes"]["bbox"], strict=True)
+    expected = sum((y1 - y0) * (x1 - x0) for one, (y0, x0, y1, x1) in drawn if one == label)
+    assert found[label][row] == pytest.approx(expected) and len(found[label]) == len(test)
 
 
 def test_pairs_of_sides():

@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+from sklearn.calibration import _sigmoid_calibration
 
 from cxrjax.datasets import chexpert
 from cxrjax.evals import zeroshot
@@ -163,3 +164,36 @@ def test_what_cannot_be_judged_is_said():
         zeroshot.zeroshot(val, test, **shared)
     with pytest.raises(ValueError, match="val0"):
         zeroshot.zeroshot(val, table("test")._replace(patient_ids=val.patient_ids), **shared)
+
+
+def test_scaled_scores_are_platts_of_each_finding():
+    plain, scaled = judge(), judge_scaled()
+    val = table("val")
+    for column, name in ((1, "Mass"), (2, "Edema")):
+        stated, denied = (
+            zeroshot.ensemble(embed(zeroshot.sentences(PROMPTS[name][side]))) for side in ("positive", "negative")
+        )
+        a, b = _sigmoid_calibration(val.features @ (stated - denied), val.labels[:, column])
+        expected = 1 / (1 + np.exp(a * (table("test").features @ (stated - denied)) + b))
+        np.testing.assert_allclose(scaled.predictions[f"score/{name}"], expected, atol=1e-3)
+        assert scaled.details["temperatures"][name] == pytest.approx(-1 / a, rel=1e-2)
+    for metric in ("auroc", "auprc"):
+        assert scaled.metrics[metric].value == pytest.approx(plain.metrics[metric].value)
+    assert set(scaled.details["score_thresholds"]) == {"Mass", "Edema"} and "coverage" in scaled.metrics
+
+
+def judge_scaled():
+    val, test = table("val"), table("test")
+    options = {"embed": embed, "prompts": PROMPTS, "resamples": 20, "scaled": True, "cover": 0.8}
+    return zeroshot.zeroshot(val, test, SINGLE, NAMES, **options)
+
+
+def test_a_finding_that_sentences_get_wrong_is_not_turned_round():
+    """Where larger margins are less likely, every picture gets about the rate of the label."""
+    rng = np.random.default_rng(0)
+    values = (rng.random(200) < 0.3).astype(np.int8)[:, None]
+    key = Targets(("Mass",), values, np.ones(200, bool), [])
+    levels, spread = zeroshot._explaining(key, -values + rng.normal(size=(200, 1)), np.zeros(1), np.full(1, 0.07))
+    assert 1 / (1 + np.exp(levels[0] / spread[0])) == pytest.approx(values.mean(), abs=0.03) and spread[0] > 1e4
+    levels, spread = zeroshot._explaining(key._replace(values=values * 0), rng.normal(size=(200, 1)), levels, spread)
+    assert spread[0] > 1e4  # one value only: as given
