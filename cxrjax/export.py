@@ -140,8 +140,8 @@ def encoder_weights(model: trained.Trained) -> tuple[dict[str, np.ndarray], dict
             "Face ResNet does not have. A run with --config.strip_gates=True (the same training, judged without them) "
             "can be exported."
         )
-    if variant in vit.VARIANTS and architecture.pool == "without_cls":
-        raise ValueError("The encoder runs without [CLS] (model.pool='without_cls'), which a Hugging Face ViT has.")
+    if variant in vit.VARIANTS and (others := _not_of_a_vit(architecture)):
+        raise ValueError(f"The encoder has {', '.join(others)}, which no ViT of Hugging Face has that is written here.")
     params = model.method.encoder(model.params, model.state)
     if variant in resnet.VARIANTS:
         statistics = model.state["batch_stats"]["encoder"]
@@ -162,6 +162,16 @@ def encoder_weights(model: trained.Trained) -> tuple[dict[str, np.ndarray], dict
         position_table=posemb.fixed(architecture.positions, grid, size.width),
         eps=architecture.get("eps", transformer.LAYER_NORM_EPS),
     )
+
+
+def _not_of_a_vit(architecture: Any) -> list[str]:
+    """The keys of config.model, with their values, that ViTModel and Dinov2Model do not compute."""
+    there = {"pool": ("cls", "mean"), "positions": posemb.KINDS, "pre_norm": (False,), "cls_token": (True,)}
+    there |= {"activation": ("gelu",)}
+    if architecture.get("layer_scale") is None:
+        there["ffn"] = ("mlp",)
+    given = {key: architecture.get(key, known[0]) for key, known in there.items()}
+    return [f"model.{key}={value!r}" for key, value in given.items() if value not in there[key]]
 
 
 def with_head(

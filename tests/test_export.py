@@ -25,6 +25,13 @@ def workdir(tmp_path_factory):
     return folder
 
 
+@pytest.mark.parametrize(("key", "word"), [("pool", "attention"), ("pool", "without_cls"), ("positions", "rope")])
+def test_what_no_vit_of_hugging_face_has_is_refused(tmp_path, key, word):
+    runs.write(tmp_path / "run", runs.config("simclr", **{f"model__{key}": word}))
+    with pytest.raises(ValueError, match=f"The encoder has model.{key}='{word}', which no ViT of Hugging Face has"):
+        export.export(tmp_path / "run", tmp_path / "model")
+
+
 def test_a_dinov2_of_no_squares_leaves_for_timm_alone(tmp_path):
     runs.write(tmp_path / "run", runs.config("dinov2", model__image_px=(48, 32), model__layer_scale=1.0))
     with pytest.raises(ValueError, match="DINOv2 of pictures of 48 x 32 px.*take --form timm"):
