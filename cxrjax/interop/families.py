@@ -20,8 +20,10 @@ from cxrjax.interop import (
     torch_dinov3,
     torch_dual,
     torch_resnet,
+    torch_swin,
     torch_timm,
     torch_vit,
+    vit_reader,
 )
 from cxrjax.interop.huggingface import Pretrained
 from cxrjax.models import posemb, transformer, vit
@@ -33,7 +35,7 @@ BESIDE = ("text_model.", "text_projection", "visual_projection", "logit_", "deco
 
 
 class Family(NamedTuple):
-    """kind: which of our encoders it is, for messages: "ViT", "ResNet" or "ConvNeXt".
+    """kind: which of our encoders it is, for messages: "ViT", "ResNet", "ConvNeXt" or "Swin".
 
     model: pretrained -> the keys of config.model that its arrays decide on, without image_px.
     load: (wanted, pretrained, model, mean, std) -> (params, running statistics). wanted: our encoder's tree, arrays or
@@ -118,7 +120,10 @@ def unread(pretrained: Pretrained, space: Space | None = None) -> str:
 
 def _vit(pretrained: Pretrained) -> dict[str, Any]:
     found = {**torch_vit.size_of(pretrained.config), "positions": torch_vit.positions_of(pretrained)}
-    eps = pretrained.config.get("layer_norm_eps", 1e-12)
+    config, width = pretrained.config, vit.VARIANTS[found["variant"]].width
+    if (hidden := config.get("intermediate_size", 3072)) != 4 * width:
+        found["mlp_ratio"] = vit_reader.ratio(hidden, width)
+    eps = config.get("layer_norm_eps", 1e-12)
     return found if eps == transformer.LAYER_NORM_EPS else found | {"eps": eps}
 
 
@@ -182,6 +187,7 @@ FAMILIES = {
     **{name: _reader(torch_clip) for name in torch_clip.MODEL_TYPES},
     **{name: _reader(torch_convnext, "ConvNeXt") for name in torch_convnext.NAMES},
     "resnet": Family("ResNet", _resnet, _load_resnet),
+    **{name: _reader(torch_swin, "Swin") for name in torch_swin.MODEL_TYPES},
     torch_timm.VIT: _reader(torch_timm),
     torch_timm.RESNET: Family("ResNet", _resnet_by_names, _load_resnet_by_names),
 }
@@ -191,7 +197,11 @@ _CLIP = Space(torch_clip_text.settings, torch_clip_text.load, torch_clip_text.pa
 _DUAL = Space(torch_dual.settings, torch_dual.load, torch_dual.pad_id, torch_dual.PARTS)
 SPACES = {**dict.fromkeys(torch_clip_text.MODEL_TYPES, _CLIP), torch_dual.MODEL_TYPE: _DUAL}
 """model_type of a config.json -> the space that its pictures and texts share."""
+_BIAS = "it adds a table of relative positions to the attention of every block, which our ViT does not"
 REFUSED = {
+    "beit": _BIAS,
+    "data2vec-vision": _BIAS,
+    "swinv2": "it compares by cosines in windows, whose positions a small network gives, which our Swin does not",
     "siglip2": "it cuts pictures of any aspect into a bounded number of patches, which no processor here does; the "
     "checkpoints of SigLIP 2 for one size have the type 'siglip', which is read",
 }

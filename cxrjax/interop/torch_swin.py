@@ -105,6 +105,26 @@ def to_huggingface(
     return {name: np.ascontiguousarray(array) for name, array in weights.items()}, config
 
 
+def options(pretrained: Pretrained) -> dict[str, Any]:
+    """The keys of config.model that a folder asks for; raises ValueError where it is none of swin.VARIANTS."""
+    known, config = {name: _architecture(name) for name in swin.VARIANTS}, pretrained.config
+    default = known["swin_T"]
+    asked = {key: config.get(key, value) for key, value in default.items()}
+    variant = next((name for name, ours in known.items() if ours == asked), None)
+    if variant is None:
+        differs = {key: value for key, value in asked.items() if value not in [ours[key] for ours in known.values()]}
+        raise ValueError(
+            f"The Swin has {differs or asked}, as none of ours: {', '.join(known)}. Windows are of "
+            f"{default['window_size']} tokens."
+        )
+    return {"variant": variant}
+
+
+def load(wanted: Any, pretrained: Pretrained, model: Mapping[str, Any], mean: float, std: float) -> dict[str, Any]:
+    """The encoder's tree; arguments and errors as of `from_huggingface`."""
+    return from_huggingface(pretrained, model["variant"], mean=mean, std=std, channels=model.get("channels", 1))
+
+
 def from_huggingface(
     source: str | Path | Pretrained, variant: str, *, mean: float, std: float, channels: int = 1
 ) -> dict[str, Any]:
@@ -230,7 +250,7 @@ def _architecture(variant: str) -> dict[str, Any]:
 
 def _check_architecture(config: Mapping[str, Any], variant: str) -> None:
     # A config.json leaves out what is the default, which T has throughout.
-    default = _architecture("T")
+    default = _architecture("swin_T")
     differences = [
         f"{key}: ours {value}, pre-trained {config.get(key, default[key])}"
         for key, value in _architecture(variant).items()

@@ -1,4 +1,4 @@
-"""One interface for the encoders that an image method can train: Vision Transformers, ResNets and ConvNeXts."""
+"""One interface for the encoders that an image method can train: Vision Transformers, ResNets, ConvNeXts and Swins."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -8,13 +8,15 @@ import jax
 import jax.numpy as jnp
 
 from cxrjax import sizes
-from cxrjax.models import convnext, linen, resnet, vit
+from cxrjax.models import convnext, linen, resnet, swin, vit
 from cxrjax.models.convnext import ConvNeXt
 from cxrjax.models.resnet import ResNet
+from cxrjax.models.swin import Swin
 from cxrjax.models.vit import ViT
 
 _MODULE_OWN = {"parent", "name"}
-_FIELDS = {module: {f.name for f in dataclasses.fields(module)} - _MODULE_OWN for module in (ViT, ResNet, ConvNeXt)}
+_VARIANTS = {ViT: vit.VARIANTS, ResNet: resnet.VARIANTS, ConvNeXt: convnext.VARIANTS, Swin: swin.VARIANTS}
+_FIELDS = {module: {f.name for f in dataclasses.fields(module)} - _MODULE_OWN for module in _VARIANTS}
 
 POOLS = {"cls": "cls", "mean": "patches", "without_cls": "patches", "attention": "pooled"}
 """model.pool -> the output of a ViT that it takes."""
@@ -22,8 +24,8 @@ _NEEDED = {
     ViT: {"image_px", "patch_px", "pool", "dtype"},
     ResNet: {"image_px", "dtype"},
     ConvNeXt: {"image_px", "dtype"},
+    Swin: {"image_px", "dtype"},
 }
-_VARIANTS = {ViT: vit.VARIANTS, ResNet: resnet.VARIANTS, ConvNeXt: convnext.VARIANTS}
 
 
 class Backbone(NamedTuple):
@@ -36,10 +38,10 @@ class Backbone(NamedTuple):
       "patches": b p q d}, state), the features float32. train: a ResNet normalises by the batch and returns moved
       statistics; a ViT drops paths, which must be given where the config's drop_path is above 0. levels: adds "levels",
       what heads of segmentation and detection read: the outputs of a ViT's blocks before its last LayerNorm, l b p q d,
-      or the five maps of a ResNet; of a ConvNeXt a ValueError. alone: adds "alone" b p q d, patches for a projection
+      or the five maps of a ResNet; of others a ValueError. alone: adds "alone" b p q d, patches for a projection
       that was learned on "pooled": those that a ViT calls so, and of the others the last map. Pictures of one channel
       are repeated over `channels`.
-    paths: (key, b) or (key, b, v) → what a ViT drops of so many pictures, see `vit.ViT.paths`; None of a ResNet.
+    paths: (key, b) or (key, b, v) → what a ViT or a Swin drops of so many pictures, see their `paths`; None of others.
     width: d. image_px: size of the pictures that the config names (`sizes.plain`); apply takes others as well.
     module: the Linen module itself, for more of its outputs.
     """
@@ -49,15 +51,15 @@ class Backbone(NamedTuple):
     paths: Callable
     width: int
     image_px: int | tuple[int, int]
-    module: ViT | ResNet | ConvNeXt
+    module: ViT | ResNet | ConvNeXt | Swin
 
 
 def make(model: Mapping[str, Any]) -> Backbone:
     """The encoder of config.model.
 
-    model: `variant`, of vit.VARIANTS, resnet.VARIANTS or convnext.VARIANTS; image_px; dtype, as a word; of a ViT
+    model: `variant`, of the VARIANTS of vit, resnet, convnext or swin; image_px; dtype, as a word; of a ViT
     patch_px and pool: "cls", "mean" over the patch tokens, "without_cls", their mean in blocks that [CLS] is left out
-    of, or "attention" of a learned query. Any other field of the three may be given by its name. Fields that only
+    of, or "attention" of a learned query. Any other field of the four may be given by its name. Fields that only
     others have are left aside, so that one config serves all. The last map of a ResNet is its "patches",
     and their mean its "pooled".
     Raises ValueError for an unknown variant, pool, key or word of a key, listing what exists, and for a missing key.
@@ -85,13 +87,15 @@ def make(model: Mapping[str, Any]) -> Backbone:
         return _vit(module, options["pool"])
     if family is ConvNeXt:
         return _convnext(ConvNeXt(**fields), options["image_px"])
+    if family is Swin:
+        return _swin(Swin(**fields), options["image_px"])
     module = ResNet(**fields)
     module.check()
     return _resnet(module, options["image_px"])
 
 
 def kind(variant: str) -> str:
-    """ "ViT", "ResNet" or "ConvNeXt"; raises ValueError for an unknown variant, listing those that exist."""
+    """ "ViT", "ResNet", "ConvNeXt" or "Swin"; raises ValueError for an unknown variant, listing those that exist."""
     return _family(variant).__name__
 
 
@@ -145,8 +149,8 @@ def _vit(module: ViT, pool: str) -> Backbone:
     return Backbone(init, apply, module.paths, module.size.width, module.image_px, module)
 
 
-def check_paths(module: ViT, train: bool, paths: jax.Array | None) -> None:
-    """Raises ValueError where a ViT that drops paths is to be trained without any."""
+def check_paths(module: ViT | Swin, train: bool, paths: jax.Array | None) -> None:
+    """Raises ValueError where an encoder that drops paths is to be trained without any."""
     if train and module.drop_path and paths is None:
         raise ValueError(f"drop_path={module.drop_path} needs to know what it drops: give apply its paths in training")
 
@@ -175,14 +179,33 @@ def _convnext(module: ConvNeXt, image_px: int | tuple[int, int]) -> Backbone:
 
     def apply(params, state, images, *, train, paths=None, levels=False, alone=False):
         if levels:
-            raise ValueError(
-                f"the encoder is a ConvNeXt, {module.variant!r}: heads of segmentation and detection take a ViT or a "
-                "ResNet"
-            )
+            raise _without_levels(module)
         features = linen.apply(module, params, _repeat(images, module.channels))
         return features | ({"alone": features["patches"]} if alone else {}), state
 
     return Backbone(init, apply, lambda key, *shape: None, module.size.widths[-1], image_px, module)
+
+
+def _swin(module: Swin, image_px: int | tuple[int, int]) -> Backbone:
+    def init(key):
+        return linen.init(module, key, _blank(image_px, module.channels)), {}
+
+    def apply(params, state, images, *, train, paths=None, levels=False, alone=False):
+        if levels:
+            raise _without_levels(module)
+        check_paths(module, train, paths)
+        found = linen.apply(module, params, images, paths=paths if train else None)
+        patches = found["patches"].reshape(len(images), *module.grid(*images.shape[1:3]), -1)
+        return {"pooled": found["pooled"], "patches": patches} | ({"alone": patches} if alone else {}), state
+
+    return Backbone(init, apply, module.paths, module.width, image_px, module)
+
+
+def _without_levels(module: ConvNeXt | Swin) -> ValueError:
+    return ValueError(
+        f"the encoder is a {type(module).__name__}, {module.variant!r}: heads of segmentation and detection take a ViT "
+        "or a ResNet"
+    )
 
 
 def _blank(px: sizes.Px, channels: int) -> jax.Array:

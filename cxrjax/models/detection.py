@@ -18,7 +18,6 @@ from cxrjax.losses.boxes import iou
 from cxrjax.models import linen
 from cxrjax.models.backbone import Backbone
 from cxrjax.models.batchnorm import BatchNorm
-from cxrjax.models.convnext import ConvNeXt
 from cxrjax.models.decoders import Deconvolution
 from cxrjax.models.resnet import ResNet
 from cxrjax.models.transformer import TORCH_CONV, gelu
@@ -74,8 +73,9 @@ def make(head: Mapping[str, Any], encoder: Backbone, classes: int) -> Detector:
     not take, another score, and scales that are none of SCALES.
     """
     module = encoder.module
-    if isinstance(module, ConvNeXt):
-        raise ValueError(f"the encoder is a ConvNeXt, {module.variant!r}: detectors take a ViT or a ResNet")
+    if not isinstance(module, ViT | ResNet):
+        kind = type(module).__name__
+        raise ValueError(f"the encoder is a {kind}, {module.variant!r}: detectors take a ViT or a ResNet")
     own = "yolov3" if isinstance(module, ResNet) else "dense"
     if (head["kind"] or own) != own:
         raise ValueError(

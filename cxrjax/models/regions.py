@@ -15,8 +15,8 @@ from einops import rearrange
 
 from cxrjax import sizes
 from cxrjax.models import attention, backbone, linen
-from cxrjax.models.convnext import ConvNeXt
 from cxrjax.models.interpolation import resize_matrix
+from cxrjax.models.resnet import ResNet
 from cxrjax.models.vit import ViT
 
 
@@ -49,8 +49,9 @@ def make(model: Mapping[str, Any], *, layer: int = 3, enlarge_px: int = 0, atten
         backbone.make_vit(model)
         apply = _vit(encoder.module, model["pool"], attention)
         return Regions(encoder.init, apply, encoder.paths, encoder.width, encoder.width)
-    if isinstance(encoder.module, ConvNeXt):
-        raise ValueError(f"the encoder is a ConvNeXt, {model['variant']!r}: words are compared with a ViT or a ResNet")
+    if not isinstance(encoder.module, ResNet):
+        kind = type(encoder.module).__name__
+        raise ValueError(f"the encoder is a {kind}, {model['variant']!r}: words are compared with a ViT or a ResNet")
     if layer not in (1, 2, 3, 4):
         raise ValueError(f"a ResNet has the layers 1 to 4, got layer={layer!r}")
     apply = _resnet(encoder.module, layer, enlarge_px)

@@ -14,11 +14,11 @@ from cxrjax import sizes
 from cxrjax.config import names
 from cxrjax.models.backbone import Backbone
 from cxrjax.models.batchnorm import BatchNorm
-from cxrjax.models.convnext import ConvNeXt
 from cxrjax.models.decoders import UNETR, Deconvolution
 from cxrjax.models.interpolation import both_axes, pool_matrix, resize_matrix
 from cxrjax.models.resnet import ResNet
 from cxrjax.models.transformer import Linear
+from cxrjax.models.vit import ViT
 
 FEATURES = {"unetr": 16, "setr_pup": 64, "upernet": 512, "unet": 16}
 """Kind -> the `features` of its paper or code."""
@@ -45,8 +45,9 @@ def make(head: Mapping[str, Any], encoder: Backbone) -> Segmenter:
     Raises ValueError for a kind that does not exist, or not on such an encoder, and for widths and taps that are none
     of it.
     """
-    if isinstance(encoder.module, ConvNeXt):
-        raise ValueError(f"the encoder is a ConvNeXt, {encoder.module.variant!r}: masks take a ViT or a ResNet")
+    if not isinstance(encoder.module, ViT | ResNet):
+        kind = type(encoder.module).__name__
+        raise ValueError(f"the encoder is a {kind}, {encoder.module.variant!r}: masks take a ViT or a ResNet")
     is_resnet = isinstance(encoder.module, ResNet)
     kinds = ("unet",) if is_resnet else ("unetr", "setr_pup", "upernet")
     kind = head["kind"] or kinds[0]

@@ -10,6 +10,7 @@ table (our choice; the code builds a smaller table for one size of pictures).
 The blocks of a stage are stacked on a leading axis and scanned in pairs, one at rest and one shifted.
 """
 
+import math
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -34,9 +35,13 @@ class Size(NamedTuple):
 
 # Liu et al. 2021, section 3.3; `swin_test` is ours, for pictures of 32 to 64 px.
 VARIANTS = {
-    "T": Size(96, (2, 2, 6, 2), (3, 6, 12, 24), 7),
+    "swin_T": Size(96, (2, 2, 6, 2), (3, 6, 12, 24), 7),
+    "swin_S": Size(96, (2, 2, 18, 2), (3, 6, 12, 24), 7),
+    "swin_B": Size(128, (2, 2, 18, 2), (4, 8, 16, 32), 7),
+    "swin_L": Size(192, (2, 2, 18, 2), (6, 12, 24, 48), 7),
     "swin_test": Size(32, (2, 2), (2, 4), 4),
 }
+VARIANTS["T"] = VARIANTS["swin_T"]  # as the lateral encoder of frontal_lateral calls it
 
 LAYER_NORM_EPS = 1e-5
 # What the released code adds to the logit of tokens that a shift brought together.
@@ -136,7 +141,7 @@ class Swin(nn.Module):
     block's attention, as in transformers. dtype: of the computation; parameters are float32. remat: as in `vit.ViT`.
     """
 
-    variant: str = "T"
+    variant: str = "swin_T"
     channels: int = 1
     drop_path: float = 0.0
     dtype: jnp.dtype = jnp.float32
@@ -153,20 +158,26 @@ class Swin(nn.Module):
         """Of the features, d."""
         return self.size.width * 2 ** (len(self.size.depths) - 1)
 
-    def paths(self, key: jax.Array, count: int) -> jax.Array | None:
-        """Factors b l of the attention of each of the l blocks, for b = count pictures: 0 with probability drop_path,
-        else 1 / (1 − drop_path). None where drop_path is 0."""
+    def paths(self, key: jax.Array, *shape: int) -> jax.Array | None:
+        """Factors … l of the attention of each of the l blocks, for pictures in this shape, b or b v: 0 with
+        probability drop_path, else 1 / (1 − drop_path). None where drop_path is 0."""
         if not self.drop_path:
             return None
         survive = 1 - self.drop_path
-        return (jax.random.bernoulli(key, survive, (sum(self.size.depths), count)) / survive).T
+        keep = jax.random.bernoulli(key, survive, (sum(self.size.depths), math.prod(shape))) / survive
+        return keep.T.reshape(*shape, -1)
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the last map: ⌈h/32⌉ × ⌈w/32⌉ of all but `swin_test`."""
+        whole = self.size.patch_px * 2 ** (len(self.size.depths) - 1)
+        return -(-height // whole), -(-width // whole)
 
     @nn.compact
     def __call__(self, images: jax.Array, *, paths: jax.Array | None = None) -> dict[str, jax.Array]:
         """images: b h w c float, of `channels` or of one. paths: as the method `paths` draws
         them, which turns stochastic depth on.
 
-        Returns float32, after the final LayerNorm: "patches" b n d, ⌈h/32⌉ × ⌈w/32⌉ of T in raster order, and "pooled"
+        Returns float32, after the final LayerNorm: "patches" b n d, of `grid` in raster order, and "pooled"
         b d, their mean. Raises ValueError for an unknown variant or another number of channels.
         """
         size = self.size
@@ -180,7 +191,7 @@ class Swin(nn.Module):
         x = rearrange(x, "b (p i) (q j) c -> b p q (i j c)", i=p, j=p)
         x = Linear(size.width, self.dtype, TORCH_CONV, name="patch_embed")(x)
         x = nn.LayerNorm(epsilon=LAYER_NORM_EPS, dtype=self.dtype, name="patch_norm")(x)
-        keep = None if paths is None else rearrange(paths, "b l -> l b 1 1 1")
+        keep = None if paths is None else rearrange(paths, "... l -> l (...) 1 1 1")
         start = 0
         for number, (blocks, heads) in enumerate(zip(size.depths, size.heads, strict=True)):
             merge = number + 1 < len(size.depths)

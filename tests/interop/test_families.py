@@ -24,6 +24,7 @@ GATED = {"num_register_tokens": 3, "use_gated_mlp": True, "hidden_act": "silu", 
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
 TOLERANCE = 1e-5
 RESNET = {"embedding_size": 16, "hidden_sizes": [16, 32, 64, 128], "depths": [1] * 4, "layer_type": "basic"}
+SWIN = {"embed_dim": 32, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4, "image_size": 32}
 SMALL = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 2, 1]}
 CASES = {
     "dinov3": lambda t: t.DINOv3ViTModel(t.DINOv3ViTConfig(**SIZE, **GATED)),
@@ -33,7 +34,15 @@ CASES = {
     "dinov3_convnext": lambda t: t.DINOv3ConvNextModel(t.DINOv3ConvNextConfig(**SMALL, layer_norm_eps=1e-5)),
     "resnet": lambda t: t.ResNetModel(t.ResNetConfig(**RESNET)),
     "siglip": lambda t: t.SiglipModel(t.SiglipConfig(vision_config=SIZE, text_config=TEXT)),
+    "swin": lambda t: t.SwinForImageClassification(t.SwinConfig(**SWIN)),
 }
+ALONE = {
+    "vit": lambda t: t.ViTModel(t.ViTConfig(**SIZE), add_pooling_layer=False),
+    "dinov2": lambda t: t.Dinov2Model(t.Dinov2Config(**SIZE)),
+}
+"""Compared in float32 in files of their own."""
+MAPS = ("resnet", "convnext", "swin")
+"""How the names of encoders end whose patches are a map, and which take pictures of any size."""
 UNREAD = {"deit": "classifier 4", "clip": "logit_ 1, text_model 20, text_projection 1, visual_projection 1"}
 
 
@@ -53,12 +62,13 @@ def their_features(model, images, **options):
     """pooled b d and patches b n d of grey pictures; of CLIP's patches behind its last LayerNorm, as ours are."""
     x = (np.repeat(images, 3, -1) / np.float32(255) - np.array(MEAN)) / np.array(STD)
     x = torch.from_numpy(x.transpose(0, 3, 1, 2)).float()
-    model = getattr(model, "deit", getattr(model, "vision_model", getattr(model, "convnext", model)))
+    for part in ("deit", "vision_model", "convnext", "swin"):
+        model = getattr(model, part, model)
     with torch.inference_mode():
         out = model(pixel_values=x, **options)
         tokens = out.last_hidden_state
-        if model.config.model_type.endswith(("resnet", "convnext")):
-            tokens = tokens.flatten(2).mT if tokens.ndim == 4 else tokens[:, 1:]
+        if (kind := model.config.model_type).endswith(MAPS):
+            tokens = tokens.flatten(2).mT if tokens.ndim == 4 else tokens[:, int(kind == "dinov3_convnext") :]
             return out.pooler_output.flatten(1).numpy(), tokens.numpy()
         is_clip = hasattr(model, "pre_layrnorm")
         pooled = out.pooler_output if is_clip or hasattr(model, "head") else tokens[:, 0]
@@ -71,12 +81,12 @@ def their_features(model, images, **options):
 def test_features_are_those_of_transformers(name, tmp_path, capsys):
     """At that size which its processor asks for, no square: positions are resized from the grid of the training."""
     model = CASES[name](transformers)
-    px = (64, 96) if name.endswith(("resnet", "convnext")) else (48, 32)  # a map of more than one place
+    px = (64, 96) if name.endswith(MAPS) else (48, 32)  # a map of more than one place
     written(tmp_path, model, {"size": {"height": px[0], "width": px[1]}})
     found = trained.load(tmp_path)
     images = pictures(px)
     ours = jax.jit(found.method.encode)(found.params, found.state, images)
-    options = {} if name.endswith(("dinov3", "resnet", "convnext")) else {"interpolate_pos_encoding": True}
+    options = {} if name.endswith(("dinov3", *MAPS)) else {"interpolate_pos_encoding": True}
     pooled, patches = their_features(model, images, **options)
     for one, other in ((ours["pooled"], pooled), (ours["patches"], patches)):  # a ResNet's have no fixed scale
         np.testing.assert_allclose(one.reshape(other.shape), other, atol=TOLERANCE * max(1, np.abs(other).max()))
@@ -84,6 +94,19 @@ def test_features_are_those_of_transformers(name, tmp_path, capsys):
     assert found.config.model.channels == (3 if name == "resnet" else 1)
     assert (found.method.sees, found.method.image_px) == ("whole", px)
     assert UNREAD.get(name, "") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["vit", "dinov2", "convnext", "resnet"])
+def test_features_in_bfloat16_are_within_two_percent(name, tmp_path):
+    """Of transformers' in float32, in the length of the difference over that of the feature."""
+    model, images = {**CASES, **ALONE}[name](transformers), pictures(64 if name.endswith(MAPS) else 32)
+    found = trained.load(written(tmp_path, model), dtype="bfloat16")
+    ours = jax.jit(found.method.encode)(found.params, found.state, images)
+    theirs = dict(zip(("pooled", "patches"), their_features(model, images), strict=True))
+    for part, other in theirs.items():
+        difference = np.asarray(ours[part]).reshape(other.shape) - other
+        share = np.linalg.norm(difference, axis=-1) / np.linalg.norm(other, axis=-1)
+        assert 1e-4 < share.max() <= 2e-2, part  # less is no bfloat16
 
 
 def test_a_run_starts_from_an_encoder_without_cls(tmp_path, capsys):
@@ -109,6 +132,23 @@ def test_a_family_that_is_not_known_is_told_the_known_ones(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "mamba"}))
     with pytest.raises(ValueError, match="of type 'mamba'; expected vit, vit_mae, dinov2, .*, siglip.*, resnet"):
         families.read(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "beit"}))
+    with pytest.raises(ValueError, match="of type 'beit': it adds a table of relative positions to the attention"):
+        families.read(tmp_path)
+
+
+def test_a_swin_that_is_none_of_ours_is_told_ours():
+    folder = huggingface.Pretrained({}, {"model_type": "swin", "window_size": 12}, (0.5,) * 3, (0.5,) * 3)
+    with pytest.raises(ValueError, match="Swin has {'window_size': 12}, as none of ours: swin_T, .* Windows are of 7"):
+        families.model_of(folder)
+    named = {"embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32]}
+    assert families.model_of(folder._replace(config={"model_type": "swin", **named}))["variant"] == "swin_B"
+
+
+def test_heads_are_not_built_on_a_swin():
+    encoder = backbone.make({"variant": "swin_test", "image_px": 32, "dtype": "float32"})
+    with pytest.raises(ValueError, match="the encoder is a Swin, 'swin_test': masks take a ViT or a ResNet"):
+        segmenters.make({"kind": ""}, encoder)
 
 
 @pytest.fixture(scope="module")

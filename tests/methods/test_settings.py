@@ -37,7 +37,12 @@ WORDS = [
     ("sista", "loss.mode", "hard", "loss.mode must be 'soft', 'mask', .* or 'info_nce', got 'hard'"),
     ("sista", "loss.direction", "both", "loss.direction must be 'mean' or 'sum', got 'both'"),
     ("sista", "loss.average", "pairs", "loss.average must be 'reports', 'all_reports' or 'words', got 'pairs'"),
-    ("frontal_lateral", "lateral.variant", "G", "there is no Swin 'G'; there are T, swin_test"),
+    (
+        "frontal_lateral",
+        "lateral.variant",
+        "G",
+        "there is no Swin 'G'; there are swin_T, swin_S",
+    ),
     ("frontal_lateral", "lateral.standardise.mode", "none", "lateral.standardise.mode must be 'fixed' or 'per_image'"),
 ]
 

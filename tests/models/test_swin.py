@@ -109,7 +109,7 @@ def test_grey_pictures_are_repeated_and_others_refused(started):
     np.testing.assert_allclose(found, run(module, added, grey)["pooled"], atol=1e-5)
     with pytest.raises(ValueError, match="pictures have 3 channels; this Swin takes 1"):
         run(*started, pictures(c=3))
-    with pytest.raises(ValueError, match="no Swin 'G'; there are T, swin_test"):
+    with pytest.raises(ValueError, match="no Swin 'G'; there are swin_T, swin_S, swin_B"):
         Swin("G").init(jax.random.key(0), grey)
 
 
@@ -120,6 +120,7 @@ def test_stochastic_depth(started):
     assert np.abs(dropped - run(module, params, images)["pooled"]).max() > 0.1
     # As in transformers, the same rate in all blocks, and of the attention alone: without it a block keeps its MLP.
     survive = Swin("swin_test", drop_path=0.9).paths(key, 1000)
+    assert Swin("swin_test", drop_path=0.9).paths(key, 3, 2).shape == (3, 2, 4)
     np.testing.assert_allclose((survive == 0).mean(axis=0), 4 * [0.9], atol=0.05)
     np.testing.assert_allclose(survive.mean(axis=0), 1, atol=0.4)
     block, x = swin.Block(2, 4), jnp.asarray(np.random.default_rng(2).standard_normal((1, 8, 8, 32), np.float32))
