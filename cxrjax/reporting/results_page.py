@@ -21,7 +21,7 @@ import pandas
 from cxrjax.config import ConfigDict
 from cxrjax.evals.base import Interval
 from cxrjax.evals.predictions import judged_labels
-from cxrjax.reporting import by_group, collect, compare, explained, in_words, page, sections
+from cxrjax.reporting import by_group, by_part, collect, compare, explained, in_words, page, sections
 from cxrjax.reporting.sections import Judged, Options, Section
 
 ABOUT = (
@@ -135,6 +135,8 @@ def _sections(judged: Judged, options: Options) -> dict[str, Section]:
         found["calibration"] = sections.calibrations(judged, options)
         if judged.question.kind != "multiclass":
             found["operating_points"] = sections.points(judged, options)
+    elif "part" in next(iter(judged.first.values())):
+        found["parts"] = by_part.matrices(judged)
     else:
         found["parts"] = sections.parts_of_measures(judged)
     return found | by_group.sections(judged, options)

@@ -10,7 +10,7 @@ from cxrjax.datasets import in_memory, schema
 from cxrjax.evals import probe, run, transfer
 from cxrjax.evals.base import Encoder, FeatureTable, Targets
 from cxrjax.input import converted_sets
-from cxrjax.reporting import collect, compare, results_page, sections
+from cxrjax.reporting import collect, compare, page, results_page, sections
 
 NAMES = ("Edema", "Mass")
 
@@ -196,10 +196,12 @@ def test_two_sets_from_end_to_end(data_dir, tmp_path):
     options = sections.Options(
         resamples=20, seed=0, examples=0, reference="", threshold=0.5, attributes="", data_dir=""
     )
-    cells = next(
-        one for one in results_page.section(question, options).parts if getattr(one, "title", "") == "By finding"
-    )
-    assert "chexpert on chestxray14" in [row[0] for row in cells.rows] and "drop" in cells.columns
+    shown = {part.title: part for part in results_page.section(question, options).parts if isinstance(part, page.Table)}
+    areas, drops = (shown[title] for title in ("AUROC from one part to another", "Drops"))
+    names = ["chexpert", "chestxray14", "chexpert view=PA"]
+    assert list(areas.columns) == ["subject", "head of", *(f"on {name}" for name in names)]
+    assert [row[1] for row in areas.rows] == names and [row[2:][k].value for k, row in enumerate(areas.rows)] == [1] * 3
+    assert drops.rows[0][2] is None and drops.rows[0][4].interval.value == 0
 
 
 @pytest.mark.parametrize(
