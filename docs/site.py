@@ -56,9 +56,22 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Blocks say what a test does with them: `sh run` becomes sh, and `python file=mine.py` a block with that title."""
+    """Blocks say what a test does with them: `sh run` becomes sh, and `python file=mine.py` a block with that title.
+
+    The sets of data.md are links to their pages.
+    """
     markdown = re.sub(r"^```(\w+) (?:run|tests|installed)$", r"```\1", markdown, flags=re.MULTILINE)
-    return re.sub(r"^```(\w+) file=(\S+)$", r'```\1 title="\2"', markdown, flags=re.MULTILINE)
+    markdown = re.sub(r"^```(\w+) file=(\S+)$", r'```\1 title="\2"', markdown, flags=re.MULTILINE)
+    if page.file.src_uri == "data.md":
+        markdown = re.sub(r"^\| `.*?(?= \|)", with_pages, markdown, flags=re.MULTILINE)
+    return markdown
+
+
+def with_pages(cell: re.Match) -> str:
+    """The names of sets in the first cell of a row, as links to their pages, which are not there on GitHub."""
+    return re.sub(
+        r"`(\w+)`", lambda name: f"[{name[0]}](sets/{name[1]}.md)" if name[1] in catalogue.SETS else name[0], cell[0]
+    )
 
 
 class Docstrings(griffe.Extension):

@@ -85,13 +85,14 @@ def _picture(panel: Panel, row: int, scale: np.ndarray, side: int) -> np.ndarray
     """One example's picture and what stands under it, with a margin on the right."""
     parts = []
     if panel.images is not None:
-        parts.append(_drawn(panel, row, scale, side))
+        parts.append(drawn(panel, row, scale, side))
     if panel.ids is not None and panel.spell is not None:
         parts.append(style.strip(panel.spell(panel.ids[row]), side, TYPE_PX - 2, panel.lines, style.FAINT))
     return np.pad(np.concatenate(parts), ((0, 0), (0, style.GAP_PX), (0, 0)), constant_values=255)
 
 
-def _drawn(panel: Panel, row: int, scale: np.ndarray, side: int) -> np.ndarray:
+def drawn(panel: Panel, row: int, scale: np.ndarray, side: int) -> np.ndarray:
+    """One example's picture of a panel with its marks, uint8 side side 3. scale: the greys that are black and white."""
     low, high = scale
     grey = (np.asarray(panel.images[row], np.float32) - low) / max(high - low, 1e-6)
     grey = np.clip(255 * grey + 0.5, 0, 255).astype(np.uint8)
