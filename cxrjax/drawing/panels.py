@@ -101,7 +101,7 @@ def drawn(panel: Panel, row: int, scale: np.ndarray, side: int) -> np.ndarray:
     canvas = np.repeat(grey[..., None], 3, axis=2)
     if panel.heat is not None:
         values = np.asarray(panel.heat[row], np.float32)
-        canvas = style.over(canvas, style.enlarge(values, side), float(values.min()), float(values.max()))
+        canvas = style.over(canvas, style.enlarge(values, side, side), float(values.min()), float(values.max()))
     if panel.hidden is not None:
         canvas[_large(panel.hidden[row], side)] = style.HIDDEN
     if panel.outline is not None:
