@@ -13,13 +13,14 @@ same encoder before training, and a linear model of 32×32 pixels. `shortcuts` a
 findings (cxrjax/evals/shortcuts.py), a sentence on how much of the result they reach, and the probe on labels that
 patients have exchanged. An entry's `scaled` is a temperature, and its `cover` asks for conformal sets of answers
 (cxrjax/evals/certainty.py), and its `layers`, such as 4, takes the last blocks of a ViT side by side
-(cxrjax/evals/layers.py). `attentive` lets each label look for its patches (cxrjax/evals/attentive.py), which stay
+(cxrjax/evals/layers.py), and with its `long_tail`, such as "(0.1, 0.01)", common and rare labels are judged apart
+(cxrjax/evals/tail.py). `attentive` lets each label look for its patches (cxrjax/evals/attentive.py), which stay
 in memory. Cost: one pass over each set, then seconds, with `attentive` minutes; with `shortcuts` five passes.
 """
 
 from cxrjax import config as shared
 from cxrjax import recipes, tasks
-from cxrjax.evals import certainty, layers
+from cxrjax.evals import certainty, layers, tail
 from cxrjax.evals.run import COMMON
 
 WORDS = ("phantom", "five_sets", "knn", "attentive", "shortcuts", "smoke")
@@ -41,6 +42,7 @@ def get_config(arg: str = ""):
     for entry in config.evals.values():  # there so that a flag can change them
         entry.update(certainty.KEYS if judge != "knn" else {})
         entry.update(layers.KEYS if judge != "attentive" else {})
+        entry.update(tail.KEYS if judge == "probe" else {})
     if "shortcuts" in words:
         config.references += ",blur,without_lungs,lungs" + (",metadata" if judge != "attentive" else "")
         for name, entry in list(config.evals.items()):

@@ -67,7 +67,8 @@ def _evaluation(config: ConfigDict, workdir: Path | None) -> Iterator[str]:
         )
     yield f"beside     {config.references or 'nothing'}"
     for key, entry in config.evals.items():
-        yield f"by         {entry.get('name') or key} on {_place(shared.place(entry))}"
+        sets = [shared.place({"data_dir": entry.get("data_dir"), "set": name}) for name in shared.sets_of(entry)]
+        yield f"by         {entry.get('name') or key} on {', '.join(map(_place, sets))}"
         if converted_sets.is_converted(shared.place(entry)):
             yield from _shown_by(entry)
     yield f"devices    {jax.device_count()} × {jax.devices()[0].device_kind} ({jax.default_backend()})"

@@ -6,6 +6,7 @@ import pytest
 import sklearn.metrics
 
 from cxrjax import config as shared
+from cxrjax import dry_run
 from cxrjax.datasets import in_memory, schema
 from cxrjax.evals import probe, run, transfer
 from cxrjax.evals.base import Encoder, FeatureTable, Targets
@@ -234,3 +235,19 @@ def test_training_leaves_out_the_patients_of_every_part(data_dir):
     config = shared.pretrain()
     config.data.sets, config.evals = "brax", {"transfer": ENTRY}
     assert shared.judged(config) == ("chestxray14", "chexpert")
+
+
+def test_what_training_has_seen_of_any_part_is_said(data_dir, monkeypatch):
+    monkeypatch.setenv("CXRJAX_DATA", str(data_dir))
+    config = shared.pretrain()
+    config.data.sets, config.data.split = "chestxray14", "train+test"
+    (said,) = run._leaks(config, run.complete({**ENTRY, "parts": "chexpert; chestxray14 view=PA"}))
+    assert "trained on test of chestxray14 itself" in said
+
+
+def test_a_dry_run_names_the_sets_of_all_parts(monkeypatch, tmp_path):
+    monkeypatch.setenv("CXRJAX_DATA", str(tmp_path))
+    config = shared.evaluation(references="")
+    config.evals = {"transfer": ENTRY}
+    said = list(dry_run._evaluation(config, tmp_path))
+    assert "by         transfer on chexpert (not converted yet), chestxray14 (not converted yet)" in said
