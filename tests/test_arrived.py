@@ -135,6 +135,17 @@ def test_the_processor_says_how_pictures_are_fitted(keys, expected, tmp_path):
     assert (found.px, found.sees) == expected
 
 
+def test_the_processor_of_pictures_may_stand_beside_that_of_texts(tmp_path):
+    """As transformers 5 writes it."""
+    both = {"processor_class": "CLIPProcessor", "image_processor": RAD_DINO}
+    (tmp_path / preprocessing.OF_BOTH).write_text(json.dumps(both))
+    found = preprocessing.read(tmp_path, 3)
+    assert (found.mean[0], found.std[0], found.px, found.sees) == (0.5307, 0.2583, 32, "image")
+    (tmp_path / preprocessing.OF_BOTH).write_text(json.dumps({"processor_class": "CLIPProcessor"}))
+    with pytest.raises(ValueError, match="processor_config.json has no image_processor"):
+        preprocessing.read(tmp_path, 3)
+
+
 @pytest.mark.parametrize(
     ("keys", "said"),
     [

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 from cxrjax.sizes import plain, said, sides
 
 FILE = "preprocessor_config.json"
+OF_BOTH = "processor_config.json"
+"""What transformers 5 writes in its place for a model that also reads texts."""
 CROPPED_BELOW_PX = 384  # ConvNeXt's processor crops smaller pictures, and stretches larger ones
 
 
@@ -29,11 +31,17 @@ class Preprocessing(NamedTuple):
 
 
 def read(folder: Path, channels: int) -> Preprocessing:
-    """The preprocessing of a model's folder.
+    """The preprocessing of a model's folder, that of its pictures where it stands beside that of texts.
 
     Raises ValueError where there is none, or it is one that we do not do, naming the key.
     """
     path = folder / FILE
+    if not path.is_file() and (folder / OF_BOTH).is_file():
+        path = folder / OF_BOTH
+        found = json_of(path).get("image_processor")
+        if not isinstance(found, dict):
+            raise ValueError(f"{path} has no image_processor, so how pictures are scaled is unknown; add a {FILE}.")
+        return Preprocessing(*_normalisation(found, path, channels), *_fit(found, path))
     if not path.is_file():
         raise ValueError(
             f"{folder} has no {FILE}, so its normalisation is unknown and cannot be folded. Add one with "
