@@ -153,7 +153,7 @@ def seen_by(name: str, data: Path, px: int = 112, patch_px: int = 8) -> tuple[li
 
     found = jax.device_get(jax.jit(rows)(rng.fold(jax.random.key(0), "look")))
     scale = np.percentile(np.asarray(found[0].images[0], np.float32), panels.SCALE)
-    drawn = [panels.drawn(row, 0, scale, row.images.shape[1]) for row in found]
+    drawn = [panels.drawn(row, 0, scale, row.images.shape[2]) for row in found]
     return [row.label for row in found], side_by_side(drawn)
 
 

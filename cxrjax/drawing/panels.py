@@ -54,16 +54,21 @@ def sheet(panels: Sequence[Panel], title: str) -> np.ndarray:
     All pictures of one example share a scale of greys: that of its first one.
     """
     first = next(panel.images for panel in panels if panel.images is not None)
-    px = first.shape[1]
-    side = min(px * max(1, round(LEAST_PX / px)), MOST_PX)
+    wide = _width(*first.shape[1:])
     scales = [np.percentile(image, SCALE) for image in np.asarray(first, np.float32)]
-    width = len(scales) * (side + style.GAP_PX)
+    width = len(scales) * (wide + style.GAP_PX)
     parts = [_heading(title, width)]
     for panel in panels:
         parts.append(style.strip(panel.label, width, TYPE_PX))
-        drawn = [_picture(panel, row, scale, side) for row, scale in enumerate(scales)]
+        drawn = [_picture(panel, row, scale, wide) for row, scale in enumerate(scales)]
         parts.append(np.pad(np.concatenate(drawn, axis=1), ((0, style.GAP_PX), (0, 0), (0, 0)), constant_values=255))
     return np.concatenate(parts)
+
+
+def _width(height: int, width: int) -> int:
+    """The width that a picture is drawn with: its longer side is enlarged to about LEAST_PX, or shrunk to MOST_PX."""
+    longer = max(height, width)
+    return max(round(width * min(longer * max(1, round(LEAST_PX / longer)), MOST_PX) / longer), 1)
 
 
 def side_by_side(start: np.ndarray | None, now: np.ndarray) -> np.ndarray | None:
@@ -81,36 +86,40 @@ def _heading(title: str, width: int) -> np.ndarray:
     return style.strip(title, width, round(1.3 * TYPE_PX))
 
 
-def _picture(panel: Panel, row: int, scale: np.ndarray, side: int) -> np.ndarray:
+def _picture(panel: Panel, row: int, scale: np.ndarray, wide: int) -> np.ndarray:
     """One example's picture and what stands under it, with a margin on the right."""
     parts = []
     if panel.images is not None:
-        parts.append(drawn(panel, row, scale, side))
+        parts.append(drawn(panel, row, scale, wide))
     if panel.ids is not None and panel.spell is not None:
-        parts.append(style.strip(panel.spell(panel.ids[row]), side, TYPE_PX - 2, panel.lines, style.FAINT))
+        parts.append(style.strip(panel.spell(panel.ids[row]), wide, TYPE_PX - 2, panel.lines, style.FAINT))
     return np.pad(np.concatenate(parts), ((0, 0), (0, style.GAP_PX), (0, 0)), constant_values=255)
 
 
-def drawn(panel: Panel, row: int, scale: np.ndarray, side: int) -> np.ndarray:
-    """One example's picture of a panel with its marks, uint8 side side 3. scale: the greys that are black and white."""
-    low, high = scale
+def drawn(panel: Panel, row: int, scale: np.ndarray, wide: int) -> np.ndarray:
+    """One example's picture of a panel with its marks, uint8 h w 3 in its own aspect.
+
+    scale: the greys that are black and white. wide: w.
+    """
+    (low, high), (height, width) = scale, panel.images.shape[1:]
+    shape = max(round(wide * height / width), 1), wide
     grey = (np.asarray(panel.images[row], np.float32) - low) / max(high - low, 1e-6)
     grey = np.clip(255 * grey + 0.5, 0, 255).astype(np.uint8)
-    larger = side >= len(grey)
-    grey = cv2.resize(grey, (side, side), interpolation=cv2.INTER_NEAREST if larger else cv2.INTER_AREA)
+    larger = shape[0] >= len(grey)
+    grey = cv2.resize(grey, shape[::-1], interpolation=cv2.INTER_NEAREST if larger else cv2.INTER_AREA)
     canvas = np.repeat(grey[..., None], 3, axis=2)
     if panel.heat is not None:
         values = np.asarray(panel.heat[row], np.float32)
-        canvas = style.over(canvas, style.enlarge(values, side, side), float(values.min()), float(values.max()))
+        canvas = style.over(canvas, style.enlarge(values, *shape), float(values.min()), float(values.max()))
     if panel.hidden is not None:
-        canvas[_large(panel.hidden[row], side)] = style.HIDDEN
+        canvas[_large(panel.hidden[row], shape)] = style.HIDDEN
     if panel.outline is not None:
         lines, _ = cv2.findContours(
-            _large(panel.outline[row], side).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
+            _large(panel.outline[row], shape).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
         )
         canvas = cv2.drawContours(np.ascontiguousarray(canvas), lines, -1, style.rgb(style.COLOURS[4]), 2)
     return canvas
 
 
-def _large(mask: np.ndarray, side: int) -> np.ndarray:
-    return cv2.resize(np.asarray(mask, np.uint8), (side, side), interpolation=cv2.INTER_NEAREST_EXACT) > 0
+def _large(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    return cv2.resize(np.asarray(mask, np.uint8), shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT) > 0

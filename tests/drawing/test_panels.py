@@ -37,6 +37,21 @@ def test_hidden_patches_are_painted_and_greys_are_shared(images):
     assert [int(darker[at][0]) for at in centres] == pytest.approx([0, 26, 51, 128], abs=1)
 
 
+def test_pictures_that_are_no_squares_keep_their_aspect():
+    """A row of 16 x 8, of which one patch is painted and one is hot, above a row of squares."""
+    images, hidden, heat = np.zeros((2, 16, 8), np.float32), np.zeros((2, 4, 2), bool), np.zeros((2, 4, 2))
+    hidden[:, 1, 0], heat[:, 3, 1] = True, 1.0
+    drawn = panels.sheet([Panel("a", images, hidden=hidden, heat=heat), Panel("b", images[:, :8])], "start")
+    first = style.line_px(round(1.3 * panels.TYPE_PX)) + style.line_px(panels.TYPE_PX)
+    assert drawn.shape == (first + 160 + 80 + 2 * style.GAP_PX + style.line_px(panels.TYPE_PX), 2 * (80 + 6), 3)
+    painted = np.all(drawn == style.HIDDEN, axis=2)[first : first + 160, :80]
+    expected = np.zeros((160, 80), bool)
+    expected[40:80, :40] = True
+    np.testing.assert_array_equal(painted, expected)
+    hot = drawn[first : first + 160, :80, 0].astype(int)
+    assert hot[150, 70] > hot[10, 10] + 50
+
+
 def test_colours_lie_where_a_map_is_high_and_a_line_around_an_outline(images):
     heat = np.zeros((2, 4, 4))
     heat[:, 1, 2] = 3.0
