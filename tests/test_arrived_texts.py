@@ -134,9 +134,10 @@ def test_patches_are_those_of_the_pool_or_the_last_block_alone(arrived):
     tokens = encoder.joint.tokens(SENTENCES[0])
     (spelled,) = reader.words(tokens["ids"])
     assert spelled.replace(" ", "").replace("▁", "").lower().startswith("nopleuraleffusion")
-    maps = figures.look(found.method.joint, found.params, found.state, images[0, ..., 0], SENTENCES[0], reader)
-    assert maps.names == (spelled, "sentence")
-    np.testing.assert_allclose(maps.cosines[0], patches[0] @ texts[0], atol=1e-5)
+    if folder.name == "clip":  # which is compiled again
+        maps = figures.look(found.method.joint, found.params, found.state, images[0, ..., 0], SENTENCES[0], reader)
+        assert maps.names == (spelled, "sentence")
+        np.testing.assert_allclose(maps.cosines[0], patches[0] @ texts[0], atol=1e-5)
     assert encoder.joint.words({"findings": "Clear.", "impression": "Normal.", "text": ""}) == "Normal. Clear."
 
 
@@ -154,7 +155,9 @@ def test_a_tokenizer_that_cannot_be_used_ends_in_a_sentence(name, tmp_path, caps
     for damage in (file.read_text()[:200], "[]", "{}", json.dumps({**whole, "model": {"type": "Evil"}}), ""):
         file.write_text(damage)
         with pytest.raises(ValueError, match="tokenizer.json cannot be read .*; download it again"):
-            trained.load(folder)
+            FolderTokenizer(folder, 90)
+    with pytest.raises(ValueError, match="tokenizer.json cannot be read"):
+        trained.load(folder)
     if name == "siglip":  # the library panics, or gives a number that no vocabulary has
         end, words = {"id": "</s>", "ids": [99], "tokens": ["</s>"]}, "gives tokens up to 99"
         for special, said in (({}, "tokenizer.json cannot be read"), ({"</s>": end}, words)):
@@ -165,7 +168,7 @@ def test_a_tokenizer_that_cannot_be_used_ends_in_a_sentence(name, tmp_path, caps
                 FolderTokenizer(folder, 90).encode("effusion", 8)
     file.write_text(json.dumps({**whole, "post_processor": None}))
     with pytest.raises(ValueError, match="ends a text with no special token"):
-        trained.load(folder)
+        FolderTokenizer(folder, 90)
     file.write_text(json.dumps(whole))
     with pytest.raises(ValueError, match="gives tokens up to .*, but the model has word embeddings of 20"):
         FolderTokenizer(folder, 20)
