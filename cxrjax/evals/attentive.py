@@ -241,7 +241,8 @@ def _gather(encoder: Encoder, source: Source, batch_size: int, limit_bytes: floa
 
 def _check_memory(encoder: Encoder, entry: Entry, opened: Opened) -> str:
     """How much memory the patches take, as a sentence; raises ValueError where it is more than the entry allows."""
-    images = jax.ShapeDtypeStruct((1, *sizes.sides(encoder.image_px), 1), np.uint8)
+    height, width = sizes.sides(encoder.image_px) if encoder.image_px else (1, 1)  # metadata are of no picture
+    images = jax.ShapeDtypeStruct((1, height, width, 1), np.uint8)
     given = jax.eval_shape(encoder.encode, images).get("patches")
     if given is None:
         raise ValueError(

@@ -146,4 +146,5 @@ JUDGE = Judge(
         "temperature": 0.07,  # of the weights exp(similarity / temperature); None weighs all neighbours alike
         **layers.KEYS,
     },
+    asks=tuple(layers.KEYS),
 )

@@ -316,5 +316,6 @@ JUDGE = Judge(
         **certainty.KEYS,
         **tail.KEYS,
     },
+    asks=tuple(layers.KEYS),
     prefixed=False,
 )

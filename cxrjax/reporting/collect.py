@@ -111,7 +111,8 @@ def _questions(found: Sequence[_Found], notes: list[str]) -> Collected:
         entry, data = one.results["entry"], one.config.get("data", {})
         task = {key: value for key, value in entry.get("task", {}).items() if key != "name"}
         judge = _judge(entry["judge"])
-        asked = _asked(entry, task, judge.asks if judge else ())
+        own, usual = (judge.asks, judge.keys) if judge else ((), {})
+        asked = _asked(entry, task, own)
         share = data if judge and judge.judges_head else entry
         run = Run(
             subject,
@@ -124,6 +125,7 @@ def _questions(found: Sequence[_Found], notes: list[str]) -> Collected:
             str(one.config.get("init_from") or ""),
         )
         title = f"{entry['set']} · {entry.get('task', {}).get('name') or 'all'} · {entry['judge']}"
+        title += "".join(f" · {key}={entry[key]}" for key in own if entry.get(key, usual[key]) != usual[key])
         question = questions.setdefault(asked, Question(title, task.get("kind", ""), entry, []))
         # Every run judges the references again: with the same features and options they are one.
         same = [(other.subject, other.fraction, other.results["encoder"]["digest"]) for other in question.runs]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.special
 
-from cxrjax.evals import attentive, probe, run
+from cxrjax.evals import attentive, probe, run, shortcuts
 from cxrjax.evals.base import MASKED, Encoder, FeatureTable, Task, digest
 
 MASS = Task("multilabel", labels=("Mass",))
@@ -126,6 +126,6 @@ def test_an_entry_says_the_memory_and_refuses_more(phantom_dir, tmp_path, capsys
     assert found.details["steps"] == 3 and found.metrics["auroc"].n <= 11
     with pytest.raises(run.EvaluationError, match="more than patches_gib=1e-06 allows; allow more"):
         run.evaluate(encoder(), {**entry, "patches_gib": 1e-6}, tmp_path)
-    blind = encoder(encode=lambda images: {"pooled": images.reshape(len(images), -1)})
-    with pytest.raises(run.EvaluationError, match="'cells' has no patches, so there is nothing to attend to"):
-        run.evaluate(blind, entry, tmp_path)
+    for blind in (encoder(encode=lambda images: {"pooled": images.reshape(len(images), -1)}), shortcuts.metadata()):
+        with pytest.raises(run.EvaluationError, match=f"'{blind.name}' has no patches, so there is nothing to attend"):
+            run.evaluate(blind, entry, tmp_path)

@@ -89,14 +89,14 @@ def test_other_questions_stand_apart_and_the_finished_step_counts(tmp_path):
     assert collect.collect(str(tmp_path)).questions[0].runs[0].folder.name == "100"
     (tmp_path / "a" / "finished.json").write_text('{"step": 12}')
     save(tmp_path / "b", predictions(), judge="knn")
-    save(tmp_path / "c", predictions(), projections=["AP", "PA"], limit=0)
+    save(tmp_path / "c", predictions(), layers=0, projections=["AP", "PA"], limit=0)
+    save(tmp_path / "e", predictions(), layers=4)
     (tmp_path / "d" / "evals" / "findings" / "3").mkdir(parents=True)
     (tmp_path / "d" / "evals" / "findings" / "3" / "results.json").write_text("{}")
     found, notes = collect.collect(str(tmp_path))
-    assert sorted([run.subject.rpartition("/")[2] for run in question.runs] for question in found) == [
-        ["a", "c"],
-        ["b"],
-    ]
+    subjects = {question.name: [run.subject.rpartition("/")[2] for run in question.runs] for question in found}
+    of_probes = {"phantom · all · probe": ["a", "c"], "phantom · all · probe · layers=4": ["e"]}
+    assert subjects == of_probes | {"phantom · all · knn": ["b"]}
     assert {run.folder.name for question in found for run in question.runs} == {"12", "6"}
     (note,) = notes
     assert "d/evals/findings/3/results.json was left out: it lacks encoder, entry" in note
