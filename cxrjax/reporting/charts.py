@@ -86,7 +86,7 @@ def rows(names: Sequence[str], found: Sequence[tuple[float, float, float]], x_na
         low, high = min(low, zero), max(high, zero)
     room = 0.05 * ((high - low) or 1)
     low, high = low - room, high + room
-    left = 12 + 6.6 * min(34, max(len(name) for name in names))
+    left = 16 + 7.6 * min(34, max(len(name) for name in names))
     height = _ROW * len(names) + BOTTOM
 
     def place(x, row):

@@ -43,7 +43,7 @@ Cell = str | int | float | Interval | Gain | None
 
 
 class Table(NamedTuple):
-    """columns: their names; rows: a cell per column; explanation: stands above the table."""
+    """columns: their names; rows: a cell per column; explanation: stands between the title and the table."""
 
     title: str
     columns: Sequence[str]
@@ -90,11 +90,12 @@ _STYLE = """
 :root{color-scheme:light}
 body{font:15px/1.5 system-ui,sans-serif;color:#1a1a1a;background:#fff;max-width:1200px;margin:0 auto;padding:1.5rem}
 h1{font-size:1.6rem;margin:.2rem 0}h2{border-top:1px solid #ccc;padding-top:1rem;margin-top:2.5rem}
-h3{margin:1.6rem 0 .4rem}nav ul{columns:2;padding-left:1.2rem}.about{color:#555}
+h3{margin:1.6rem 0 .4rem}nav ul{columns:2 20rem;padding-left:1.2rem}.about{color:#555}
 .wide{overflow-x:auto}table{border-collapse:collapse;margin:.4rem 0 1rem;font-variant-numeric:tabular-nums}
-caption{text-align:left;font-weight:600;padding:.2rem 0}th,td{padding:.25rem .7rem;border-bottom:1px solid #ddd}
+th,td{padding:.25rem .7rem;border-bottom:1px solid #ddd}
 th{text-align:left;vertical-align:bottom;border-bottom:2px solid #888}
-td{overflow-wrap:anywhere}td.number{white-space:nowrap;text-align:right}td small{display:block;color:#555}
+h1,h2,nav a{overflow-wrap:anywhere}td{overflow-wrap:break-word}
+td.number{white-space:nowrap;text-align:right}td small{display:block;color:#555}
 table{max-width:100%}.many th,.many td{padding:.25rem .35rem;font-size:.8rem}
 .many td small{font-size:.7rem}.many th button::after{padding-left:.1rem}
 .most td small{white-space:normal;width:4.1rem;margin-left:auto}
@@ -213,13 +214,14 @@ def _html(part: Part, heads: Sequence[Heading]) -> str:
             rows = "".join(f"<tr>{''.join(map(_td, row))}</tr>" for row in part.rows)
             text = f"<p>{_text(part.explanation)}</p>" if part.explanation else ""
             many = "many" * (len(part.columns) > MANY) + " most" * (len(part.columns) > MOST)
-            table = f"<caption>{_text(part.title)}</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody>"
-            return f'{text}<div class="wide"><table class="{many}">{table}</table></div>'
+            table = f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody>"
+            opened = f'<table class="{many}" aria-label="{_text(part.title)}">'
+            return f'<h3>{_text(part.title)}</h3>{text}<div class="wide">{opened}{table}</table></div>'
     raise TypeError(f"a results page has no part like {part!r}")
 
 
 def _breakable(name: str) -> str:
-    """A name that a narrow column may break where its parts meet."""
+    """A name that a narrow column may break where its parts meet, and nowhere else."""
     return re.sub("([_/@=])", r"\1<wbr>", _text(name))
 
 
@@ -236,7 +238,7 @@ def _td(cell: Cell) -> str:
     # An interval stands below its value, which keeps tables narrow.
     value_alone, bracket, span = text.partition(" (") if isinstance(cell, Interval | Gain) else (text, "", "")
     below = f" <small>({_text(span)}</small>" if bracket else ""
-    return f"<td{attributes}>{_text(value_alone)}{below}</td>"
+    return f"<td{attributes}>{_breakable(value_alone)}{below}</td>"
 
 
 def _anchor(heads: Sequence[Heading], head: Heading) -> str:

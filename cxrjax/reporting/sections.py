@@ -123,8 +123,8 @@ def _comparison_table(
         text += _of_seeds([one for one in found.values() if one.with_seeds][-1], main)
     if corrected:
         text += (
-            f"p: two-sided, from the resamples, by Holm for {len(corrected)} differences of {main}. It does not cover "
-            "seeds."
+            f"p: two-sided, from the resamples, by Holm for {len(corrected)} difference{'s' * (len(corrected) > 1)} of "
+            f"{main}. It does not cover seeds."
         )
     return page.Table("Comparison", columns, rows, text)
 
@@ -202,6 +202,7 @@ def labels(judged: Judged) -> Section:
     )
     corrected = significance.holm([math.nan if row[-1] is None else float(row[-1]) for row in rows])
     rows = [[*row, p] for row, p in zip(rows, corrected.tolist(), strict=True)]
+    rows.sort(key=lambda row: list(facts).index(str(row[0])))  # subjects of one label stand together
     return Section([page.Table("Labels", [*columns, "auroc, DeLong", "p, DeLong", "p, Holm"], rows, text)], facts)
 
 
@@ -262,8 +263,8 @@ def drawings(judged: Judged, options: Options) -> Section:
 
 
 def calibrations(judged: Judged, options: Options) -> Section:
-    """ECE and Brier score of each subject, and the reliability of all its labels together."""
-    rows, lines, facts, uncalibrated = [], [], {}, []
+    """ECE and Brier score of each subject and of each of its labels, and the reliability of all labels together."""
+    rows, of_labels, lines, facts, uncalibrated = [], [], [], {}, []
     for subject, table in judged.first.items():
         names = judged_labels(table)
         targets, scores = (table[[f"{side}/{name}" for name in names]].to_numpy() for side in ("target", "score"))
@@ -279,13 +280,21 @@ def calibrations(judged: Judged, options: Options) -> Section:
         lines.append(charts.Curve(subject, bins.score, bins.rate, bins.low, bins.high))
         rows.append([subject, found.metrics["ece"], found.floors["ece"], found.metrics["brier"]])
         facts[subject] = {**found._asdict(), "reliability": bins._asdict()}
+        for name in names if len(names) > 1 else ():
+            if (ece := found.metrics.get(f"ece/{name}")) is not None:
+                cells = ece.n, ece, found.floors[f"ece/{name}"], found.metrics[f"brier/{name}"]
+                of_labels.append([name, subject, *cells])
     if not rows:
         return Section([page.Text("No calibration: the scores are no probabilities.")], facts)
     text = (
         "ECE: expected calibration error over 15 bins. Floor: what a perfectly calibrated model with these scores has, "
         f"by chance, on as many pictures. {judged.remark}"
     )
-    parts: list[page.Part] = [page.Table("Calibration", ["subject", "ECE", "floor", "Brier score"], rows, text)]
+    measured = ["ECE", "floor", "Brier score"]
+    parts: list[page.Part] = [page.Table("Calibration", ["subject", *measured], rows, text)]
+    if of_labels:
+        of_labels.sort(key=lambda row: row[0])
+        parts.append(page.Table("Calibration by label", ["label", "subject", "pictures", *measured], of_labels))
     if uncalibrated:
         parts.append(page.Text(f"Not of {', '.join(uncalibrated)}: their scores are no probabilities."))
     caption = "Reliability: of all pictures and labels with about this score, the share that is positive."

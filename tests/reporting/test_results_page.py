@@ -1,4 +1,5 @@
 import base64
+import html
 import json
 import re
 import shutil
@@ -146,7 +147,7 @@ def test_tables_show_sort_and_escape_their_cells():
         [["<b>x|y</b>", Interval(0.5, 0.4, 0.6, 9)], [None, page.Gain(Interval(-0.25, -0.3, -0.2, 9))]],
     )
     text = page.to_html("t", "a", [page.Heading("h & h", 2, "short"), table])
-    assert "<b>x" not in text and "&lt;b&gt;x|y&lt;/b&gt;" in text
+    assert "<b>x" not in text and "&lt;b&gt;x|y&lt;/<wbr>b&gt;" in text
     assert '<td class="number" data-value="0.5">0.500 <small>(0.400 to 0.600)</small></td>' in text
     assert '<td class="number clear" data-value="-0.25">-0.250 <small>(-0.300 to -0.200)</small></td>' in text
     for low, high, clear in ((-0.1, 0.2, False), (0.0, 0.2, False), (0.01, 0.2, True), (-0.2, 0.0, False)):
@@ -173,6 +174,8 @@ def test_charts_are_well_formed_and_stay_in_their_frame():
     assert centres[1] - centres[0] == pytest.approx(centres[2] - centres[1], abs=0.2)
     rows = charts.rows(["a & b", "c"], [(0.1, 0.0, 0.2), (np.nan,) * 3], "x", 0.0)
     assert ElementTree.fromstring(rows).tag.endswith("svg") and rows.count("<circle") == 1
+    right = re.search(r'<text x="([\d.]+)"[^>]*>random<', charts.rows(["random"], [(0.1, 0.0, 0.2)], "x", 0.0))
+    assert right and float(right[1]) > 6 * 7.5, "its letters are 7.5 px wide on average, and it ends there"
     assert charts.ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1] and charts.ticks(0.5, 0.5) == [0.5]
 
 
@@ -253,6 +256,15 @@ def test_a_report_says_the_same_in_three_forms_and_needs_nothing_beside_it(writt
     text, markdown = (folder / "report.html").read_text(), (folder / "report.md").read_text()
     for said in (f"{gain.value:+.3f} ({gain.low:+.3f} to {gain.high:+.3f})", "Subgroups", "Calibration", "a note &"):
         assert said in markdown and said.replace("&", "&amp;") in re.sub("</?small>", "", text)
+    ece = facts["calibration"]["base"]["metrics"]["ece/Mass"]["value"]
+    by_label = markdown.partition("**Calibration by label**")[2]
+    rows = re.findall(r"^\|.*", markdown.partition("**Labels**")[2], re.M)[2:6]
+    assert [row.split(" | ")[1] for row in rows] == ["base", "ours", "base", "ours"], "by label"
+    assert f"| Mass | base | {len(tables[0])} | {ece:.3f} (" in by_label
+    assert re.search("<h3>Labels</h3><p>DeLong's[^<]*</p><div[^>]*><table", html.unescape(text)), (
+        "explained, then shown"
+    )
+    assert re.search("<td>[^<]*<wbr>", text), "a path breaks between folders"
     assert "In short" in markdown and f"Above base, and that is real: ours by {gain.value:+.3f}" in markdown
     addresses = re.findall(r'(?:src|href)="([^"]*)"', text)
     assert addresses and all(one.startswith(("data:", "#")) for one in addresses) and "<b>Edema" not in text
