@@ -11,9 +11,10 @@ with `AutoModel`, a ResNet with `transformers.ResNetModel.from_pretrained(FOLDER
 too: the same folder loads with `AutoModelForImageClassification`, but for a ViT whose head reads the mean of the
 patches, which has no such class. A method that learns from reports also leaves its text encoder, in FOLDER/text, for
 `transformers.BertModel` and `BertTokenizer`, and all but FaNE the space of both: modeling.py, a file of plain torch,
-with joint.safetensors. Where torch and transformers are installed, the features of both sides are compared before
-anything is put in place, and so are the logits of a head and the vectors in the joint space; nothing is written if they
-differ.
+with joint.safetensors. Heads of segmentation and detection, and MLVICX's gates, also are a modeling.py, with
+head.safetensors. Where torch and transformers are installed, the features of both sides are compared before anything is
+put in place, and so are the logits of a head, masks, boxes, and the vectors in the joint space; nothing is written if
+they differ.
 
 With --form timm the names and config.json are timm's, for `timm.create_model("local-dir:FOLDER", pretrained=True)`;
 where timm is not installed, the folder is read back by cxrjax and compared.
@@ -40,6 +41,7 @@ import numpy as np
 from cxrjax import exported, lineage, model_card, sizes, trained
 from cxrjax.interop import (
     classifier,
+    head_files,
     huggingface,
     joint,
     onnx_file,
@@ -49,13 +51,14 @@ from cxrjax.interop import (
     torch_resnet,
     torch_vit,
 )
-from cxrjax.models import bert, posemb, regions, resnet, text_tower, transformer, vit
-from cxrjax.parity import Parity, can_compare, compare, compare_joint, compare_onnx
+from cxrjax.models import backbone, bert, posemb, regions, resnet, text_tower, transformer, vit
+from cxrjax.parity import Parity, can_compare, compare, compare_head, compare_joint, compare_onnx
 from cxrjax.text import tokenizer
 
 TOLERANCE = 1e-4
 TEXT = "text"
 CARD = "README.md"
+HEADS = ("segment", "detect")
 FORMS = ("transformers", "timm", "onnx")
 
 
@@ -78,9 +81,9 @@ def export(
         raise ValueError(f"{output} is there already and not empty; give another --output, or --overwrite.")
     # float32 throughout: the weights are, and PyTorch users compute in it unless they ask for less.
     model = trained.load(checkpoint, step, dtype="float32")
-    weights, config = encoder_weights(model)
     if form not in FORMS:
         raise ValueError(f"There is no form {form!r}; there are {', '.join(FORMS)}.")
+    weights, config = encoder_weights(model, with_gates=form == "transformers")
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as folder:
         if form == "timm":
@@ -94,6 +97,8 @@ def export(
             weights, config = with_head(model, weights, config)
             scale = model.config.standardise
             huggingface.write(folder, weights, config, scale.mean, scale.std, model.method.sees)
+            if form == "transformers" and (model.config.method in HEADS or head_files.has_gates(model.config)):
+                write_head(model, Path(folder))
             if form == "onnx":
                 write_onnx(model, Path(folder))
         parity = compare(model, folder) if form == "timm" or can_compare() else None
@@ -111,18 +116,27 @@ def export(
                 write_joint(model, Path(folder))
         entries = lineage.whole(model.config, model.workdir, model.step)
         (Path(folder) / lineage.FILE).write_text(json.dumps(entries, indent=2) + "\n")
-        (Path(folder) / CARD).write_text(model_card.text(model, config, parity, entries, of_timm))
+        beside = exported.beside(folder)
+        (Path(folder) / CARD).write_text(model_card.text(model, config, parity, entries, of_timm, beside))
         output.mkdir(exist_ok=True)
         shutil.rmtree(output / TEXT, ignore_errors=True)
-        for name in (huggingface.PREPROCESSOR, onnx_file.FILE, *joint.FILES):  # of an earlier export in another form
+        for name in (
+            huggingface.PREPROCESSOR,
+            onnx_file.FILE,
+            *joint.FILES,
+            *head_files.FILES,
+        ):  # of an earlier export in another form
             (output / name).unlink(missing_ok=True)
         for file in sorted(Path(folder).iterdir()):
             file.replace(output / file.name)
     return parity
 
 
-def encoder_weights(model: trained.Trained) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Weights by Hugging Face name and the content of config.json, for the encoder of a trained model."""
+def encoder_weights(model: trained.Trained, with_gates: bool = False) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Weights by Hugging Face name and the content of config.json, for the encoder of a trained model.
+
+    with_gates: whether its gates are written as well, else a model that has some is refused.
+    """
     architecture, standardise = model.config.model, model.config.standardise
     variant = architecture.variant
     if (variant not in vit.VARIANTS and variant not in resnet.VARIANTS) or "encoder" not in model.params:
@@ -134,11 +148,11 @@ def encoder_weights(model: trained.Trained) -> tuple[dict[str, np.ndarray], dict
             f"The encoder was trained with standardise.mode={standardise.mode!r}, which a Hugging Face processor "
             "cannot do; only 'fixed' can be exported."
         )
-    if "gates" in model.config and model.config.gates.use and not model.config.strip_gates:
+    if head_files.has_gates(model.config) and not with_gates:
         raise ValueError(
-            f"The method {model.config.method!r} encodes through the gates that it was trained with, which a Hugging "
-            "Face ResNet does not have. A run with --config.strip_gates=True (the same training, judged without them) "
-            "can be exported."
+            f"The method {model.config.method!r} encodes through the gates that it was trained with, which only the "
+            "form 'transformers' has, in modeling.py. A run with --config.strip_gates=True (the same training, judged "
+            "without them) can be exported in every form."
         )
     if variant in vit.VARIANTS and (others := _not_of_a_vit(architecture)):
         raise ValueError(f"The encoder has {', '.join(others)}, which no ViT of Hugging Face has that is written here.")
@@ -169,7 +183,7 @@ def _not_of_a_vit(architecture: Any) -> list[str]:
     there = {"pool": ("cls", "mean"), "positions": posemb.KINDS, "pre_norm": (False,), "cls_token": (True,)}
     there |= {"activation": ("gelu",)}
     if architecture.get("layer_scale") is None:
-        there["ffn"] = ("mlp",)
+        there |= {"ffn": ("mlp",), "registers": (0,)}
     given = {key: architecture.get(key, known[0]) for key, known in there.items()}
     return [f"model.{key}={value!r}" for key, value in given.items() if value not in there[key]]
 
@@ -235,6 +249,22 @@ def write_joint(model: trained.Trained, folder: Path) -> None:
         raise ValueError(
             f"PyTorch's vectors in the joint space differ from ours by up to {difference:.3g}; nothing was written."
         )
+
+
+def write_head(model: trained.Trained, folder: Path) -> None:
+    """Writes a head of segmentation or detection, or MLVICX's gates, beside the encoder, for torch.
+
+    Raises ValueError where masks or boxes in PyTorch differ by more than 1e-4; gates are part of what `compare` sees.
+    """
+    gated, stats = model.config.method not in HEADS, model.state["batch_stats"]
+    learned = (model.params["gates"], {}) if gated else (model.params["head"], stats["head"])
+    names = model.method.answers.names if model.method.answers else ()
+    head_files.write(folder, model.config, backbone.make(model.config.model), *learned, names)
+    if gated or not can_compare():
+        return
+    difference = compare_head(model, folder)
+    if not difference <= TOLERANCE:
+        raise ValueError(f"PyTorch's masks or boxes differ from ours by up to {difference:.3g}; nothing was written.")
 
 
 def write_onnx(model: trained.Trained, folder: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from cxrjax import parity, sizes
-from cxrjax.interop import classifier, families, huggingface, joint, onnx_file, preprocessing, torch_timm
+from cxrjax.interop import classifier, families, head_files, huggingface, joint, onnx_file, preprocessing, torch_timm
 
 
 def describe(folder: str | Path) -> list[str]:
@@ -27,6 +27,8 @@ def describe(folder: str | Path) -> list[str]:
         )
     if not (folder / huggingface.WEIGHTS).is_file():
         raise ValueError(f"{folder} has no {huggingface.WEIGHTS}; expected weights without pickle.")
+    if config.get("model_type") == head_files.GATED:
+        return ["A ResNet with the gates of MLVICX.", *beside(folder), _loaded(folder)]
     pretrained = families.read(folder)
     model, kind = families.model_of(pretrained), families.family(pretrained).kind
     of_timm = torch_timm.is_named(config)
@@ -40,14 +42,31 @@ def describe(folder: str | Path) -> list[str]:
         said.append(f"A head of {len(names)} answers: {', '.join(names)}.")
     if (folder / "text").is_dir():
         said.append("A text encoder in text/.")
-    if (folder / joint.CODE).is_file():
+    if (folder / joint.SETTINGS).is_file():
         settings = json.loads((folder / joint.SETTINGS).read_text())
         said.append(
             f"The space of both ({settings['method']}) in {joint.CODE}, logits are {settings['scale']:.4g} cosines."
         )
+    return [*said, *beside(folder), _loaded(folder)]
+
+
+def beside(folder: str | Path) -> list[str]:
+    """What a folder has beside its encoder in files of ours, for its card."""
+    folder, said = Path(folder), []
+    if (folder / head_files.SETTINGS).is_file():
+        name = head_files.CLASSES[json.loads((folder / head_files.SETTINGS).read_text())["method"]]
+        gives = {"Segmenter": "Masks", "Detector": "Boxes", "Gated": "Features"}[name]
+        said.append(
+            f"{gives} come from `modeling.py`, plain torch, with `head.safetensors`: `from modeling import {name}; "
+            f'model = {name}(".").eval()`. Its docstring shows how.'
+        )
     if (folder / onnx_file.FILE).is_file():
-        said.append(f"The same for ONNX in {onnx_file.FILE}.")
-    return [*said, _loaded(folder)]
+        height, width = parity.size(folder)
+        said.append(
+            f"`{onnx_file.FILE}` is the same for ONNX: `pixel_values` float32 b c {height} {width} as the processor "
+            "gives them, b free, to `pooled`, `patches` and of a trained head `logits`."
+        )
+    return said
 
 
 def _labels(config: dict) -> list[str]:

@@ -3,13 +3,14 @@
 import html
 import importlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cxrjax import arrived, lineage, sizes
 from cxrjax import config as shared
 from cxrjax.config import ConfigDict
-from cxrjax.interop import classifier, fitting, joint, torch_timm
+from cxrjax.interop import classifier, fitting, head_files, joint, torch_timm
 from cxrjax.trained import Trained
 
 _CARD = """---
@@ -91,7 +92,7 @@ Not stated. Whoever publishes these weights states one that the terms of the pre
 _USAGE = """```python
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, {loader}
+{imports}
 
 folder = "."  # this folder
 processor = AutoImageProcessor.from_pretrained(folder)
@@ -143,6 +144,8 @@ patches = out.last_hidden_state  # batch, channels, rows, columns of the last ma
 ```
 
 `eval()` matters, since BatchNorm must use the statistics of the pre-training pictures."""
+
+_GATED_USE = "features, patches = out  # batch, channels; batch, rows, columns, channels\n```"
 
 _ANSWERS = """
 The trained head answers {kind} with {count} logits:
@@ -196,11 +199,13 @@ def text(
     parity: Any,
     entries: list[lineage.Entry],
     of_timm: dict[str, Any] | None = None,
+    beside: Sequence[str] = (),
 ) -> str:
     """The card in Markdown.
 
     config: the content of config.json for transformers. of_timm: that of a folder for timm, if it is one.
-    entries: of `lineage.whole`. parity: `parity.Parity`, or None where it was not measured.
+    entries: of `lineage.whole`. parity: `parity.Parity`, or None where it was not measured. beside: of
+    `exported.beside`.
     """
     settings = model.config
     ours = settings.method != arrived.NAME
@@ -228,7 +233,7 @@ def text(
         std=settings.standardise.std,
         parity=_parity(parity),
         measured=measured,
-        reports=_reports(settings, of_timm is None),
+        reports=_reports(settings, of_timm is None) + "".join(f"- {sentence}\n" for sentence in beside),
         phantom=_PHANTOM if any("phantom" in name for name in (*lineage.sets(entries), *judged)) else "",
         settings=shared.to_json(settings),
     )
@@ -251,6 +256,8 @@ def loading(config: dict[str, Any]) -> str:
     """The expression that loads an exported folder, from the content of its config.json."""
     if torch_timm.is_named(config):
         return 'timm.create_model("local-dir:" + folder, pretrained=True)'
+    if config["model_type"] == head_files.GATED:
+        return "Gated(folder)"
     options = ", add_pooling_layer=False" if config["model_type"] == "vit" else ""
     return f"{classifier.encoder_class(config)}.from_pretrained(folder{options})"
 
@@ -262,8 +269,11 @@ def _reports(settings: ConfigDict, with_joint: bool) -> str:
 
 
 def _usage(model: Trained, config: dict[str, Any], use: str) -> str:
-    names = {"loader": classifier.encoder_class(config), "loading": loading(config)}
-    return _USAGE.format(**names, use=use, answers=_answers(model, config))
+    imports = f"from transformers import AutoImageProcessor, {classifier.encoder_class(config)}"
+    if head_files.has_gates(model.config):
+        config = config | {"model_type": head_files.GATED}
+        imports, use = "from modeling import Gated\nfrom transformers import AutoImageProcessor", _GATED_USE
+    return _USAGE.format(imports=imports, loading=loading(config), use=use, answers=_answers(model, config))
 
 
 def _timm_usage(of_timm: dict[str, Any]) -> str:

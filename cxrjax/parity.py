@@ -10,7 +10,9 @@ import jax
 import numpy as np
 
 from cxrjax import sizes, trained
-from cxrjax.interop import classifier, huggingface, joint, onnx_file, torch_timm
+from cxrjax.input import device
+from cxrjax.interop import classifier, head_files, huggingface, joint, onnx_file, torch_timm
+from cxrjax.models import backbone, detection
 
 
 class Parity(NamedTuple):
@@ -47,7 +49,10 @@ def features(folder: str | Path, images: np.ndarray, pool: str) -> tuple[dict[st
     pool: which vector of a ViT stands for the picture, a word of config.model. Returns "pooled" b d, "patches" b p q d
     and of a head "logits" b c, as users of PyTorch have them.
     """
-    if not torch_timm.is_named(json.loads((Path(folder) / huggingface.CONFIG).read_text())):
+    config = json.loads((Path(folder) / huggingface.CONFIG).read_text())
+    if config.get("model_type") == head_files.GATED:
+        return _of_gates(folder, images), joint.CODE
+    if not torch_timm.is_named(config):
         return _of_transformers(folder, images, pool), "transformers"
     if timm_works():
         return _of_timm(folder, images), "timm"
@@ -145,15 +150,11 @@ def compare_joint(model: trained.Trained, folder: Path) -> float:
     """
     import torch
 
-    spec = importlib.util.spec_from_file_location("modeling", folder / joint.CODE)
-    assert spec is not None and spec.loader is not None and model.method.joint is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    theirs, space, text = module.Joint(folder).eval(), model.method.joint, model.config.text
+    assert model.method.joint is not None
+    theirs, space, text = modeling(folder).Joint(folder).eval(), model.method.joint, model.config.text
     images = pictures(size(folder))
     ids, mask, index = _tokens(theirs.kinds.numpy(), text.length)
-    scale = model.config.standardise
-    pixels = torch.from_numpy((images[:, None] / 255 - scale.mean) / scale.std).float().repeat(1, 3, 1, 1)
+    pixels = _pixels(folder, images)
     with jax.default_matmul_precision("highest"), torch.inference_mode():
         seen = jax.jit(space.image)(model.params, model.state, images[..., None])
         read = jax.jit(space.text)(model.params, model.state, ids, mask, index)
@@ -164,15 +165,78 @@ def compare_joint(model: trained.Trained, folder: Path) -> float:
     return float(max(np.abs(ours - other.numpy()).max() for ours, other in pairs))
 
 
+def compare_head(model: trained.Trained, folder: Path) -> float:
+    """The largest difference between our masks or candidate boxes and those of the folder's own modeling.py.
+
+    Logits of masks count in the largest one where that is above 1. Pictures as in `compare`.
+    """
+    import torch
+
+    theirs = getattr(modeling(folder), head_files.CLASSES[model.config.method])(folder).eval()
+    images = pictures(size(folder))
+    with torch.inference_mode():
+        if model.config.method == "segment":
+            found = [theirs(_pixels(folder, images)).numpy()]
+        else:
+            found = [array.numpy() for array in theirs.candidates(_pixels(folder, images))]
+    with jax.default_matmul_precision("highest"):
+        if model.config.method == "segment":
+            ours = [jax.jit(model.method.encode)(model.params, model.state, images[..., None])["mask_logits"][..., 0]]
+        else:
+            ours = list(_candidates(model, images))
+    pairs = zip(ours, found, strict=True)
+    return float(max(np.abs(one - other).max() / max(1.0, np.abs(other).max()) for one, other in pairs))
+
+
+def _candidates(model: trained.Trained, images: np.ndarray) -> detection.Candidates:
+    """Boxes and scores before any is suppressed: equal scores would be kept in another order."""
+    encoder, stats = backbone.make(model.config.model), model.state["batch_stats"]
+    assert model.method.answers is not None
+    head = detection.make(model.config.head, encoder, len(model.method.answers.names))
+
+    @jax.jit
+    def candidates(params, state, images):
+        x = device.standardise(images, **model.config.standardise)
+        y, _ = encoder.apply(model.method.encoder(params, state), stats["encoder"], x, train=False, levels=head.levels)
+        return head.decode(head.apply(params["head"], stats["head"], y, False)[0])
+
+    return candidates(model.params, model.state, images[..., None])
+
+
+def _of_gates(folder: str | Path, images: np.ndarray) -> dict[str, np.ndarray]:
+    import torch
+
+    with torch.inference_mode():
+        pooled, patches = modeling(folder).Gated(folder).eval()(_pixels(folder, images))
+    return {"pooled": pooled.numpy(), "patches": patches.numpy()}
+
+
+def modeling(folder: str | Path) -> Any:
+    """The module in a folder's modeling.py, which we wrote."""
+    spec = importlib.util.spec_from_file_location("modeling", Path(folder) / joint.CODE)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _pixels(folder: str | Path, images: np.ndarray) -> Any:
+    """Grey pictures b h w of a folder's size as its processor scales them: a tensor b 3 h w."""
+    import torch
+
+    scale = json.loads((Path(folder) / huggingface.PREPROCESSOR).read_text())
+    scaled = (images[:, None] / 255 - scale["image_mean"][0]) / scale["image_std"][0]
+    return torch.from_numpy(scaled).float().repeat(1, 3, 1, 1)
+
+
 def compare_onnx(folder: Path, pool: str) -> tuple[float, float]:
     """The largest difference between a folder through onnxruntime and through transformers, and the largest number.
 
     pool: as of `features`.
     """
-    shown, scale = pictures(size(folder)), json.loads((folder / huggingface.PREPROCESSOR).read_text())
-    pixels = np.repeat((shown[:, None] / 255 - scale["image_mean"][0]) / scale["image_std"][0], 3, axis=1)
+    shown = pictures(size(folder))
     found, _ = features(folder, shown, pool)
-    theirs = onnx_file.run(folder, pixels.astype(np.float32))
+    theirs = onnx_file.run(folder, _pixels(folder, shown).numpy())
     differences = [np.abs(theirs[name] - array).max() for name, array in found.items()]
     return float(np.max(differences)), float(max(np.abs(array).max() for array in found.values()))
 

@@ -3,6 +3,7 @@
 import json
 import re
 import socket
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,26 @@ def test_ten_lines_of_the_joint_space(folder, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("method", "word"), [("segment", "masks"), ("detect", "boxes"), ("mlvicx", "gates")])
+def test_ten_lines_of_a_head(method, word, folder, monkeypatch):
+    pytest.importorskip("transformers")
+    runs.write(folder / f"{word} run", runs.config(method))
+    export.export(folder / f"{word} run", folder / word)
+    monkeypatch.chdir(folder)
+    monkeypatch.delitem(sys.modules, "modeling", raising=False)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    names = {}
+    exec(blocks()[0] + blocks(word)[0], names)
+    monkeypatch.delitem(sys.modules, "modeling")
+    if word == "masks":
+        assert names["inside"].shape == (1, 32, 32)
+    elif word == "boxes":
+        assert len(names["names"]) == len(names["found"]["boxes"]) > 0
+    else:
+        assert names["features"].shape[1] == names["patches"].shape[3]
+
+
+@pytest.mark.slow
 def test_ten_lines_of_onnx(folder, monkeypatch):
     for package in ("transformers", "onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
@@ -81,6 +102,7 @@ def test_ten_lines_of_onnx(folder, monkeypatch):
     exec(blocks()[0] + blocks("onnx")[0], names)
     np.testing.assert_allclose(names["found"]["pooled"], names["features"], atol=1e-4)
     assert names["found"]["logits"].shape == (1, 2) and names["found"]["patches"].shape == (1, 8, 8, 64)
+    assert "`model.onnx` is the same for ONNX" in (folder / "encoder" / "README.md").read_text()
 
 
 def test_onnx_names_the_packages_that_are_missing(folder, monkeypatch):

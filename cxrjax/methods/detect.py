@@ -83,5 +83,5 @@ def make(config: Config) -> Method:
         return {"pooled": y["pooled"], "patches": y["patches"], **found._asdict()}
 
     functions, meaning = (make_views, init, loss, keep_state, encode), Answers(classes, "boxes")
-    options = {"parts": WHOLE, "answers": meaning, "box_labels": labels, "look": single.look}
+    options = {"parts": WHOLE, "answers": meaning, "box_labels": labels, "look": single.look, "sees": "whole"}
     return Method(*functions, config.model.image_px, encoder=encoder.params, **options)
