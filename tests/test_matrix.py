@@ -12,6 +12,7 @@ import pytest
 from cxrjax import config as shared
 from cxrjax import embed, evaluate, export, initial, methods, train, trained
 from cxrjax.interop import families, torch_timm
+from cxrjax.models import backbone
 from tests import runs
 from tests.interop import test_families as made
 from tests.interop.test_families import vit  # noqa: F401  a fixture
@@ -36,7 +37,7 @@ EXPORTED = ("vit", "vit_mae", "dinov2", "dinov2_with_registers", "resnet", "vit_
 
 def arrival(name, place, of_timm):
     """The folder or the file of an encoder of random weights. of_timm: arrays of a ViT by timm's names."""
-    px = 64 if name.startswith(("convnext", "resnet", "dinov3_convnext")) else 32
+    px = 64 if name.removesuffix("_file").endswith(made.MAPS) else 32
     processor = {"size": {"height": px, "width": px}}
     if name in FOLDERS:
         return made.written(place / name, FOLDERS[name](transformers), processor)
@@ -67,7 +68,10 @@ def head(name, place):
     config.evals, config.checkpoint.best_metric = {}, ""
     if "drop_path" in config.model:
         config.model.drop_path = 0.0
-    return initial.of_run(config)
+    config = initial.of_run(config)
+    if name == "segment" and backbone.kind(config.model.variant) == "ViT":
+        config.head.update({"kind": "setr_pup", "features": 8})  # UNETR takes three blocks of patches of 8 px
+    return config
 
 
 def started(config, expected):
@@ -78,6 +82,7 @@ def started(config, expected):
         {jax.tree_util.keystr(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}
         for tree in (found, expected)
     )
+    theirs.pop("['mask_token']", None)  # which whole pictures never meet
     same = [np.array_equal(ours[key], leaf) for key, leaf in theirs.items()]
     assert sum(same) >= len(theirs) - 2
 
@@ -109,6 +114,17 @@ def exported(name, place, here, tmp_path):
 def test_no_family_is_left_out():
     of_files = {torch_timm.VIT, torch_timm.RESNET, *torch_timm.FIRST}
     assert set(families.FAMILIES) <= of_files | {"dinov3_vit" if name == "dinov3" else name for name in FOLDERS}
+
+
+@pytest.mark.parametrize("name", ["dinov2", "siglip"])
+def test_what_needs_no_compilation(name, tmp_path, monkeypatch):
+    """One family that is exported and one that is not."""
+    monkeypatch.setattr(export, "can_compare", lambda: False)
+    place = arrival(name, tmp_path, None)
+    here = trained.load(place)
+    exported(name, place, here, tmp_path)
+    for method in ("finetune", "segment"):
+        started(head(method, place), here.params["encoder"])
 
 
 @pytest.mark.slow

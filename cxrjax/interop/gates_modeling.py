@@ -36,7 +36,7 @@ class Gated(nn.Module):
 
     def gate(self, level: int, x: Tensor) -> Tensor:
         first, second, spatial = (self.layers[f"level{level}_{name}"] for name in ("channel1", "channel2", "spatial"))
-        pooled = x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
-        x = torch.sigmoid(sum(second(first(each).relu()) for each in pooled)) * x
+        mean, largest = x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
+        x = torch.sigmoid(second(first(mean).relu()) + second(first(largest).relu())) * x
         pooled = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)
         return torch.sigmoid(spatial(pooled)) * x

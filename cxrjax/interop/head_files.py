@@ -25,6 +25,7 @@ from cxrjax.interop import huggingface
 from cxrjax.interop.joint import CODE
 from cxrjax.models import decoders, detection, segmenters
 from cxrjax.models.backbone import Backbone
+from cxrjax.models.vit import ViT
 
 SETTINGS, WEIGHTS = "head.json", "head.safetensors"
 FILES = (SETTINGS, WEIGHTS)
@@ -92,7 +93,7 @@ def _settings(config: Any, encoder: Backbone, names: tuple[str, ...]) -> dict[st
     if config.method == "segment":
         kind = head["kind"] or ("unetr" if patch_px else "unet")
         taps = [int(tap) for tap in segmenters.names(head["taps"])]
-        if kind == "unetr":
+        if isinstance(module, ViT) and kind == "unetr":
             taps = taps or list(decoders.unetr_taps(module.size.depth, patch_px))
         return {"kind": kind, "patch_px": patch_px, "taps": taps}
     answer = {name: config.answer[name] for name in ("most", "confidence", "overlap")}
