@@ -130,13 +130,20 @@ def measured(name: str, method: str) -> list[str]:
     parts = []
     for record, said in RECORDS.items():
         text = (ROOT / f"docs/records/{record}.md").read_text()
-        head, rule, *rows = [line for line in text.splitlines() if line.startswith("|")]
+        head, rule, *rows = re.search(r"(^\|.*\n)+", text, re.MULTILINE)[0].splitlines()  # its first table
         cells = {row: re.split(r", (?=[a-zρ\d])| \(", row.split("|")[1].strip())[0].casefold() for row in rows}
-        own = [row for row in rows if method.casefold() in cells[row].split(", ")]
+        own = [row for row in rows if any(is_of(method.casefold(), one) for one in cells[row].split(", "))]
         found = rows if name.replace("_", "-") in record else own
         if found:
             parts += [f"{said} ([record](../records/{record}.md)):", "\n".join([head, rule, *found])]
     return ["## Measured", *parts] if parts else []
+
+
+def is_of(title: str, name: str) -> bool:
+    """Whether a row is of a method: "spcxr" of "spcxr (later ss-cxr)", but "dino" not of "dinov2"."""
+    return any(
+        re.match(rf"{re.escape(short)}(?!\w)", whole) for short, whole in ((name, title), (title.split()[0], name))
+    )
 
 
 def of_set(name: str) -> str:

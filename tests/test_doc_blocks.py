@@ -18,7 +18,9 @@ import cxrjax
 from tests import test_readme as documents
 from tests.test_readme import PAGES
 
-INFO = re.compile(r"|sh|sh (run|tests|installed)|python|python (file=\w+\.py|installed|joint|timm|onnx)|text|csv|json")
+INFO = re.compile(
+    r"|sh|sh (run|tests|installed)|python|python (file=\w+\.py|installed|joint|timm|onnx|masks|boxes|gates)|text|csv|json"
+)
 
 
 class Names:
