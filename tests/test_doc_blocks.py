@@ -18,9 +18,8 @@ import cxrjax
 from tests import test_readme as documents
 from tests.test_readme import PAGES
 
-INFO = re.compile(
-    r"|sh|sh (run|tests|installed)|python|python (file=\w+\.py|installed|joint|timm|onnx|masks|boxes|gates)|text|csv|json"
-)
+OF_LEAVE = "joint|timm|onnx|masks|boxes|gates"
+INFO = re.compile(rf"|sh|sh (run|tests|installed)|python|python (file=\w+\.py|installed|{OF_LEAVE})|text|csv|json")
 
 
 class Names:
