@@ -201,11 +201,14 @@ def as_markdown(text: str) -> str:
 
 
 def paragraph(text: str) -> str:
-    """Indented lines, and lines with columns of blanks, as blocks; the others as prose."""
+    """Indented lines, and lines with columns of blanks or deep in one, as blocks; the others as prose."""
     lines = text.strip("\n").splitlines()
     if lines and all(line.startswith("    ") for line in lines):
         return "\n".join(lines)
-    runs = [(of_table, list(run)) for of_table, run in groupby(lines, lambda line: bool(re.search(r"\S {2,}\S", line)))]
+    runs = [
+        (of_table, list(run))
+        for of_table, run in groupby(lines, lambda line: bool(re.search(r"\S {2,}\S|^ {8}", line)))
+    ]
     return "\n\n".join(
         f"```text\n{textwrap.dedent(chr(10).join(run))}\n```" if of_table and len(run) > 1 else prose(run)
         for of_table, run in runs
