@@ -147,6 +147,7 @@ def _like(checkpoint: str, step: int | str, output: Path, picture: str, count: i
 def _asked(given: argparse.Namespace) -> None:
     """Answers what the command line asks of the table."""
     output = Path(given.output)
+    asking.check(output)
     if given.like is not None:
         print("\n".join(_like(given.checkpoint, given.step, output, given.like, given.nearest)))
     if given.duplicates:
@@ -156,6 +157,28 @@ def _asked(given: argparse.Namespace) -> None:
     if given.map is not None:
         style.write(Path(given.map), scatter.draw(output, given.colour))
         print(f"{given.map} shows all pictures of {output}.")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return int(text)
+
+
+def _stray(given: argparse.Namespace) -> str:
+    """What is wrong with options that would do nothing beside the others, or ""."""
+    listed = given.list is not None or given.table is not None
+    for option, value, at_home, home in (
+        ("--keep", given.keep, given.table is not None, "--table"),
+        ("--column", given.column != "path", given.table is not None, "--table"),
+        ("--root", given.root, listed, "--list or --table"),
+        ("--split", given.split != inputs.SPLITS, given.set is not None, "--set"),
+        ("--admit", given.admit, given.set is None, "files"),
+        ("--colour", given.colour, given.map is not None, "--map"),
+    ):
+        if value and not at_home:
+            return f"{option} goes with {home} alone"
+    return ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -174,13 +197,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", required=True, help="Parquet file to write, to continue or to ask")
     parser.add_argument("--patches", choices=["float16", "float32"], default="", help="keep vectors of patches too")
     parser.add_argument("--like", metavar="FILE", help="print the pictures that are most like this one")
-    parser.add_argument("--nearest", type=int, default=10, help="how many of them (default 10)")
+    parser.add_argument("--nearest", type=_count, default=10, help="how many of them (default 10)")
     parser.add_argument("--duplicates", action="store_true", help="write pairs of pictures that may be one")
     parser.add_argument("--map", metavar="PNG", help="draw all pictures by principal components")
     parser.add_argument("--colour", metavar="COLUMN", default="", help="of --map")
     parser.add_argument("--step", type=step_name, default="latest", help="latest (default), best, or a number")
-    parser.add_argument("--batch-size", type=int, default=64, help="pictures on the device at once (default 64)")
-    parser.add_argument("--threads", type=int, default=4, help="that read pictures (default 4)")
+    parser.add_argument("--batch-size", type=_count, default=64, help="pictures on the device at once (default 64)")
+    parser.add_argument("--threads", type=_count, default=4, help="that read pictures (default 4)")
     parser.add_argument(
         "--admit",
         metavar="WORDS",
@@ -190,6 +213,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     asks = given.like is not None or given.duplicates or given.map is not None
     bad = pandas.DataFrame()
+    if stray := _stray(given):
+        parser.error(stray)
     try:
         pictures = _pictures(given)
         if pictures is None and not asks:

@@ -154,12 +154,18 @@ def test_the_processor_of_pictures_may_stand_beside_that_of_texts(tmp_path):
         ({"size": {"shortest_edge": 200}, "crop_size": 224, "do_center_crop": True}, "out of pictures of 200 px"),
         ({"image_std": [0.0] * 3}, "deviations above 0"),
         ({"image_mean": [0.5]}, r"normalises 1 channel\(s\)"),
+        ({"image_mean": None}, "has image_mean None and image_std .* expected numbers"),
     ],
 )
 def test_what_a_processor_does_that_is_not_done_here_is_said(keys, said, tmp_path):
     (tmp_path / preprocessing.FILE).write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.5] * 3, **keys}))
     with pytest.raises(ValueError, match=said):
         preprocessing.read(tmp_path, 3)
+
+
+def test_one_number_is_that_of_all_channels(tmp_path):
+    (tmp_path / preprocessing.FILE).write_text(json.dumps({"image_mean": 0.5, "image_std": [0.25] * 3}))
+    assert preprocessing.read(tmp_path, 3)[:2] == ((0.5,) * 3, (0.25,) * 3)
 
 
 def test_a_written_processor_fits_as_it_was_read(folder, tmp_path):

@@ -1,11 +1,13 @@
 """Embedding a folder: rows are the method's features, broken pictures are told, a second call does what is left."""
 
 import os
+import re
 
 import cv2
 import jax
 import numpy as np
 import pandas
+import pyarrow
 import pytest
 
 from cxrjax import embed, methods
@@ -182,4 +184,43 @@ def test_features_of_two_checkpoints_are_not_mixed(run, pictures, tmp_path, caps
 def test_no_picture_is_an_error(run, tmp_path, capsys, given, sentence):
     (tmp_path / "empty").mkdir()
     assert command(run, [tmp_path / given], tmp_path / "features.parquet") == 2
+    assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("table", "sentence"),
+    [
+        ("none", "There is no table .* to ask"),
+        ("text", "is no Parquet table"),
+        ("older", "lacks the columns fingerprint"),
+        ("empty", "has no rows to ask"),
+    ],
+)
+def test_what_cannot_be_asked_is_said(tmp_path, capsys, table, sentence):
+    output, rows = tmp_path / "f.parquet", pyarrow.table({name: [] for name in growing.COLUMNS.names})
+    if table == "text":
+        output.write_text("path,embedding")
+    elif table != "none":
+        schema = rows.drop_columns("fingerprint").schema if table == "older" else rows.schema
+        growing.write(output, schema, [])
+    assert embed.main(["--output", str(output), "--duplicates"]) == 2
+    assert re.search(sentence, capsys.readouterr().err)
+    assert not output.with_suffix(".duplicates.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--nearest", "0"], "argument --nearest: '0' is no whole number from 1 on"),
+        (["--batch-size", "0"], "argument --batch-size: '0' is no whole number"),
+        (["--threads", "x"], "argument --threads: 'x' is no whole number"),
+        (["--keep", "age"], "--keep goes with --table alone"),
+        (["--split", "test"], "--split goes with --set alone"),
+        (["--root", "."], "--root goes with --list or --table alone"),
+        (["--colour", "view"], "--colour goes with --map alone"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_an_error(tmp_path, capsys, options, sentence):
+    with pytest.raises(SystemExit):
+        embed.main([str(tmp_path), "--checkpoint", "runs/x", "--output", str(tmp_path / "f.parquet"), *options])
     assert sentence in capsys.readouterr().err

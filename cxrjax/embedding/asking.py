@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow
 from pyarrow import parquet
 
+from cxrjax.embedding import growing
 from cxrjax.imaging import fingerprint
 
 ROWS = 16384
@@ -28,6 +30,23 @@ class Copy(NamedTuple):
     bits: int
     cosine: float
     how: str
+
+
+def check(file: Path) -> None:
+    """Raises ValueError where there is no table of features to ask, in a sentence."""
+    if not file.is_file():
+        raise ValueError(f"There is no table {file} to ask; embed pictures into it first.")
+    try:
+        found = parquet.read_schema(file).names
+    except pyarrow.ArrowInvalid as error:
+        raise ValueError(f"{file} is no Parquet table ({error}); give the --output of an earlier run.") from None
+    if lacking := [name for name in growing.COLUMNS.names if name not in found]:
+        raise ValueError(
+            f"{file} lacks the columns {', '.join(lacking)}, so it is no table of features, or of an older version; "
+            "embed the pictures again."
+        )
+    if not parquet.read_metadata(file).num_rows:
+        raise ValueError(f"{file} has no rows to ask; embed pictures into it first.")
 
 
 def features(file: Path, rows: int = ROWS) -> Iterator[np.ndarray]:

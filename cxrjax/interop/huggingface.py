@@ -149,7 +149,7 @@ def arrays_of(file: Path) -> dict[str, np.ndarray]:
 def _parts(folder: Path, file: str) -> list[str]:
     """The files that the weights are in: those of the index, else the file itself; none if neither is there."""
     if (index := folder / f"{file}.index.json").is_file():
-        named = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        named = sorted(set(preprocessing.json_of(index)["weight_map"].values()))
         if outside := [name for name in named if Path(name).name != name]:
             raise ValueError(
                 f"{index} names {outside[:3]}, which are not files of its folder; download the model again."

@@ -51,7 +51,18 @@ def read(folder: Path, channels: int) -> Preprocessing:
     return Preprocessing(*_normalisation(found, path, channels), *_fit(found, path))
 
 
-def json_of(path: Path) -> dict[str, Any]:
+class Keys(dict[str, Any]):
+    """What a JSON file holds. A key that it lacks is a ValueError which names the file."""
+
+    def __init__(self, found: Mapping[str, Any], path: Path):
+        super().__init__(found)
+        self.path = path
+
+    def __missing__(self, key: str) -> Any:
+        raise ValueError(f"{self.path} lacks the key {key!r}; download it again, or add the key that the model needs.")
+
+
+def json_of(path: Path) -> Keys:
     """The object in a JSON file; raises ValueError where it is damaged."""
     try:
         found = json.loads(path.read_text())
@@ -59,7 +70,7 @@ def json_of(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged ({error}); download it again.") from None
     if not isinstance(found, dict):
         raise ValueError(f"{path} holds a {type(found).__name__} and no object of keys; download it again.")
-    return found
+    return Keys(found, path)
 
 
 def _normalisation(found: Mapping[str, Any], path: Path, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -68,7 +79,11 @@ def _normalisation(found: Mapping[str, Any], path: Path, channels: int) -> tuple
         raise ValueError(f"{path} scales pixels by {scale}; expected do_rescale with 1/255.")
     if not found.get("do_normalize", True):
         return (0.0,) * channels, (1.0,) * channels
-    mean, std = (tuple(map(float, found.get(key, [0.5] * channels))) for key in ("image_mean", "image_std"))
+    given = [found.get(key, 0.5) for key in ("image_mean", "image_std")]
+    try:  # one number is that of all channels
+        mean, std = (tuple(map(float, each if isinstance(each, list) else [each] * channels)) for each in given)
+    except (TypeError, ValueError):
+        raise ValueError(f"{path} has image_mean {given[0]!r} and image_std {given[1]!r}; expected numbers.") from None
     if not len(mean) == len(std) == channels:
         raise ValueError(f"{path} normalises {len(mean)} channel(s), but the model takes {channels}.")
     if not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:

@@ -297,6 +297,10 @@ def test_what_is_hostile_or_broken_ends_in_a_sentence(vit, tmp_path):
     (folder("outside") / "model.safetensors").unlink()
     index = {"weight_map": {"layernorm.weight": "../mapped/model.safetensors"}}
     (tmp_path / "outside/model.safetensors.index.json").write_text(json.dumps(index))
+    (folder("no_map") / "model.safetensors").rename(tmp_path / "elsewhere")
+    (tmp_path / "no_map/model.safetensors.index.json").write_text("{}")
+    without_mlp = {key: value for key, value in config.items() if key != "intermediate_size"}
+    (folder("no_mlp") / "config.json").write_text(json.dumps(without_mlp))
     (folder("list") / "config.json").write_text("[1, 2]")
     (folder("no_json") / "config.json").write_bytes(b"\x80\x04broken")
     nan = np.full(64, np.nan, np.float32)
@@ -304,6 +308,8 @@ def test_what_is_hostile_or_broken_ends_in_a_sentence(vit, tmp_path):
         (tmp_path / "mapped", "of type 'remote'; expected"),
         (tmp_path / "cut", "cannot be read"),
         (tmp_path / "outside", "not files of its folder"),
+        (tmp_path / "no_map", "index.json lacks the key 'weight_map'"),
+        (tmp_path / "no_mlp", "config.json lacks the key 'intermediate_size'"),
         (tmp_path / "list", "holds a list and no object of keys"),
         (tmp_path / "no_json", "config.json is damaged"),
         (
