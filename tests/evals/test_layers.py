@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from cxrjax import recipes
+from cxrjax.config import ConfigDict
 from cxrjax.evals import encoders, layers, shortcuts
 from cxrjax.evals.base import Encoder, FeatureTable
 from cxrjax.evals.judge import Opened
@@ -17,7 +18,7 @@ ENTRY = {"layers": 2, "layers_mean": False}
 
 
 def model(**changes):
-    return recipes.vit("test", 32, 8) | {"dtype": "float32"} | changes
+    return ConfigDict(recipes.vit("test", 32, 8) | changes)
 
 
 def normed(x, given):
@@ -65,7 +66,7 @@ def test_vectors_are_those_of_the_blocks_behind_the_last_norm(changes):
 
 
 def test_a_network_without_blocks_is_refused_and_references_without_a_network_stay():
-    resnet = backbone.make(recipes.resnet("resnet_test", 32))
+    resnet = backbone.make(ConfigDict(recipes.resnet("resnet_test", 32)))
     shapes = jax.eval_shape(resnet.init, jax.random.key(0))
     encode = encode_by(resnet, recipes.standardise())
     with pytest.raises(ValueError, match=r"layers=4 takes the last blocks .* runs 0 of them: leave layers at 0"):
