@@ -12,7 +12,7 @@ import pytest
 from cxrjax import config as shared
 from cxrjax import embed, evaluate, export, initial, methods, train, trained
 from cxrjax.interop import families, torch_timm
-from cxrjax.models import backbone
+from cxrjax.models import backbone, posemb
 from tests import runs
 from tests.interop import test_families as made
 from tests.interop.test_families import vit  # noqa: F401  a fixture
@@ -107,7 +107,12 @@ def exported(name, place, here, tmp_path):
         return
     export.export(place, tmp_path / "again")
     again = trained.load(tmp_path / "again")
-    jax.tree.map(np.testing.assert_array_equal, again.params, here.params)
+    ours, theirs = dict(here.params["encoder"]), again.params["encoder"]
+    if "pos_embed" in set(ours) - set(theirs):  # numbers of a fixed table, which a folder comes back with as one
+        side = again.config.model.image_px // again.config.model.patch_px
+        table = posemb.fixed(again.config.model.positions, (side, side), ours["cls"].shape[-1])
+        np.testing.assert_array_equal(ours.pop("pos_embed"), table)
+    jax.tree.map(np.testing.assert_array_equal, theirs, ours)
     jax.tree.map(np.testing.assert_array_equal, again.state, here.state)
 
 
@@ -142,7 +147,7 @@ def test_every_cell(name, vit, phantom_dir, tmp_path, monkeypatch):  # noqa: F81
     assert 0 <= found[place.name].metrics["auroc"].value <= 1
     for method in ("finetune", "segment"):
         config = head(method, place)
-        if method == "segment" and "convnext" in name:
+        if method == "segment" and ("convnext" in name or name == "swin"):
             with pytest.raises(ValueError, match=NO_MASKS):
                 methods.make(config)
             continue
