@@ -1,6 +1,6 @@
 """Embed PNG, JPEG and DICOM pictures with a trained encoder.
 
-    python -m cxrjax.embed --checkpoint WORKDIR IMAGES… --output features.parquet [--patches float16]
+    python -m cxrjax.embed --checkpoint WORKDIR IMAGES… --output features.parquet [--patches float16] [--attention]
     python -m cxrjax.embed --checkpoint WORKDIR --table FILE [--column path] [--keep age,view] --output features.parquet
     python -m cxrjax.embed --checkpoint WORKDIR --list FILE | --set NAME [--split train+val] --output features.parquet
     python -m cxrjax.embed --checkpoint WORKDIR --output features.parquet --like FILE [--nearest 10]
@@ -11,7 +11,8 @@ IMAGES are files, or folders that are searched for .png, .jpg, .jpeg, .dcm, .dic
 its folder, or from --root. --set is a converted set. The table has one row per picture: path (image id of a set),
 embedding (list of float32), height and width as stored, steps: what was done to get one grey 8-bit picture, such as
 "colour to luma", fingerprint: how the picture looks, then the columns of --keep, or of a set patient, study, view and
-labels. With --patches those of part 7 are features.patches/00007.npy, n p q d; a row says its patch_part and patch_row.
+labels. With --patches those of part 7 are features.patches/00007.npy, n p q d; with --attention where [CLS] looks in
+the last block, mean over the heads, is features.attention/00007.npy, n p q. A row says its patch_part and patch_row.
 Pictures that cannot be read are printed with the reason and written to features.unreadable.csv, and the exit status is
 1 unless --allow-bad is given. The same command again goes on where the last one stopped, also where it was killed.
 
@@ -23,6 +24,7 @@ components of their features, coloured by a column.
 
 import argparse
 import sys
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -49,12 +51,14 @@ def embed(
     threads: int = 4,
     admit: Sequence[str] = (),
     patches: str = "",
+    attention: bool = False,
 ) -> pandas.DataFrame:
     """Writes the table of `output` (Parquet) and returns the pictures that could not be read: path and reason.
 
     images: files and folders, or what a function of `embedding.inputs` gives. batch_size: pictures on the device at
     once, rounded up to a multiple of its devices. admit: modalities and body parts of DICOM headers that are taken as
-    chest radiographs. patches: "float16" or "float32" keeps the vectors of patches too.
+    chest radiographs. patches: "float16" or "float32" keeps the vectors of patches too. attention: so does float16 of
+    where [CLS] attends.
     Rows that `output` has already are kept if they come from the same checkpoint.
     Raises ValueError where no picture is found, or `output` comes from another checkpoint or has other columns.
     """
@@ -62,23 +66,25 @@ def embed(
     output = Path(output)
     model = encoder.load(checkpoint, step)
     output.parent.mkdir(parents=True, exist_ok=True)
-    table = growing.Growing(output, model.trained.digest, pictures.kept.schema, patches)
+    beside = ({"patches": patches} if patches else {}) | ({"attention": "float16"} if attention else {})
+    table = growing.Growing(output, model.trained.digest, pictures.kept.schema, beside)
     waiting = [number for number, name in enumerate(pictures.names) if name not in table.done]
     with (
         ThreadPoolExecutor(threads) as pool,
         tqdm(total=len(waiting), unit="picture", disable=not sys.stderr.isatty()) as bar,
     ):
         for part in (waiting[start : start + growing.PART] for start in range(0, len(waiting), growing.PART)):
-            rows, bad, of_patches = [], [], []
+            rows, bad, arrays = [], [], defaultdict(list)
             for batch in _read_ahead(pool, pictures, part, batch_size):
                 good = [(number, seen) for number, seen in batch if isinstance(seen, Seen)]
                 bad += [(pictures.names[number], seen) for number, seen in batch if isinstance(seen, str)]
                 if good:
-                    pooled, *rest = model.features([seen.pixels for _, seen in good], batch_size, bool(patches))
-                    of_patches += rest
-                    rows.append(_rows(pictures, good, pooled))
+                    found = model.features([seen.pixels for _, seen in good], batch_size, ("pooled", *beside))
+                    rows.append(_rows(pictures, good, found["pooled"]))
+                    for name in beside:
+                        arrays[name].append(found[name])
                 bar.update(len(batch))
-            table.add(pyarrow.concat_tables(rows or [_rows(pictures, [], np.zeros((0, 0)))]), bad, of_patches)
+            table.add(pyarrow.concat_tables(rows or [_rows(pictures, [], np.zeros((0, 0)))]), bad, arrays)
     unreadable = pandas.DataFrame(table.finish(), columns=["path", "reason"])
     file = output.with_suffix(".unreadable.csv")
     if len(unreadable):
@@ -196,6 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--checkpoint", help="workdir, its checkpoints folder, or one step's folder")
     parser.add_argument("--output", required=True, help="Parquet file to write, to continue or to ask")
     parser.add_argument("--patches", choices=["float16", "float32"], default="", help="keep vectors of patches too")
+    parser.add_argument("--attention", action="store_true", help="keep where [CLS] attends in the last block too")
     parser.add_argument("--like", metavar="FILE", help="print the pictures that are most like this one")
     parser.add_argument("--nearest", type=_count, default=10, help="how many of them (default 10)")
     parser.add_argument("--duplicates", action="store_true", help="write pairs of pictures that may be one")
@@ -224,7 +231,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error("give the --checkpoint that embeds")
         if pictures is not None:
             sizes = given.batch_size, given.threads
-            bad = embed(checkpoint, pictures, given.output, given.step, *sizes, patches=given.patches)
+            bad = embed(
+                checkpoint, pictures, given.output, given.step, *sizes, patches=given.patches, attention=given.attention
+            )
             for path, reason in bad.itertuples(index=False):
                 print(f"unreadable: {path}: {reason}", file=sys.stderr)
             count = parquet.read_metadata(given.output).num_rows

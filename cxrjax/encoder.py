@@ -64,16 +64,19 @@ class Encoder:
         kind = "patches" if patches else "pooled"
         return self._of(images, value_range, batch_size, lambda batch: self._encoder.encode(batch)[kind])
 
-    def features(self, pictures: Sequence[np.ndarray], size: int, patches: bool = False) -> list[np.ndarray]:
-        """Vectors b d of at most `size` pictures, uint8 h w, and if asked for those of their patches, b p q d.
+    def features(
+        self, pictures: Sequence[np.ndarray], size: int, kinds: Sequence[str] = ("pooled",)
+    ) -> dict[str, np.ndarray]:
+        """What at most `size` pictures, uint8 h w, give: "pooled" b d, "patches" b p q d, "attention" b p q.
 
-        For one size only one program is compiled.
+        For one size only one program is compiled. Raises ValueError as `attention` does.
         """
-        kinds = ("pooled", "patches")[: 1 + patches]
 
-        def of(batch: Any) -> list[Any]:
-            found = self._encoder.encode(batch)
-            return [found[kind] for kind in kinds]
+        def of(batch: Any) -> dict[str, Any]:
+            found = {**self._encoder.encode(batch)}
+            if "attention" in kinds:
+                found["attention"] = self._attends(batch)
+            return {kind: found[kind] for kind in kinds}
 
         return self._run(pictures, size, of)
 
@@ -82,11 +85,14 @@ class Encoder:
 
         Arguments as of `embed`. Raises ValueError for an encoder whose vector is no [CLS] of a Vision Transformer.
         """
-        attention = self._encoder.attention
-        found = self._of(images, value_range, batch_size, attention) if attention is not None else None
+        return self._of(images, value_range, batch_size, self._attends)
+
+    def _attends(self, batch: Any) -> Any:
+        found = self._encoder.attention(batch) if self._encoder.attention is not None else None
         if found is None:
             raise ValueError(
-                f"{self!r} has no such map: its vector is no [CLS] of a ViT; embed(images, patches=True) gives patches"
+                f"{self!r} has no map of attention: its vector is no [CLS] of a ViT. Ask for patches: "
+                "embed(images, patches=True), or --patches of python -m cxrjax.embed"
             )
         return found
 
@@ -103,7 +109,7 @@ class Encoder:
         given = arrays.separate(images)
         size = min(batch_size, 1 << (len(given) - 1).bit_length())  # few sizes, so that little is compiled
         parts = [self._run(pictures, size, of) for pictures in _read(given, value_range, size)]
-        return None if parts[0] is None else np.concatenate(parts)
+        return np.concatenate(parts)
 
 
 def _read(given: Sequence[Any], value_range: arrays.Range | None, size: int) -> Iterator[list[np.ndarray]]:

@@ -10,7 +10,7 @@ import pandas
 import pyarrow
 import pytest
 
-from cxrjax import embed, methods
+from cxrjax import embed, encoder, methods
 from cxrjax.embedding import growing
 from cxrjax.imaging import reader
 from cxrjax.input import crops
@@ -139,16 +139,19 @@ def stop(*arguments, **options):
     raise KeyboardInterrupt
 
 
-def test_patches_lie_beside_the_table(run, pictures, tmp_path, monkeypatch):
+def test_patches_and_attention_lie_beside_the_table(run, pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(growing, "PART", 2)
     output = tmp_path / "features.parquet"
-    assert command(run, [tmp_path / "pictures"], output, "--patches", "float16") == 0
+    assert command(run, [tmp_path / "pictures"], output, "--patches", "float16", "--attention") == 0
     encode = jax.jit(methods.make(runs.config()).encode)
+    looks = dict(zip(pictures, encoder.load(run[0]).attention(list(pictures)), strict=True))
     for row in pandas.read_parquet(output).itertuples():
         patches = np.load(tmp_path / "features.patches" / f"{row.patch_part:05d}.npy", mmap_mode="r")[row.patch_row]
         expected = encode(run[1], {}, crops.fit(pictures[row.path], 32)[None, :, :, None])["patches"][0]
         np.testing.assert_allclose(patches, expected, atol=4e-3)
         assert patches.dtype == np.float16
+        looked = np.load(tmp_path / "features.attention" / f"{row.patch_part:05d}.npy")[row.patch_row]
+        np.testing.assert_allclose(looked, looks[row.path], atol=1e-3)
 
 
 def test_what_is_like_a_picture_and_the_copies_are_told(run, pictures, tmp_path, capsys):

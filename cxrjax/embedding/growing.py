@@ -3,12 +3,13 @@
 While a run embeds, every PART pictures become a file of `features.parquet.parts`: their rows, and in its metadata those
 that could not be read. At the end the parts become row groups of `features.parquet`, which is put in place at once.
 A part is either whole or not there and starts anew, so that a run that was killed ends in the same bytes as one that
-was not. Patches of part 7 are `features.patches/00007.npy`, float n p q d; a row says its part and its place in it.
+was not. Arrays lie beside the table: patches of part 7 are `features.patches/00007.npy`, float n p q d. A row says its
+part and its place in it.
 """
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +27,8 @@ COLUMNS = pyarrow.schema(
         ("fingerprint", pyarrow.string()),
     ]
 )
-OF_PATCHES = pyarrow.schema([("patch_part", pyarrow.int32()), ("patch_row", pyarrow.int32())])
-DIGEST, PATCHES, UNREADABLE = b"cxrjax_checkpoint", b"cxrjax_patches", b"cxrjax_unreadable"
+OF_BESIDE = pyarrow.schema([("patch_part", pyarrow.int32()), ("patch_row", pyarrow.int32())])
+DIGEST, BESIDE, UNREADABLE = b"cxrjax_checkpoint", b"cxrjax_beside", b"cxrjax_unreadable"
 
 
 class Growing:
@@ -36,19 +37,19 @@ class Growing:
     done: names of pictures that have a row, or that this run has found unreadable. bad: the latter, with the reasons.
     """
 
-    def __init__(self, output: Path, digest: str, kept: pyarrow.Schema, patches: str = ""):
-        """digest: of the checkpoint. kept: columns beside ours. patches: "", "float16" or "float32".
+    def __init__(self, output: Path, digest: str, kept: pyarrow.Schema, beside: Mapping[str, str] | None = None):
+        """digest: of the checkpoint. kept: columns beside ours. beside: dtypes of arrays, {"patches": "float16"}.
 
         Raises ValueError where there is a file at `output` that is no such table, or one of another checkpoint or of
         other columns.
         """
         self.output, self.parts = output, output.with_name(f"{output.name}.parts")
-        columns = [*COLUMNS, *(OF_PATCHES if patches else ()), *kept]
+        columns = [*COLUMNS, *(OF_BESIDE if beside else ()), *kept]
         names = [column.name for column in columns]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"The column {twice[0]!r} is one of this table's own or given twice; rename or omit it.")
-        self.schema = pyarrow.schema(columns, {DIGEST: digest.encode(), PATCHES: patches.encode()})
-        self.patches, self.next = patches, 0
+        self.beside, self.next = dict(beside or {}), 0
+        self.schema = pyarrow.schema(columns, {DIGEST: digest.encode(), BESIDE: json.dumps(self.beside).encode()})
         self.done: set[str] = set()
         self.bad: list[tuple[str, str]] = []
         if output.exists():
@@ -62,14 +63,16 @@ class Growing:
                 self._new.append(part)
         self.parts.mkdir(parents=True, exist_ok=True)  # a disk that refuses does so before the work
 
-    def add(self, rows: pyarrow.Table, bad: Sequence[tuple[str, str]], patches: Sequence[np.ndarray]) -> None:
-        """Writes the next part. rows: without the columns of patches. patches: of its batches, b p q d each."""
-        if self.patches:
+    def add(
+        self, rows: pyarrow.Table, bad: Sequence[tuple[str, str]], beside: Mapping[str, Sequence[np.ndarray]]
+    ) -> None:
+        """Writes the next part. rows: without the columns of places. beside: arrays of its batches, b … each."""
+        if self.beside:
             places = [np.full(len(rows), self.next, np.int32), np.arange(len(rows), dtype=np.int32)]
-            for column, place in zip(OF_PATCHES, places, strict=True):
+            for column, place in zip(OF_BESIDE, places, strict=True):
                 rows = rows.append_column(column, pyarrow.array(place))
-            if patches:
-                self._write_patches(patches)
+            for name, arrays in beside.items():
+                self._write_beside(name, arrays)
         metadata = {**(self.schema.metadata or {}), UNREADABLE: json.dumps(bad).encode()}
         part = self.parts / f"{self.next:05d}.parquet"
         write(part, self.schema.with_metadata(metadata), [rows.select(self.schema.names)])
@@ -107,27 +110,28 @@ class Growing:
                     f"{f'another checkpoint ({written_with})' if written_with else 'something else'}; this one is "
                     f"{digest}. Give another --output, or remove it."
                 )
-            if metadata.get(PATCHES, b"") != self.schema.metadata[PATCHES] or schema.names != self.schema.names:
+            if metadata.get(BESIDE, b"") != self.schema.metadata[BESIDE] or schema.names != self.schema.names:
+                said = " and ".join(f"{name} as {dtype}" for name, dtype in self.beside.items())
                 raise ValueError(
                     f"{file} is there already with columns {', '.join(schema.names)}; these would be "
-                    f"{', '.join(self.schema.names)}, with patches as {self.patches or 'none'}. "
+                    f"{', '.join(self.schema.names)}, with {said or 'nothing'} beside the table. "
                     "Give the same inputs and options, or another --output."
                 )
             names = opened.read(["path"])["path"].to_pylist()
-            if self.patches and names:
+            if self.beside and names:
                 self.next = max(self.next, int(max(opened.read(["patch_part"])["patch_part"].to_pylist())) + 1)
         bad = [(path, reason) for path, reason in json.loads(metadata.get(UNREADABLE, b"[]"))]
         self.done.update(names, (path for path, _ in bad))
         self.bad += bad
         return names
 
-    def _write_patches(self, patches: Sequence[np.ndarray]) -> None:
-        folder = self.output.with_suffix(".patches")
+    def _write_beside(self, name: str, arrays: Sequence[np.ndarray]) -> None:
+        folder = self.output.with_suffix(f".{name}")
         folder.mkdir(exist_ok=True)
         file = folder / f"{self.next:05d}.npy"
         partial = file.with_suffix(".partial")
         with open(partial, "wb") as stream:
-            np.save(stream, np.concatenate(patches).astype(self.patches))
+            np.save(stream, np.concatenate(arrays).astype(self.beside[name]))
         partial.replace(file)
 
 

@@ -25,11 +25,11 @@ def rows(names):
 
 def test_rows_say_where_their_patches_are_also_after_a_second_run(tmp_path):
     for start in (0, 10):
-        table = growing.Growing(tmp_path / "f.parquet", "digest", KEPT, "float16")
+        table = growing.Growing(tmp_path / "f.parquet", "digest", KEPT, {"patches": "float16"})
         for part in (start, start + 2):
             names = [f"p{part}", f"p{part + 1}"]
-            table.add(rows(names), [], [np.full((1, 3, 3, 2), part + i) for i in range(2)])
-        table.add(rows([]), [(f"bad{start}", "why")], [])
+            table.add(rows(names), [], {"patches": [np.full((1, 3, 3, 2), part + i) for i in range(2)]})
+        table.add(rows([]), [(f"bad{start}", "why")], {})
         assert table.finish() == [(f"bad{start}", "why")]
     found = parquet.read_table(tmp_path / "f.parquet")
     assert found["path"].to_pylist() == [f"p{i}" for i in (0, 1, 2, 3, 10, 11, 12, 13)]
@@ -40,23 +40,23 @@ def test_rows_say_where_their_patches_are_also_after_a_second_run(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("digest", "kept", "patches", "said"),
+    ("digest", "kept", "beside", "said"),
     [
-        ("other", KEPT, "", r"another checkpoint \(digest\)"),
-        ("digest", pyarrow.schema([]), "", "is there already with columns path, .*, age"),
-        ("digest", KEPT, "float32", "with patches as float32"),
-        ("digest", pyarrow.schema([("width", pyarrow.string())]), "", "'width' is one of this table's own"),
+        ("other", KEPT, {}, r"another checkpoint \(digest\)"),
+        ("digest", pyarrow.schema([]), {}, "is there already with columns path, .*, age"),
+        ("digest", KEPT, {"patches": "float32"}, "with patches as float32 beside the table"),
+        ("digest", pyarrow.schema([("width", pyarrow.string())]), {}, "'width' is one of this table's own"),
     ],
 )
 @pytest.mark.parametrize("joined", [True, False])
-def test_what_is_there_is_not_mixed(digest, kept, patches, said, joined, tmp_path):
+def test_what_is_there_is_not_mixed(digest, kept, beside, said, joined, tmp_path):
     """Neither with a table nor with parts of one."""
     table = growing.Growing(tmp_path / "f.parquet", "digest", KEPT)
-    table.add(rows(["a"]), [], [])
+    table.add(rows(["a"]), [], {})
     if joined:
         table.finish()
     with pytest.raises(ValueError, match=said):
-        growing.Growing(tmp_path / "f.parquet", digest, kept, patches)
+        growing.Growing(tmp_path / "f.parquet", digest, kept, beside)
 
 
 def test_a_write_that_fails_leaves_the_table_before(tmp_path):
