@@ -222,14 +222,20 @@ def _leaks(config: Any, entry: dict[str, Any]) -> list[str]:
     cut, said = folds(config), []
     for name in sets_of(entry):
         converted = open_set(name, entry["data_dir"] or None)
-        if entry["folds"] and name in names(config.data.sets) and cut != {key: entry[key] for key in cut}:
+        judged_in = {key: entry[key] for key in cut}
+        if (cut["folds"] or judged_in["folds"]) and name in names(config.data.sets) and cut != judged_in:
             said.append(
-                f"The encoder was trained on {converted.name} without these folds, on patients of all of them: these "
-                "numbers may be too good."
+                f"The encoder was trained on {converted.name} by {_parts(**cut)} and is judged by "
+                f"{_parts(**judged_in)}. It has seen some of these patients: these numbers may be too good. Give both "
+                "the same folds and fold."
             )
         elif not any(overlap.base(converted.name) in Path(one).parts for one in judged(config)):
             said += overlap.notes(names(config.data.sets), config.data.split, converted)
     return said
+
+
+def _parts(folds: int, fold: int) -> str:
+    return f"fold {fold} of {folds}" if folds else "the set's own parts"
 
 
 def summary(result: Result) -> str:

@@ -322,3 +322,23 @@ def test_results_note_what_the_training_has_seen_of_the_test_pictures(phantom_di
     told = "4 pictures of 4 patients (0 by id, 4 by fingerprint"
     assert f"clinic/64-png with what is in val or test of phantom, {told}" in note
     assert notes(judged_on="phantom") == []
+
+
+@pytest.mark.parametrize(
+    ("trained", "asked", "said"),
+    [
+        ((4, 1), (0, 0), "by fold 1 of 4 and is judged by the set's own parts"),
+        ((0, 0), (4, 1), "by the set's own parts and is judged by fold 1 of 4"),
+        ((4, 1), (4, 2), "by fold 1 of 4 and is judged by fold 2 of 4"),
+        ((4, 1), (4, 1), None),
+        ((0, 0), (0, 0), None),
+    ],
+)
+def test_patients_of_other_folds_were_seen(phantom_dir, monkeypatch, trained, asked, said):
+    monkeypatch.setenv("CXRJAX_DATA", str(phantom_dir))
+    config, given = shared.pretrain(), entry(phantom_dir)
+    config.data.sets = given["set"]
+    config.data.folds, config.data.fold = trained
+    given["folds"], given["fold"] = asked
+    found = run._leaks(config, run.complete(given))
+    assert (found == []) if said is None else said in found[0] and "may be too good" in found[0]
