@@ -116,7 +116,8 @@ def _rows(pictures: Pictures, good: Sequence[tuple[int, Seen]], features: np.nda
         "steps": [list(seen.steps) for _, seen in good],
         "fingerprint": [seen.fingerprint for _, seen in good],
     }
-    found, kept = pyarrow.table(columns, schema=growing.COLUMNS), pictures.kept.take([number for number, _ in good])
+    rows = pyarrow.array([number for number, _ in good], pyarrow.int64())  # of no row as well
+    found, kept = pyarrow.table(columns, schema=growing.COLUMNS), pictures.kept.take(rows)
     for name in kept.column_names:
         found = found.append_column(kept.schema.field(name), kept[name])
     return found

@@ -317,7 +317,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("Parity was not measured: torch and transformers are not installed.")
     else:
         print(
-            f"Largest difference between our features and PyTorch's: {parity.difference:.2e} "
+            f"Largest difference between our features and those of {parity.through}: {parity.difference:.2e} "
             f"({parity.pictures} computed pictures; largest feature {parity.largest:.2f})."
         )
     config = json.loads((Path(arguments.output) / huggingface.CONFIG).read_text())

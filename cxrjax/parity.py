@@ -16,7 +16,7 @@ from cxrjax.models import backbone, detection
 
 
 class Parity(NamedTuple):
-    """Largest difference between our features and logits and PyTorch's, and what was compared."""
+    """Largest difference between our features and logits and those of what was written, and what was compared."""
 
     difference: float
     largest: float  # largest feature or logit, for scale

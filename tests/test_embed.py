@@ -180,6 +180,15 @@ def test_features_of_two_checkpoints_are_not_mixed(run, pictures, tmp_path, caps
     assert "no Parquet table" in capsys.readouterr().err
 
 
+def test_a_table_of_pictures_none_of_which_can_be_read(run, tmp_path, capsys):
+    """Columns that are kept have no row then, either."""
+    (tmp_path / "list.csv").write_text("path,age\ngone.png,7\n")
+    output = tmp_path / "features.parquet"
+    flags = ["--table", str(tmp_path / "list.csv"), "--keep", "age", "--output", str(output)]
+    assert embed.main(["--checkpoint", str(run[0]), *flags]) == 1
+    assert "0 pictures in" in capsys.readouterr().out and len(pandas.read_parquet(output)) == 0
+
+
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [("empty", "No .png, .jpg, .jpeg, .dcm, .dicom, .img below"), ("absent", "no file or folder")],

@@ -57,7 +57,7 @@ def without_torch(monkeypatch):
 def test_features_are_those_of_the_method(workdir, tmp_path, capsys):
     transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
     assert export.main(["--checkpoint", str(workdir), "--output", str(tmp_path / "model")]) == 0
-    assert "Largest difference between our features and PyTorch's" in capsys.readouterr().out
+    assert "Largest difference between our features and those of transformers" in capsys.readouterr().out
     assert "differ by at most" in (tmp_path / "model" / "README.md").read_text()
 
     images = np.random.default_rng(3).integers(0, 256, (2, 32, 32, 1), dtype=np.uint8)

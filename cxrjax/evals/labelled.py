@@ -63,7 +63,7 @@ def select(
     lacking = [text for text, fine in zip(lacking, taught, strict=True) if not fine]
     if not taught.any() or (lacking and task.kind == "multiclass"):
         raise ValueError(
-            f"the train split cannot teach this {task.kind} task: {', '.join(lacking) or 'no picture is left'}; "
+            f"the train split cannot teach this {task.kind} task: {', '.join(lacking) or _nothing(label_names)}; "
             "choose other labels, or more training pictures"
         )
     if lacking:
@@ -73,6 +73,10 @@ def select(
     if not np.ptp(kept["train"].features, axis=0).any():
         notes.append("every training picture has the same features: the encoder has collapsed")
     return kept, keys, notes
+
+
+def _nothing(label_names: Sequence[str]) -> str:
+    return "no picture is left" if len(label_names) else "the set has no labels"
 
 
 def usable(

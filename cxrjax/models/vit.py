@@ -214,7 +214,11 @@ class ViT(nn.Module):
         width, depth, heads = self.size
         grid = (images.shape[1] // self.patch_px, images.shape[2] // self.patch_px)
         if (grid[0] * self.patch_px, grid[1] * self.patch_px) != images.shape[1:3]:
-            raise ValueError(f"pictures of {images.shape[1:3]} px do not divide into patches of {self.patch_px} px")
+            rows, columns = images.shape[1:3]
+            raise ValueError(
+                f"pictures of {rows} x {columns} px do not divide into patches of {self.patch_px} px: choose sizes of "
+                "pictures and crops that are multiples of model.patch_px"
+            )
         if alone and (cls_only or intermediates or ids_keep is not None):
             raise ValueError("alone is of whole pictures, without cls_only, intermediates and ids_keep")
         if cls_only and drop_cls:

@@ -210,6 +210,9 @@ def test_a_label_that_train_cannot_teach_is_skipped_and_named():
     tables["train"].labels[:, 1] = 0
     with pytest.raises(ValueError, match="cannot teach"):
         probe.probe(**tables, task=SINGLE, label_names=NAMES, resamples=10)
+    unlabelled = {split: table._replace(labels=table.labels[:, :0]) for split, table in tables.items()}
+    with pytest.raises(ValueError, match="cannot teach this multilabel task: the set has no labels"):
+        probe.probe(**unlabelled, task=make_task({"kind": "multilabel"}), label_names=(), resamples=10)
 
 
 def test_shared_patients_unknown_labels_and_broken_features_are_refused():
