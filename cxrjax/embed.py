@@ -231,6 +231,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not checkpoint and (pictures is not None or given.like is not None):
             parser.error("give the --checkpoint that embeds")
         if pictures is not None:
+            for note in pictures.notes:
+                print(f"note: {note}", file=sys.stderr)
             sizes = given.batch_size, given.threads
             bad = embed(
                 checkpoint, pictures, given.output, given.step, *sizes, patches=given.patches, attention=given.attention
@@ -239,7 +241,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"unreadable: {path}: {reason}", file=sys.stderr)
             count = parquet.read_metadata(given.output).num_rows
             print(f"{count} pictures in {given.output}, {len(bad)} unreadable.")
-        _asked(given)
+        if asks:
+            _asked(given)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -44,6 +44,11 @@ def of_run(config: ConfigDict, resumed: bool = False, builds: bool = True) -> Co
     Raises CheckpointNotFound (there is nothing at init_from) or ValueError (it does not fit), naming the keys to set.
     """
     _check_folders(config)
+    if "lora" in config and config.lora.rank and not config.init_from:
+        raise ValueError(
+            f"lora.rank={config.lora.rank} adapts an encoder that was trained, and init_from names none: give "
+            "--config.init_from=FOLDER, or lora.rank=0"
+        )
     config = _with_heads(_with_teachers(config), builds)
     try:
         start = _start(config.init_from, "init_from") if config.init_from else None

@@ -29,12 +29,13 @@ class Pictures(NamedTuple):
     """Pictures by number.
 
     names: n, no two alike: path, or image id in a set. kept: n rows of columns that go into the table as they are.
-    read: number -> the picture, or why there is none.
+    read: number -> the picture, or why there is none. notes: sentences on what was given and is not among them.
     """
 
     names: list[str]
     kept: pyarrow.Table
     read: Callable[[int], Seen | str]
+    notes: tuple[str, ...] = ()
 
 
 def of_files(images: Sequence[str | Path], admit: Sequence[str] = ()) -> Pictures:
@@ -62,10 +63,13 @@ def of_list(file: str | Path, root: str | Path | None = None, admit: Sequence[st
     Raises ValueError where it names none.
     """
     lines = [line.strip() for line in files.decoded(Path(file).read_bytes())[0].splitlines()]
-    names = list(dict.fromkeys(filter(None, lines)))
+    given = list(filter(None, lines))
+    names = list(dict.fromkeys(given))
     if not names:
         raise ValueError(f"{file} names no file; expected one path a line.")
-    return Pictures(names, _no_columns(len(names)), _reader(_below(names, file, root), admit))
+    again = len(given) - len(names)
+    notes = (f"{again} lines of {file} name a file of an earlier line and are left out.",) if again else ()
+    return Pictures(names, _no_columns(len(names)), _reader(_below(names, file, root), admit), notes)
 
 
 def of_table(
@@ -85,6 +89,12 @@ def of_table(
     rows = sorted({path: row for row, path in reversed(list(enumerate(paths))) if path}.values())
     if not rows:
         raise ValueError(f"No cell of column {column!r} of {file} names a file.")
+    named = sum(map(bool, paths))
+    notes = []
+    if empty := len(paths) - named:
+        notes.append(f"{empty} of {len(paths)} rows of {file} name no file in column {column!r} and are left out.")
+    if again := named - len(rows):
+        notes.append(f"{again} rows of {file} name a file of an earlier row and are left out, with what else they say.")
     kept = {name: table.column(read, name, Path(file)) for name in keep}
     columns = {name: pyarrow.array([cells[row] for row in rows], pyarrow.string()) for name, cells in kept.items()}
     names = [paths[row] for row in rows]
@@ -92,6 +102,7 @@ def of_table(
         names,
         pyarrow.table(columns) if columns else _no_columns(len(rows)),
         _reader(_below(names, file, root), admit),
+        tuple(notes),
     )
 
 

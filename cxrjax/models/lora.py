@@ -25,8 +25,8 @@ KERNELS = ("attention/qkv", "attention/out", "mlp/fc1", "mlp/fc2")
 def init(key: jax.Array, params: Mapping[str, Any], rank: int, kernels: Sequence[str] = KERNELS) -> dict[str, Any]:
     """A and B of each kernel that is named, as {"blocks": {"attention": {"qkv": {"a": l i r, "b": l r o}}, …}}.
 
-    params: of a `vit.ViT`, whose l blocks are stacked. Raises ValueError for a name that is none of KERNELS, and for
-    none at all.
+    params: of a `vit.ViT`, whose l blocks are stacked. Raises ValueError for a name that is none of KERNELS, for none
+    at all, and for a rank that is not below both sides of a kernel.
     """
     unknown = [name for name in kernels if name not in KERNELS]
     if unknown or not kernels:
@@ -35,6 +35,8 @@ def init(key: jax.Array, params: Mapping[str, Any], rank: int, kernels: Sequence
     for name in kernels:
         part, layer = name.split("/")
         depth, into, out = params["blocks"][part][layer]["kernel"].shape
+        if rank >= min(into, out):
+            raise ValueError(f"lora.rank={rank} saves nothing beside {name} of {into} x {out}; give a rank below both")
         a = jax.random.normal(rng.fold(key, name), (depth, into, rank)) / into**0.5
         found.setdefault(part, {})[layer] = {"a": a, "b": jnp.zeros((depth, rank, out))}
     return {"blocks": found}

@@ -24,6 +24,7 @@ def test_a_list_names_files_from_its_folder(folder):
     (folder / "list.txt").write_text("in/b.png\n\nin/a.png\nin/gone.png\nin/b.png\n")
     found = inputs.of_list(folder / "list.txt")
     assert found.names == ["in/b.png", "in/a.png", "in/gone.png"]
+    assert [note.split(" of ")[0] for note in found.notes] == ["1 lines"]
     seen = found.read(0)
     assert (seen.height, seen.width, len(seen.fingerprint)) == (16, 20, 256)
     assert found.read(2) == "The file does not exist."
@@ -41,6 +42,8 @@ def test_a_table_keeps_its_columns(folder, suffix):
     write(folder / f"table.{suffix}", index=False)
     found = inputs.of_table(folder / f"table.{suffix}", "in/{ID}.png", ["age", "sex"])
     assert found.names == ["in/b.png", "in/a.png"]
+    blank, again = found.notes
+    assert blank.startswith("1 of 4 rows of ") and again.startswith("1 rows of ")
     assert found.kept.to_pydict() == {"age": ["61", ""], "sex": ["F", "M"]}
     assert found.read(1).width == 20
     with pytest.raises(ValueError, match="no column 'height'; its columns are: ID, age, sex"):

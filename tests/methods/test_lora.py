@@ -84,6 +84,14 @@ def test_what_has_no_adapters_is_refused(changes, message):
         methods.make(runs.config("finetune", "smoke", **LORA, **changes))
 
 
+def test_adapters_of_noise_and_ranks_that_save_nothing_are_refused():
+    with pytest.raises(ValueError, match="lora.rank=2 adapts an encoder that was trained, and init_from names none"):
+        initial.of_run(runs.config("finetune", "smoke", init_from="", **LORA))
+    method = methods.make(runs.config("finetune", "smoke", **LORA | {"lora__rank": 64}))
+    with pytest.raises(ValueError, match="lora.rank=64 saves nothing beside attention/qkv of 64 x 192"):
+        jax.eval_shape(method.init, jax.random.key(0), None)
+
+
 def test_a_rank_belongs_to_what_determines_a_run_and_no_rank_does_not():
     none, two = runs.config("finetune", "smoke"), runs.config("finetune", "smoke", **LORA)
     assert "lora" not in shared.determining(none) and shared.determining(two)["lora"]["alpha"] == 6.0
