@@ -71,7 +71,7 @@ MISTAKES = [
     (f"{SPCL} --config.data.projections=LATERAL", "projections='LATERAL'; Its projections: PA 16"),
     (f"{SPCL} --config.method=spcll", "no method 'spcll'; Did you mean 'spcl'?"),
     (f"{SPCL} --config.batch_size=12", "batch_size = 12:; it must be a multiple of 8; use 8 or 16"),
-    (f"{SPCL} --config.model.image_px=30", "pictures of 30 px; model.image_px must be a multiple of model.patch_px"),
+    (f"{SPCL} --config.model.image_px=30", "Pictures of 30 px; each side, model.image_px, must be a multiple of the patch, model.patch_px"),
     (f"{SPCL} --config.model.variant=XL", "no encoder 'XL'; ViTs: test, mini"),
     (f"{SPCL} --config.model.dtype=fp16", "model.dtype = 'fp16': it must be float32 or bfloat16"),
     (f"{SPCL} --config.optim.name=adam", "optim.name; 'adam' is not known; there are ['adamw'"),

@@ -34,8 +34,8 @@ def test_a_limit_takes_the_same_few_pictures_every_time(phantom_dir, tmp_path):
 
 def test_a_limit_encodes_no_picture_more(phantom_dir, tmp_path, monkeypatch):
     seen = []
-    encode = features._encode
-    monkeypatch.setattr(features, "_encode", lambda *given: seen.append(len(given[1])) or encode(*given))
+    outputs = features.outputs
+    monkeypatch.setattr(features, "outputs", lambda *given: seen.append(len(given[1])) or outputs(*given))
     run.evaluate(encoders.pixels(8), entry(phantom_dir), tmp_path)
     assert seen == [6, 6, 6]
 
