@@ -196,6 +196,8 @@ def _sentence(error: Exception) -> str:
         text = f"{type(error).__name__}: {text}; --debug shows where. A setting of the wrong kind may have led to it"
     elif isinstance(error, flags.IllegalFlagValueError):
         text = re.sub(r"^flag ([^:]*): (invalid literal for int|could not convert string to float).*", _of_kind, text)
+        text = re.sub(r"^flag ([^:]*): \('Non-boolean argument.*", r"\1: the value must be True or False", text)
+        text = re.sub(r"^flag ([^:]*): Failed to parse .* ConfigDict.*", r"\1: give a dictionary, {} for none", text)
     if "Traceback (most recent call last)" in text:  # the flag library wraps what a config file raised
         text = text.splitlines()[-1].removeprefix("ValueError: ")
     if isinstance(error, OSError) and error.strerror:

@@ -45,7 +45,9 @@ def place(tmp_path_factory):
     )
     runs.write(tmp / "spcl", runs.config())
     (tmp / "pictures").mkdir()
-    (tmp / "pictures" / "table.csv").write_text("name,finding\na.png,Mass;Effusion\nb.png,Mass\nc.png,Effusion\n")
+    (tmp / "pictures" / "table.csv").write_text(
+        "name,finding,Mass\na.png,Mass;Effusion,1\nb.png,Mass,1\nc.png,Effusion,0\n"
+    )
     for name in "abc":
         noise = rng.integers(0, 255, (40, 40), np.uint8)
         (tmp / "pictures" / f"{name}.png").write_bytes(pixels.encode(noise, "png"))
@@ -61,6 +63,8 @@ MISTAKES = [
     ("main --config=configs/spcl.py --workdr=runs/x", "Unknown command line flag 'workdr'; Did you mean: workdir ?"),
     (f"{SPCL} --config.optim.lrr=1", "'lrr'; Did you mean \"lr\""),
     (f"{SPCL} --config.batch_size=many", "--config.batch_size=many: the value must be a whole number"),
+    (f"{SPCL} --config.data.exclude_overlap=maybe", "exclude_overlap=maybe: the value must be True or False"),
+    ("main --config=configs/spcl.py:smoke --config.evals=", "--config.evals=: give a dictionary"),
     (f"{SPCL} --config.optim.lr=fast", "--config.optim.lr=fast: the value must be a number"),
     (f"{SPCL} --config.optim.wd=-1", "optim.wd = -1.0: it must be a number in [0, inf)"),
     (f"{SPCL} --config.data.fraction=10", "data.fraction = 10.0: it must be a number in (0, 1]"),
@@ -71,7 +75,10 @@ MISTAKES = [
     (f"{SPCL} --config.data.projections=LATERAL", "projections='LATERAL'; Its projections: PA 16"),
     (f"{SPCL} --config.method=spcll", "no method 'spcll'; Did you mean 'spcl'?"),
     (f"{SPCL} --config.batch_size=12", "batch_size = 12:; it must be a multiple of 8; use 8 or 16"),
-    (f"{SPCL} --config.model.image_px=30", "Pictures of 30 px; each side, model.image_px, must be a multiple of the patch, model.patch_px"),
+    (
+        f"{SPCL} --config.model.image_px=30",
+        "Pictures of 30 px; each side, model.image_px, must be a multiple",
+    ),
     (f"{SPCL} --config.model.variant=XL", "no encoder 'XL'; ViTs: test, mini"),
     (f"{SPCL} --config.model.dtype=fp16", "model.dtype = 'fp16': it must be float32 or bfloat16"),
     (f"{SPCL} --config.optim.name=adam", "optim.name; 'adam' is not known; there are ['adamw'"),
@@ -103,6 +110,7 @@ MISTAKES = [
     ("prepare chestxray41 --raw {tmp}", "chestxray41; chestxray14"),
     ("prepare chestxray14 --raw {tmp}/nowhere", "{tmp}/nowhere"),
     (f"{FOLDER} labels=findng", "'findng'; finding"),
+    (f"{FOLDER} labels=Mass", "column 'Mass' of table.csv holds 0, 1; give label_columns=Mass"),
     (f"{FOLDER} labels=finding", "separator '|' is in no cell of the column 'finding'; give --separator ';'"),
 ]
 

@@ -14,6 +14,8 @@ from cxrjax.datasets.table import UNKNOWN, column, pattern, read_table
 
 SEPARATORS = ("|", ";", ",", "/")
 """What stands between the labels of a cell in most tables."""
+ANSWERS = ("0", "1", "-1")
+"""What a column of one label holds in most tables."""
 _SPLITS = {
     **dict.fromkeys(("train", "training", "trn", "tr"), "train"),
     **dict.fromkeys(("val", "valid", "validate", "validation", "dev"), "val"),
@@ -157,7 +159,13 @@ def _listed_labels(frame: pandas.DataFrame, mapping: Mapping, path: Path) -> tup
         parts = [part for part in parts if part and part.lower() not in UNKNOWN]
         renamed = {mapping.label_values.get(part, part) for part in parts}
         rows.append({name for name in renamed if name is not None} if parts else None)
-    return rows, set().union(*(row for row in rows if row))
+    found = set().union(*(row for row in rows if row))
+    if found and all(name.removesuffix(".0") in ANSWERS for name in found):
+        raise MappingError(
+            f"The column {mapping.labels!r} of {path.name} holds {listed(sorted(found))}, as that of one label does: "
+            f"give label_columns={mapping.labels}. labels= is for a column that lists names; label_values= names codes."
+        )
+    return rows, found
 
 
 def _check_separator(cells: Sequence[str], mapping: Mapping, path: Path) -> None:
