@@ -25,9 +25,8 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.
 # Differentiated here, since the gradient of a choice would keep what either form needs.
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _by_platform(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
-    return _choose(
-        *(partial(form, stride=stride, padding=padding) for form in (_library, _on_cpu(x, stride))), x, kernel
-    )
+    library, cpu = (partial(form, stride=stride, padding=padding) for form in (_library, _on_cpu(x, stride)))
+    return _choose(library, cpu, x, kernel)
 
 
 def _on_cpu(x: jax.Array, stride: int) -> Callable:
