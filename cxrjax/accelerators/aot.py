@@ -187,6 +187,8 @@ _COLLECTIVE = re.compile(
 )
 # Which devices exchange: "{{0,1},{2,3}}", "[2,2]<=[4]" or "mesh['a'=2,'b'=2] {'b'}".
 _GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\]|mesh\[([^]]*)\] *\{([^}]*)\})")
+# The TPU's compiler lays one exchange beside many steps of the computation, each of which names it by its channel.
+_CHAIN = re.compile(r'channel_id=(\d+),.*chain_id="\d+"')
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
 _CALLED = re.compile(r"(?:body|condition|calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
@@ -201,10 +203,11 @@ def collectives(text: str) -> dict[str, Collective]:
     """Data exchanges in one run of a compiled program, by kind.
 
     text: `compiled.as_text()`, optimised HLO. What stands in a loop counts as often as the loop runs, or once where
-    neither the loop nor a condition as `jax.lax.scan` has it says how often. Of an asynchronous pair its start counts.
+    neither the loop nor a condition as `jax.lax.scan` has it says how often. Of an asynchronous pair its start counts,
+    and of what is laid beside several steps the one that runs least often.
     """
     lengths = _lengths(text)
-    found: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    found: dict[str, list[tuple[str, int, str]]] = defaultdict(list)
     calls: dict[str, list[tuple[str, int]]] = defaultdict(list)
     entry = here = ""
     for line in text.splitlines():
@@ -229,17 +232,25 @@ def collectives(text: str) -> dict[str, Collective]:
                 size = max(sum(shapes[:half]), sum(shapes[half:]))
             else:
                 size = sum(shapes) * (_group_size(line) if match[1] == "reduce-scatter" else 1)
-            found[here].append((match[1], size))
+            found[here].append((match[1], size, chain[1] if (chain := _CHAIN.search(line)) else ""))
     counts, sizes = Counter(), Counter()
+    chained: dict[tuple[str, int, str], int] = {}  # times of the step that runs least often
 
     def walk(name: str, times: int) -> None:
-        for kind, size in found.get(name, ()):
-            counts[kind] += times
-            sizes[kind] += times * size
+        for exchange in found.get(name, ()):
+            kind, size, chain = exchange
+            if chain:
+                chained[exchange] = min(times, chained.get(exchange, times))
+            else:
+                counts[kind] += times
+                sizes[kind] += times * size
         for called, trips in calls.get(name, ()):
             walk(called, times * trips)
 
     walk(entry, 1)
+    for (kind, size, _), times in chained.items():
+        counts[kind] += times
+        sizes[kind] += times * size
     return {kind: Collective(counts[kind], sizes[kind]) for kind in sorted(counts)}
 
 

@@ -55,6 +55,15 @@ def test_a_loop_that_does_not_say_how_often_it_runs_is_asked_by_its_condition(op
     assert found == aot.Collective(1 + times, (1 + times) * 64 * 16 * 2)
 
 
+@pytest.mark.parametrize(("outside", "times"), [(True, 1), (False, 12)])
+def test_an_exchange_that_is_laid_beside_many_steps_counts_once(outside, times):
+    """Once a run where it begins outside of the loop, else once a round."""
+    step = '  %g = f32[64,16]{1,0} all-gather(%x), channel_id=29, frontend_attributes={chain_id="0"}, dimensions={0}\n'
+    program = PROGRAM.replace("  ROOT %next", f"{step}{step}  ROOT %next")
+    program = program.replace("  ROOT %loop", f"{step}  ROOT %loop") if outside else program
+    assert aot.collectives(program)["all-gather"] == aot.Collective(13 + times, (13 * 2 + times * 4) * 64 * 16)
+
+
 def program(line):
     return f"ENTRY %main (x: f32[32,16]) -> f32[8,16] {{\n  %x = {line}\n}}\n"
 
