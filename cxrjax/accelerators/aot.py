@@ -189,6 +189,7 @@ _COLLECTIVE = re.compile(
 _GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\]|mesh\[([^]]*)\] *\{([^}]*)\})")
 # The TPU's compiler lays one exchange beside many steps of the computation, each of which names it by its channel.
 _CHAIN = re.compile(r'channel_id=(\d+),.*chain_id="\d+"')
+ENTRY = "ENTRY"
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
 _CALLED = re.compile(r"(?:body|condition|calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
@@ -209,12 +210,7 @@ def collectives(text: str) -> dict[str, Collective]:
     lengths = _lengths(text)
     found: dict[str, list[tuple[str, int, str]]] = defaultdict(list)
     calls: dict[str, list[tuple[str, int]]] = defaultdict(list)
-    entry = here = ""
-    for line in text.splitlines():
-        if match := _HEAD.match(line.strip()) if not line.startswith(" ") else None:
-            here = match[2]
-            entry = here if match[1] else entry
-            continue
+    for here, line in _lines(text):
         trips = 1
         if match := _TRIPS.search(line):
             trips = int(match[1])
@@ -247,7 +243,7 @@ def collectives(text: str) -> dict[str, Collective]:
         for called, trips in calls.get(name, ()):
             walk(called, times * trips)
 
-    walk(entry, 1)
+    walk(ENTRY, 1)
     for (kind, size, _), times in chained.items():
         counts[kind] += times
         sizes[kind] += times * size
@@ -257,16 +253,24 @@ def collectives(text: str) -> dict[str, Collective]:
 def _lengths(text: str) -> dict[str, int]:
     """How often a loop runs that counts from 0, by the computation that is its condition."""
     found: dict[str, int] = {}
-    here, constants = "", dict[str, int]()
+    constants: dict[tuple[str, str], int] = {}
+    for here, line in _lines(text):
+        if match := _LENGTH.match(line):
+            constants[here, match[1]] = int(match[2])
+        elif match := _ROOT.match(line):
+            compared = ((here, name.split()[-1].lstrip("%")) for name in match[1].split(", "))
+            found[here] = next((constants[each] for each in compared if each in constants), 1)
+    return found
+
+
+def _lines(text: str) -> Iterator[tuple[str, str]]:
+    """The lines of a program, each with the computation that it is of, which is ENTRY where the program begins."""
+    here = ""
     for line in text.splitlines():
         if match := _HEAD.match(line.strip()) if not line.startswith(" ") else None:
-            here, constants = match[2], {}
-        elif match := _LENGTH.match(line):
-            constants[match[1]] = int(match[2])
-        elif match := _ROOT.match(line):
-            compared = (name.split()[-1].lstrip("%") for name in match[1].split(", "))
-            found[here] = next((constants[name] for name in compared if name in constants), 1)
-    return found
+            here = ENTRY if match[1] else match[2]
+        else:
+            yield here, line
 
 
 def _group_size(line: str) -> int:

@@ -12,6 +12,7 @@ import pyarrow
 from pyarrow import parquet
 
 from cxrjax.embedding import growing
+from cxrjax.evals import knn
 from cxrjax.imaging import fingerprint
 
 ROWS = 16384
@@ -108,11 +109,11 @@ def _close(looks: Sequence[str]) -> Iterator[tuple[int, int, int]]:
 
 
 def _nearest(parts: Iterator[np.ndarray], queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    queries, start = _unit(queries), 0
+    queries, start = knn.unit(queries), 0
     cosine, place = np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int64)
     for part in parts:
         rows = np.broadcast_to(np.arange(start, start + len(part)), (len(queries), len(part)))
-        cosine = np.concatenate([cosine, queries @ _unit(part).T], axis=1)
+        cosine = np.concatenate([cosine, queries @ knn.unit(part).T], axis=1)
         place = np.concatenate([place, rows], axis=1)
         if count < cosine.shape[1]:
             best = np.sort(np.argpartition(-cosine, count - 1, axis=1)[:, :count], axis=1)
@@ -128,11 +129,6 @@ def _cosines(file: Path, pairs: Sequence[tuple[int, int]], middle: np.ndarray) -
     kept: dict[int, np.ndarray] = {}
     for part in features(file):
         here = [row for row in wanted if start <= row < start + len(part)]
-        kept |= zip(here, _unit(part[[row - start for row in here]] - middle), strict=True)
+        kept |= zip(here, knn.unit(part[[row - start for row in here]] - middle), strict=True)
         start += len(part)
     return np.array([kept[a] @ kept[b] for a, b in pairs])
-
-
-def _unit(rows: np.ndarray) -> np.ndarray:
-    length = np.linalg.norm(rows, axis=1, keepdims=True)
-    return (rows / np.maximum(length, 1e-12)).astype(np.float32)

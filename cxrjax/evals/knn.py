@@ -75,9 +75,9 @@ def nearest(bank: np.ndarray, queries: np.ndarray, count: int) -> Iterator[tuple
     bank: n d; queries: m d; count: k <= n. Every part has the same shape on the device, so one compilation serves.
     """
     rows = max(1, min(len(queries), _CHUNK_VALUES // len(bank)))
-    known = jnp.asarray(_unit(bank))
+    known = jnp.asarray(unit(bank))
     for start in range(0, len(queries), rows):
-        part = _unit(queries[start : start + rows])
+        part = unit(queries[start : start + rows])
         padded = np.pad(part, ((0, rows - len(part)), (0, 0)))
         similarity, position = jax.device_get(_top(known, padded, count))
         yield similarity[: len(part)], position[: len(part)]
@@ -112,7 +112,8 @@ def _vote(
     return np.stack(scores, axis=-1).swapaxes(0, 1)
 
 
-def _unit(features: np.ndarray) -> np.ndarray:
+def unit(features: np.ndarray) -> np.ndarray:
+    """Features n d at unit length, float32; zeros stay zeros."""
     length = np.linalg.norm(features, axis=1, keepdims=True)
     return (features / np.maximum(length, 1e-12)).astype(np.float32)
 

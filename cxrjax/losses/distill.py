@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from cxrjax.losses import prototypes
-from cxrjax.losses.pairs import NEVER, diagonal, normalise, pairwise
+from cxrjax.losses.pairs import NEVER, diagonal, normalise, pairwise, standardise
 
 
 def byol(predictions: jax.Array, targets: jax.Array) -> jax.Array:
@@ -38,10 +38,7 @@ def standardised(targets: jax.Array, epsilon: float = 1e-6) -> jax.Array:
     so that a feature that is the same everywhere becomes 0.
     Source: PHI-S (Ranzinger et al., 2410.01680), whose statistics are those of many batches; the batch is our choice.
     """
-    x = jax.lax.stop_gradient(targets).astype(jnp.float32)
-    others = tuple(range(x.ndim - 1))
-    apart = x - x.mean(others)
-    return apart * jax.lax.rsqrt(jnp.square(apart).mean(others) + epsilon)
+    return standardise(jax.lax.stop_gradient(targets), epsilon)
 
 
 def dino(students: jax.Array, targets: jax.Array, temperature: float) -> jax.Array:

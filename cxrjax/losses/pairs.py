@@ -1,4 +1,4 @@
-"""What losses on pairs of rows share: unit length, inner products, what is left out, and means over what counts."""
+"""What losses on rows share: unit length, one scale, inner products, what is left out, and means over what counts."""
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,16 @@ def normalise(x: jax.Array, axis: int = -1) -> jax.Array:
     """x scaled to unit length along an axis, in float32; zeros stay zeros and have a finite gradient."""
     x = x.astype(jnp.float32)
     return x * jax.lax.rsqrt(jnp.sum(x * x, axis=axis, keepdims=True) + 1e-12)
+
+
+def standardise(x: jax.Array, epsilon: float) -> jax.Array:
+    """x … d with mean 0 and variance 1 of every feature over all other axes, in float32.
+
+    epsilon: added to the variance, so that a feature that is the same everywhere becomes 0.
+    """
+    x, others = x.astype(jnp.float32), tuple(range(x.ndim - 1))
+    x = x - x.mean(others)
+    return x * jax.lax.rsqrt(jnp.mean(x * x, others) + epsilon)
 
 
 @jax.named_scope("pairwise")

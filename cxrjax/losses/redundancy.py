@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from cxrjax.losses.pairs import pairwise
+from cxrjax.losses.pairs import pairwise, standardise
 
 VARIANCE_EPS = 1e-4
 CORRELATION_EPS = 1e-5
@@ -58,7 +58,7 @@ def barlow(
     """
     if groups > 1:
         return _of_groups(lambda a, b: barlow(a, b, lambd=lambd, scale=scale), u, v, groups)
-    u, v = _standardise(u), _standardise(v)
+    u, v = (standardise(x, CORRELATION_EPS) for x in (u, v))
     diagonal = jnp.mean(u * v, axis=0)
     if len(u) < u.shape[1]:
         squares = jnp.sum(pairwise(u, u) * pairwise(v, v)) / len(u) ** 2
@@ -90,12 +90,6 @@ def _covariance(x: jax.Array) -> jax.Array:
     product = pairwise(x, x) if len(x) < x.shape[1] else pairwise(x.T, x.T)
     diagonal = jnp.sum(x * x, axis=0)
     return (jnp.sum(product**2) - jnp.sum(diagonal**2)) / (len(x) - 1) ** 2 / x.shape[1]
-
-
-def _standardise(x: jax.Array) -> jax.Array:
-    x = x.astype(jnp.float32)
-    x = x - x.mean(axis=0)
-    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=0) + CORRELATION_EPS)
 
 
 def _of_groups(terms, u, v, groups):
