@@ -155,7 +155,10 @@ def encoder_weights(model: trained.Trained, with_gates: bool = False) -> tuple[d
             "without them) can be exported in every form."
         )
     if variant in vit.VARIANTS and (others := _not_of_a_vit(architecture)):
-        raise ValueError(f"The encoder has {', '.join(others)}, which no ViT of Hugging Face has that is written here.")
+        raise ValueError(
+            f"The encoder has {', '.join(others)}, which no ViT of Hugging Face has that is written here. Take its "
+            "features by cxrjax.embed, or from Python by cxrjax.load"
+        )
     params = model.method.encoder(model.params, model.state)
     if variant in resnet.VARIANTS:
         statistics = model.state["batch_stats"]["encoder"]

@@ -286,6 +286,10 @@ def _text(config: ConfigDict, wanted: Any) -> dict[str, Any]:
     if folder == paired.OF_REPORTS:
         folder = report_encoder.folder(converted_sets.open_set(names(config.data.sets)[0]))
     pretrained, embeddings = torch_bert.read(folder), dict(wanted["embeddings"])
+    if pretrained.heads:
+        _say(
+            f"text.init_from={folder!r}: its encoder is read; not used are the arrays of {', '.join(pretrained.heads)}"
+        )
     theirs = torch_bert.fields(pretrained.config)
     for name, key in (("word", "vocab_size"), ("position", "max_length")):
         rows = embeddings[name]

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from cxrjax import initial, methods, parallel, trained
 from cxrjax.config import flat
@@ -116,15 +117,19 @@ def test_the_network_that_encodes_is_taken(tmp_path):
 
 
 @pytest.mark.parametrize("frozen_layers", [0, 1])
-def test_the_text_encoder_starts_from_a_bert_of_fewer_words(tmp_path, frozen_layers):
+def test_the_text_encoder_starts_from_a_bert_of_fewer_words(tmp_path, frozen_layers, capsys):
     words = tokenizer.Tokenizer(tokenizer.train(["Clear lungs. No pleural effusion."] * 2))
     theirs = Bert(words.vocab_size, *VARIANTS["test"], max_length=64)
     ids = jnp.asarray(words.encode("No effusion.", 16).ids)[None]
     known = noise_of(theirs.init, ids, ids > 0)["params"]
     torch_bert.write(tmp_path / "bert", known, words, heads=VARIANTS["test"].heads)
+    with_heads = load_file(tmp_path / "bert" / "model.safetensors")
+    with_heads |= {name: np.zeros(3, np.float32) for name in ("pooler.dense.bias", "cls.predictions.bias")}
+    save_file(with_heads, tmp_path / "bert" / "model.safetensors")
     settings = runs.config("convirt", text__frozen_layers=frozen_layers, text__init_from=str(tmp_path / "bert"))
     train_state, abstract = fresh(settings)
     started = initialise(settings, train_state, abstract)
+    assert "its encoder is read; not used are the arrays of pooler, cls\n" in capsys.readouterr().out
     frozen = started.state["frozen"]["text"]
     assert set(frozen) == ({"embeddings", "lower"} if frozen_layers else set())
     out = jax.jit(text_tower.make(settings.text).apply)(started.params["text"], frozen, ids, ids > 0)

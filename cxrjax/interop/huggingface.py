@@ -1,5 +1,6 @@
 """Folders that Hugging Face loaders read: config.json, model.safetensors, preprocessor_config.json."""
 
+import argparse
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -177,7 +178,9 @@ def _pickle(file: Path) -> dict[str, np.ndarray]:
         ) from None
     try:
         # weights_only: a file that wants to run code is refused.
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        # A Namespace holds the flags of a training: many released files have one, and it runs nothing.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises what the file's contents happen to break
         # Not in torch's words: they advise to let the file run what it wants.
         code = re.search(r"GLOBAL ([\w.]+)", str(error))

@@ -55,12 +55,13 @@ IGNORED = ("pooler.", "cls.", "cls_projection_head.", "classifier.", "dropout.",
 class Pretrained(NamedTuple):
     """A BERT as it lies on disk: its encoder's arrays by name, without prefix, and its config.
 
-    projection: of CXR-BERT, see `projection`; {} of others.
+    projection: of CXR-BERT, see `projection`; {} of others. heads: the parts beside the encoder, by name.
     """
 
     weights: Mapping[str, np.ndarray]
     config: Mapping[str, Any]
     projection: Mapping[str, Any] = MappingProxyType({})
+    heads: tuple[str, ...] = ()
 
 
 def read(folder: str | Path) -> Pretrained:
@@ -78,7 +79,8 @@ def read(folder: str | Path) -> Pretrained:
     config = json.loads((folder / CONFIG).read_text("utf-8"))
     check(folder, config)
     weights = huggingface.weights(folder)
-    return Pretrained(encoder(folder, weights), config, projection(weights))
+    heads = tuple(part.strip(".") for part in IGNORED[:4] if any(f".{part}" in f".{name}" for name in weights))
+    return Pretrained(encoder(folder, weights), config, projection(weights), heads)
 
 
 def projection(weights: Mapping[str, np.ndarray]) -> dict[str, Any]:

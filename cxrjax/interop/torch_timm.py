@@ -1,10 +1,10 @@
-"""Encoders under the names of timm and torchvision: timm's folders, and the files of DINO, MoCo v3, MAE and DINOv2.
+"""Encoders under the names of timm and torchvision: timm's folders, and files of authors.
 
 A timm folder has a config.json with "architecture" and "pretrained_cfg". A file (.safetensors, or .pth that PyTorch
 reads with weights_only) has arrays alone, so its preprocessor_config.json must lie beside it. The encoder may be
 anywhere in a file: what stands before its names is found, and of several networks the one that its authors judge is
-taken, DINO's teacher or MoCo v3's base encoder. What the arrays do not tell is the number of heads: width / 64, as in
-all of these but MoCo v3's ViT-S, which has twelve.
+taken, DINO's teacher or MoCo v3's base encoder. What else is known of files of authors stands in authors.py. What the
+arrays do not tell is the number of heads: width / 64, as in all of these but those of HEADS.
 """
 
 import re
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from cxrjax.interop import huggingface, preprocessing, torch_convnext, torch_resnet, vit_reader
+from cxrjax.interop import authors, huggingface, preprocessing, torch_convnext, torch_resnet, vit_reader
 from cxrjax.interop.huggingface import Pretrained
 from cxrjax.interop.torch_vit import variant_of
 from cxrjax.models import resnet
@@ -30,7 +30,9 @@ FIRST = {
 """An array that every model of a type has."""
 PREFERRED = ("teacher.", "ema.", "base_encoder.", "img_encoder_q.", "student.")
 """Of several networks in a file the first whose place has such a name is read."""
-DINO_OFFSET = 0.1  # that its code adds where positions are resized
+HEADS = {64: 2, 1152: 16, 1280: 16}
+"""Heads of a ViT by its width: ours of tests, and So400m and H of timm, MAE and OCL."""
+MOCO_S_HEADS = 12
 _NAMES = vit_reader.Names(
     patch="patch_embed.proj",
     cls="cls_token",
@@ -64,14 +66,13 @@ def read(place: Path) -> Pretrained:
         given = huggingface.weights(place)
         scale = _of_config(config.get("pretrained_cfg", config), place / huggingface.CONFIG)
     else:
-        given, config = huggingface.arrays_of(place), {}
+        given, config = authors.renamed(huggingface.arrays_of(place)), {}
         scale = preprocessing.read(place.parent, 3)
     kind, prefix = _found(given, place)
     arrays = {name.removeprefix(prefix): array for name, array in given.items() if name.startswith(prefix)}
-    others = sorted({name.split(".")[0] for name in given if not name.startswith(prefix)})
+    others = authors.beside(given, prefix)
     described = {"model_type": kind, "place": prefix, "others": others, "architecture": config.get("architecture", "")}
-    if any(name.startswith(("dino_loss", "student")) for name in others) and "teacher" in prefix:
-        described["resize_offset"] = DINO_OFFSET
+    described["known"] = authors.known(prefix, others)
     return Pretrained(arrays, described, *scale)
 
 
@@ -80,7 +81,8 @@ def options(pretrained: Pretrained) -> dict[str, Any]:
     arrays, config = pretrained.weights, pretrained.config
     width, _, patch_px, across = arrays[FIRST[VIT]].shape
     depth = 1 + max(int(name.split(".")[1]) for name in arrays if re.match(r"blocks\.\d+\.", name))
-    heads = 2 * width // 64 if (width, "base_encoder" in config["place"]) == (384, True) else max(width // 64, 2)
+    moco = "base_encoder" in config["place"] and width == 384
+    heads = MOCO_S_HEADS if moco else HEADS.get(width, width // 64)
     size = {"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads}
     hidden = arrays["blocks.0.mlp.fc1.weight"].shape[0]
     gated = arrays["blocks.0.mlp.fc2.weight"].shape[1] != hidden
@@ -98,7 +100,8 @@ def options(pretrained: Pretrained) -> dict[str, Any]:
         "registers": sum(arrays[name].shape[1] for name in _TOKENS if name in arrays),
         "mlp_ratio": vit_reader.ratio(3 * hidden // 4 if gated else hidden, width),
         "ffn": "swiglu" if gated else "mlp",
-        "resize_offset": config.get("resize_offset", 0.0),
+        "resize_offset": 0.0,
+        **config["known"],
     }
     if "blocks.0.ls1.gamma" in arrays:
         found["layer_scale"] = 1.0
@@ -106,10 +109,10 @@ def options(pretrained: Pretrained) -> dict[str, Any]:
 
 
 def image_px(pretrained: Pretrained) -> int:
-    """The side of the pictures that a ViT's positions are of, or 224 of others."""
+    """The side of the pictures that a ViT's positions are of, or 224 of others but MGCA's ResNet."""
     arrays = pretrained.weights
     if pretrained.config["model_type"] != VIT:
-        return 224
+        return authors.MGCA_RESNET_PX if "img_encoder_q." in pretrained.config["place"] else 224
     rows = arrays["pos_embed"].shape[1] if "pos_embed" in arrays else 0
     return int(rows**0.5) * arrays[FIRST[VIT]].shape[-1]
 

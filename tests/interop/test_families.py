@@ -1,5 +1,6 @@
 """Encoders of all families compute here what they compute in transformers, from random weights."""
 
+import argparse
 import json
 import math
 from types import SimpleNamespace
@@ -197,7 +198,7 @@ def _tensors(value):
     return torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
 
 
-@pytest.mark.parametrize("origin", ["mae", "moco_v3", "dino", "timm"])
+@pytest.mark.parametrize("origin", ["mae", "moco_v3", "dino", "timm", "gmml", "mgca", "ocl"])
 def test_the_authors_files_are_read(origin, vit, tmp_path):
     """The same parameters as from a folder of Hugging Face, wherever the encoder lies in the file."""
     arrays, config, renamed = vit
@@ -214,6 +215,16 @@ def test_the_authors_files_are_read(origin, vit, tmp_path):
     elif origin == "dino":
         student = {f"module.backbone.{name}": array for name, array in wrong.items()}
         save(place, {"student": student, "teacher": backbone, "dino_loss": {"center": np.zeros((1, 3), np.float32)}})
+    elif origin == "gmml":
+        state = {f"module.backbone.{name}": array for name, array in renamed.items()}
+        state["module.head_recons.mlp.0.weight"] = np.zeros((64, 64), np.float32)
+        save(place, {"SiT_model": state, "epoch": 3, "args": argparse.Namespace(model="vit_small")})
+    elif origin == "mgca":
+        state = {f"img_encoder_q.model.{name}": array for name, array in renamed.items()}
+        state |= {f"{name}.weight": np.zeros((3, 3), np.float32) for name in ("text_encoder_q.a", "prototype_layer")}
+        save(place, {"state_dict": state, "hyper_parameters": {"emb_dim": 128}})
+    elif origin == "ocl":
+        save(place, {"model": renamed, "optimizer": {}, "epoch": 3, "args": argparse.Namespace(mask_ratio=0.9)})
     else:
         place = tmp_path / "timm"
         huggingface.write(place, renamed, config, 0.5, 0.5)
@@ -225,7 +236,15 @@ def test_the_authors_files_are_read(origin, vit, tmp_path):
     if "pos_embed" not in tree:  # a fixed table, which files of arrays have as numbers
         tree = {**tree, "pos_embed": posemb.sincos_2d((8, 8), 64)}
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found.params["encoder"], tree)
-    assert found.config.model.resize_offset == (0.1 if origin == "dino" else 0)
+    assert found.config.model.resize_offset == (0.1 if origin in ("dino", "gmml") else 0)
+    assert found.config.model.pool == ("mean" if origin == "gmml" else "cls")
+    beside = {
+        "gmml": "head_recons",
+        "mgca": "prototype_layer, text_encoder_q",
+        "moco_v3": "momentum_encoder, predictor",
+    }
+    beside |= {"dino": "dino_loss, student", "mae": "decoder 1"}
+    assert families.unread(families.read(place)) == beside.get(origin, "")
     assert found.method.sees == ("image35" if origin == "timm" else "image")
 
 
@@ -262,8 +281,43 @@ def test_a_resnet_under_torchvisions_names_is_read(tmp_path):
     arrays = torch_resnet.to_torchvision(encoder, statistics)
     state = {f"img_encoder_q.model.{name}": np.asarray(array, np.float32) for name, array in arrays.items()}
     found = trained.load(save(tmp_path / "mgca.ckpt", {"state_dict": state, "lr": 0.1}))
+    assert found.config.model.image_px == 299  # to which MGCA enlarges pictures
     jax.tree.map(np.testing.assert_array_equal, found.params["encoder"], encoder)
     jax.tree.map(np.testing.assert_array_equal, found.state["batch_stats"]["encoder"], statistics)
+
+
+@pytest.mark.parametrize("place", ["online.", "model.encoder."])
+def test_mlvicx_numbers_the_parts_of_its_resnet(place, tmp_path):
+    """Its two files, and the names and shapes of its gates; the trunk is read as without them."""
+    from cxrjax.interop import torch_resnet
+
+    runs.write(tmp_path / "run", runs.config("simclr", model__variant="resnet_test"))
+    ours = trained.load(tmp_path / "run")
+    encoder, statistics = ours.params["encoder"], ours.state["batch_stats"]["encoder"]
+    numbers = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
+    state = {}
+    for name, array in torch_resnet.to_torchvision(encoder, statistics).items():
+        part, rest = name.split(".", 1)
+        state[f"{place}encoder.{numbers[part]}.{rest}"] = np.asarray(array, np.float32)
+    gates = {"cbt1.cam.fc.0.weight": (8, 16, 1, 1), "cbt1.cam.fc.2.weight": (16, 8, 1, 1)}
+    gates |= {"cbt1.sam.conv1.weight": (1, 2, 7, 7), "projetion.l1.0.weight": (4, 128)}
+    state |= {f"{place}{name}": np.ones(shape, np.float32) for name, shape in gates.items()}
+    file = save(tmp_path / "mlvicx.pth", state)
+    found = trained.load(file)
+    jax.tree.map(np.testing.assert_array_equal, found.params["encoder"], encoder)
+    jax.tree.map(np.testing.assert_array_equal, found.state["batch_stats"]["encoder"], statistics)
+    assert families.unread(families.read(file)) == "cbt1, projetion"
+
+
+@pytest.mark.parametrize(("width", "depth", "variant"), [(1280, 32, "H"), (384, 12, "S")])
+def test_heads_of_a_file_are_those_of_its_size(width, depth, variant):
+    """The H of timm, MAE and OCL has 16 heads, and not width / 64."""
+    arrays = {"patch_embed.proj.weight": np.broadcast_to(0.0, (width, 3, 14, 14)), "norm.weight": np.zeros(width)}
+    arrays |= {f"blocks.{i}.norm1.weight": np.zeros(1) for i in range(depth)}
+    arrays |= {"blocks.0.mlp.fc1.weight": np.broadcast_to(0.0, (4 * width, width))}
+    arrays |= {"blocks.0.mlp.fc2.weight": np.broadcast_to(0.0, (width, 4 * width))}
+    described = {"model_type": torch_timm.VIT, "place": "", "known": {}}
+    assert torch_timm.options(huggingface.Pretrained(arrays, described, MEAN, STD))["variant"] == variant
 
 
 def test_a_file_that_says_too_little_is_refused(vit, tmp_path):
