@@ -6,9 +6,9 @@
 A 2-layer ViT of width 64 at 64 px (a ResNet of width 16 for MLVICX) under each config's defaults, 128 pictures a step.
 Prints a Markdown table: AUROC over the findings, mean over the seeds; the gain over the same encoder before training,
 with a 95 % interval over resampled test patients, the same for all seeds; and the smallest effective rank and feature
-deviation of the last steps, by which a collapse shows. A method with words after a colon is that config with these.
-distill learns from the run of `TEACHER` of the same seed, which must be there. What is finished is not run again. Not
-collected by pytest.
+deviation of the last steps, by which a collapse shows. A method with words after a colon is that config with these;
+where the config without them was named too, the two are compared on the same patients. distill learns from the run of
+`TEACHER` of the same seed, which must be there. What is finished is not run again. Not collected by pytest.
 """
 
 import argparse
@@ -55,18 +55,23 @@ def pretrain_and_judge(name: str, seed: int, steps: int, workdir: Path) -> None:
     evaluate.run(judged)
 
 
+def predicted(workdirs: list[Path], judge: str, step: int) -> list[pandas.DataFrame]:
+    return [pandas.read_parquet(w / "evals" / judge / str(step) / "predictions.parquet") for w in workdirs]
+
+
+def compared(before: list[pandas.DataFrame], after: list[pandas.DataFrame]) -> list[str]:
+    """AUROC of the two, and their difference with its interval."""
+    found = compare.compare("multilabel", {"before": before, "after": after})
+    gain = found.differences["after"]["auroc"]
+    values = [f"{found.metrics[side]['auroc'].value:.3f}" for side in ("before", "after")]
+    return [*values, f"{gain.value:+.3f} ({gain.low:+.3f} to {gain.high:+.3f})"]
+
+
 def row(workdirs: list[Path], steps: int) -> str:
     """One method's line of the table, over its runs of all seeds."""
     cells = []
     for judge in JUDGES:
-        ours, theirs = (
-            [pandas.read_parquet(w / "evals" / folder / str(step) / "predictions.parquet") for w in workdirs]
-            for folder, step in ((judge, steps), (f"{judge}-random", 0))
-        )
-        found = compare.compare("multilabel", {"untrained": theirs, "trained": ours})
-        gain = found.differences["trained"]["auroc"]
-        cells += [f"{found.metrics[side]['auroc'].value:.3f}" for side in ("untrained", "trained")]
-        cells.append(f"{gain.value:+.3f} ({gain.low:+.3f} to {gain.high:+.3f})")
+        cells += compared(predicted(workdirs, f"{judge}-random", 0), predicted(workdirs, judge, steps))
     lines = [json.loads((w / "metrics.jsonl").read_text().splitlines()[-1]) for w in workdirs]
     watched = [min(line[f"train/monitor/{name}"] for line in lines) for name in ("effective_rank", "feature_std")]
     return " | ".join([*cells, *(f"{value:.2g}" for value in watched)])
@@ -95,10 +100,19 @@ def main():
             jax.clear_caches()
     print("| method | probe, untrained | trained | gain | k-NN, untrained | trained | gain | rank | deviation |")
     print("|---|---|---|---|---|---|---|---|---|")
+    done = {}
     for name in names:
-        done = [args.workdir / f"{name.replace(':', '-')}-{seed}" for seed in seeds if f"{name} {seed}" not in failed]
-        if done:
-            print(f"| {name} | {row(done, args.steps)} |")
+        folders = {seed: args.workdir / f"{name.replace(':', '-')}-{seed}" for seed in seeds}
+        done[name] = [folder for seed, folder in folders.items() if f"{name} {seed}" not in failed]
+        if done[name]:
+            print(f"| {name} | {row(done[name], args.steps)} |")
+    print("| config | probe, without the words | with | difference | k-NN, without | with | difference |")
+    print("|---|---|---|---|---|---|---|")
+    for name in names:
+        without = done.get(name.partition(":")[0], [])
+        if ":" in name and len(without) == len(done[name]) > 0:
+            cells = [compared(*(predicted(w, judge, args.steps) for w in (without, done[name]))) for judge in JUDGES]
+            print(f"| {name} | {' | '.join(sum(cells, []))} |")
     sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
 
 
