@@ -45,7 +45,7 @@ class Run(NamedTuple):
 
 
 class Question(NamedTuple):
-    """name: for headings; kind: of its task ("" if it has none); entry: of its first run."""
+    """name: for headings, of no other question; kind: of its task ("" if it has none); entry: of its first run."""
 
     name: str
     kind: str
@@ -131,7 +131,32 @@ def _questions(found: Sequence[_Found], notes: list[str]) -> Collected:
         same = [(other.subject, other.fraction, other.results["encoder"]["digest"]) for other in question.runs]
         if not (is_reference(one.results) and (subject, run.fraction, one.results["encoder"]["digest"]) in same):
             question.runs.append(run)
-    return Collected(list(questions.values()), notes)
+    return Collected(_named_apart(questions), notes)
+
+
+def _named_apart(questions: dict[str, Question]) -> list[Question]:
+    """The questions, with the keys in which they differ added to names that are equal; of what `_asked` gives."""
+    alike: dict[str, list[dict[str, Any]]] = {}
+    asked = []
+    for question, text in zip(questions.values(), questions, strict=True):
+        plain, task = json.loads(text)
+        asked.append(plain | {f"task.{key}": value for key, value in task.items()})
+        alike.setdefault(question.name, []).append(asked[-1])
+    named = []
+    for question, own in zip(questions.values(), asked, strict=True):
+        others = alike[question.name]
+        keys = [key for key in dict.fromkeys(key for one in others for key in one) if not _same(key, others)]
+        told = "".join(f" · {key}={_shown(own.get(key))}" for key in keys)
+        named.append(question._replace(name=question.name + told))
+    return named
+
+
+def _same(key: str, asked: Sequence[dict[str, Any]]) -> bool:
+    return all(one.get(key) == asked[0].get(key) for one in asked)
+
+
+def _shown(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value or "none")
 
 
 def _asked(entry: dict[str, Any], task: dict[str, Any], own: Sequence[str]) -> str:

@@ -107,6 +107,23 @@ def test_other_questions_stand_apart_and_the_finished_step_counts(tmp_path):
         collect.collect("")
 
 
+def test_questions_of_one_set_task_and_judge_are_named_by_what_they_differ_in(tmp_path):
+    save(tmp_path / "a", predictions())
+    save(tmp_path / "b", predictions(), limit=500)
+    save(tmp_path / "c", predictions(), projections="PA")
+    save(tmp_path / "d", predictions(), judge="knn", task={"kind": "multilabel", "name": "all", "labels": ["Mass"]})
+    save(tmp_path / "e", predictions(), judge="knn", task={"kind": "multiclass", "name": "all", "labels": ["Mass"]})
+    save(tmp_path / "f", predictions(), judge="retrieve")
+    assert [question.name for question in collect.collect(str(tmp_path)).questions] == [
+        "phantom · all · probe · limit=none · projections=AP,PA",
+        "phantom · all · probe · limit=500 · projections=AP,PA",
+        "phantom · all · probe · limit=none · projections=PA",
+        "phantom · all · knn · task.kind=multilabel",
+        "phantom · all · knn · task.kind=multiclass",
+        "phantom · all · retrieve",
+    ]
+
+
 def test_evaluations_of_older_versions_are_those_of_today(tmp_path):
     """Keys that have other names now, and the keys of all judges in the entry of one."""
     save(tmp_path / "new", predictions(), judge="knn", temperature=0.07, config={"data": {"projections": "PA"}})
