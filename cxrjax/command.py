@@ -17,7 +17,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from cxrjax import keys, named
-from cxrjax.config import ConfigDict, flat, nearest, other_units, pretrain
+from cxrjax.config import ConfigDict, flat, names, nearest, other_units, pretrain
 
 QUOTES = "'" + '"'
 UNEXPECTED = (AttributeError, KeyError, TypeError, IndexError, ZeroDivisionError)
@@ -64,15 +64,20 @@ def _run(main: Callable) -> None:
         if not _given(sys.argv[1:]):
             raise ValueError(f"no config given; say --config=NAME, one of {', '.join(named.available())}, or a file")
         argv, opened = taken_back(sys.argv)
-        stray = flags.FLAGS(as_flags(argv))[1:]
+        argv, of_judges = judges_settings(argv)
+        with _read_by_flags(argv):
+            stray = flags.FLAGS(as_flags(argv))[1:]
         if stray:
             raise ValueError(f"unexpected arguments {stray}: everything is said as --flag=value")
         _set_log_level(flags.FLAGS.log)
         config = flags.FLAGS.config
         check_open(opened, config)
+        with config.unlocked():
+            for (name, key), value in of_judges.items():
+                config.evals[name][key] = value
         config.update_from_flattened_dict(dict.fromkeys([*opened, *other_units(changed(argv), config)]))
     if flags.FLAGS["keys"].value:
-        print(keys.listing(config, named.find(_given(sys.argv[1:]))[0]))
+        print(keys.listing(completed(config), named.find(_given(sys.argv[1:]))[0]))
         return
     name = title(_given(sys.argv[1:]), config)
     with _mistakes_as_sentences(debug, (ValueError, OSError, FloatingPointError, *UNEXPECTED)):
@@ -99,6 +104,70 @@ def taken_back(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """argv without its "--config.key=None", and these keys."""
     found = {arg: re.fullmatch(r"--?config\.([\w.]+)=None", arg) for arg in argv}
     return [arg for arg in argv if not found[arg]], [match[1] for match in found.values() if match]
+
+
+def judges_settings(argv: Sequence[str]) -> tuple[list[str], dict[tuple[str, str], Any]]:
+    """argv without settings of evaluations that the config leaves to their judge, and (evaluation, setting) -> value.
+
+    Such as `--config.evals.phantom_probe.bootstrap=100`. Raises ValueError for what its judge does not know, and for a
+    value of another kind than the judge's own.
+    """
+    found = {arg: match for arg in argv if (match := re.match(r"--?config\.evals\.(\w+)\.(\w+)=(.*)", arg, re.DOTALL))}
+    if not found:
+        return list(argv), {}
+    file, words = named.find(_given(argv))
+    entries, taken = named.load(file).get_config(words).get("evals", {}), {}
+    judges = {match[1]: match[3] for match in found.values() if match[2] == "judge"}
+    for arg, (name, key, text) in ((arg, match.groups()) for arg, match in found.items()):
+        if name not in entries or key in entries[name]:
+            continue  # the config knows it, or says what is wrong
+        defaults = _defaults(judges.get(name, entries[name].get("judge")))
+        if key not in defaults:
+            known = {**defaults, **entries[name]}
+            raise ValueError(f"evals.{name} has no setting {key!r}{nearest(key, known)}; it has {', '.join(known)}")
+        taken[arg] = (name, key), _of_same_kind(arg.partition("=")[0], text, defaults[key])
+    return [arg for arg in argv if arg not in taken], dict(taken.values())
+
+
+def completed(config: ConfigDict) -> ConfigDict:
+    """The config with all settings of its evaluations."""
+    whole, entries = ConfigDict(config.to_dict()), config.to_dict().get("evals", {})
+    for name, entry in entries.items():
+        whole.evals[name] = {**_defaults(entry.get("judge")), **entry}
+    return whole
+
+
+@contextlib.contextmanager
+def _read_by_flags(argv: list[str]) -> Iterator[None]:
+    """The library of config flags looks into sys.argv for the settings that are given."""
+    whole, sys.argv = sys.argv, argv
+    try:
+        yield
+    finally:
+        sys.argv = whole
+
+
+def _defaults(judge: str | None) -> dict[str, Any]:
+    """The settings of an evaluation by this judge; none names the judge of an evaluation that names none."""
+    from cxrjax.evals import registry, run  # judges import much that most commands do without
+
+    return {**run.COMMON, **registry.find(judge or run.COMMON["judge"]).keys}
+
+
+def _of_same_kind(flag: str, text: str, default: Any) -> Any:
+    """A flag's text as a value of the kind of the default; of more than a word, as Python writes it."""
+    if isinstance(default, str):
+        return text
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    if isinstance(default, tuple) and isinstance(value, int | float | str):
+        value = (value,) if not isinstance(value, str) else tuple(names(value))
+    kinds = (int, float) if isinstance(default, float) else (type(default), *([list] if default == () else []))
+    if default is not None and (not isinstance(value, kinds) or isinstance(value, bool) != isinstance(default, bool)):
+        raise ValueError(f"{flag}={text}: this is no value like {default!r}")
+    return value
 
 
 def check_open(opened: Sequence[str], config: ConfigDict) -> None:

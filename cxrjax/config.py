@@ -283,10 +283,10 @@ def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
 
 
 def flat(tree: Mapping, prefix: str = "") -> dict:
-    """{"a": {"b": 1}} → {"a.b": 1}."""
+    """{"a": {"b": 1}, "c": {}} → {"a.b": 1, "c": {}}."""
     found = {}
     for key, value in tree.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value}
     return found
 
 

@@ -173,7 +173,7 @@ def _count(text: str) -> int:
 
 
 def _stray(given: argparse.Namespace) -> str:
-    """What is wrong with options that would do nothing beside the others, or ""."""
+    """What is wrong with options that do nothing beside the others, and with the names of files to write; or ""."""
     listed = given.list is not None or given.table is not None
     for option, value, at_home, home in (
         ("--keep", given.keep, given.table is not None, "--table"),
@@ -185,6 +185,9 @@ def _stray(given: argparse.Namespace) -> str:
     ):
         if value and not at_home:
             return f"{option} goes with {home} alone"
+    for option, file, suffix in (("--output", given.output, ".parquet"), ("--map", given.map, ".png")):
+        if file is not None and Path(file).suffix.lower() != suffix:
+            return f"{option} {file} is written as {suffix[1:]}; give a name that ends in {suffix}"
     return ""
 
 

@@ -1,11 +1,12 @@
 """What the command line says of a config: units that replace each other, None, a run's own config.json, help."""
 
+import re
 import subprocess
 import sys
 
 import pytest
 
-from cxrjax import command, ranges, saved_config
+from cxrjax import command, keys, ranges, saved_config
 from cxrjax import config as shared
 from tests import runs
 
@@ -43,6 +44,38 @@ def test_the_config_of_a_run_is_read_whole_and_can_be_changed(tmp_path):
     found.optim.lr = 0.5  # open in the recipe
     reader, _, path = command.as_flags([f"--config={file}"])[0].partition(":")
     assert reader.endswith("saved_config.py") and path == str(file)
+
+
+def test_settings_that_a_config_leaves_to_its_judges_can_be_given():
+    argv = ["main", "--config=eval_probe", "--config.seed=3", "--config.evals.phantom_probe.bootstrap=100"]
+    more = ["--config.evals.phantom_probe.strengths=100,20", "--config.evals.phantom_probe.set=mine"]
+    assert "bootstrap" not in runs.config("eval_probe", "").evals.phantom_probe
+    left, found = command.judges_settings(argv + more)
+    assert left == [*argv[:3], more[1]]  # that one is the config's own
+    assert found == {("phantom_probe", "bootstrap"): 100, ("phantom_probe", "strengths"): (100, 20)}
+    assert command.judges_settings(argv[:3]) == (argv[:3], {})
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("bootstrp=100", "evals.phantom_probe has no setting 'bootstrp'. Did you mean 'bootstrap'"),
+        ("bootstrap=many", "bootstrap=many: this is no value like 1000"),
+        ("folds=1.5", "folds=1.5: this is no value like 0"),
+        ("pictures_gib=True", "pictures_gib=True: this is no value like 16.0"),
+        ("neighbours=3", "evals.phantom_probe has no setting 'neighbours'"),
+    ],
+)
+def test_settings_that_a_judge_does_not_know_are_refused(given, says):
+    with pytest.raises(ValueError, match=re.escape(says)):
+        command.judges_settings(["main", "--config=eval_probe", f"--config.evals.phantom_probe.{given}"])
+
+
+def test_keys_are_those_of_the_judges_too():
+    config = runs.config("eval_zeroshot", "")
+    listed = keys.listing(command.completed(config), runs.CONFIGS / "eval_zeroshot.py").splitlines()
+    assert "evals.phantom_zeroshot.prompts = {}" in listed and "evals.phantom_zeroshot.bootstrap = 1000" in listed
+    assert "bootstrap" not in config.evals.phantom_zeroshot
 
 
 def test_help_lists_the_flags():

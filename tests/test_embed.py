@@ -236,3 +236,16 @@ def test_an_option_that_would_do_nothing_is_an_error(tmp_path, capsys, options, 
     with pytest.raises(SystemExit):
         embed.main([str(tmp_path), "--checkpoint", "runs/x", "--output", str(tmp_path / "f.parquet"), *options])
     assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        (("features.csv",), "--output features.csv is written as parquet"),
+        (("features.parquet", "--map", "map.pdf"), "--map map.pdf is written as png"),
+    ],
+)
+def test_files_are_named_as_what_they_are(files, says, capsys):
+    with pytest.raises(SystemExit):
+        embed.main(["--checkpoint", "nowhere", "a.png", "--output", *files])
+    assert f"{says}; give a name that ends in ." in capsys.readouterr().err

@@ -14,7 +14,6 @@ PACKAGE = Path(__file__).parents[1] / "cxrjax"
 FLOORS = (
     {
         "checkpoint",
-        "command",
         "config",
         "keys",
         "named",
@@ -40,6 +39,7 @@ FLOORS = (
     {
         "arrived",
         "checks",
+        "command",
         "embedding",
         "encoder",
         "histograms",

@@ -205,11 +205,28 @@ def sentences(sets: Mapping[str, Sequence[str]]) -> list[str]:
         said.append(f"{line}. {NOTES[finding]}" if finding in NOTES else f"{line}.")
     for name, labels in sets.items():
         mapped = {label for each in own[name].values() for label in each}
-        if left := [label for label in labels if label not in mapped]:
+        left = [label for label in labels if label not in mapped]
+        if left:
             said.append(f"{name} has besides, under no common name: {', '.join(left)}.")
         if _family(name) not in SETS:
             said.append(f"{name} is not in the reviewed table: its labels were taken by their spelling.")
+            said += [
+                f"{label!r} is what {other} calls {finding}: rename the label of {name} where it means that."
+                for label in left
+                for other, finding in _called(label)
+            ]
     return said
+
+
+def _called(label: str) -> list[tuple[str, str]]:
+    """(Set, common name) of the first set of the table that calls a finding, and no other one, by this spelling."""
+    found = [
+        (name, finding)
+        for name, meant in SETS.items()
+        for finding, labels in meant.items()
+        if _plain(label) == _plain(labels)
+    ]
+    return found[:1] if len({finding for _, finding in found}) == 1 else []
 
 
 def published(set_name: str) -> list[str]:

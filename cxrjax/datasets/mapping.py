@@ -29,7 +29,7 @@ class Mapping(NamedTuple):
     dicom_patient: str = "PatientID"  # the element of DICOM headers that is the patient, where no table says
     dicom_study: str = "StudyInstanceUID"  # the element that is the study
     hash_ids: str | None = None  # a secret: patient and study ids become their keyed hashes
-    view: str | None = None  # the projection, PA, AP or lateral; default: UNKNOWN
+    view: str | None = None  # the projection, PA, AP or lateral; default: what a DICOM header says, else UNKNOWN
     view_values: dict[str, str] = {}  # e.g. {"Frontal erect": "PA"}, beyond the usual spellings
     split: str | None = None  # default: made by patient
     split_values: dict[str, str] = {}  # e.g. {"fold 0": "test"}, beyond the usual spellings

@@ -70,6 +70,13 @@ def test_what_a_set_calls_a_finding():
     }
 
 
+def test_a_label_that_another_set_calls_a_finding_is_pointed_out():
+    said = " ".join(findings.sentences({"clinic": ["Effusion", "Pleural_Thickening", "Scoliosis"]}))
+    assert "clinic has besides, under no common name: Effusion, Scoliosis." in said
+    assert "'Effusion' is what chestxray14 calls Pleural Effusion: rename the label" in said
+    assert "'Scoliosis' is" not in said
+
+
 def test_of_several_labels_the_strongest_counts():
     every = (ABSENT, NOT_MENTIONED, UNCERTAIN, PRESENT)
     pairs = np.array([(a, b) for a in every for b in every], np.int8)
