@@ -316,6 +316,6 @@ JUDGE = Judge(
         **certainty.KEYS,
         **tail.KEYS,
     },
-    asks=tuple(layers.KEYS),
+    asks=("solver", *layers.KEYS),
     prefixed=False,
 )

@@ -9,7 +9,7 @@ them.
 import glob
 import json
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,6 +51,14 @@ class Question(NamedTuple):
     kind: str
     entry: dict[str, Any]
     runs: list[Run]
+
+    def tables(self, share: float) -> dict[str, list[pandas.DataFrame]]:
+        """Subject -> the predictions of each of its runs that learned from this share of the labels."""
+        found: dict[str, list[pandas.DataFrame]] = {}
+        for run in self.runs:
+            if run.fraction == share:
+                found.setdefault(run.subject, []).append(run.predictions())
+        return found
 
 
 class Collected(NamedTuple):
@@ -111,7 +119,7 @@ def _questions(found: Sequence[_Found], notes: list[str]) -> Collected:
         entry, data = one.results["entry"], one.config.get("data", {})
         task = {key: value for key, value in entry.get("task", {}).items() if key != "name"}
         judge = _judge(entry["judge"])
-        own, usual = (judge.asks, judge.keys) if judge else ((), {})
+        own = {key: judge.keys[key] for key in judge.asks} if judge else {}
         asked = _asked(entry, task, own)
         share = data if judge and judge.judges_head else entry
         run = Run(
@@ -125,7 +133,7 @@ def _questions(found: Sequence[_Found], notes: list[str]) -> Collected:
             str(one.config.get("init_from") or ""),
         )
         title = f"{entry['set']} · {entry.get('task', {}).get('name') or 'all'} · {entry['judge']}"
-        title += "".join(f" · {key}={entry[key]}" for key in own if entry.get(key, usual[key]) != usual[key])
+        title += "".join(f" · {key}={entry[key]}" for key, usual in own.items() if entry.get(key, usual) != usual)
         question = questions.setdefault(asked, Question(title, task.get("kind", ""), entry, []))
         # Every run judges the references again: with the same features and options they are one.
         same = [(other.subject, other.fraction, other.results["encoder"]["digest"]) for other in question.runs]
@@ -159,12 +167,18 @@ def _shown(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list) else str(value or "none")
 
 
-def _asked(entry: dict[str, Any], task: dict[str, Any], own: Sequence[str]) -> str:
-    """What two evaluations must have in common to be compared; a key that older results lack is as if it were off.
+def but_for_the_head(entry: dict[str, Any]) -> str:
+    """What evaluations of one encoder under several heads have in common."""
+    task = {key: value for key, value in entry.get("task", {}).items() if key != "name"}
+    return _asked({**entry, "judge": ""}, task, {})
 
-    own: the judge's own keys that are part of the question.
+
+def _asked(entry: dict[str, Any], task: dict[str, Any], own: Mapping[str, Any]) -> str:
+    """What two evaluations must have in common to be compared; a key that older results lack has its usual value.
+
+    own: the judge's own keys that are part of the question, with their usual values.
     """
-    plain = {key: entry.get(key) or None for key in (*_ASKED, *own)}
+    plain = {key: entry.get(key) or None for key in _ASKED} | {key: entry.get(key, own[key]) or None for key in own}
     plain["projections"] = sorted(names(entry.get("projections") or ()))
     sides = {key: list(names(value)) if key != "kind" else value for key, value in task.items() if value}
     return json.dumps([plain, sides], sort_keys=True)

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas
 
 from cxrjax.config import ConfigDict
 from cxrjax.evals.base import Interval
 from cxrjax.evals.predictions import judged_labels
-from cxrjax.reporting import by_group, by_part, collect, compare, explained, in_words, page, sections
+from cxrjax.reporting import by_group, by_head, by_part, collect, compare, explained, in_words, page, sections
 from cxrjax.reporting.sections import Judged, Options, Section
 
 ABOUT = (
@@ -48,6 +47,9 @@ def write(config: ConfigDict, workdir: Path) -> Path:
         print(f"{question.name}: {len(question.runs)} evaluations", flush=True)
         more, facts[question.name] = section(question, options)
         parts += more
+    for name, heads in by_head.sections(found.questions, options).items():
+        parts += heads.parts
+        facts[name] = heads.facts
     in_short = [page.Text(one["in_words"]) for one in facts.values() if "in_words" in one]
     first: list[page.Part] = [page.Heading("In short", 2, "In short"), *in_short] if in_short else []
     first += [page.Heading("Runs", 2, "Runs"), _runs(found.questions)]
@@ -70,7 +72,7 @@ def section(question: collect.Question, options: Options) -> Section:
     parts: list[page.Part] = [page.Heading(question.name, 2, question.name)]
     notes = sorted({f"{run.subject}: {note}" for run in question.runs for note in run.results.get("notes", ())})
     found: dict[float, compare.Comparison] = {}
-    tables_of = {share: _tables(question, share) for share in sorted({run.fraction for run in question.runs})}
+    tables_of = {share: question.tables(share) for share in sorted({run.fraction for run in question.runs})}
     for share, tables in tables_of.items():
         reference = options.reference if options.reference in tables else ""
         try:
@@ -157,14 +159,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value
-
-
-def _tables(question: collect.Question, share: float) -> dict[str, list[pandas.DataFrame]]:
-    found: dict[str, list[pandas.DataFrame]] = {}
-    for run in question.runs:
-        if run.fraction == share:
-            found.setdefault(run.subject, []).append(run.predictions())
-    return found
 
 
 def _pretrainings(question: collect.Question, share: float) -> dict[str, list[str]]:

@@ -18,7 +18,7 @@ from cxrjax.evals.base import Interval
 from cxrjax.evals.predictions import LEAST_SCORE, choose, quality
 from cxrjax.input import converted_sets
 from cxrjax.input import source as sources
-from cxrjax.reporting import charts, collect, compare, examples, page, results_page, sections
+from cxrjax.reporting import by_head, charts, collect, compare, examples, page, results_page, sections
 from tests import runs
 
 LABELS = ("Mass", "<b>Edema|</b>")
@@ -155,6 +155,33 @@ def test_what_a_judge_says_is_part_of_the_question_tells_questions_apart(tmp_pat
         save(folder, predictions(), judge=judge, fraction=0.5, config={"data": {"fraction": 0.1}})
         ((run,),) = [question.runs for question in collect.collect(str(folder)).questions]
         assert run.fraction == share
+
+
+def test_heads_of_one_encoder_are_compared_on_the_same_patients(tmp_path):
+    heads = {"probe": predictions(1, skill=2), "knn": predictions(2), "attentive": predictions(3, skill=3)}
+    for judge, table in heads.items():
+        save(tmp_path / judge, table, judge=judge)
+    save(tmp_path / "ridge", predictions(4), solver="ridge")
+    save(tmp_path / "other", predictions(5))
+    save(tmp_path / "few", predictions(6, ids=[f"i{k}" for k in range(30)]))
+    save(tmp_path / "few_knn", predictions(7), judge="knn")
+    given = [f"ours={tmp_path / name}" for name in (*heads, "ridge")] + [f"other={tmp_path / 'other'}"]
+    questions = collect.collect(",".join(given)).questions
+    assert [question.name for question in questions][3] == "phantom · all · probe · solver=ridge"
+    options = sections.Options("", 100, 0, 0, "", "", 0.5)
+    found = by_head.sections(questions, options)
+    assert list(found) == ["phantom · all · heads"]
+    (ours,) = found["phantom · all · heads"].facts["comparison"].values()  # the other has one head
+    expected = compare.compare("multilabel", {name: [table] for name, table in heads.items()}, "probe", 100, 0)
+    for head in ("knn", "attentive"):
+        assert ours["differences"][head]["auroc"] == expected.differences[head]["auroc"]
+    assert list(ours["metrics"]) == ["probe", "knn", "attentive", "probe · solver=ridge"]
+    table = found["phantom · all · heads"].parts[-1]
+    assert [row[:3] for row in table.rows] == [["ours", head, 1] for head in ours["metrics"]]
+    assert table.rows[0][4] is None and table.rows[1][4].interval == ours["differences"]["knn"]["auroc"]
+    few = collect.collect(",".join(f"few={tmp_path / name}" for name in ("few", "few_knn"))).questions
+    (section,) = by_head.sections(few, options).values()
+    assert "few: its heads cannot be compared: predictions of different pictures" in section.parts[1].sentences[0]
 
 
 def test_tables_show_sort_and_escape_their_cells():
