@@ -13,13 +13,15 @@ from cxrjax.reporting import collect, compare, page, significance
 from cxrjax.reporting.sections import Options, Section
 
 SHOWN = ("auroc", "auprc")
+HEADS = ("probe", "attentive", "knn", "zeroshot", "classify")
+"""The judges that answer for labels."""
 
 
 def sections(questions: Sequence[collect.Question], options: Options) -> dict[str, Section]:
     """Heading -> section, for each set and task of labels that an encoder answers under two heads or more."""
     together: dict[str, list[collect.Question]] = {}
     for question in questions:
-        if question.kind:
+        if question.kind and question.entry["judge"] in HEADS:
             together.setdefault(collect.but_for_the_head(question.entry), []).append(question)
     found: dict[str, Section] = {}
     for several in together.values():

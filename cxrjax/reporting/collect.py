@@ -133,13 +133,28 @@ def _questions(found: Sequence[_Found], notes: list[str]) -> Collected:
             str(one.config.get("init_from") or ""),
         )
         title = f"{entry['set']} · {entry.get('task', {}).get('name') or 'all'} · {entry['judge']}"
-        title += "".join(f" · {key}={entry[key]}" for key, usual in own.items() if entry.get(key, usual) != usual)
+        usual = json.loads(json.dumps(own))  # as results.json gives it back
+        title += "".join(f" · {key}={_shown(entry[key])}" for key in own if entry.get(key, usual[key]) != usual[key])
         question = questions.setdefault(asked, Question(title, task.get("kind", ""), entry, []))
-        # Every run judges the references again: with the same features and options they are one.
-        same = [(other.subject, other.fraction, other.results["encoder"]["digest"]) for other in question.runs]
-        if not (is_reference(one.results) and (subject, run.fraction, one.results["encoder"]["digest"]) in same):
+        if all(_what_was_judged(run) != _what_was_judged(other) for other in question.runs):
             question.runs.append(run)
     return Collected(_named_apart(questions), notes)
+
+
+def _what_was_judged(run: Run) -> tuple:
+    """Equal for evaluations that are one: references that every run judges again, and a run that was judged twice."""
+    encoder = run.results["encoder"]["digest"]
+    if is_reference(run.results):
+        return run.subject, run.fraction, encoder
+    return (
+        run.subject,
+        run.fraction,
+        encoder,
+        run.seed,
+        run.fold,
+        run.results["seed"],
+        run.results["entry"].get("fraction_seed"),
+    )
 
 
 def _named_apart(questions: dict[str, Question]) -> list[Question]:

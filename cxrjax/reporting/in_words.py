@@ -18,7 +18,10 @@ MOST = 6  # differences of one kind that are told one by one
 
 
 def paragraph(question: collect.Question, found: Comparison, reference: str) -> str:
-    """The differences to `reference` by the first metric, and what pixels and an untrained encoder reach."""
+    """The differences to `reference` by the first metric, and what pixels and its own untrained encoder reach.
+
+    References that look at anything but the findings are left to `explained`.
+    """
     metric = next(name for name in found.metrics[reference] if "/" not in name)
     beside = {run.subject: run for run in question.runs if collect.is_reference(run.results)}
     trained = [run for run in question.runs if run.subject in found.metrics and run.subject not in beside]
@@ -35,9 +38,14 @@ def paragraph(question: collect.Question, found: Comparison, reference: str) -> 
     others = {name: gain for name, gain in gains.items() if name not in beside}
     if others:
         said += _differences(others, reference)
-    known = {name: gains[name] for name in beside if name in gains}
-    said += [_of_reference(name, gain, found.metrics[name][metric], reference) for name, gain in known.items()]
-    lacking = [what for kind, what in _REFERENCES.items() if not any(kind in name for name in beside)]
+    places = {run.workdir for run in question.runs if run.subject == reference}
+    for kind in _REFERENCES:
+        near = [name for name, run in beside.items() if kind in name and (kind == "pixels" or run.workdir in places)]
+        told = [name for name in near if name in gains]
+        said += [_of_reference(name, gains[name], found.metrics[name][metric], reference) for name in told]
+    judge = question.entry.get("judge", "probe")
+    expected = [what for kind, what in _REFERENCES.items() if judge in _JUDGED_BY[kind]]
+    lacking = [what for what in expected if not any(_kind(name) == what for name in beside)]
     said += [f"{what} was not judged, so what training adds to it is not known." for what in lacking]
     return " ".join(said)
 
@@ -61,6 +69,16 @@ def of_run(workdir: Path, name: str, resamples: int = 1000, seed: int = 0) -> li
 
 _REFERENCES = {"pixels": "A linear model of the pixels", "random": "The encoder before training"}
 """The references that every comparison should have, by a word in their names."""
+_JUDGED_BY = {
+    "pixels": ("probe", "knn", "transfer"),
+    "random": ("probe", "knn", "transfer", "attentive", "zeroshot", "retrieve", "sentences", "ground"),
+}
+"""Which judges can judge them."""
+
+
+def _kind(name: str) -> str:
+    """What a reference of this name is, "" for one of shortcuts."""
+    return next((said for kind, said in _REFERENCES.items() if kind in name), "")
 
 
 def _differences(gains: Mapping[str, Interval], reference: str) -> list[str]:
@@ -83,8 +101,7 @@ def _of_reference(name: str, gain: Interval, area: Interval, subject: str) -> st
     verdict = "that is real" if gain.low > 0 or gain.high < 0 else "the two are not told apart"
     # The difference is the reference's to the subject; the reader wants it the other way round.
     turned = Interval(-gain.value, -gain.high, -gain.low, gain.n)
-    what = next((said for kind, said in _REFERENCES.items() if kind in name), name)
-    return f"{what} reaches {area.value:.3f}; {subject} differs from it by {_by(turned)}, and {verdict}."
+    return f"{_kind(name)} reaches {area.value:.3f}; {subject} differs from it by {_by(turned)}, and {verdict}."
 
 
 def _by(gain: Interval) -> str:

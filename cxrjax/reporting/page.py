@@ -86,6 +86,9 @@ class Shown(NamedTuple):
 MANY, MOST = 8, 12
 """More columns are set in small type, or have their intervals on two lines, so that a table fits a page of 1280 px."""
 
+LONG = 40
+"""Tables of more rows are folded until a click opens them, or the page is printed."""
+
 _STYLE = """
 :root{color-scheme:light}
 body{font:15px/1.5 system-ui,sans-serif;color:#1a1a1a;background:#fff;max-width:1200px;margin:0 auto;padding:1.5rem}
@@ -108,6 +111,7 @@ figure{display:inline-block;width:500px;max-width:100%;margin:.4rem 1.2rem .8rem
 .pictures figure{width:320px;overflow-wrap:anywhere}
 figcaption{font-size:.85rem;color:#444}
 svg text{font:12px system-ui,sans-serif;fill:#333}svg{max-width:100%;height:auto}
+summary{cursor:pointer;color:#555}summary h3{display:inline-block;color:#1a1a1a}
 .legend{list-style:none;padding:0;margin:.2rem 0;font-size:.85rem;display:flex;flex-wrap:wrap;gap:.2rem 1rem}
 .notes{background:#fff8e1;border-left:4px solid #e69f00;padding:.4rem 1rem;font-size:.9rem}
 .pictures img{display:block;width:320px;height:320px;background:#000}
@@ -136,6 +140,9 @@ document.querySelectorAll('table').forEach(function (table) {
       rows.forEach(function (item) { body.appendChild(item.row); });
     });
   });
+});
+window.addEventListener('beforeprint', function () {
+  document.querySelectorAll('details').forEach(function (one) { one.open = true; });
 });
 """
 
@@ -216,7 +223,10 @@ def _html(part: Part, heads: Sequence[Heading]) -> str:
             many = "many" * (len(part.columns) > MANY) + " most" * (len(part.columns) > MOST)
             table = f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody>"
             opened = f'<table class="{many}" aria-label="{_text(part.title)}">'
-            return f'<h3>{_text(part.title)}</h3>{text}<div class="wide">{opened}{table}</table></div>'
+            title, body = f"<h3>{_text(part.title)}</h3>", f'{text}<div class="wide">{opened}{table}</table></div>'
+            if len(part.rows) > LONG:
+                return f"<details><summary>{title} {len(part.rows)} rows</summary>{body}</details>"
+            return title + body
     raise TypeError(f"a results page has no part like {part!r}")
 
 

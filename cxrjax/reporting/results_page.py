@@ -89,10 +89,12 @@ def section(question: collect.Question, options: Options) -> Section:
         return Section([*parts, page.Notes(notes), _saved_table(question)], facts)
     judged = _judged(question, tables_of, found, options)
     main = judged.comparison
-    facts["in_words"] = in_words.paragraph(question, main, judged.reference)
+    explained_of = _explained(judged)
+    own = explained_of.get(judged.reference, "")
+    facts["in_words"] = " ".join(filter(None, (in_words.paragraph(question, main, judged.reference), own)))
     said = f"{main.pictures:,} pictures of {main.patients:,} patients. Differences to {judged.reference}."
     parts.append(page.Text(said))
-    parts += [page.Text(one) for one in _explained(judged)]
+    parts += [page.Text(one) for one in explained_of.values()]
     parts += [page.Notes(notes)] if notes else []
     parts += sections.comparisons(found, tables_of)
     for name, one in _sections(judged, options).items():
@@ -116,16 +118,19 @@ def _judged(
     return Judged(question, tables, found[top], reference, remark)
 
 
-def _explained(judged: Judged) -> list[str]:
+def _explained(judged: Judged) -> dict[str, str]:
     """What shortcuts explain of each subject that is no reference of a run; only references of its own folder count."""
     runs = judged.question.runs
+    if judged.question.entry["judge"] == "shuffled":  # whose labels nothing explains
+        return {}
     areas = {name: row.get("auroc") for name, row in judged.comparison.metrics.items()}
     references = {run.subject: run for run in runs if collect.is_reference(run.results)}
-    found = []
+    found = {}
     for run in {run.subject: run for run in runs if run.subject not in references}.values():
         near = [name for name, one in references.items() if one.workdir == run.workdir or name == "metadata"]
-        found.append(explained.sentence(run.subject, {name: areas.get(name) for name in (run.subject, *near)}))
-    return [said for said in found if said]
+        said = explained.sentence(run.subject, {name: areas.get(name) for name in (run.subject, *near)})
+        found |= {run.subject: said} if said else {}
+    return found
 
 
 def _sections(judged: Judged, options: Options) -> dict[str, Section]:

@@ -99,7 +99,12 @@ def _comparison_table(
 ) -> page.Table:
     several = len(found) > 1
     columns = ["subject", *(["labels"] if several else []), "runs"]
-    columns += [column for name in shown for column in (name, f"{name}, difference")]
+    gained = [row for one in found.values() for row in one.differences.values()]
+    # What is the same for all of them, such as the grounding of a map that sees nothing, has no difference.
+    differing = {
+        name for name in shown if any((row[name].low, row[name].high) != (0, 0) for row in gained if name in row)
+    }
+    columns += [one for name in shown for one in (name, *([f"{name}, difference"] if name in differing else []))]
     main, seeded = shown[0], any(one.with_seeds for one in found.values())
     columns += [f"{main}, with seeds", f"{main}, difference with seeds"] if seeded else []
     columns += [f"{main}, p (Holm)"]
@@ -111,7 +116,9 @@ def _comparison_table(
             gains = one.differences.get(subject, {})
             cells: list[page.Cell] = [subject, *([share] if several else []), len(tables_of[share][subject])]
             for name in shown:
-                cells += [row.get(name), page.Gain(gains[name]) if name in gains else None]
+                cells.append(row.get(name))
+                if name in differing:
+                    cells.append(page.Gain(gains[name]) if name in gains else None)
             if seeded:
                 gain = one.differences_with_seeds.get(subject, {}).get(main)
                 cells += [one.with_seeds.get(subject, {}).get(main), gain and page.Gain(gain)]

@@ -67,3 +67,17 @@ def test_references_are_judged_once_beside_a_finished_run(tmp_path, phantom_dir,
     assert found.parts[-3] == "phantom_probe-pixels-32", "and no k-NN"
     monkeypatch.setattr(evaluate, "evaluate", None)  # a second call would use it
     evaluate.references(config, tmp_path)
+
+
+def test_only_its_own_references_and_those_that_its_judge_has_are_told():
+    runs = [run("ours", "spcl"), run("ours (random)", "random", 0), run("other (random)", "random", 0)]
+    runs += [run("ours (blur-16)", "blur-16", 0), run("metadata", "metadata", 0)]
+    runs = [one._replace(workdir="other" if one.subject.startswith("other") else "ours") for one in runs]
+    names = [one.subject for one in runs]
+    found = comparison(dict.fromkeys(names, 0.8), dict.fromkeys(names[1:], (0.1, 0.05, 0.2)))
+    for judge, lacking in (("probe", ["A linear model of the pixels"]), ("ground", []), ("zeroshot", [])):
+        said = in_words.paragraph(collect.Question("q", "multilabel", {"judge": judge}, runs), found, "ours")
+        assert said.count("The encoder before training reaches") == 1 and "blur" not in said and "metadata" not in said
+        assert said.count("was not judged") == len(lacking) and all(
+            f"{what} was not judged" in said for what in lacking
+        )

@@ -157,15 +157,56 @@ def test_what_a_judge_says_is_part_of_the_question_tells_questions_apart(tmp_pat
         assert run.fraction == share
 
 
+def test_what_was_judged_twice_counts_once(tmp_path):
+    """A run that was judged along its training and afterwards, but not another seed of its head or share of labels."""
+    for name, more in (("a", {}), ("b", {"bootstrap": 50}), ("c", {"fraction_seed": 1}), ("d", {})):
+        save(tmp_path / name, predictions(), **more)
+        file = tmp_path / name / "evals" / "findings" / "6" / "results.json"
+        results = json.loads(file.read_text())
+        results["encoder"]["digest"], results["seed"] = "one", int(name == "d")
+        file.write_text(json.dumps(results))
+    given = ",".join(f"ours={tmp_path / name}" for name in "abcd")
+    (question,) = collect.collect(given).questions
+    assert [run.workdir.name for run in question.runs] == ["a", "c", "d"]
+
+
+def test_long_tables_are_folded_and_the_rest_is_open():
+    rows = [[f"row {k}", k] for k in range(page.LONG + 1)]
+    text = page.to_html("t", "a", [page.Table("Long", ["a", "b"], rows), page.Table("Short", ["a", "b"], rows[:-1])])
+    assert text.count("<details>") == 1 and "<summary><h3>Long</h3> 41 rows</summary>" in text
+    assert text.index("</details>") < text.index("<h3>Short</h3>")
+
+
+def test_what_is_the_same_for_all_has_no_column_of_differences(tmp_path):
+    ids, patients = (np.array([f"{letter}{k}" for k in range(12)]) for letter in "ip")
+    for name, own in (("a", 0.2), ("b", 0.6)):
+        values = {"value/pointing": own + np.arange(12) / 100, "value/pointing_centre": np.arange(12) / 12}
+        table = pandas.DataFrame({"image_id": ids, "patient_id": patients, **values})
+        save(tmp_path / name, table, judge="ground", task={"name": "maps"})
+    (question,) = collect.collect(f"a={tmp_path / 'a'},b={tmp_path / 'b'}").questions
+    found = {1.0: compare.compare("", question.tables(1.0), "", 50)}
+    table = sections.comparisons(found, {1.0: question.tables(1.0)})[0]
+    assert table.columns == [
+        "subject",
+        "runs",
+        "pointing",
+        "pointing, difference",
+        "pointing_centre",
+        "pointing, p (Holm)",
+    ]
+    assert all(len(row) == len(table.columns) for row in table.rows)
+
+
 def test_heads_of_one_encoder_are_compared_on_the_same_patients(tmp_path):
     heads = {"probe": predictions(1, skill=2), "knn": predictions(2), "attentive": predictions(3, skill=3)}
     for judge, table in heads.items():
         save(tmp_path / judge, table, judge=judge)
     save(tmp_path / "ridge", predictions(4), solver="ridge")
     save(tmp_path / "other", predictions(5))
+    save(tmp_path / "wordy", predictions(5), judge="sentences")
     save(tmp_path / "few", predictions(6, ids=[f"i{k}" for k in range(30)]))
     save(tmp_path / "few_knn", predictions(7), judge="knn")
-    given = [f"ours={tmp_path / name}" for name in (*heads, "ridge")] + [f"other={tmp_path / 'other'}"]
+    given = [f"ours={tmp_path / name}" for name in (*heads, "ridge", "wordy")] + [f"other={tmp_path / 'other'}"]
     questions = collect.collect(",".join(given)).questions
     assert [question.name for question in questions][3] == "phantom · all · probe · solver=ridge"
     options = sections.Options("", 100, 0, 0, "", "", 0.5)
