@@ -14,7 +14,7 @@ from cxrjax.reporting.sections import Options, Section
 
 SHOWN = ("auroc", "auprc")
 HEADS = ("probe", "attentive", "knn", "zeroshot", "classify")
-"""The judges that answer for labels."""
+"""The judges that answer for labels; the others are compared with the first of them that is there."""
 
 
 def sections(questions: Sequence[collect.Question], options: Options) -> dict[str, Section]:
@@ -25,6 +25,7 @@ def sections(questions: Sequence[collect.Question], options: Options) -> dict[st
             together.setdefault(collect.but_for_the_head(question.entry), []).append(question)
     found: dict[str, Section] = {}
     for several in together.values():
+        several.sort(key=lambda question: HEADS.index(question.entry["judge"]))
         encoders = _encoders(several)
         if encoders:
             heading = " · ".join([*several[0].name.split(" · ")[:2], "heads"])

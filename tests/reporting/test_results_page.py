@@ -216,10 +216,10 @@ def test_heads_of_one_encoder_are_compared_on_the_same_patients(tmp_path):
     expected = compare.compare("multilabel", {name: [table] for name, table in heads.items()}, "probe", 100, 0)
     for head in ("knn", "attentive"):
         assert ours["differences"][head]["auroc"] == expected.differences[head]["auroc"]
-    assert list(ours["metrics"]) == ["probe", "knn", "attentive", "probe · solver=ridge"]
+    assert list(ours["metrics"]) == ["probe", "probe · solver=ridge", "attentive", "knn"]
     table = found["phantom · all · heads"].parts[-1]
     assert [row[:3] for row in table.rows] == [["ours", head, 1] for head in ours["metrics"]]
-    assert table.rows[0][4] is None and table.rows[1][4].interval == ours["differences"]["knn"]["auroc"]
+    assert table.rows[0][4] is None and table.rows[3][4].interval == ours["differences"]["knn"]["auroc"]
     few = collect.collect(",".join(f"few={tmp_path / name}" for name in ("few", "few_knn"))).questions
     (section,) = by_head.sections(few, options).values()
     assert "few: its heads cannot be compared: predictions of different pictures" in section.parts[1].sentences[0]
