@@ -32,7 +32,7 @@ from cxrjax.evals import figures, patch_figures
 from cxrjax.export import step_name
 from cxrjax.input import converted_sets, crops, paired, record_index, source
 from cxrjax.reporting import training_curves
-from cxrjax.sizes import Px, sides
+from cxrjax.sizes import sides
 from cxrjax.text import tokenizer
 from cxrjax.text.folder_tokenizer import FolderTokenizer
 
@@ -59,14 +59,14 @@ def draw(
             f"{checkpoint} was trained with {model.config.method!r}, which reads no reports, so there is no word to "
             "look for; give a run of a method that does, such as convirt, or leave the sentence out"
         )
-    spelling, px, written = _tokenizer(model), model.method.image_px, []
-    for example, large, path in _pictures(set_name, image_ids, split, px, Path(output), ""):
-        picture = crops.fit(crops.decode(example["image"]), px)
+    spelling, px, sees, written = _tokenizer(model), model.method.image_px, model.method.sees, []
+    for example, large, marks, path in _pictures(model, set_name, image_ids, split, Path(output), ""):
+        picture = crops.fit_as(crops.decode(example["image"]), px, sees)
         maps = figures.look(model.method.joint, model.params, model.state, picture, sentence, spelling)
         about = {"checkpoint": str(checkpoint), "step": model.step, "method": model.config.method}
         about |= {"set": set_name, "image_id": example["image_id"], "sentence": sentence}
-        style.write(path, figures.sheet(large, maps, figures.marks(example, large.shape)))
-        numbers = json.dumps(about | figures.record(maps, figures.marks(example, px), px), indent=1)
+        style.write(path, figures.sheet(large, maps, marks))
+        numbers = json.dumps(about | figures.record(maps, figures.marks(example, px, sees), px), indent=1)
         path.with_suffix(".json").write_text(numbers)
         written.append(path)
     return written
@@ -83,13 +83,13 @@ def draw_patches(
 ) -> list[Path]:
     """Writes what the encoder makes of patches, and returns the paths; arguments as of `draw`, `at` as --at."""
     model, written = trained.load(checkpoint, step), []
-    look, px = patch_figures.looker(model.method, model.params, model.state), model.method.image_px
-    for example, large, path in _pictures(set_name, image_ids, split, px, Path(output), "-patches"):
-        marks, there = figures.marks(example, large.shape), (0.5, 0.5)
+    look = patch_figures.looker(model.method, model.params, model.state)
+    for example, large, marks, path in _pictures(model, set_name, image_ids, split, Path(output), "-patches"):
+        there = 0.5, 0.5
         if marks.boxes:
             y0, x0, y1, x1 = (at / large.shape[i % 2] for i, at in enumerate(marks.boxes[0][1]))
             there = (y0 + y1) / 2, (x0 + x1) / 2
-        patches, heads = look(crops.fit(crops.decode(example["image"]), px))
+        patches, heads = look(crops.fit_as(crops.decode(example["image"]), model.method.image_px, model.method.sees))
         style.write(path, patch_figures.sheet(large, patches, heads, marks, at or there))
         written.append(path)
     return written
@@ -105,16 +105,21 @@ def draw_curves(checkpoint: str | Path, output: str | Path) -> Path:
 
 
 def _pictures(
-    set_name: str, image_ids: Sequence[str], split: str, px: Px, output: Path, kind: str
-) -> Iterator[tuple[Any, np.ndarray, Path]]:
-    """Every example with the part of it that a model sees, at the stored resolution, and the path of its figure."""
+    model: trained.Trained, set_name: str, image_ids: Sequence[str], split: str, output: Path, kind: str
+) -> Iterator[tuple[Any, np.ndarray, figures.Marks, Path]]:
+    """Every example with what the model sees of it, at the stored resolution, its marks, and the path of its figure."""
+    px, sees = sides(model.method.image_px), model.method.sees
+    short = sees.removeprefix("image")
     for example in _examples(converted_sets.open_set(set_name), image_ids, split):
         image = crops.decode(example["image"])
         output.mkdir(parents=True, exist_ok=True)
         path = output / f"{re.sub(r'[^A-Za-z0-9._-]+', '_', example['image_id'])}{kind}.png"
         # As much larger as the picture is stored; at the model's own size where that is none.
-        larger = max(1.0, min(old / side for old, side in zip(image.shape, sides(px), strict=True)))
-        yield example, crops.fit(image, [round(side * larger) for side in sides(px)]), path
+        larger = max(1.0, min(old / side for old, side in zip(image.shape, px, strict=True)))
+        size = [round(side * larger) for side in px]
+        # "image256" of 224 px shows what "image512" of 448 px does.
+        how = f"image{round(int(short) * larger)}" if short.isdigit() else sees
+        yield example, crops.fit_as(image, size, how), figures.marks(example, size, how), path
 
 
 def _tokenizer(model: trained.Trained) -> tokenizer.Tokenizer | FolderTokenizer:

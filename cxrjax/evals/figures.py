@@ -61,21 +61,21 @@ def look(joint: Joint, params: Any, state: Any, picture: np.ndarray, sentence: s
     return Maps((*names, SENTENCE), np.einsum("wd,pqd->wpq", vectors, patches))
 
 
-def marks(example: Mapping[str, Any], px: Px) -> Marks:
-    """The boxes and masks of a record, where it has them, moved with the picture as `crops.fit` moves it."""
+def marks(example: Mapping[str, Any], px: Px, sees: str = "image") -> Marks:
+    """The boxes and masks of a record, where it has them, moved with the picture as `crops.fit_as` moves it."""
     seen = sides(px)
-    fitted = crops.covering(crops.decode(example["image"]).shape, px)
-    shift = [(side - of) // 2 for side, of in zip(fitted, seen, strict=True)]
+    height, width, *start = crops.placed(crops.decode(example["image"]).shape, px, sees)
+    side = height, width
     boxes, masks = [], {}
     if "boxes" in example:
         for label, corners in zip(example["boxes"]["label"], example["boxes"]["bbox"], strict=True):
             # y0 x0 y1 x1, relative to the whole picture.
-            moved = [float(np.clip(at * fitted[i % 2] - shift[i % 2], 0, seen[i % 2])) for i, at in enumerate(corners)]
+            moved = [float(np.clip(at * side[i % 2] + start[i % 2], 0, seen[i % 2])) for i, at in enumerate(corners)]
             if moved[2] > moved[0] and moved[3] > moved[1]:
                 boxes.append((label, tuple(moved)))
     for name in sorted(example):
         if name.startswith(("mask", "finding_mask")):
-            mask = crops.fit(crops.decode(example[name]), px, nearest=True) > 0
+            mask = crops.fit_as(crops.decode(example[name]), px, sees, nearest=True) > 0
             masks |= {name: mask} if mask.any() else {}
     return Marks(tuple(boxes), masks)
 

@@ -54,9 +54,14 @@ def resize(image: np.ndarray, height: int, width: int, nearest: bool = False) ->
 
 def resize_short(image: np.ndarray, px: int, nearest: bool = False) -> np.ndarray:
     """Resizes h w so that the short side is px; the aspect is kept."""
-    height, width = image.shape[:2]
+    return resize(image, *shorter(image.shape, px), nearest)
+
+
+def shorter(shape: tuple[int, ...], px: int) -> tuple[int, int]:
+    """Height and width of a picture of this shape when its short side is px."""
+    height, width = shape[:2]
     scale = px / min(height, width)
-    return resize(image, max(px, round(height * scale)), max(px, round(width * scale)), nearest)
+    return max(px, round(height * scale)), max(px, round(width * scale))
 
 
 def resize_over(image: np.ndarray, px: Px, nearest: bool = False) -> np.ndarray:
@@ -89,31 +94,41 @@ def fit(image: np.ndarray, px: Px, nearest: bool = False) -> np.ndarray:
     return center_crop(resize_over(image, px, nearest), px)
 
 
-def fit_as(image: np.ndarray, px: Px, how: str = "image") -> np.ndarray:
+def fit_as(image: np.ndarray, px: Px, how: str = "image", nearest: bool = False) -> np.ndarray:
     """A picture h w as an encoder is judged with it, px px; "image" is `fit`, what our own are judged with.
 
     how: "image<N>", such as "image256": short side to N px, or more where px px asks for it, then the px px in the
     middle. "whole": stretched to px px. "padded": as large as px px holds, in the middle of black.
-    Raises ValueError for another word.
+    nearest: for masks. Raises ValueError for another word.
+    """
+    height, width, top, left = placed(image.shape, px, how)
+    resized = resize(image, height, width, nearest)
+    if how != "padded":
+        return center_crop(resized, px)
+    padded = np.zeros((*sides(px), *image.shape[2:]), image.dtype)
+    padded[top : top + height, left : left + width] = resized
+    return padded
+
+
+def placed(shape: tuple[int, ...], px: Px, how: str = "image") -> tuple[int, int, int, int]:
+    """Where `fit_as` puts a picture of this shape: its height and width, and its top and left in px px.
+
+    Top and left are at most 0 where the picture is cut. Raises ValueError for another word than `fit_as` knows.
     """
     rows, columns = sides(px)
     if how == "whole":
-        return resize(image, rows, columns)
+        return rows, columns, 0, 0
     if how == "padded":
-        side, filled = _first_filled(px, image.shape)
-        height, width = (max(round(length * side / filled), 1) for length in image.shape[:2])
-        padded = np.zeros((rows, columns, *image.shape[2:]), image.dtype)
-        top, left = (rows - height) // 2, (columns - width) // 2
-        padded[top : top + height, left : left + width] = resize(image, height, width)
-        return padded
+        side, filled = _first_filled(px, shape)
+        height, width = (max(round(length * side / filled), 1) for length in shape[:2])
+        return height, width, (rows - height) // 2, (columns - width) // 2
     short = how.removeprefix("image")
     if not how.startswith("image") or not (short.isdigit() or not short):
         raise ValueError(f"pictures are fitted as 'image', 'image<N>', 'whole' or 'padded', not as {how!r}")
-    if short:
-        resized = resize_short(image, int(short))
-        if resized.shape[0] >= rows and resized.shape[1] >= columns:
-            return center_crop(resized, px)
-    return fit(image, px)
+    height, width = shorter(shape, int(short)) if short else (0, 0)
+    if height < rows or width < columns:
+        height, width = covering(shape, px)
+    return height, width, -((height - rows) // 2), -((width - columns) // 2)
 
 
 def _first_filled(px: Px, shape: tuple[int, ...]) -> tuple[int, int]:

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from cxrjax import figures as command
+from cxrjax import trained
 from cxrjax.drawing import style
 from cxrjax.evals import figures, patch_figures
 from cxrjax.imaging import pixels
-from cxrjax.input import converted_sets, record_index
+from cxrjax.input import converted_sets, crops, record_index
 from cxrjax.methods.base import Joint
 from cxrjax.text import tokenizer
 from tests import runs
@@ -112,6 +113,25 @@ def test_boxes_and_masks_move_with_the_picture():
     assert set(marks.masks) == {"finding_mask"}, "an empty mask outlines nothing"
 
 
+@pytest.mark.parametrize(
+    ("sees", "box", "pixels_of_mask"),
+    [
+        ("whole", (5, 10, 10, 15), (5, 10, 10, 15)),  # 40 x 80 px stretched to 20 x 20
+        ("padded", (7.5, 10, 10, 15), (7, 10, 10, 15)),  # 10 x 20, under 5 rows of black; a pixel's half is rounded
+        ("image30", (2.5, 10, 10, 20), (2, 10, 10, 20)),  # the middle of 30 x 60: 5 rows and 20 columns go
+    ],
+)
+def test_marks_move_as_the_encoder_sees_the_picture(sees, box, pixels_of_mask):
+    image, finding = np.zeros((40, 80), np.uint8), np.zeros((40, 80), np.uint8)
+    finding[10:20, 40:60] = 255
+    encoded = {name: pixels.encode(x, "png") for name, x in (("image", image), ("finding_mask", finding))}
+    example = {**encoded, "boxes": {"label": ["nodule"], "bbox": [(0.25, 0.5, 0.5, 0.75)]}}
+    marks = figures.marks(example, 20, sees)
+    assert marks.boxes == (("nodule", box),)
+    ys, xs = np.nonzero(marks.masks["finding_mask"])
+    np.testing.assert_allclose((ys.min(), ys.max() + 1, xs.min(), xs.max() + 1), pixels_of_mask, atol=1)
+
+
 def test_a_box_has_its_name(picture):
     marks = figures.Marks((("nodule", (16.0, 8.0, 24.0, 24.0)),), {})
     bare, framed = (figures.panel(np.full_like(picture, 100), "c", m) for m in (figures.Marks((), {}), marks))
@@ -206,3 +226,19 @@ def test_without_a_sentence_patches_are_drawn_and_without_a_set_the_curves(run, 
     with pytest.raises(SystemExit):
         command.main([*given, "--set", "phantom", "--at", "3"])
     assert "'3' is no place in a picture" in capsys.readouterr().err
+
+
+def test_patches_are_those_of_what_the_encoder_sees(workdir, phantom_dir, tmp_path, monkeypatch):
+    """ "image48" at 32 px: the middle of the picture; and as much of it, twice as large, under the maps."""
+    monkeypatch.setenv("CXRJAX_DATA", str(phantom_dir))
+    loaded, seen, drawn = trained.load(workdir), [], []
+    loaded = loaded._replace(method=loaded.method._replace(sees="image48"))
+    monkeypatch.setattr(command.trained, "load", lambda *given: loaded)
+    monkeypatch.setattr(command.patch_figures, "looker", lambda *given: lambda picture: (seen.append(picture), None))
+    monkeypatch.setattr(command.patch_figures, "sheet", lambda large, *given: drawn.append(large) or large)
+    (path,) = command.draw_patches(workdir, "phantom", tmp_path)
+    converted = converted_sets.open_set("phantom", phantom_dir)
+    (example,) = command._examples(converted, [path.stem.removesuffix("-patches")], "test")
+    image = crops.decode(example["image"])
+    np.testing.assert_array_equal(seen[0], crops.center_crop(crops.resize_short(image, 48), 32))
+    np.testing.assert_array_equal(drawn[0], crops.center_crop(crops.resize_short(image, 96), 64))
