@@ -51,6 +51,7 @@ def build(config: ConfigDict) -> Run:
         remarks += (f"a batch of {config.batch_size} is more than all {examples} there are: some are in it twice",)
     total_steps = optim.duration(config.duration, "total", config.batch_size, examples)
     method = methods.make(config, total_steps)
+    pipeline.check(sources, method.views)
     batches = pipeline.dataset(
         sources,
         config.data.weights or None,

@@ -54,6 +54,13 @@ def test_resumes_on_other_meshes(tmp_path):
         assert [line["step"] for line in records(workdir)] == [1, 2, 3, 4, 5, 6, 6, 7, 8, 8]
 
 
+def test_labels_of_another_set_are_refused_before_anything_is_traced(phantom_dir, monkeypatch):
+    monkeypatch.setenv("CXRJAX_DATA", str(phantom_dir))
+    monkeypatch.setattr(train, "program", None)  # which traces the networks
+    with pytest.raises(ValueError, match=r"labels \['Silicosis'\] are in none of the sets"):
+        train.build(runs.config("supervised", labels="Mass,Silicosis"))
+
+
 def test_a_run_leaves_its_records(tmp_path, capsys):
     config = runs.config(mesh__data=2, profile_steps=2)
     state = train.fit(config, tmp_path)

@@ -262,6 +262,12 @@ def _read_in_order(source: Source, views: Views, number: int, rng: np.random.Gen
     return {"labels": example["labels"]} | _named_views(views, example, rng)
 
 
+def check(sources: Sequence[Source], views: Views) -> None:
+    """Raises ValueError for what a method refuses of a set, such as its labels: makes views of its first record."""
+    for one in sources:
+        _named_views(views, one[0], np.random.default_rng(0))
+
+
 def _named_views(views: Views, example: Example, rng: np.random.Generator) -> dict[str, Any]:
     try:
         return views(example, rng)
